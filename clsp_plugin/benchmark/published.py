@@ -1,0 +1,116 @@
+"""The published numbers, as data beside ours.
+
+All are from D. Zeng, Y. Wu, X. Hu, X. Xu and Y. Shi, "Contrastive Learning with Synthetic
+Positives", ECCV 2024, and from its authors' repository, https://github.com/dewenzeng/clsp.
+Accuracies are top-1 in percent on the test images, k of kNN chosen there. In ``published/``:
+
+==============================  ==================================================================
+``linear_knn_cifar.csv``        the paper's main table: linear and kNN, ResNet-18
+``ablation_candidates.csv``     the paper: linear accuracy by number of candidates
+``ablation_lambda.csv``         the paper: linear accuracy by weight of the synthetic positive
+``transfer_small.csv``          the paper: linear accuracy on other data sets, from CIFAR and STL-10
+``transfer_imagenet100.csv``    the paper: linear accuracy on other data sets, from ImageNet-100
+``authors_repository.csv``      the repository's table: linear and kNN, ResNet-18 and ResNet-50
+``authors_curves.csv``          the repository's runs: linear accuracy every 100 epochs
+``authors_hours.csv``           the repository's runs: wall-clock hours on four A10 GPUs
+==============================  ==================================================================
+"""
+
+import csv
+from dataclasses import dataclass
+from importlib import resources
+
+from clsp_plugin.errors import ClspError, nearest
+
+__all__ = ["BACKBONE", "PAPER_NAMES", "TABLES", "Published", "load", "published"]
+
+TABLES = (
+    "ablation_candidates",
+    "ablation_lambda",
+    "authors_curves",
+    "authors_hours",
+    "authors_repository",
+    "linear_knn_cifar",
+    "transfer_imagenet100",
+    "transfer_small",
+)
+BACKBONE = "resnet18"  # of the main table
+
+# A method's name here to its row in the main table.
+PAPER_NAMES = {
+    "all4one": "All4One",
+    "barlow_twins": "Barlow Twins",
+    "byol": "BYOL",
+    "cl_gan": "CL-GAN",
+    "clsp_mocov2": "CLSP-MoCoV2",
+    "clsp_mocov2plus": "CLSP-MoCoV2",
+    "clsp_noaug": "CLSP-noaug",
+    "clsp_simclr": "CLSP-SimCLR",
+    "dcl": "DCL",
+    "dino": "DINO",
+    "mocov2_aug": "MoCoV2-aug",
+    "mocov2_ft": "MoCoV2-FT",
+    "mocov2plus": "MoCoV2",
+    "mocov3": "MoCoV3",
+    "nnclr": "NNCLR",
+    "simclr": "SimCLR",
+    "simclr_aug": "SimCLR-aug",
+    "simclr_ft": "SimCLR-FT",
+    "supcon": "SupCon",
+    "swav": "SwAV",
+    "vibcreg": "VIbCReg",
+    "vicreg": "VICReg",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A method's row of the main table, for one data set.
+
+    Attributes:
+        name: as the paper writes it.
+        epochs: of pre-training.
+        linear: top-1 in percent, None where the paper has none.
+        knn: top-1 in percent, None where the paper has none.
+    """
+
+    name: str
+    epochs: int
+    linear: float | None
+    knn: float | None
+
+
+def load(table: str) -> list[dict[str, str]]:
+    """One of ``TABLES`` as it stands: a dict of strings a row.
+
+    Raises:
+        ClspError: another name.
+    """
+    if table not in TABLES:
+        raise ClspError(f"There is no published table {table}{nearest(table, TABLES)}")
+    file = resources.files("clsp_plugin.benchmark") / "published" / f"{table}.csv"
+    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+
+
+def published(method: str, dataset: str) -> Published | None:
+    """The main table's numbers (ResNet-18), of the longest training it has of the method.
+
+    That is 1000 epochs, but 200 for DCL and 300 for CL-GAN.
+
+    Args:
+        method: a name in ``METHODS``.
+        dataset: pre-trained and evaluated on.
+
+    Returns:
+        None for a method or data set that the table does not have.
+    """
+    name = PAPER_NAMES.get(method)
+    rows = [row for row in load("linear_knn_cifar") if row["method"] == name]
+    if not rows or f"{dataset}_linear" not in rows[0]:
+        return None
+    row = max(rows, key=lambda row: int(row["epochs"]))
+    linear, knn = (
+        float(row[f"{dataset}_{task}"]) if row[f"{dataset}_{task}"] else None
+        for task in ("linear", "knn")
+    )
+    return Published(row["method"], int(row["epochs"]), linear, knn)

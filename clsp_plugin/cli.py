@@ -1,0 +1,281 @@
+"""The command line: ``clsp VERB``.
+
+The verbs that run experiments are Hydra applications with solo-learn's calling convention:
+``clsp pretrain --config-path DIR --config-name NAME key=value ...``. Configurations that ship
+with the package are found by name alone, as ``NAME`` (of the offline data set) or
+``DATASET/NAME``.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from clsp_plugin import __version__
+from clsp_plugin.errors import ClspError, nearest
+
+__all__ = ["compose", "main", "shipped"]
+
+_DEFAULT_DATASET = "digits"
+# verb -> (what it does, configuration used when none is named; None: one must be named)
+_HYDRA_VERBS = {
+    "denoiser": ("train a diffusion model on your images", "denoiser"),
+    "generate": ("draw candidates for every image with a denoiser", "generate"),
+    "pretrain": ("pre-train a method, with or without synthetic positives", None),
+    "linear": ("linear probe on a checkpoint's frozen features", "linear"),
+    "knn": ("nearest-neighbour accuracy of a checkpoint's features", "knn"),
+}
+_PLAIN_VERBS = {
+    "table": "turn the records of runs into a table",
+    "demo": "the whole of CLSP on the offline data set, in minutes",
+}
+
+
+def shipped() -> Path:
+    """The folder of configurations: ``scripts/`` of a checkout, or inside the package."""
+    inside = Path(__file__).parent / "scripts"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "scripts"
+
+
+def _names(verb: str) -> list[str]:
+    """Shipped configurations of a verb: ``DATASET/NAME``, or ``NAME`` where one fits all."""
+    root = shipped() / verb
+    files = [*root.glob("*.yaml"), *root.glob("*/*.yaml")]
+    return sorted(str(p.relative_to(root).with_suffix("")) for p in files)
+
+
+def _overview() -> str:
+    verbs = {verb: text for verb, (text, _) in _HYDRA_VERBS.items()} | _PLAIN_VERBS
+    lines = "\n".join(f"  {verb:<10} {text}" for verb, text in verbs.items())
+    return f"""usage: clsp VERB ...
+
+Contrastive learning with synthetic positives (clsp-plugin {__version__}).
+
+{lines}
+
+clsp VERB --help says more. First steps:
+  clsp demo                              everything once, offline, in minutes
+  clsp pretrain --config-name simclr     one method on the offline data set
+"""
+
+
+def _verb_help(verb: str) -> str:
+    text, default = _HYDRA_VERBS[verb]
+    names = "\n".join(f"  {name}" for name in _names(verb))
+    using = "" if default is None else f" (default: {default})"
+    return f"""usage: clsp {verb} [--config-path DIR] [--config-name NAME] [-m] [key=value ...]
+
+{text[0].upper()}{text[1:]}.
+
+  --config-name NAME   a YAML file{using}; a name without a
+                       data set is looked for under {_DEFAULT_DATASET}/
+  --config-path DIR    the folder it is in, if it is not one of ours
+  key=value            any setting of the YAML or of its defaults, such as seed=1
+  --cfg job            print the configuration and stop
+  -m, --multirun       run every combination of key=a,b,c (Hydra's sweeps)
+
+Configurations that ship with the package:
+{names}
+"""
+
+
+def _take(args: list[str], *flags: str) -> str | None:
+    """Remove ``--flag value`` or ``--flag=value`` from arguments and return the value."""
+    for number, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name in flags:
+            if equals:
+                del args[number]
+                return value
+            if number + 1 == len(args):
+                raise ClspError(f"{name} needs a value.")
+            value = args[number + 1]
+            del args[number : number + 2]
+            return value
+    return None
+
+
+def _locate(verb: str, path: str | None, name: str | None) -> tuple[Path, str]:
+    """The folder and the name of a configuration.
+
+    Raises:
+        ClspError: there is none, with the nearest that there is.
+    """
+    if name is None:
+        name = _HYDRA_VERBS[verb][1]
+        if name is None:
+            raise ClspError(f"Name a configuration, such as --config-name {_names(verb)[0]}.")
+    name = re.sub(r"\.ya?ml$", "", name)
+    root = shipped() / verb
+    if path is None:
+        folders = [root, root / _DEFAULT_DATASET, Path.cwd()]
+    else:
+        # a folder of the user's, else one of ours, by its name or by its place in a checkout
+        folders = [Path(path), root / Path(path).name]
+    for folder in folders:
+        file = folder / f"{name}.yaml"
+        if file.is_file():
+            return file.parent.resolve(), file.stem
+    where = f"in {path}" if path is not None else "among the configurations that ship with us"
+    names = _names(verb) if path is None else [p.stem for p in Path(path).glob("*.yaml")]
+    raise ClspError(f"There is no {name}.yaml {where}{nearest(name, names)}")
+
+
+def _overrides(args: Sequence[str], folder: Path) -> list[str]:
+    """Let ``key=value`` add settings as well as change them; unknown ones are refused later."""
+    out = []
+    for arg in args:
+        key, equals, _ = arg.partition("=")
+        plain = equals and re.fullmatch(r"[A-Za-z_][\w.]*", key)
+        group = (folder / key).is_dir() or key.startswith("hydra.") or key == "hydra"
+        out.append(f"++{arg}" if plain and not group else arg)
+    return out
+
+
+def compose(verb: str, name: str, overrides: Sequence[str] = ()):
+    """Read a shipped configuration as the command line would.
+
+    Args:
+        verb: such as ``"pretrain"``.
+        name: such as ``"digits/simclr"``.
+        overrides: ``key=value`` each.
+
+    Returns:
+        The configuration, a DictConfig.
+    """
+    import hydra
+
+    folder, stem = _locate(verb, None, name)
+    with hydra.initialize_config_dir(str(folder), version_base="1.2"):
+        return hydra.compose(stem, _overrides(overrides, folder))
+
+
+def _task(verb: str) -> Callable:
+    if verb == "denoiser":
+        from clsp_plugin.diffusion.verbs import denoiser as task
+    elif verb == "generate":
+        from clsp_plugin.diffusion.verbs import generate as task
+    elif verb == "pretrain":
+        from clsp_plugin.engine.pretrain import pretrain as task
+    elif verb == "linear":
+        from clsp_plugin.evaluation.verbs import linear as task
+    else:
+        from clsp_plugin.evaluation.verbs import knn as task
+    return task
+
+
+def _hydra(verb: str, args: list[str]) -> None:
+    """Run one of the experiment verbs under Hydra."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    original = list(sys.argv)
+    args = list(args)
+    path = _take(args, "--config-path", "-cp")
+    name = _take(args, "--config-name", "-cn")
+    folder, stem = _locate(verb, path, name)
+    task = _task(verb)
+
+    def run(cfg):
+        sys.argv = original  # what a launcher of further processes has to repeat
+        OmegaConf.set_struct(cfg, False)
+        return task(cfg)
+
+    run.__module__, run.__qualname__ = "clsp", f"clsp_{verb}"
+    sys.argv = [original[0], "--config-path", str(folder), "--config-name", stem]
+    sys.argv += _overrides(args, folder)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
+    try:
+        hydra.main(version_base="1.2", config_path=None)(run)()
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ClspError):
+            raise cause from error
+        raise ClspError(" ".join(str(error).split())) from error
+    finally:
+        sys.argv = original
+
+
+def _table(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="clsp table", description="Turn the records of runs into a table."
+    )
+    parser.add_argument("paths", nargs="+", help="records, or folders that hold some")
+    parser.add_argument("--format", choices=("markdown", "csv"), default="markdown")
+    parser.add_argument("--protocol", default="strict", help="strict (default) or paper")
+    parser.add_argument(
+        "--published", action="store_true", help="put the paper's numbers beside ours"
+    )
+    parser.add_argument("--out", type=Path, help="write to a new file instead of the screen")
+    options = parser.parse_args(args)
+
+    from clsp_plugin.benchmark.table import make_table
+    from clsp_plugin.engine.record import find_records
+
+    table = make_table(
+        find_records(options.paths), protocol=options.protocol, published=options.published
+    )
+    text = table.to_markdown() if options.format == "markdown" else table.to_csv()
+    if options.out is None:
+        print(text, end="" if text.endswith("\n") else "\n")
+    elif options.out.exists():
+        raise ClspError(f"{options.out} exists already; choose another --out.")
+    else:
+        options.out.write_text(text)
+
+
+def _demo(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="clsp demo",
+        description="Train a denoiser, draw candidates, pre-train five methods under one budget, "
+        "evaluate them and write a table and pictures; continues where it was stopped.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where to write")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each method (default 2)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="size of everything; 0.05 is a quick look"
+    )
+    options = parser.parse_args(args)
+    from clsp_plugin.benchmark.demo import demo
+
+    demo(options.out, seeds=options.seeds, scale=options.scale)
+
+
+def _dispatch(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview(), end="")
+        return
+    verb, args = argv[0], argv[1:]
+    if verb in ("-V", "--version"):
+        print(__version__)
+    elif verb in _HYDRA_VERBS:
+        if any(arg in ("-h", "--help") for arg in args):
+            print(_verb_help(verb), end="")
+        else:
+            _hydra(verb, args)
+    elif verb == "table":
+        _table(args)
+    elif verb == "demo":
+        _demo(args)
+    else:
+        raise ClspError(f"there is no verb {verb}{nearest(verb, {*_HYDRA_VERBS, *_PLAIN_VERBS})}")
+
+
+def main() -> None:
+    """Entry point; bad input ends with one sentence and exit code 2."""
+    try:
+        _dispatch(sys.argv[1:])
+    except ClspError as error:
+        print(f"clsp: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("clsp: stopped; the same command continues where it can.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

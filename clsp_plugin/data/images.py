@@ -1,0 +1,257 @@
+"""Labelled images of one size as one uint8 array, from wherever they come."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from clsp_plugin.data.digits import make_digits
+from clsp_plugin.errors import ClspError, nearest
+
+__all__ = ["DATASETS", "MEAN_STD", "ImageArray", "load_images"]
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Of the training sets, per channel, for pixels in [0, 1]; solo-learn's values where it has them.
+MEAN_STD = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "custom": _IMAGENET,
+    "digits": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+}
+DATASETS = tuple(sorted(MEAN_STD))
+_EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+_CIFAR = {"cifar10": (10, "cifar-10-batches-py"), "cifar100": (100, "cifar-100-python")}
+
+
+@dataclass(frozen=True)
+class ImageArray:
+    """Images held in memory.
+
+    Attributes:
+        images: uint8 (N, H, W, 3).
+        targets: int64 (N,), class numbers; -1 where there are no labels.
+        classes: the names of the classes, in the order of their numbers.
+        name: of the data set, for people.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    classes: tuple[str, ...]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return tuple(self.images.shape[1:3])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the shape and the pixels in their order."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def subset(self, indexes: torch.Tensor, name: str) -> "ImageArray":
+        return ImageArray(self.images[indexes], self.targets[indexes], self.classes, name)
+
+
+def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
+    """Load the images that a configuration's ``data`` block names.
+
+    Args:
+        data: solo-learn's keys: ``dataset``, ``train_path``, ``val_path``, ``no_labels``,
+            ``fraction``; ours: ``image_size``, and for ``digits`` ``num_train``, ``num_val`` and
+            ``seed``.
+        split: ``"train"`` or ``"val"``.
+
+    Returns:
+        The images; None where there is no validation set (``val_path`` of a custom one is None).
+
+    Raises:
+        ClspError: an unknown data set, a missing folder, an empty class, a corrupt image, ...
+    """
+    assert split in ("train", "val")
+    dataset = data["dataset"]
+    if dataset not in DATASETS:
+        raise ClspError(f"data.dataset={dataset} is not known{nearest(dataset, DATASETS)}")
+    if dataset == "digits":
+        number = int(data["num_train" if split == "train" else "num_val"])
+        if number < 10:
+            raise ClspError(
+                f"data.num_{split}={number} is too few; digits has 10 classes: give 10 or more."
+            )
+        images, targets = make_digits(number, split, int(data["seed"]))
+        array = ImageArray(images, targets, tuple("0123456789"), f"digits/{split}")
+    elif dataset in _CIFAR:
+        array = _load_cifar(dataset, data, split)
+    else:
+        path = data["train_path"] if split == "train" else data["val_path"]
+        if path is None:
+            if split == "val":
+                return None
+            raise ClspError("data.train_path is not set; name the folder of your images.")
+        array = _load_folder(Path(path), f"{dataset}/{split}", data)
+    fraction = float(data.get("fraction", -1))
+    return _fraction(array, fraction) if split == "train" and fraction > 0 else array
+
+
+def _load_cifar(dataset: str, data: Mapping[str, Any], split: str) -> ImageArray:
+    num_classes, folder = _CIFAR[dataset]
+    path = data["train_path"] if split == "train" else (data["val_path"] or data["train_path"])
+    root = Path(path or "datasets")
+    name = f"{dataset}/{split}"
+    folders = root / dataset / ("train" if split == "train" else "test")
+    if (root / folder).is_dir() or not (_has_class_folders(root) or folders.is_dir()):
+        return _torchvision_cifar(dataset, root, split, (root / folder).is_dir())
+    array = _load_folder(folders if folders.is_dir() else root, name, data)
+    if len(array.classes) != num_classes:
+        raise ClspError(
+            f"{root} has {len(array.classes)} class folders, {dataset} has {num_classes} classes; "
+            f"point data.{'train' if split == 'train' else 'val'}_path at the folder that holds "
+            f"them, or set data.dataset=custom."
+        )
+    return array
+
+
+def _torchvision_cifar(dataset: str, root: Path, split: str, present: bool) -> ImageArray:
+    from torchvision import datasets
+
+    try:
+        source = getattr(datasets, dataset.upper())(
+            root, train=split == "train", download=not present
+        )
+    except (RuntimeError, OSError, EOFError) as error:
+        what = "is corrupt or incomplete" if present else "was not found and cannot be downloaded"
+        raise ClspError(
+            f"{dataset} {what} at {root} ({str(error).splitlines()[0]}); put torchvision's "
+            f"{_CIFAR[dataset][1]} there, or class folders under {root / dataset}/train and test, "
+            f"or set data.train_path and data.val_path."
+        ) from error
+    return ImageArray(
+        torch.from_numpy(source.data),
+        torch.tensor(source.targets),
+        tuple(source.classes),
+        f"{dataset}/{split}",
+    )
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _EXTENSIONS and not path.name.startswith(".")
+
+
+def _has_class_folders(root: Path) -> bool:
+    if not root.is_dir():
+        return False
+    folders = [f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")]
+    return any(_is_image(file) for folder in folders for file in folder.iterdir())
+
+
+def _load_folder(root: Path, name: str, data: Mapping[str, Any]) -> ImageArray:
+    if not root.is_dir():
+        raise ClspError(
+            f"The image folder {root} does not exist; set data.train_path and data.val_path to "
+            f"folders that hold one folder of images per class."
+        )
+    if data.get("no_labels", False):
+        files = sorted(f for f in root.rglob("*") if _is_image(f))
+        targets, classes = [-1] * len(files), ()
+    else:
+        files, targets, classes = _class_folders(root)
+    if not files:
+        raise ClspError(f"{root} holds no images ({', '.join(sorted(_EXTENSIONS))}).")
+    images = _decode(files, data.get("image_size"))
+    return ImageArray(torch.from_numpy(images), torch.tensor(targets), classes, name)
+
+
+def _class_folders(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
+    folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
+    if not folders:
+        raise ClspError(
+            f"{root} holds no class folders; put the images of each class into a folder of its "
+            f"own, or set data.no_labels=True."
+        )
+    files, targets = [], []
+    for number, folder in enumerate(folders):
+        inside = sorted(f for f in folder.rglob("*") if _is_image(f))
+        if not inside:
+            raise ClspError(f"The class folder {folder} holds no images; fill it or remove it.")
+        files += inside
+        targets += [number] * len(inside)
+    return files, targets, tuple(folder.name for folder in folders)
+
+
+def _decode(files: list[Path], image_size: int | None) -> np.ndarray:
+    """Read images into one array, ``image_size`` squares if given, else all of the first's size."""
+    size = (image_size, image_size) if image_size else _open(files[0], None).shape[:2]
+    _check_memory(len(files), *size)
+    out = np.empty((len(files), *size, 3), np.uint8)
+
+    def read(number: int) -> None:
+        image = _open(files[number], image_size)
+        if image.shape != out.shape[1:]:
+            raise ClspError(
+                f"{files[number]} is {image.shape[0]}x{image.shape[1]}, {files[0]} is "
+                f"{size[0]}x{size[1]}; set data.image_size=PIXELS to bring all to one size."
+            )
+        out[number] = image
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(read, range(len(files))):
+            pass
+    return out
+
+
+def _open(file: Path, image_size: int | None) -> np.ndarray:
+    """One image as uint8 (H, W, 3); resized by its shorter side and cropped at the centre."""
+    try:
+        with Image.open(file) as image:
+            image = image.convert("RGB")
+            if image_size:
+                scale = image_size / min(image.size)
+                width, height = (max(image_size, round(side * scale)) for side in image.size)
+                image = image.resize((width, height), Image.Resampling.BICUBIC)
+                left, top = (width - image_size) // 2, (height - image_size) // 2
+                image = image.crop((left, top, left + image_size, top + image_size))
+            return np.asarray(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ClspError(f"{file} is not a readable image ({error}); repair or remove it.") from error
+
+
+def _check_memory(number: int, height: int, width: int) -> None:
+    needed = number * height * width * 3
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > 0.7 * total:
+        raise ClspError(
+            f"{number} images of {height}x{width} need {needed / 2**30:.1f} GiB and this machine "
+            f"has {total / 2**30:.1f} GiB; set a smaller data.image_size or a data.fraction."
+        )
+
+
+def _fraction(array: ImageArray, fraction: float) -> ImageArray:
+    """A stratified part of the images, in their order; which ones depends on nothing else."""
+    from sklearn.model_selection import train_test_split
+
+    if fraction >= 1:
+        raise ClspError(f"data.fraction={fraction} is not between 0 and 1; -1 takes everything.")
+    labelled = bool((array.targets >= 0).all())
+    try:
+        chosen, _ = train_test_split(
+            np.arange(len(array)),
+            train_size=fraction,
+            stratify=array.targets.numpy() if labelled else None,
+            random_state=42,
+        )
+    except ValueError as error:
+        raise ClspError(f"data.fraction={fraction} leaves too few images ({error}).") from error
+    return array.subset(torch.from_numpy(np.sort(chosen)), f"{array.name}[{fraction:g}]")

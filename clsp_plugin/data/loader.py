@@ -1,0 +1,164 @@
+"""Batches: indexes from the host, views made on the training device."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
+from clsp_plugin.data.images import ImageArray
+from clsp_plugin.data.random import Purpose, derive_key, keys_for
+from clsp_plugin.errors import ClspError
+
+__all__ = ["IndexBatches", "PretrainData", "index_loader"]
+
+
+class _Passthrough(Dataset):
+    """An item is its index: the sampler hands out whole batches of indexes."""
+
+    def __getitem__(self, indexes: torch.Tensor) -> torch.Tensor:
+        return indexes
+
+
+class IndexBatches(Sampler[torch.Tensor]):
+    """Batches of image indexes, int64 (B,), in an order that (seed, epoch) fixes.
+
+    Args:
+        num_images: N.
+        batch_size: B, of one process.
+        seed: of the order; None keeps the natural one, and every image, with a short last batch.
+        rank: this process's number.
+        world_size: number of processes; together they see every image of an epoch at most once
+            when shuffled, at least once otherwise.
+    """
+
+    def __init__(
+        self, num_images: int, batch_size: int, seed: int | None, rank: int = 0, world_size: int = 1
+    ):
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.rank, self.world_size, self.epoch = rank, world_size, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning when an epoch starts."""
+        self.epoch = epoch
+
+    def _order(self) -> torch.Tensor:
+        if self.seed is None:
+            return torch.arange(self.num_images)
+        keys = keys_for(
+            derive_key(self.seed, Purpose.ORDER, self.epoch), torch.arange(self.num_images)
+        )
+        return torch.argsort(keys)
+
+    def __len__(self) -> int:
+        step = self.batch_size * self.world_size
+        if self.seed is None:
+            return math.ceil(self.num_images / step)
+        return self.num_images // step
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        order = self._order()
+        step = self.batch_size * self.world_size
+        if self.seed is None and self.world_size > 1:
+            order = order.repeat(2)[: len(self) * step]  # every process runs as many batches
+        for number in range(len(self)):
+            batch = order[number * step : (number + 1) * step]
+            yield batch[self.rank :: self.world_size]
+
+
+def index_loader(batches: IndexBatches) -> DataLoader:
+    """A loader of index batches; a training step gathers the images on its own device."""
+    return DataLoader(_Passthrough(), sampler=batches, batch_size=None)
+
+
+class PretrainData(pl.LightningDataModule):
+    """Training batches ``[indexes, views, targets]`` and validation batches ``[images, targets]``.
+
+    Images stay on the training device as uint8; views are cut and coloured there, each image with
+    its own random parameters, drawn from (seed, epoch, view, index).
+
+    Args:
+        train: the training images.
+        val: the validation images, or None.
+        augmentations: one block of solo-learn's keys a pipeline, with ``num_crops`` views each.
+        batch_size: of one process.
+        seed: of order and augmentation.
+        mean: per channel, for pixels in [0, 1].
+        std: per channel, for pixels in [0, 1].
+        compile: compile the augmentations.
+    """
+
+    def __init__(
+        self,
+        train: ImageArray,
+        val: ImageArray | None,
+        augmentations: Sequence[Any],
+        batch_size: int,
+        seed: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        compile: bool = False,
+    ):
+        super().__init__()
+        self.arrays = {"train": train, "val": val}
+        self.batch_size, self.seed = batch_size, seed
+        self.mean, self.std = mean, std
+        self.pipelines: list[BatchAugmentation] = []
+        for block in augmentations:
+            config = AugmentationConfig.from_cfg(block)
+            pipeline = BatchAugmentation(config, mean, std, compile=compile)
+            self.pipelines += [pipeline] * config.num_crops
+        self._resident: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _batches(self, split: str, shuffle: bool) -> DataLoader:
+        batches = IndexBatches(
+            len(self.arrays[split]),
+            self.batch_size,
+            self.seed if shuffle else None,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
+        if len(batches) == 0:
+            raise ClspError(
+                f"{len(self.arrays[split])} training images do not fill one batch of "
+                f"{self.batch_size} x {self.trainer.world_size} processes; set a smaller "
+                f"optimizer.batch_size."
+            )
+        return index_loader(batches)
+
+    def train_dataloader(self) -> DataLoader:
+        return self._batches("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self._batches("val", shuffle=False) if self.arrays["val"] is not None else []
+
+    def _on(self, split: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        if split not in self._resident:
+            array = self.arrays[split]
+            self._resident[split] = (array.images.to(device), array.targets.to(device))
+        return self._resident[split]
+
+    def on_after_batch_transfer(self, indexes: torch.Tensor, dataloader_idx: int) -> list[Any]:
+        if self.trainer.training:
+            images, targets = self._on("train", indexes.device)
+            return [indexes, self.views(images[indexes], indexes), targets[indexes]]
+        images, targets = self._on("val", indexes.device)
+        return [self.plain(images[indexes]), targets[indexes]]
+
+    def views(self, images: torch.Tensor, indexes: torch.Tensor) -> list[torch.Tensor]:
+        """All augmented views of uint8 (B, H, W, 3): float32 (B, 3, crop, crop) each."""
+        epoch = self.trainer.current_epoch
+        out = []
+        for number, pipeline in enumerate(self.pipelines):
+            base = derive_key(self.seed, Purpose.AUGMENTATION, epoch, number)
+            out.append(pipeline(images, keys_for(base, indexes)))
+        return out
+
+    def plain(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, H, W, 3) to normalised float32 (B, 3, H, W)."""
+        x = images.permute(0, 3, 1, 2).float() / 255
+        mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return (x - mean) / std

@@ -1,0 +1,344 @@
+"""The candidate store: what passes from the denoiser to pre-training.
+
+A store is a directory of uint8 shards of shape (n, K, H, W, 3), memory-mapped, and a
+``manifest.json`` that names the images they were made for. Opening it against other images,
+another order or a subset is an error. A shard is whole or absent; writing continues where it
+was stopped.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
+from clsp_plugin.errors import ClspError
+
+__all__ = ["CandidateStore", "StoreManifest", "StoreWriter", "export_npy", "generate_command"]
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StoreManifest:
+    """What a store holds and how it was made.
+
+    Attributes:
+        num_images: N, images with candidates.
+        num_candidates: K, candidates an image.
+        height: H in pixels.
+        width: W in pixels.
+        fingerprint: of the images and their order, see ``ImageArray.fingerprint``.
+        dataset: name of the images, for people.
+        denoiser: hash of the denoiser's weights.
+        w: weight of the *sample* in the blend of middle features; 0.1 is 90 % anchor.
+        sampler: name of the sampler.
+        steps: sampling steps.
+        eta: DDIM's eta.
+        seed: of the sampling noise.
+        dtype: precision of the denoiser while sampling.
+        share_anchor: whether an anchor's K candidates shared one noised anchor a step.
+        shard_size: images a shard.
+    """
+
+    num_images: int
+    num_candidates: int
+    height: int
+    width: int
+    fingerprint: str
+    dataset: str
+    denoiser: str
+    w: float
+    sampler: str
+    steps: int
+    eta: float
+    seed: int
+    dtype: str
+    share_anchor: bool
+    shard_size: int
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_images // self.shard_size)
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """First image and one past the last image of a shard."""
+        start = shard * self.shard_size
+        return start, min(start + self.shard_size, self.num_images)
+
+    def shard_shape(self, shard: int) -> tuple[int, ...]:
+        start, stop = self.shard_range(shard)
+        return (stop - start, self.num_candidates, self.height, self.width, 3)
+
+    def save(self, path: Path) -> None:
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
+        _replace(path / MANIFEST, lambda file: file.write(text.encode()))
+
+    @classmethod
+    def load(cls, path: Path) -> "StoreManifest":
+        try:
+            content = json.loads((path / MANIFEST).read_text())
+            if content.pop("format") != FORMAT:
+                raise ClspError(f"{path / MANIFEST} has another format than {FORMAT}.")
+            return cls(**content)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ClspError(
+                f"{path / MANIFEST} is not a candidate store's manifest ({error}); "
+                f"make the store again with `{generate_command(path)}` in an empty directory."
+            ) from error
+
+
+def generate_command(path: str | Path, dataset: str = "") -> str:
+    """The command that makes a store, for error messages."""
+    config = {"digits": "digits/generate", "": "digits/generate"}.get(dataset, "cifar/generate")
+    data = "" if dataset in ("", "digits", "cifar10") else f" data.dataset={dataset}"
+    return f"clsp generate --config-name {config}{data} out={path}"
+
+
+def _replace(target: Path, write) -> None:
+    """Write a file so that it appears whole or not at all, even after a power cut."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _shard_path(path: Path, shard: int) -> Path:
+    return path / f"shard-{shard:05d}.npy"
+
+
+def _map_shard(path: Path, shard: int, manifest: StoreManifest) -> np.ndarray:
+    file = _shard_path(path, shard)
+    try:
+        array = np.load(file, mmap_mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        raise ClspError(
+            f"{file} is truncated or unreadable ({error}); delete that file and run "
+            f"`clsp generate` with the same settings again, which makes only what is missing."
+        ) from error
+    expected = manifest.shard_shape(shard)
+    if array.shape != expected or array.dtype != np.uint8:
+        raise ClspError(
+            f"{file} holds {array.dtype} {array.shape}, its manifest says uint8 {expected}; "
+            f"delete that file and run `clsp generate` with the same settings again."
+        )
+    return array
+
+
+class StoreWriter:
+    """Creates a store or continues an unfinished one.
+
+    Args:
+        path: directory of the store; made if absent.
+        manifest: what the store will hold. An existing store must have the same.
+
+    Raises:
+        ClspError: the directory holds a store with another manifest, or other files.
+    """
+
+    def __init__(self, path: str | Path, manifest: StoreManifest):
+        self.path = Path(path)
+        self.manifest = manifest
+        if self.path.exists() and not self.path.is_dir():
+            raise ClspError(f"{self.path} is a file; a candidate store is a directory.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        if (self.path / MANIFEST).exists():
+            self._check_same(StoreManifest.load(self.path))
+        elif any(self.path.glob("[!.]*")):
+            raise ClspError(
+                f"{self.path} holds files that are not a candidate store; choose another out=."
+            )
+        else:
+            manifest.save(self.path)
+
+    def _check_same(self, existing: StoreManifest) -> None:
+        names = [field.name for field in fields(StoreManifest)]
+        different = [n for n in names if getattr(existing, n) != getattr(self.manifest, n)]
+        if different:
+            changes = ", ".join(
+                f"{n}={getattr(existing, n)!r} (now {getattr(self.manifest, n)!r})"
+                for n in different
+            )
+            raise ClspError(
+                f"{self.path} already holds candidates made with {changes}; nothing was written: "
+                f"choose another out= or use the settings it was made with."
+            )
+
+    def missing(self) -> list[tuple[int, int, int]]:
+        """The shards still to write, as (shard number, first image, one past the last)."""
+        return [
+            (shard, *self.manifest.shard_range(shard))
+            for shard in range(self.manifest.num_shards)
+            if not _shard_path(self.path, shard).exists()
+        ]
+
+    def write(self, shard: int, candidates: np.ndarray) -> None:
+        """Write one shard; it appears whole or not at all.
+
+        Args:
+            shard: its number.
+            candidates: uint8 (n, K, H, W, 3).
+        """
+        assert candidates.dtype == np.uint8
+        assert candidates.shape == self.manifest.shard_shape(shard)
+        _replace(_shard_path(self.path, shard), lambda file: np.save(file, candidates))
+
+
+class CandidateStore:
+    """Candidates of a data set, read by image index.
+
+    Args:
+        path: a store's directory, or the authors' single ``.npy`` of shape (N, K, H, W, 3). The
+            latter has no manifest: only the number and size of its images can be checked.
+        num_candidates: draw from the first so many of the K; all by default.
+
+    Raises:
+        ClspError: absent, incomplete or truncated, or fewer candidates than asked for.
+    """
+
+    def __init__(self, path: str | Path, num_candidates: int | None = None):
+        self.path = Path(path)
+        self.manifest: StoreManifest | None = None
+        if self.path.is_file() and self.path.suffix == ".npy":
+            self._shards = [self._open_npy()]
+        elif (self.path / MANIFEST).exists():
+            self.manifest = StoreManifest.load(self.path)
+            self._shards = self._open_shards()
+        else:
+            raise ClspError(
+                f"There is no candidate store at {self.path}; make it with "
+                f"`{generate_command(self.path)}`, or name another with synthetic.path=."
+            )
+        self.num_images = sum(len(shard) for shard in self._shards)
+        self.total_candidates, self.height, self.width = self._shards[0].shape[1:4]
+        self.num_candidates = num_candidates or self.total_candidates
+        if not 1 <= self.num_candidates <= self.total_candidates:
+            raise ClspError(
+                f"synthetic.num_candidates={num_candidates} is not between 1 and the "
+                f"{self.total_candidates} candidates an image that {self.path} holds."
+            )
+        self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
+        self._resident: torch.Tensor | None = None
+
+    def _open_npy(self) -> np.ndarray:
+        try:
+            array = np.load(self.path, mmap_mode="r")
+        except (ValueError, EOFError, OSError) as error:
+            raise ClspError(f"{self.path} is not a readable .npy file ({error}).") from error
+        if array.ndim != 5 or array.shape[-1] != 3 or array.dtype != np.uint8:
+            raise ClspError(
+                f"{self.path} holds {array.dtype} {array.shape}; candidates are uint8 of shape "
+                f"(images, candidates, height, width, 3)."
+            )
+        return array
+
+    def _open_shards(self) -> list[np.ndarray]:
+        shards = range(self.manifest.num_shards)
+        absent = [shard for shard in shards if not _shard_path(self.path, shard).exists()]
+        if absent:
+            raise ClspError(
+                f"The candidate store {self.path} is incomplete: {len(absent)} of "
+                f"{self.manifest.num_shards} shards are missing; run the `clsp generate` that "
+                f"made it again, it continues where it stopped."
+            )
+        return [_map_shard(self.path, shard, self.manifest) for shard in shards]
+
+    def check(self, num_images: int, height: int, width: int, fingerprint: str, name: str) -> None:
+        """Refuse images that the candidates were not made for.
+
+        Args:
+            num_images: N of the images at hand.
+            height: their height in pixels.
+            width: their width in pixels.
+            fingerprint: of the images at hand and their order.
+            name: what to call them.
+
+        Raises:
+            ClspError: naming both.
+        """
+        theirs = f"{self.num_images} images of {self.height}x{self.width}"
+        ours = f"{num_images} images of {height}x{width}"
+        same = (num_images, height, width) == (self.num_images, self.height, self.width)
+        if self.manifest is not None:
+            theirs += f" ({self.manifest.dataset}, fingerprint {self.manifest.fingerprint[:12]})"
+            ours += f" ({name}, fingerprint {fingerprint[:12]})"
+            same = same and fingerprint == self.manifest.fingerprint
+        if not same:
+            raise ClspError(
+                f"The candidates in {self.path} were made for {theirs}, the training images are "
+                f"{ours}: make candidates for these with "
+                f"`{generate_command('NEW_DIRECTORY', name)}`, "
+                f"or train on the images (and in the order) that the store was made for."
+            )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the candidates that are drawn from."""
+        return self.num_images * self.num_candidates * self.height * self.width * 3
+
+    def load_to(self, device: torch.device | str) -> None:
+        """Hold the candidates as one tensor on a device, so that no step waits for the host."""
+        parts = [torch.from_numpy(shard[:, : self.num_candidates].copy()) for shard in self._shards]
+        self._resident = torch.cat(parts).to(device)
+
+    def choose(self, indexes: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
+        """Which candidate each image gets in an epoch: int64 (B,), uniform over the K."""
+        keys = keys_for(derive_key(seed, Purpose.CANDIDATE, epoch), indexes)
+        return (key_uniform(keys, 1)[:, 0] * self.num_candidates).long()
+
+    def gather(self, indexes: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
+        """The chosen candidates: uint8 (B, H, W, 3), on the device of ``indexes``.
+
+        Args:
+            indexes: int64 (B,), image indexes in [0, N).
+            choice: int64 (B,), candidate numbers in [0, K).
+        """
+        if self._resident is not None:
+            return self._resident[indexes, choice]
+        where, which = indexes.cpu().numpy(), choice.cpu().numpy()
+        out = np.empty((len(where), self.height, self.width, 3), np.uint8)
+        shard_of = np.searchsorted(self._starts, where, side="right") - 1
+        for shard in np.unique(shard_of):
+            rows = np.flatnonzero(shard_of == shard)
+            out[rows] = self._shards[shard][where[rows] - self._starts[shard], which[rows]]
+        return torch.from_numpy(out).to(indexes.device, non_blocking=True)
+
+    def images(self, indexes: Sequence[int]) -> np.ndarray:
+        """All candidates of a few images: uint8 (n, K, H, W, 3)."""
+        out = []
+        for index in indexes:
+            shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+            out.append(self._shards[shard][index - self._starts[shard], : self.num_candidates])
+        return np.stack(out)
+
+
+def export_npy(store: CandidateStore, path: str | Path) -> None:
+    """Write a store as the single array that the authors' training scripts read.
+
+    Args:
+        store: what to write.
+        path: a ``.npy`` file that does not exist yet; it gets uint8 (N, K, H, W, 3).
+    """
+    path = Path(path)
+    if path.exists():
+        raise ClspError(f"{path} exists already; choose another file.")
+    if path.suffix != ".npy":
+        raise ClspError(f"{path} does not end in .npy.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (store.num_images, store.num_candidates, store.height, store.width, 3)
+    temporary = path.with_name(f".{path.name}.tmp.npy")
+    array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+    for start, shard in zip(store._starts, store._shards, strict=False):
+        array[start : start + len(shard)] = shard[:, : store.num_candidates]
+    array.flush()
+    os.replace(temporary, path)

@@ -1,0 +1,358 @@
+"""Configurations: solo-learn's YAML keys, typed, in one place, unknown keys refused."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Optional, get_args, get_type_hints
+
+from lightning.pytorch import Trainer
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from clsp_plugin.errors import ClspError, nearest
+
+__all__ = ["Data", "Pretrain", "parse_cfg", "trainer_kwargs", "typed"]
+
+# ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
+
+
+@dataclass
+class Stem:
+    kernel_size: int = 3
+    stride: int = 1
+    padding: int = 1
+    max_pool: bool = False
+
+
+@dataclass
+class Backbone:
+    name: str = MISSING
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    stem: Optional[Stem] = None
+
+
+@dataclass
+class Data:
+    """Which images. ``num_train``, ``num_val`` and ``seed`` are of ``digits`` alone."""
+
+    dataset: str = MISSING
+    train_path: Optional[str] = None
+    val_path: Optional[str] = None
+    format: str = "image_folder"
+    num_workers: int = 4  # solo-learn's loaders; batches here need no workers
+    no_labels: bool = False
+    fraction: float = -1
+    image_size: Optional[int] = None
+    num_train: int = 2000
+    num_val: int = 1000
+    seed: int = 0
+    mean: Optional[list[float]] = None
+    std: Optional[list[float]] = None
+    num_classes: Optional[int] = None
+    num_large_crops: Optional[int] = None
+    num_small_crops: Optional[int] = None
+
+
+@dataclass
+class Optimizer:
+    """``scale_lr`` multiplies both rates by images a step / 256, as solo-learn always does."""
+
+    name: str = MISSING
+    batch_size: int = MISSING
+    lr: float = MISSING
+    classifier_lr: float = 0.1
+    weight_decay: float = 0.0
+    exclude_bias_n_norm_wd: bool = False
+    scale_lr: bool = True
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Scheduler:
+    name: str = "warmup_cosine"
+    warmup_epochs: float = 10
+    warmup_start_lr: float = 3e-5
+    min_lr: float = 0.0
+    interval: str = "step"
+    lr_decay_steps: Optional[list[int]] = None
+
+
+@dataclass
+class Momentum:
+    base_tau: float = 0.99
+    final_tau: float = 1.0
+    classifier: bool = False
+
+
+@dataclass
+class Checkpoint:
+    enabled: bool = True
+    dir: str = "trained_models"
+    frequency: int = 1
+    keep_prev: bool = False
+
+
+@dataclass
+class AutoResume:
+    enabled: bool = False
+    max_hours: float = 36
+
+
+@dataclass
+class KnnEval:
+    enabled: bool = False
+    k: int = 20
+    distance_func: str = "cosine"
+
+
+@dataclass
+class Performance:
+    """``compile_augmentation``: ``auto`` compiles where a compiler is and the run is long."""
+
+    disable_channel_last: bool = False
+    compile_augmentation: Any = "auto"
+
+
+@dataclass
+class Synthetic:
+    path: Optional[str] = None
+    num_candidates: Optional[int] = None
+    weight: float = 1.0
+    augmentation: Optional[dict[str, Any]] = None
+
+
+@dataclass
+class Wandb:
+    enabled: bool = False
+    entity: Optional[str] = None
+    project: str = "solo-learn"
+    offline: bool = False
+
+
+@dataclass
+class AutoUmap:
+    enabled: bool = False
+    dir: str = "auto_umap"
+    frequency: int = 1
+
+
+@dataclass
+class Pretrain:
+    """Everything that ``clsp pretrain`` reads; other keys may be arguments of the Trainer."""
+
+    name: str = MISSING
+    method: str = MISSING
+    method_kwargs: dict[str, Any] = field(default_factory=dict)
+    backbone: Backbone = field(default_factory=Backbone)
+    data: Data = field(default_factory=Data)
+    augmentations: list[Any] = MISSING
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    momentum: Momentum = field(default_factory=Momentum)
+    synthetic: Synthetic = field(default_factory=Synthetic)
+    joint_forward: bool = False
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    auto_resume: AutoResume = field(default_factory=AutoResume)
+    resume_from_checkpoint: Optional[str] = None
+    knn_eval: KnnEval = field(default_factory=KnnEval)
+    performance: Performance = field(default_factory=Performance)
+    wandb: Wandb = field(default_factory=Wandb)
+    auto_umap: AutoUmap = field(default_factory=AutoUmap)
+    dali: Any = None
+    debug_augmentations: bool = False
+    max_epochs: int = MISSING
+    seed: int = 5
+    devices: Any = "auto"
+    num_nodes: int = 1
+    accelerator: str = "auto"
+    strategy: Optional[str] = "auto"
+    precision: Any = "32-true"
+    sync_batchnorm: bool = False
+    accumulate_grad_batches: int = 1
+
+
+# What the engine decides itself and so does not take from a configuration.
+_NOT_OURS = {"self", "logger", "callbacks", "enable_checkpointing", "profiler", "plugins"}
+_TRAINER = set(inspect.signature(Trainer.__init__).parameters) - _NOT_OURS
+
+
+def _schema_of(schema: type, name: str) -> type | None:
+    """The dataclass of a nested block, if it is one."""
+    hint = get_type_hints(schema)[name]
+    options = [hint, *get_args(hint)]
+    return next((option for option in options if is_dataclass(option)), None)
+
+
+def _refuse_unknown(given: Mapping[str, Any], schema: type, prefix: str, extra: set[str]) -> None:
+    valid = {f.name for f in fields(schema)} | extra
+    for key, value in given.items():
+        if key not in valid:
+            raise ClspError(
+                f"{prefix}{key} is not a setting{nearest(key, valid - extra or valid)}"
+            )
+        nested = _schema_of(schema, key) if key not in extra else None
+        if nested is not None and isinstance(value, Mapping):
+            _refuse_unknown(value, nested, f"{prefix}{key}.", set())
+
+
+def typed(cfg: Mapping[str, Any] | DictConfig, schema: type, extra: set[str] = frozenset()):
+    """Check a configuration against a dataclass and fill in its defaults.
+
+    Args:
+        cfg: what was given; not changed.
+        schema: the dataclass.
+        extra: further top-level keys that are let through as they are.
+
+    Returns:
+        A new DictConfig.
+
+    Raises:
+        ClspError: an unknown key (with the nearest valid one), a wrong type, a missing value.
+    """
+    if not OmegaConf.is_config(cfg):
+        cfg = OmegaConf.create(dict(cfg))
+    try:
+        given = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ClspError(f"The configuration cannot be resolved: {_first_line(error)}") from error
+    _refuse_unknown(given, schema, "", extra)
+    own = {key: value for key, value in given.items() if key not in extra}
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), _without_none(own))
+    except OmegaConfBaseException as error:
+        where = getattr(error, "full_key", None)
+        raise ClspError(f"{f'{where}: ' if where else ''}{_first_line(error)}") from error
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise ClspError(f"{', '.join(missing)} is not set; give it in the YAML or as key=value.")
+    out = OmegaConf.to_container(merged)
+    return OmegaConf.create({**out, **{k: v for k, v in given.items() if k in extra}})
+
+
+def _without_none(given: Any) -> Any:
+    """solo-learn's YAMLs write None as text in places."""
+    if isinstance(given, dict):
+        return {key: _without_none(value) for key, value in given.items()}
+    if isinstance(given, list):
+        return [_without_none(value) for value in given]
+    return None if given == "None" else given
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def parse_cfg(cfg: Mapping[str, Any] | DictConfig, methods: Mapping[str, type]) -> DictConfig:
+    """Turn what a user wrote into what the engine runs; solo-learn's rules where it has them.
+
+    Args:
+        cfg: solo-learn's keys and ours; not changed.
+        methods: the registry that ``method`` must be in.
+
+    Returns:
+        A new configuration: complete, learning rates scaled, numbers of crops counted.
+        ``data.num_classes`` is left to whoever loads the images.
+
+    Raises:
+        ClspError: anything that cannot be run as written.
+    """
+    cfg = typed(cfg, Pretrain, extra=_TRAINER - {f.name for f in fields(Pretrain)})
+    if cfg.method not in methods:
+        raise ClspError(f"method={cfg.method} is not known{nearest(cfg.method, methods)}")
+    _check_ranges(cfg)
+    _count_crops(cfg)
+    _scale_rates(cfg)
+    if cfg.optimizer.name in ("sgd", "lars"):
+        cfg.optimizer.kwargs = {"momentum": 0.9, **cfg.optimizer.kwargs}
+    return cfg
+
+
+def _check_ranges(cfg: DictConfig) -> None:
+    at_least_one = ("max_epochs", "optimizer.batch_size", "checkpoint.frequency", "num_nodes")
+    for key in (*at_least_one, "accumulate_grad_batches", "knn_eval.k"):
+        if OmegaConf.select(cfg, key) < 1:
+            raise ClspError(f"{key}={OmegaConf.select(cfg, key)} must be at least 1.")
+    for key in ("optimizer.lr", "optimizer.classifier_lr", "optimizer.weight_decay"):
+        if not OmegaConf.select(cfg, key) >= 0:
+            raise ClspError(f"{key}={OmegaConf.select(cfg, key)} must be at least 0.")
+    if cfg.data.format != "image_folder":
+        raise ClspError(
+            f"data.format={cfg.data.format} is solo-learn's; the engine reads torchvision's files "
+            f"and class folders: set data.format=image_folder."
+        )
+    if cfg.knn_eval.distance_func != "cosine" and cfg.knn_eval.enabled:
+        raise ClspError("knn_eval.distance_func must be cosine.")
+    if cfg.auto_umap.enabled:
+        raise ClspError("auto_umap is solo-learn's alone; set auto_umap.enabled=False.")
+    if cfg.performance.compile_augmentation not in ("auto", True, False):
+        raise ClspError("performance.compile_augmentation must be auto, True or False.")
+
+
+def _count_crops(cfg: DictConfig) -> None:
+    blocks = cfg.augmentations
+    if not isinstance(OmegaConf.to_container(blocks), list) or not blocks:
+        raise ClspError("augmentations must be a list of at least one pipeline.")
+    for number, block in enumerate(blocks):
+        if not block or "crop_size" not in block or "num_crops" not in block:
+            raise ClspError(f"augmentations.{number} needs crop_size and num_crops.")
+    large = [b.num_crops for b in blocks if b.crop_size == blocks[0].crop_size]
+    cfg.data.num_large_crops = sum(large)
+    cfg.data.num_small_crops = sum(b.num_crops for b in blocks) - sum(large)
+    if cfg.data.num_large_crops != 2:
+        raise ClspError(
+            f"augmentations make {cfg.data.num_large_crops} large crops; the methods here take "
+            f"two: set num_crops so that they add up to 2."
+        )
+
+
+def num_devices(cfg: DictConfig) -> int:
+    """How many devices of one node a configuration asks for; ``auto`` is resolved on this one."""
+    devices = cfg.devices
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        return len(devices)
+    if devices in ("auto", -1, "-1"):
+        import torch
+
+        cpu = cfg.accelerator == "cpu" or not torch.cuda.is_available()
+        return 1 if cpu else torch.cuda.device_count()
+    if isinstance(devices, str) and "," in devices:
+        return len([d for d in devices.split(",") if d])
+    try:
+        return int(devices)
+    except (TypeError, ValueError):
+        raise ClspError(f"devices={devices} is neither a number, a list nor auto.") from None
+
+
+def _scale_rates(cfg: DictConfig) -> None:
+    """solo-learn's two rules: images a step / 256, and gradient accumulation."""
+    optimizer, scheduler = cfg.optimizer, cfg.scheduler
+    if optimizer.scale_lr:
+        factor = optimizer.batch_size * num_devices(cfg) * cfg.num_nodes / 256
+        optimizer.lr *= factor
+        optimizer.classifier_lr *= factor
+        accumulated = cfg.accumulate_grad_batches
+        optimizer.lr *= accumulated
+        optimizer.classifier_lr *= accumulated
+        scheduler.min_lr *= accumulated
+        scheduler.warmup_start_lr *= accumulated
+
+
+def trainer_kwargs(cfg: DictConfig) -> dict[str, Any]:
+    """The Trainer's arguments that a parsed configuration holds."""
+    import torch
+
+    kwargs = {k: v for k, v in OmegaConf.to_container(cfg).items() if k in _TRAINER}
+    kwargs["strategy"] = kwargs["strategy"] or "auto"
+    cpu = cfg.accelerator == "cpu" or (
+        cfg.accelerator == "auto" and not torch.cuda.is_available()
+    )
+    if cpu:
+        # solo-learn's YAMLs list GPU numbers; on the CPU that is a number of processes
+        kwargs["devices"] = num_devices(cfg)
+        if str(cfg.precision) in ("16", "16-mixed"):
+            raise ClspError(
+                f"precision={cfg.precision} needs a GPU; set precision=bf16-mixed or 32-true."
+            )
+    if kwargs["strategy"] == "ddp" and num_devices(cfg) * cfg.num_nodes == 1:
+        kwargs["strategy"] = "auto"  # one process needs no process group
+    return kwargs

@@ -1,0 +1,250 @@
+"""``clsp pretrain``: from images to a checkpoint and a record."""
+
+import logging
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from clsp_plugin.data.augmentation import can_compile
+from clsp_plugin.data.images import MEAN_STD, ImageArray, load_images
+from clsp_plugin.data.loader import PretrainData
+from clsp_plugin.data.random import Purpose, derive_key
+from clsp_plugin.engine.checkpoint import (
+    Checkpointer,
+    epoch_of,
+    find_checkpoint,
+    find_resumable,
+    load_args,
+    new_run_dir,
+)
+from clsp_plugin.engine.config import parse_cfg, trainer_kwargs
+from clsp_plugin.engine.progress import Bar, History
+from clsp_plugin.engine.record import Record, environment
+from clsp_plugin.errors import ClspError
+from clsp_plugin.methods import METHODS
+from clsp_plugin.methods.synthetic import SyntheticPositives
+
+__all__ = ["Finished", "channel_statistics", "pretrain", "quiet"]
+
+# Compiling takes about half a minute; it pays from about this many augmented images on.
+_WORTH_COMPILING = 3_000_000
+
+
+@dataclass
+class Finished:
+    """What a pre-training leaves: its directory, its last checkpoint and its record's path."""
+
+    run_dir: Path
+    checkpoint: Path
+    record: Path
+
+
+class SeedEpochs(Callback):
+    """Start every epoch from a seed of its own, so that a continued run draws the same numbers.
+
+    Order, augmentation and candidates are keyed and need no state; this is for layers with
+    randomness of their own, such as dropout and stochastic depth.
+    """
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        key = derive_key(module.cfg.seed, Purpose.TRAINING, trainer.current_epoch)
+        torch.manual_seed((key + trainer.global_rank) & 0x7FFFFFFF)
+
+
+def quiet() -> None:
+    """Leave out what Lightning says about every run."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*GPU available but not used.*",
+        ".*Checkpoint directory.*exists.*",
+        ".*The number of training batches.*",
+        ".*LeafSpec.*",
+        ".*`isinstance\\(treespec.*",
+        ".*Precision bf16-mixed is not supported by the model summary.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def channel_statistics(cfg: DictConfig) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel: configured, or the data set's.
+
+    solo-learn's place for custom values is the first augmentation, ours is ``data``.
+    """
+    first = cfg.augmentations[0] if cfg.get("augmentations") else {}
+    mean, std = MEAN_STD[cfg.data.dataset]
+    out = []
+    for name, default in (("mean", mean), ("std", std)):
+        value = list(cfg.data.get(name) or first.get(name) or default)
+        if len(value) != 3 or (name == "std" and min(value) <= 0):
+            raise ClspError(f"data.{name}={value} must be three numbers, std above 0.")
+        out.append([float(v) for v in value])
+    return out[0], out[1]
+
+
+def pretrain(given: DictConfig, *, title: str | None = None) -> Finished:
+    """Pre-train as a configuration says; continues an unfinished run of the same one.
+
+    Args:
+        given: solo-learn's keys and ours, see ``engine.config.Pretrain``.
+        title: what the progress bar says.
+
+    Raises:
+        ClspError: anything about the configuration, the images or the candidates that is wrong,
+            before a file is written.
+    """
+    quiet()
+    cfg = parse_cfg(given, METHODS)
+    train, val = load_images(cfg.data, "train"), load_images(cfg.data, "val")
+    cfg.data.num_classes = max(1, len(train.classes))
+    cfg.data.mean, cfg.data.std = channel_statistics(cfg)
+    checkpoint = _continue_from(cfg)
+    if checkpoint is not None and epoch_of(checkpoint) + 1 >= cfg.max_epochs:
+        print(f"Already complete: {checkpoint} (auto_resume.enabled=False trains anew).")
+        return Finished(checkpoint.parent, checkpoint, checkpoint.parent / "record.json")
+
+    pl.seed_everything(cfg.seed, verbose=False)
+    model = METHODS[cfg.method](cfg)
+    if not cfg.performance.disable_channel_last:
+        model = model.to(memory_format=torch.channels_last)
+    compiled = _compile(cfg, len(train))
+    if isinstance(model, SyntheticPositives):
+        model.attach(train, cfg.data.mean, cfg.data.std, compile=compiled)
+    data = PretrainData(
+        train, val, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed,
+        cfg.data.mean, cfg.data.std, compile=compiled,
+    )  # fmt: skip
+    run_dir = checkpoint.parent if checkpoint is not None else new_run_dir(cfg)
+    history = History()
+    trainer = _trainer(cfg, run_dir, history, title or f"pre-train {cfg.method}", val, checkpoint)
+    if checkpoint is not None and trainer.is_global_zero:
+        print(f"Continuing from {checkpoint}.")
+    started = time.perf_counter()
+    trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+    return _finish(cfg, trainer, run_dir, history, train, time.perf_counter() - started)
+
+
+def _continue_from(cfg: DictConfig) -> Path | None:
+    if cfg.resume_from_checkpoint is not None:
+        checkpoint = find_checkpoint(cfg.resume_from_checkpoint)
+        args = load_args(checkpoint.parent)
+        if args is not None and (args["method"], args["backbone"]["name"]) != (
+            cfg.method,
+            cfg.backbone.name,
+        ):
+            raise ClspError(
+                f"{checkpoint} is of {args['method']} on {args['backbone']['name']}, the "
+                f"configuration says {cfg.method} on {cfg.backbone.name}; give a checkpoint of it."
+            )
+        return checkpoint
+    return find_resumable(cfg) if cfg.auto_resume.enabled else None
+
+
+def _compile(cfg: DictConfig, num_images: int) -> bool:
+    wanted = cfg.performance.compile_augmentation
+    if wanted != "auto":
+        return bool(wanted)
+    views = num_images * cfg.max_epochs * (cfg.data.num_large_crops + cfg.data.num_small_crops + 1)
+    return views >= _WORTH_COMPILING and can_compile()
+
+
+def _trainer(
+    cfg: DictConfig,
+    run_dir: Path,
+    history: History,
+    title: str,
+    val: ImageArray | None,
+    checkpoint: Path | None,
+) -> pl.Trainer:
+    callbacks: list[Callback] = [SeedEpochs(), Bar(title), history]
+    if cfg.checkpoint.enabled:
+        callbacks.append(Checkpointer(cfg, run_dir))
+    kwargs = trainer_kwargs(cfg)
+    kwargs.update(
+        logger=_wandb(cfg, checkpoint) if cfg.wandb.enabled else False,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the order is already shared out, and keyed
+        num_sanity_val_steps=0,
+    )
+    if val is None:
+        kwargs["limit_val_batches"] = 0
+    try:
+        return pl.Trainer(**kwargs)
+    except (MisconfigurationException, ValueError) as error:
+        raise ClspError(
+            f"accelerator={cfg.accelerator}, devices={cfg.devices}, strategy={cfg.strategy}, "
+            f"precision={cfg.precision} do not fit this machine: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _wandb(cfg: DictConfig, checkpoint: Path | None) -> Any:
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        raise ClspError(
+            "wandb.enabled=True but wandb is not installed; `pip install wandb` or set "
+            "wandb.enabled=False."
+        ) from None
+    from lightning.pytorch.loggers import WandbLogger
+
+    args = load_args(checkpoint.parent) if checkpoint is not None else None
+    logger = WandbLogger(
+        name=cfg.name,
+        project=cfg.wandb.project,
+        entity=cfg.wandb.entity,
+        offline=cfg.wandb.offline,
+        id=(args or {}).get("wandb_run_id"),
+        resume="allow",
+    )
+    logger.log_hyperparams(OmegaConf.to_container(cfg))
+    return logger
+
+
+def _finish(
+    cfg: DictConfig,
+    trainer: pl.Trainer,
+    run_dir: Path,
+    history: History,
+    train: ImageArray,
+    seconds: float,
+) -> Finished:
+    """Write the record, on the first process."""
+    checkpoint = run_dir / f"{cfg.name}-{run_dir.name}-ep={trainer.max_epochs - 1}.ckpt"
+    record = run_dir / "record.json"
+    if not trainer.is_global_zero:
+        return Finished(run_dir, checkpoint, record)
+    steps = trainer.num_training_batches * cfg.optimizer.batch_size * trainer.world_size
+    epochs_timed = max(len(history.curve), 1)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    Record(
+        method=cfg.method,
+        dataset=cfg.data.dataset,
+        backbone=cfg.backbone.name,
+        epochs=cfg.max_epochs,
+        seed=cfg.seed,
+        num_train=len(train),
+        checkpoint=checkpoint.name if cfg.checkpoint.enabled else None,
+        curve=history.curve,
+        timings={
+            "train_seconds": history.seconds,
+            "last_start_seconds": seconds,
+            "images_per_second": steps * epochs_timed / max(history.seconds, 1e-9),
+            "processes": trainer.world_size,
+        },
+        config=OmegaConf.to_container(cfg),
+        evaluations=[],
+        **environment(),
+    ).save(record)
+    return Finished(run_dir, checkpoint, record)

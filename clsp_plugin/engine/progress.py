@@ -1,0 +1,84 @@
+"""What long work shows, and what it leaves behind: a bar, and a curve with times."""
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from tqdm.auto import tqdm
+
+__all__ = ["Bar", "History"]
+
+
+class Bar(Callback):
+    """One bar over all steps of a training, with the last epoch's numbers.
+
+    Args:
+        title: what is being done; a suite says here which stage of how many it is.
+        metrics: logged names to show, in this order.
+    """
+
+    def __init__(self, title: str, metrics: tuple[str, ...] = ("train_loss", "val_acc1")):
+        self.title, self.metrics = title, metrics
+        self._bar: tqdm | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            steps = trainer.num_training_batches
+            self._bar = tqdm(
+                total=trainer.max_epochs * steps,
+                initial=trainer.current_epoch * steps,
+                desc=self.title,
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=1.0,
+            )
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self._bar is not None:
+            shown = {
+                name: f"{trainer.callback_metrics[name].item():.4g}"
+                for name in self.metrics
+                if name in trainer.callback_metrics
+            }
+            epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
+            self._bar.set_postfix(epoch=epoch, **shown)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer, module, exception) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class History(Callback):
+    """The means of every epoch and the seconds spent, carried over when a run is continued."""
+
+    def __init__(self) -> None:
+        self.curve: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        # reading the metrics waits for the device, so the time below is of finished work
+        row = {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
+        self.seconds += time.perf_counter() - self._since
+        self.curve.append({"epoch": trainer.current_epoch + 1, **row})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"curve": self.curve, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.curve, self.seconds = list(state["curve"]), state["seconds"]

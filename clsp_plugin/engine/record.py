@@ -1,0 +1,297 @@
+"""Results are data: one record a run, with everything a number needs to be believed."""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clsp_plugin import __version__
+from clsp_plugin.errors import ClspError
+
+__all__ = ["FORMAT", "RECORD", "Record", "add_evaluation", "environment", "find_records"]
+
+RECORD = "record.json"
+FORMAT = 1
+# An evaluation replaces an earlier one that has the same of these.
+_SAME = ("task", "protocol", "dataset", "epoch")
+
+
+@dataclass
+class Record:
+    """A pre-training run and what was measured on it.
+
+    Attributes:
+        method: its name in ``METHODS``.
+        dataset: that it was pre-trained on.
+        backbone: its name.
+        epochs: of pre-training.
+        seed: of pre-training.
+        num_train: images pre-trained on.
+        checkpoint: path of the last checkpoint, relative to the record; None if none was kept.
+        curve: one dict an epoch: ``epoch``, ``train_loss``, ``val_acc1``, ...
+        timings: name to seconds.
+        hardware: see :func:`environment`.
+        versions: see :func:`environment`.
+        commit: see :func:`environment`.
+        config: the whole configuration.
+        evaluations: of ``evaluation.protocol``, each with ``dataset`` (evaluated on) and
+            ``epoch`` (of the checkpoint) besides.
+        format: of the file.
+        digest: SHA-256 of everything else; set when saved, checked when loaded.
+    """
+
+    method: str
+    dataset: str
+    backbone: str
+    epochs: int
+    seed: int
+    num_train: int
+    checkpoint: str | None
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str | None] = field(default_factory=dict)
+    commit: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    format: int = FORMAT
+    digest: str = ""
+
+    def save(self, path: str | Path) -> None:
+        """Write the record whole or not at all, and set ``digest``.
+
+        A number that is not finite becomes null: JSON has no other word for it.
+        """
+        content = _plain(asdict(self))
+        self.digest = content["digest"] = _digest(content)
+        _write(Path(path), json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Record":
+        """Read a record.
+
+        Raises:
+            ClspError: unreadable, not a record, of another format, or edited by hand.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise ClspError(f"{path} is not a readable record ({error}).") from error
+        if not isinstance(content, dict) or "format" not in content:
+            raise ClspError(f"{path} is not a record of a run; name a {RECORD}.")
+        if content["format"] != FORMAT:
+            raise ClspError(
+                f"{path} has format {content['format']} and this version of clsp-plugin reads "
+                f"{FORMAT}; use the version that wrote it ({_writer(content)})."
+            )
+        if content.get("digest") != _digest(content):
+            raise ClspError(
+                f"{path} was edited by hand: its digest does not match its content; restore it or "
+                f"run the evaluation again on a record that was not touched."
+            )
+        names = {field.name for field in fields(cls)}
+        if set(content) != names:
+            raise ClspError(
+                f"{path} is not a record of this version; it differs in the fields "
+                f"{', '.join(sorted(set(content) ^ names))}."
+            )
+        return cls(**content)
+
+
+def _writer(content: Mapping[str, Any]) -> str:
+    versions = content.get("versions")
+    known = isinstance(versions, dict) and versions.get("clsp_plugin")
+    return f"clsp-plugin {known}" if known else "its version is not recorded"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON gives back after writing ``value``; NaN and infinities become None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):  # a scalar of torch or NumPy
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON (sorted keys, no spaces) of all but the digest."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return hashlib.sha256(
+        json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file so that it appears whole or not at all, even after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep other processes from changing a record meanwhile, where the file system can."""
+    handle = None
+    with suppress(ImportError, OSError):  # not on Windows, not on every network file system
+        import fcntl
+
+        handle = os.open(directory, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def add_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> Record:
+    """Put an evaluation into a record on disk.
+
+    One of the same task, protocol, data set and epoch is replaced; others stay. Evaluations of
+    one run that end at the same time do not lose each other.
+
+    Args:
+        path: of the record.
+        evaluation: as ``Record.evaluations`` holds them.
+
+    Returns:
+        The new record.
+
+    Raises:
+        ClspError: see :meth:`Record.load`.
+    """
+    path = Path(path)
+    assert all(key in evaluation for key in _SAME), f"an evaluation has {', '.join(_SAME)}"
+    evaluation = _plain(evaluation)
+    name = [evaluation[key] for key in _SAME]
+    with _locked(path.parent):
+        record = Record.load(path)
+        kept = [e for e in record.evaluations if [e.get(key) for key in _SAME] != name]
+        record.evaluations = [*kept, evaluation]
+        record.save(path)
+    return record
+
+
+def find_records(paths: Iterable[str | Path]) -> list[tuple[Path, Record]]:
+    """Load records, each once, in the order of ``paths`` and by name inside a directory.
+
+    Args:
+        paths: records, or directories that are searched recursively for ``record.json``.
+
+    Raises:
+        ClspError: a path that does not exist, no record at all, or one that cannot be read.
+    """
+    paths = [Path(path) for path in paths]
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise ClspError(f"{path} does not exist; name a {RECORD} or a directory of runs.")
+        for file in sorted(path.rglob(RECORD)) if path.is_dir() else [path]:
+            found.setdefault(file.resolve(), file)
+    if not found:
+        raise ClspError(
+            f"There is no {RECORD} under {', '.join(map(str, paths)) or 'no path'}; name the "
+            f"directory of a run that `clsp pretrain` finished."
+        )
+    return [(file, Record.load(file)) for file in found.values()]
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on.
+
+    Returns:
+        ``hardware``: ``cpu`` (model), ``cores`` (that this process may use), ``gpu`` (name, or
+        None), ``memory_gib``. ``versions``: of Python, torch, lightning, timm, diffusers and
+        clsp_plugin, None where not installed. ``commit``: hash of the checkout that this package
+        is run from, with ``-dirty`` if the package differs from it; None outside a checkout.
+    """
+    versions = {name: _version(name) for name in ("lightning", "timm", "diffusers")}
+    return {
+        "hardware": {
+            "cpu": _cpu_model(),
+            "cores": _cores(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "memory_gib": _memory_gib(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            **versions,
+            "clsp_plugin": __version__,
+        },
+        "commit": _commit(Path(__file__).parents[1]),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _commit(package: Path) -> str | None:
+    """Hash of the checkout that ``package`` is part of.
+
+    An installed copy that merely lies inside another project's checkout is not tracked there and
+    has none. Only changes under ``package`` make it dirty: the rest does not produce numbers.
+    """
+    # A hook of git's sets variables that would point these commands at another repository.
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20, env=clean
+        )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        commit = git("rev-parse", "HEAD")
+        dirty = git("status", "--porcelain", "--", ".")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}-dirty" if dirty else commit

@@ -1,0 +1,26 @@
+"""The one error type that is meant for people."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ClspError(ValueError):
+    """Bad input from outside: one sentence that says what was given and what to do.
+
+    The command line prints its message without a traceback and exits with code 2.
+    Anything else that escapes is a defect of ours and keeps its traceback.
+    """
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return ``", did you mean 'x'?"`` for the closest valid name, or all of them.
+
+    Args:
+        name: what was given.
+        valid: the names that would have been accepted.
+    """
+    valid = sorted(map(str, valid))
+    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; valid names: {', '.join(valid)}" if valid else ""

@@ -1,0 +1,108 @@
+"""Features of a frozen backbone, computed once; every evaluation reads them."""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from clsp_plugin.data.images import ImageArray
+from clsp_plugin.errors import ClspError
+
+__all__ = ["Features", "extract_features"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a frozen backbone says about labelled images.
+
+    Attributes:
+        feats: float32 (V, N, D). View 0 is the image as it is, view 1 (if any) its mirror image.
+        targets: int64 (N,), class numbers from 0.
+    """
+
+    feats: torch.Tensor
+    targets: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def dim(self) -> int:
+        """D, the width of the backbone's output."""
+        return self.feats.shape[-1]
+
+    def subset(self, indexes: torch.Tensor) -> "Features":
+        """The features of some images, in the order of ``indexes`` (int64)."""
+        return Features(self.feats[:, indexes], self.targets[indexes])
+
+
+@contextmanager
+def _evaluating(module: nn.Module):
+    """Evaluation mode, and afterwards each submodule's own mode again."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def extract_features(
+    backbone: nn.Module,
+    array: ImageArray,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    flip: bool,
+    desc: str = "",
+) -> Features:
+    """Run every image through a backbone once, or once plain and once mirrored.
+
+    Args:
+        backbone: images (B, 3, H, W) to features (B, D); moved to ``device``, otherwise left as
+            it was.
+        array: labelled images.
+        mean: per channel, for pixels in [0, 1].
+        std: per channel, for pixels in [0, 1].
+        batch_size: images a forward.
+        device: where the backbone runs; the features come back to the CPU.
+        flip: also the horizontal mirror image, as view 1.
+        desc: what the progress bar is called; none without it.
+
+    Raises:
+        ClspError: images without labels, or features that are not finite.
+    """
+    if bool((array.targets < 0).any()):
+        raise ClspError(
+            f"{int((array.targets < 0).sum())} of the {len(array)} images of {array.name} have no "
+            f"labels and an evaluation needs them; put each class into a folder of its own and "
+            f"set data.no_labels=False."
+        )
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
+    backbone.to(device)
+    views: tuple[list[torch.Tensor], ...] = ([], []) if flip else ([],)
+    starts = range(0, len(array), batch_size)
+    with torch.no_grad(), _evaluating(backbone):
+        for start in tqdm(starts, desc=desc, disable=not desc, unit="batch"):
+            images = array.images[start : start + batch_size].to(device)
+            # NHWC in memory, seen as NCHW: that is what channels_last means
+            X = images.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+            for view, feats in enumerate(views):
+                X = X.flip(3).contiguous(memory_format=torch.channels_last) if view else X
+                feats.append(backbone(X).float().cpu())
+    feats = torch.stack([torch.cat(view) for view in views])
+    assert feats.ndim == 3, f"a backbone gives (B, D), this one {tuple(feats.shape[1:])}"
+    if not bool(torch.isfinite(feats).all()):
+        broken = int((~torch.isfinite(feats)).flatten(2).any(2).any(0).sum())
+        raise ClspError(
+            f"The backbone's features of {broken} of the {len(array)} images of {array.name} are "
+            f"not finite: the training of this checkpoint diverged; evaluate an earlier one, or "
+            f"train again with a smaller optimizer.lr."
+        )
+    return Features(feats, array.targets.to(torch.int64).cpu())

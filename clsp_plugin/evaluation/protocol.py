@@ -1,0 +1,231 @@
+"""Who may look at the test set: nobody ("strict"), or the choice of k ("paper")."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from clsp_plugin.data.random import Purpose, derive_key, keys_for
+from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.evaluation.features import Features
+from clsp_plugin.evaluation.knn import weighted_knn
+from clsp_plugin.evaluation.linear import train_probe
+
+__all__ = ["KS", "PROTOCOLS", "check_protocol", "evaluate_knn", "evaluate_linear", "split_heldout"]
+
+PROTOCOLS = {
+    "strict": "k and learning rate chosen on a held-out tenth of the training images",
+    "paper": "best k on the test images, learning rate as published",
+}
+KS = (5, 10, 20, 50, 100, 200)
+
+_Scores = dict[float, tuple[float, float]]
+
+
+def check_protocol(protocol: str) -> None:
+    """Raise ClspError, with the nearest valid name, for a protocol that does not exist."""
+    if protocol not in PROTOCOLS:
+        raise ClspError(f"protocol={protocol} is not known{nearest(protocol, PROTOCOLS)}")
+
+
+def split_heldout(
+    targets: torch.Tensor, fraction: float = 0.1, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hold out the same part of every class, and at least one image of a class that has two.
+
+    Args:
+        targets: int64 (N,).
+        fraction: of each class, in (0, 1).
+        seed: which images.
+
+    Returns:
+        Ascending indexes of the images that stay and of those held out, both int64.
+
+    Raises:
+        ClspError: every class has a single image.
+    """
+    keys = keys_for(derive_key(seed, Purpose.PROBE, Purpose.ORDER), torch.arange(len(targets)))
+    held = torch.zeros(len(targets), dtype=torch.bool)
+    for label in targets.unique():
+        members = (targets == label).nonzero()[:, 0]
+        number = min(max(1, round(len(members) * fraction)), len(members) - 1)
+        held[members[keys[members].argsort()[:number]]] = True
+    if not held.any():
+        raise ClspError(
+            f"{len(targets)} training images are too few for the strict protocol, which holds out "
+            f"a tenth of each class and needs a class with two; take more images."
+        )
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+
+
+def _best(scores: _Scores) -> float:
+    """The value with the highest top-1; the first of equals, and never one that diverged."""
+    return max(scores, key=lambda value: -1.0 if math.isnan(scores[value][0]) else scores[value][0])
+
+
+def _evaluate(
+    names: tuple[str, str],
+    train: Features,
+    test: Features,
+    protocol: str,
+    values: Sequence[float],
+    score: Callable[[Features, Features, Sequence[float]], _Scores],
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Choose a value as the protocol allows and report it on the test images.
+
+    Args:
+        names: of the task and of the value to choose.
+        train: features to learn from.
+        test: features to report on.
+        protocol: one of ``PROTOCOLS``.
+        values: what to choose from; of equals the first wins.
+        score: ``(learn from, look at, values)`` to top-1 and top-5 in percent for each value.
+        settings: recorded with the result; ``seed`` also draws the held-out images.
+    """
+    began = time.perf_counter()
+    task, name = names
+    if protocol == "paper":
+        scores = score(train, test, values)
+        chosen = _best(scores)
+        final = scores[chosen]
+    else:
+        stay, held = split_heldout(train.targets, seed=settings["seed"])
+        scores = score(train.subset(stay), train.subset(held), values)
+        chosen = _best(scores)
+        final = score(train, test, (chosen,))[chosen]
+    candidates = [
+        {name: value, **_percentages(both)} for value, both in scores.items()
+    ]  # of the held-out images if strict, of the test images if not
+    return {
+        "task": task,
+        "protocol": protocol,
+        **_percentages(final),
+        "chosen": {name: chosen},
+        "candidates": candidates,
+        **({"heldout_top1": scores[chosen][0]} if protocol == "strict" else {}),
+        "num_train": len(train),
+        "num_test": len(test),
+        "settings": settings,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _percentages(both: tuple[float, float]) -> dict[str, float | None]:
+    top1, top5 = (None if math.isnan(value) else value for value in both)
+    return {"top1": top1, "top5": top5}
+
+
+def _num_classes(train: Features, test: Features) -> int:
+    """One more than the largest training label; a test label above it is an error."""
+    assert train.dim == test.dim
+    classes, unknown = int(train.targets.max()) + 1, int(test.targets.max())
+    if unknown >= classes:
+        raise ClspError(
+            f"The test images have class number {unknown} and the training images only 0 to "
+            f"{classes - 1}; give both sets the same classes."
+        )
+    return classes
+
+
+def evaluate_knn(
+    train: Features,
+    test: Features,
+    protocol: str = "strict",
+    ks: Sequence[int] = KS,
+    *,
+    temperature: float = 0.07,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Weighted kNN accuracy on the plain images (view 0).
+
+    The authors' bank holds randomly mirrored training images and ours plain ones, so that the
+    number has no chance in it.
+
+    Args:
+        train: the bank.
+        test: what to classify.
+        protocol: ``"strict"`` chooses k on a held-out stratified tenth of ``train`` (the bank is
+            the rest), then reports that k on ``test`` with the whole bank. ``"paper"`` reports
+            the best k on ``test``, as published numbers do. Of equal ks the smallest is chosen.
+        ks: numbers of neighbours to choose from.
+        temperature: of the votes.
+        seed: which images are held out.
+
+    Returns:
+        ``task``, ``protocol``, ``top1``, ``top5`` (percent), ``chosen`` ``{"k": k}``,
+        ``candidates`` (each k with its ``top1`` and ``top5``: of the held-out images if strict),
+        ``heldout_top1`` (strict only), ``num_train``, ``num_test``, ``settings``, ``seconds``.
+
+    Raises:
+        ClspError: an unknown protocol, a k below 1, too few images, unknown classes in ``test``.
+    """
+    check_protocol(protocol)
+    classes = _num_classes(train, test)
+
+    def score(bank: Features, queries: Features, ks: Sequence[int]) -> _Scores:
+        return weighted_knn(
+            bank.feats[0],
+            bank.targets,
+            queries.feats[0],
+            queries.targets,
+            ks,
+            temperature,
+            classes,
+        )
+
+    settings = {"temperature": temperature, "seed": seed}
+    ks = sorted({int(k) for k in ks})
+    return _evaluate(("knn", "k"), train, test, protocol, ks, score, settings)
+
+
+def evaluate_linear(
+    train: Features,
+    test: Features,
+    protocol: str = "strict",
+    lrs: Sequence[float] = (1.0,),
+    *,
+    epochs: int = 100,
+    milestones: Sequence[int] = (60, 80),
+    batch_size: int = 256,
+    seed: int = 0,
+    desc: str = "",
+) -> dict[str, Any]:
+    """Accuracy of a linear probe, tested on the plain images (view 0).
+
+    Args:
+        train: features to train on, with the mirrored view for the paper's augmentation.
+        test: features to test on.
+        protocol: ``"strict"`` chooses the learning rate on a held-out stratified tenth of
+            ``train``, then trains with it on all of ``train``. ``"paper"`` takes the one rate
+            that is given. Of equal rates the first is chosen; one that diverged never is.
+        lrs: learning rates to choose from; exactly one with ``"paper"``.
+        epochs: of training.
+        milestones: epochs at which the rate is divided by ten.
+        batch_size: images a step.
+        seed: of the probe and of the held-out images.
+        desc: what the progress bar is called; none without it.
+
+    Returns:
+        As :func:`evaluate_knn`, with ``chosen`` ``{"lr": lr}``.
+
+    Raises:
+        ClspError: an unknown protocol, several rates with ``"paper"``, too few images, unknown
+            classes in ``test``, or training diverged.
+    """
+    check_protocol(protocol)
+    if protocol == "paper" and len(lrs) != 1:
+        raise ClspError(
+            f"protocol=paper takes the one published learning rate and {len(lrs)} were given "
+            f"({', '.join(map(str, lrs))}); give one, or choose among them with protocol=strict."
+        )
+    classes = _num_classes(train, test)
+    settings = {"epochs": epochs, "milestones": list(milestones), "batch_size": batch_size}
+    settings["seed"] = seed
+
+    def score(train: Features, test: Features, lrs: Sequence[float]) -> _Scores:
+        return train_probe(train, classes, lrs, **settings, desc=desc).accuracy(test)
+
+    return _evaluate(("linear", "lr"), train, test, protocol, lrs, score, settings)

@@ -1,0 +1,22 @@
+"""The pull between an image and its synthetic positive, and BYOL's regression: one distance."""
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["alignment_loss"]
+
+
+def alignment_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of normalised embeddings.
+
+    ``mean_i || n(x_i) - n(y_i) ||^2 = mean_i (2 - 2 cos(x_i, y_i))``: CLSP's additional term
+    (Zeng et al., ECCV 2024, eq. 3) and BYOL's regression (Grill et al., NeurIPS 2020, eq. 2).
+
+    Args:
+        x: (B, D), any norm.
+        y: (B, D), any norm.
+
+    Returns:
+        The distance, a scalar in [0, 4].
+    """
+    return 2 - 2 * F.cosine_similarity(x.float(), y.float(), dim=-1).mean()

@@ -1,0 +1,35 @@
+"""Embeddings of all processes, with gradients."""
+
+import torch
+import torch.distributed as dist
+from torch.distributed.nn.functional import all_gather
+
+__all__ = ["gather", "rank"]
+
+
+def _active() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's number; 0 without a process group."""
+    return dist.get_rank() if _active() else 0
+
+
+def gather(x: torch.Tensor) -> torch.Tensor:
+    """Concatenate a tensor of every process along the first dimension.
+
+    Args:
+        x: (B, ...), the same shape in every process.
+
+    Returns:
+        (B * world size, ...), in the order of the ranks; ``x`` itself in a single process.
+        Gradients flow back to the process that a row came from.
+    """
+    if not _active():
+        return x
+    if not x.requires_grad:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+    return torch.cat(all_gather(x.contiguous()))

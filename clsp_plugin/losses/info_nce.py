@@ -1,0 +1,29 @@
+"""MoCo's loss against a queue of negatives."""
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["info_nce_loss"]
+
+
+def info_nce_loss(
+    query: torch.Tensor, key: torch.Tensor, queue: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """InfoNCE of a query with its key against a queue (He et al., CVPR 2020, eq. 1).
+
+    ``loss_i = -log( exp(q_i k_i / T) / (exp(q_i k_i / T) + sum_j exp(q_i queue_j / T)) )``,
+    averaged over the batch. lightly's loss owns its queue; MoCoV2+ keeps one for each view in its
+    checkpoint, so the formula stands here without one.
+
+    Args:
+        query: (B, D), unit norm.
+        key: (B, D), unit norm, the positives.
+        queue: (D, K), unit-norm columns, the negatives.
+        temperature: T > 0.
+
+    Returns:
+        The loss, a scalar.
+    """
+    positive = (query * key).sum(1, keepdim=True)
+    logits = torch.cat([positive, query @ queue.to(query.dtype)], dim=1).float() / temperature
+    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))

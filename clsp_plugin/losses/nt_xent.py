@@ -1,0 +1,46 @@
+"""SimCLR's loss for any number of views, keyed by image index."""
+
+import torch
+import torch.nn.functional as F
+
+from clsp_plugin.losses.distributed import gather, rank
+
+__all__ = ["nt_xent_loss"]
+
+
+def nt_xent_loss(z: torch.Tensor, indexes: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Normalised temperature-scaled cross entropy (Chen et al., ICML 2020, eq. 1).
+
+    For a row ``i`` with positives ``P(i)`` (other rows of the same image) and the cosine
+    similarity ``s``::
+
+        loss_i = -log( sum_{p in P(i)} exp(s_ip / T) / sum_{j != i} exp(s_ij / T) )
+
+    averaged over the rows. With two views an image this is the paper's formula. It is written
+    here because positives are keyed by index: lightly's loss takes exactly two views, and an
+    image that is drawn twice in one batch must not be its own negative.
+
+    Args:
+        z: (V * B, D) embeddings of any norm, the views one after another.
+        indexes: int64 (V * B,), the image that each row shows.
+        temperature: T > 0.
+
+    Returns:
+        The loss, a scalar. With a process group, negatives come from all processes.
+
+    Example:
+        >>> z = torch.eye(2).repeat(2, 1)
+        >>> round(nt_xent_loss(z, torch.tensor([0, 1, 0, 1]), 1.0).item(), 4)
+        0.5514
+    """
+    z = F.normalize(z.float(), dim=-1)
+    all_z, all_indexes = gather(z), gather(indexes)
+    logits = z @ all_z.T / temperature
+    positive = indexes[:, None] == all_indexes[None, :]
+    row = torch.arange(len(z), device=z.device)
+    itself = torch.zeros_like(positive)
+    itself[row, row + rank() * len(z)] = True
+    lowest = torch.finfo(logits.dtype).min
+    everything = logits.masked_fill(itself, lowest).logsumexp(1)
+    positives = logits.masked_fill(~positive | itself, lowest).logsumexp(1)
+    return (everything - positives).mean()

@@ -1,0 +1,272 @@
+"""What every method of the engine shares: solo-learn's contract, without solo-learn."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.methods.backbones import build_backbone
+from clsp_plugin.methods.joint import JointForward
+from clsp_plugin.methods.optim import build_optimizer, build_scheduler, ema_tau, ema_update
+
+__all__ = ["BaseMethod", "BaseMomentumMethod", "check_method_kwargs", "mlp"]
+
+
+def check_method_kwargs(cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig:
+    """Fill in and check ``cfg.method_kwargs``.
+
+    Args:
+        cfg: the whole configuration; a changed copy is returned.
+        defaults: name to default; a type instead of a value means that the key is required.
+
+    Raises:
+        ClspError: a key that the method does not have, lacks, or that has another type.
+    """
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    given = dict(cfg.get("method_kwargs") or {})
+    for name in given:
+        if name not in defaults:
+            raise ClspError(
+                f"method_kwargs.{name} is not a setting of {cfg.method}{nearest(name, defaults)}"
+            )
+    for name, default in defaults.items():
+        kind = default if isinstance(default, type) else type(default)
+        if name not in given:
+            if isinstance(default, type):
+                raise ClspError(f"{cfg.method} needs method_kwargs.{name} ({kind.__name__}).")
+            given[name] = default
+        value = given[name]
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            given[name] = value = float(value)
+        if kind is not type(None) and not isinstance(value, kind):
+            raise ClspError(
+                f"method_kwargs.{name}={value!r} is not of type {kind.__name__} as "
+                f"{cfg.method} needs."
+            )
+    cfg.method_kwargs = given
+    return cfg
+
+
+def mlp(*sizes: int, norm: bool = False) -> nn.Sequential:
+    """Linear layers with ReLU between them, and batch normalisation before each ReLU if asked."""
+    layers: list[nn.Module] = []
+    for number, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        if number:
+            layers += [nn.BatchNorm1d(inputs)] if norm else []
+            layers.append(nn.ReLU())
+        layers.append(nn.Linear(inputs, outputs))
+    return nn.Sequential(*layers)
+
+
+def _classification(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Cross entropy and accuracies in percent; rows with target -1 do not count."""
+    labelled = targets >= 0
+    count = labelled.sum().clamp(min=1)
+    loss = F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="sum") / count
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = (best == targets[:, None]) & labelled[:, None]
+    return {
+        "loss": loss,
+        "acc1": hits[:, 0].sum() * 100.0 / count,
+        "acc5": hits.sum() * 100.0 / count,
+    }
+
+
+class BaseMethod(JointForward, pl.LightningModule):
+    """A backbone, an online linear probe on its detached features, and the steps around them.
+
+    A batch is ``[indexes (B,), views, targets (B,)]`` with ``views`` a list of (B, 3, H, W): the
+    large crops first, then the small ones.
+
+    Args:
+        cfg: a configuration as ``engine.config.parse_cfg`` returns it.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__()
+        cfg = self.add_and_assert_specific_cfg(cfg)
+        self.cfg = cfg
+        self.backbone, self.features_dim = build_backbone(cfg.backbone, cfg.data.dataset)
+        self.num_classes: int = cfg.data.num_classes
+        self.classifier = nn.Linear(self.features_dim, self.num_classes)
+        self.num_large_crops: int = cfg.data.num_large_crops
+        self.num_small_crops: int = cfg.data.num_small_crops
+        self.num_crops = self.num_large_crops + self.num_small_crops
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        """Check the settings of the method and fill in their defaults; returns a new object."""
+        return cfg
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        """Parameter groups of the optimiser, each with its own settings where it has any."""
+        return [
+            {"name": "backbone", "params": self.backbone.parameters()},
+            {
+                "name": "classifier",
+                "params": self.classifier.parameters(),
+                "lr": self.cfg.optimizer.classifier_lr,
+                "weight_decay": 0.0,
+            },
+        ]
+
+    def configure_optimizers(self):
+        optimizer = build_optimizer(self.learnable_params, self.cfg.optimizer)
+        scheduler = build_scheduler(
+            optimizer,
+            self.cfg.scheduler,
+            total_steps=self.trainer.estimated_stepping_batches,
+            max_epochs=self.cfg.max_epochs,
+        )
+        return optimizer if scheduler is None else ([optimizer], [scheduler])
+
+    def _features(self, backbone: nn.Module, X: torch.Tensor) -> torch.Tensor:
+        if not self.cfg.performance.disable_channel_last:
+            X = X.contiguous(memory_format=torch.channels_last)
+        return backbone(X)
+
+    def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Images (B, 3, H, W) to ``feats`` (B, D) and ``logits`` (B, classes); methods add ``z``."""
+        feats = self._features(self.backbone, X)
+        return {"feats": feats, "logits": self.classifier(feats.detach())}
+
+    def multicrop_forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The forward of small crops: as of large ones, without the probe."""
+        out = self.forward(X)
+        out.pop("logits")
+        return out
+
+    def base_training_step(self, X: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
+        """One view: its outputs, and the probe's ``loss``, ``acc1`` and ``acc5``."""
+        out = self(X)
+        return {**out, **_classification(out["logits"], targets)}
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
+        """All views: lists of their outputs, and the probe's mean ``loss`` over large crops."""
+        _, views, targets = batch
+        views = [views] if isinstance(views, torch.Tensor) else views
+        assert len(views) == self.num_crops, (len(views), self.num_crops)
+        large = views[: self.num_large_crops]
+        with self.joint_forward(large) if self.cfg.joint_forward else nullcontext():
+            each = [self.base_training_step(view, targets) for view in large]
+        outs: dict[str, Any] = {key: [out[key] for out in each] for key in each[0]}
+        for view in views[self.num_large_crops :]:
+            for key, value in self.multicrop_forward(view).items():
+                outs[key].append(value)
+        for key in ("loss", "acc1", "acc5"):
+            outs[key] = sum(outs[key]) / self.num_large_crops
+        self.log_epoch(
+            train_class_loss=outs["loss"], train_acc1=outs["acc1"], train_acc5=outs["acc5"]
+        )
+        return outs
+
+    def log_epoch(self, **metrics: torch.Tensor) -> None:
+        """Log means over an epoch and over all processes."""
+        self.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True)
+
+    def validation_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> None:
+        """The probe's accuracy on ``[images (B, 3, H, W), targets (B,)]``."""
+        X, targets = batch
+        out = _classification(self(X)["logits"], targets)
+        self.log_dict(
+            {f"val_{key}": out[key] for key in ("loss", "acc1", "acc5")},
+            on_epoch=True,
+            sync_dist=True,
+            batch_size=len(targets),
+        )
+
+
+class BaseMomentumMethod(BaseMethod):
+    """Adds a momentum backbone, moved after every optimiser step.
+
+    ``cfg.momentum`` has ``base_tau``, ``final_tau`` (the coefficient goes from one to the other
+    on a cosine, per step) and ``classifier`` (a second probe, on the momentum features).
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        cfg = self.cfg
+        if not 0 <= cfg.momentum.base_tau <= cfg.momentum.final_tau <= 1:
+            raise ClspError(
+                f"momentum.base_tau={cfg.momentum.base_tau} and final_tau="
+                f"{cfg.momentum.final_tau} must satisfy 0 <= base_tau <= final_tau <= 1."
+            )
+        self.momentum_backbone, _ = build_backbone(cfg.backbone, cfg.data.dataset)
+        self.copy_to_momentum(self.backbone, self.momentum_backbone)
+        self.momentum_classifier = (
+            nn.Linear(self.features_dim, self.num_classes) if cfg.momentum.classifier else None
+        )
+
+    @staticmethod
+    def copy_to_momentum(online: nn.Module, momentum: nn.Module) -> None:
+        """Start a momentum network as a copy that takes no gradient."""
+        momentum.load_state_dict(online.state_dict())
+        momentum.requires_grad_(False)
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        if self.momentum_classifier is None:
+            return super().learnable_params
+        return [
+            *super().learnable_params,
+            {
+                "name": "momentum_classifier",
+                "params": self.momentum_classifier.parameters(),
+                "lr": self.cfg.optimizer.classifier_lr,
+                "weight_decay": 0.0,
+            },
+        ]
+
+    @property
+    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Pairs of (online, momentum) networks."""
+        return [(self.backbone, self.momentum_backbone)]
+
+    @torch.no_grad()
+    def momentum_forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Images (B, 3, H, W) to ``feats`` (B, D) of the momentum backbone; methods add ``z``."""
+        return {"feats": self._features(self.momentum_backbone, X)}
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
+        """Adds ``momentum_*``: lists of the momentum network's outputs for the large crops."""
+        outs = super().training_step(batch, batch_idx)
+        _, views, targets = batch
+        views = [views] if isinstance(views, torch.Tensor) else views
+        each = [self.momentum_forward(view) for view in views[: self.num_large_crops]]
+        outs.update({f"momentum_{key}": [out[key] for out in each] for key in each[0]})
+        if self.momentum_classifier is not None:
+            probes = [
+                _classification(self.momentum_classifier(feats.detach()), targets)
+                for feats in outs["momentum_feats"]
+            ]
+            mean = {key: sum(probe[key] for probe in probes) / len(probes) for key in probes[0]}
+            outs["loss"] = outs["loss"] + mean["loss"]
+            self.log_epoch(**{f"train_momentum_{key}": value for key, value in mean.items()})
+        return outs
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._updated_step = self.trainer.global_step
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        step = self.trainer.global_step
+        if step == self._updated_step:  # gradients are still being accumulated
+            return
+        self._updated_step = step
+        tau = ema_tau(
+            step - 1,
+            self.trainer.estimated_stepping_batches,
+            self.cfg.momentum.base_tau,
+            self.cfg.momentum.final_tau,
+        )
+        for online, momentum in self.momentum_pairs:
+            ema_update(online, momentum, tau)

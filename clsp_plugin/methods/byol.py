@@ -1,0 +1,81 @@
+"""BYOL: bootstrap your own latent (Grill et al., NeurIPS 2020)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import nn
+
+from clsp_plugin.losses.alignment import alignment_loss
+from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
+
+
+class BYOL(BaseMomentumMethod):
+    """A predictor on each view regresses the momentum embedding of every other view.
+
+    ``loss = sum over large crops v and other crops u of 2 - 2 cos(p_u, z'_v)``.
+
+    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim``, ``pred_hidden_dim`` (sizes of the
+    projector and the predictor).
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        kwargs = self.cfg.method_kwargs
+        hidden, out, predictor = (
+            kwargs.proj_hidden_dim,
+            kwargs.proj_output_dim,
+            kwargs.pred_hidden_dim,
+        )
+        self.projector = mlp(self.features_dim, hidden, out, norm=True)
+        self.momentum_projector = mlp(self.features_dim, hidden, out, norm=True)
+        self.copy_to_momentum(self.projector, self.momentum_projector)
+        self.predictor = mlp(out, predictor, out, norm=True)
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
+        return check_method_kwargs(
+            cfg, {"proj_hidden_dim": int, "proj_output_dim": int, "pred_hidden_dim": int}
+        )
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        return [
+            *super().learnable_params,
+            {"name": "projector", "params": self.projector.parameters()},
+            {"name": "predictor", "params": self.predictor.parameters()},
+        ]
+
+    @property
+    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [*super().momentum_pairs, (self.projector, self.momentum_projector)]
+
+    def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Adds ``z`` and the prediction ``p``, both (B, proj_output_dim)."""
+        out = super().forward(X)
+        z = self.projector(out["feats"])
+        return {**out, "z": z, "p": self.predictor(z)}
+
+    @torch.no_grad()
+    def momentum_forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        out = super().momentum_forward(X)
+        return {**out, "z": self.momentum_projector(out["feats"])}
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """The regression over all pairs of views plus the probe's loss."""
+        out = super().training_step(batch, batch_idx)
+        loss = sum(
+            alignment_loss(out["p"][other], out["momentum_z"][view])
+            for view in range(self.num_large_crops)
+            for other in range(self.num_crops)
+            if other != view
+        )
+        with torch.no_grad():
+            # of unit vectors: 1 / sqrt(D) when spread out, 0 when collapsed
+            z = torch.stack(out["z"][: self.num_large_crops])
+            spread = F.normalize(z.float(), dim=-1).std(dim=1).mean()
+        self.log_epoch(train_loss=loss, train_z_std=spread)
+        return loss + out["loss"]

@@ -1,0 +1,160 @@
+"""Optimisers, learning-rate schedules and the momentum update."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from timm.optim import Lars
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+
+from clsp_plugin.errors import ClspError, nearest
+
+__all__ = ["OPTIMIZERS", "SCHEDULERS", "WarmupCosine", "build_optimizer", "ema_update", "ema_tau"]
+
+SCHEDULERS = ("warmup_cosine", "step", "none")
+
+
+def _lars(groups, *, eta=1e-3, clip_lr=False, exclude_bias_n_norm=False, **kwargs):
+    """timm's LARS under solo-learn's names.
+
+    ``exclude_bias_n_norm`` takes one-dimensional parameters out of both the adaptation and the
+    weight decay; timm leaves the adaptation out where weight decay is 0.
+    """
+    if exclude_bias_n_norm:
+        groups = _split_one_dimensional(groups)
+    return Lars(
+        groups,
+        trust_coeff=eta,
+        trust_clip=clip_lr,
+        always_adapt=not exclude_bias_n_norm,
+        **kwargs,
+    )
+
+
+OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "lars": _lars,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+def _split_one_dimensional(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Biases and norms in groups of their own, without weight decay."""
+    out = []
+    for group in groups:
+        parameters = list(group["params"])
+        matrices = [p for p in parameters if p.ndim > 1]
+        vectors = [p for p in parameters if p.ndim <= 1]
+        if matrices:
+            out.append({**group, "params": matrices})
+        if vectors:
+            out.append({**group, "params": vectors, "weight_decay": 0.0})
+    return out
+
+
+def build_optimizer(groups: list[dict[str, Any]], cfg) -> torch.optim.Optimizer:
+    """Make the optimiser of a configuration's ``optimizer`` block.
+
+    Args:
+        groups: parameter groups with ``name``, ``params`` and optional overrides.
+        cfg: ``name``, ``lr`` (already scaled), ``weight_decay``, ``exclude_bias_n_norm_wd``,
+            ``kwargs``.
+
+    Raises:
+        ClspError: an unknown optimiser, or arguments that it refuses.
+    """
+    if cfg.name not in OPTIMIZERS:
+        raise ClspError(f"optimizer.name={cfg.name} is not known{nearest(cfg.name, OPTIMIZERS)}")
+    groups = [{**group, "params": list(group["params"])} for group in groups]
+    if cfg.exclude_bias_n_norm_wd:
+        groups = _split_one_dimensional(groups)
+    try:
+        return OPTIMIZERS[cfg.name](
+            groups, lr=cfg.lr, weight_decay=cfg.weight_decay, **dict(cfg.kwargs)
+        )
+    except (TypeError, ValueError) as error:
+        raise ClspError(f"optimizer.kwargs do not fit {cfg.name}: {error}") from error
+
+
+class WarmupCosine(LRScheduler):
+    """Linear warm-up from one rate to the base rate, then a cosine to another.
+
+    At time ``t`` (steps or epochs)::
+
+        t <  warmup:  start + t (base - start) / (warmup - 1)
+        t >= warmup:  end + (base - end) (1 + cos(pi (t - warmup) / (total - warmup))) / 2
+
+    The schedule of solo-learn and of the authors of CLSP, in closed form, so it depends on ``t``
+    alone. Groups with ``static_lr`` keep their rate.
+
+    Args:
+        optimizer: whose rates are set.
+        warmup: length of the warm-up.
+        total: length of the training.
+        start: rate at t = 0, where there is a warm-up.
+        end: rate at t = total.
+    """
+
+    def __init__(self, optimizer, warmup: float, total: float, start: float, end: float = 0.0):
+        self.warmup, self.total, self.start, self.end = warmup, total, start, end
+        super().__init__(optimizer)
+
+    def _at(self, base: float) -> float:
+        t = self.last_epoch
+        if t < self.warmup:
+            return self.start + t * (base - self.start) / max(self.warmup - 1, 1)
+        progress = (t - self.warmup) / max(self.total - self.warmup, 1)
+        return self.end + (base - self.end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+    def get_lr(self) -> list[float]:
+        return [
+            base if group.get("static_lr") else self._at(base)
+            for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
+        ]
+
+
+def build_scheduler(optimizer, cfg, total_steps: int, max_epochs: int) -> dict[str, Any] | None:
+    """Make the schedule of a configuration's ``scheduler`` block, as Lightning takes it.
+
+    Args:
+        optimizer: whose rates are set.
+        cfg: ``name``, ``interval`` (``step`` or ``epoch``), ``warmup_epochs``,
+            ``warmup_start_lr``, ``min_lr``, ``lr_decay_steps``.
+        total_steps: optimiser steps of the whole training.
+        max_epochs: epochs of the whole training.
+    """
+    if cfg.name not in SCHEDULERS:
+        raise ClspError(f"scheduler.name={cfg.name} is not known{nearest(cfg.name, SCHEDULERS)}")
+    if cfg.name == "none":
+        return None
+    if cfg.name == "step":
+        if not cfg.lr_decay_steps:
+            raise ClspError("scheduler.name=step needs scheduler.lr_decay_steps=[EPOCH, ...].")
+        return {"scheduler": MultiStepLR(optimizer, list(cfg.lr_decay_steps)), "interval": "epoch"}
+    if cfg.interval not in ("step", "epoch"):
+        raise ClspError(f"scheduler.interval={cfg.interval} is neither step nor epoch.")
+    unit = total_steps / max_epochs if cfg.interval == "step" else 1
+    schedule = WarmupCosine(
+        optimizer,
+        warmup=cfg.warmup_epochs * unit,
+        total=max_epochs * unit,
+        start=cfg.warmup_start_lr,
+        end=cfg.min_lr,
+    )
+    return {"scheduler": schedule, "interval": cfg.interval}
+
+
+def ema_tau(step: int, total_steps: int, base: float, final: float) -> float:
+    """Momentum at an optimiser step: ``final - (final - base) (1 + cos(pi step / total)) / 2``."""
+    return final - (final - base) * (1 + math.cos(math.pi * step / total_steps)) / 2
+
+
+@torch.no_grad()
+def ema_update(online: nn.Module, momentum: nn.Module, tau: float) -> None:
+    """Move every momentum parameter to ``tau * momentum + (1 - tau) * online``, in place."""
+    targets = list(momentum.parameters())
+    torch._foreach_mul_(targets, tau)
+    torch._foreach_add_(targets, list(online.parameters()), alpha=1 - tau)

@@ -1,0 +1,53 @@
+"""SimCLR: a simple framework for contrastive learning (Chen et al., ICML 2020)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from clsp_plugin.losses.nt_xent import nt_xent_loss
+from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+
+
+class SimCLR(BaseMethod):
+    """Views of an image attract, all else repels; see :func:`nt_xent_loss` for the formula.
+
+    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
+    ``temperature`` (default 0.2).
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        kwargs = self.cfg.method_kwargs
+        self.projector = mlp(self.features_dim, kwargs.proj_hidden_dim, kwargs.proj_output_dim)
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
+        return check_method_kwargs(
+            cfg, {"proj_hidden_dim": int, "proj_output_dim": int, "temperature": 0.2}
+        )
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        return [
+            *super().learnable_params,
+            {"name": "projector", "params": self.projector.parameters()},
+        ]
+
+    def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Adds ``z`` (B, proj_output_dim)."""
+        out = super().forward(X)
+        return {**out, "z": self.projector(out["feats"])}
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """The contrastive loss over all views plus the probe's."""
+        out = super().training_step(batch, batch_idx)
+        loss = nt_xent_loss(
+            torch.cat(out["z"]),
+            batch[0].repeat(self.num_crops),
+            self.cfg.method_kwargs.temperature,
+        )
+        self.log_epoch(train_loss=loss)
+        return loss + out["loss"]

@@ -1,0 +1,46 @@
+"""clsp-plugin: synthetic positives for self-supervised learning, on the solo-learn contract."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (ROOT / "clsp_plugin" / "__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="clsp-plugin",
+    version=VERSION,
+    description="Contrastive learning with synthetic positives, as a plugin and on its own.",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    # The configurations live in scripts/, where solo-learn's users look for them; in an
+    # installed package the same folder is clsp_plugin/scripts.
+    packages=[*find_packages(include=["clsp_plugin*"]), "clsp_plugin.scripts"],
+    package_dir={"clsp_plugin.scripts": "scripts"},
+    package_data={"clsp_plugin.scripts": ["**/*.yaml"]},
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "lightning>=2.2",
+        "hydra-core>=1.3",
+        "omegaconf>=2.3",
+        "diffusers>=0.30",
+        "timm>=1.0.12",  # the backbones, LARS
+        "torchmetrics>=1.0",
+        "scikit-learn>=1.3",
+        "matplotlib>=3.7",
+        "numpy>=1.24",
+        "pillow>=9.4",
+        "tqdm>=4.64",  # progress of work that is not training
+    ],
+    extras_require={
+        "wandb": ["wandb"],
+        "test": ["pytest>=8", "ruff>=0.6"],
+    },
+    entry_points={"console_scripts": ["clsp=clsp_plugin.cli:main"]},
+)

@@ -1,0 +1,112 @@
+"""Configurations: solo-learn's keys and rules, and what is refused."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from clsp_plugin.cli import compose, shipped
+from clsp_plugin.engine.config import Data, parse_cfg, trainer_kwargs, typed
+from clsp_plugin.errors import ClspError
+from clsp_plugin.methods import METHODS
+
+
+def test_rates_are_scaled_by_images_a_step_as_solo_learn_does(tiny):
+    cfg = tiny("simclr", "optimizer.scale_lr=True", "optimizer.lr=0.4",
+               "optimizer.classifier_lr=0.1", "optimizer.batch_size=64", "devices=[0,1]",
+               "num_nodes=2", "accumulate_grad_batches=3")  # fmt: skip
+    parsed = parse_cfg(cfg, METHODS)
+    assert parsed.optimizer.lr == pytest.approx(0.4 * 64 * 2 * 2 / 256 * 3)
+    assert parsed.optimizer.classifier_lr == pytest.approx(0.1 * 64 * 2 * 2 / 256 * 3)
+    cfg.optimizer.scale_lr = False
+    assert parse_cfg(cfg, METHODS).optimizer.lr == 0.4
+
+
+def test_solo_learn_s_rule_holds_where_nothing_is_said(tiny):
+    cfg = tiny("simclr", "optimizer.lr=0.4", "optimizer.batch_size=64")
+    del cfg.optimizer.scale_lr
+    assert parse_cfg(cfg, METHODS).optimizer.lr == pytest.approx(0.1)
+
+
+def test_what_was_given_is_not_changed(tiny):
+    cfg = tiny("simclr", "optimizer.scale_lr=True")
+    before = OmegaConf.to_yaml(cfg)
+    parse_cfg(cfg, METHODS)
+    assert OmegaConf.to_yaml(cfg) == before
+
+
+def test_large_and_small_crops_are_counted(tiny):
+    cfg = tiny("simclr")
+    small = OmegaConf.merge(cfg.augmentations[0], {"crop_size": 16, "num_crops": 4})
+    cfg.augmentations = [cfg.augmentations[0], small]
+    parsed = parse_cfg(cfg, METHODS)
+    assert (parsed.data.num_large_crops, parsed.data.num_small_crops) == (2, 4)
+
+
+def test_none_as_text_is_none():
+    assert typed({"dataset": "digits", "val_path": "None"}, Data).val_path is None
+
+
+def test_arguments_of_the_trainer_pass_through(tiny):
+    cfg = parse_cfg(tiny("simclr", "gradient_clip_val=0.5", "limit_train_batches=2"), METHODS)
+    kwargs = trainer_kwargs(cfg)
+    assert kwargs["gradient_clip_val"] == 0.5
+    assert kwargs["limit_train_batches"] == 2
+
+
+def test_gpu_numbers_are_processes_on_the_cpu(tiny):
+    cfg = parse_cfg(tiny("simclr", "devices=[0,1]", "accelerator=cpu", "strategy=ddp"), METHODS)
+    kwargs = trainer_kwargs(cfg)
+    assert (kwargs["devices"], kwargs["strategy"]) == (2, "ddp")
+    cfg = parse_cfg(tiny("simclr", "devices=[0]", "accelerator=cpu", "strategy=ddp"), METHODS)
+    assert trainer_kwargs(cfg)["strategy"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimzer.lr=1", "optimzer is not a setting; did you mean 'optimizer'"),
+        ("optimizer.larning_rate=1", "optimizer.larning_rate is not a setting"),
+        ("data.fracton=1", "did you mean 'fraction'"),
+        ("max_epochs=soon", "max_epochs: Value 'soon'"),
+        ("max_epochs=0", "max_epochs=0 must be at least 1"),
+        ("optimizer.lr=-1", "optimizer.lr=-1.0 must be at least 0"),
+        ("method=simclrr", "did you mean 'simclr'"),
+        ("data.format=h5", "set data.format=image_folder"),
+        ("devices=many", "devices=many is neither"),
+        ("augmentations=[]", "at least one pipeline"),
+        ("performance.compile_augmentation=maybe", "auto, True or False"),
+    ],
+)
+def test_bad_values_are_told(tiny, override, message):
+    with pytest.raises(ClspError, match=message):
+        parse_cfg(tiny("simclr", override), METHODS)
+
+
+def test_missing_values_are_named(tiny):
+    cfg = tiny("simclr")
+    del cfg.optimizer.lr
+    with pytest.raises(ClspError, match=r"optimizer\.lr is not set"):
+        parse_cfg(cfg, METHODS)
+
+
+def test_half_precision_needs_a_gpu(tiny):
+    cfg = parse_cfg(tiny("simclr", "precision=16-mixed", "accelerator=cpu"), METHODS)
+    with pytest.raises(ClspError, match="needs a GPU"):
+        trainer_kwargs(cfg)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((shipped() / "pretrain").glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
+def test_shipped_configurations_are_complete(path):
+    cfg = compose("pretrain", f"{path.parent.name}/{path.stem}")
+    parsed = parse_cfg(OmegaConf.to_container(cfg), METHODS)
+    assert parsed.method == path.stem
+    METHODS[parsed.method].add_and_assert_specific_cfg(parsed)
+
+
+def test_the_authors_rates_reach_the_optimiser():
+    parsed = parse_cfg(compose("pretrain", "cifar/clsp_simclr"), METHODS)
+    assert (parsed.optimizer.lr, parsed.optimizer.batch_size) == (0.5, 1024)
+    parsed = parse_cfg(compose("pretrain", "cifar/clsp_mocov2"), METHODS)
+    assert (parsed.optimizer.lr, parsed.optimizer.batch_size) == (0.3, 512)
+    assert parsed.synthetic.weight == 0.5

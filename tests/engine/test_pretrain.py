@@ -1,0 +1,167 @@
+"""A run stopped and continued is the run left alone; several processes are one batch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from omegaconf import OmegaConf
+
+from clsp_plugin.engine.pretrain import pretrain
+from clsp_plugin.engine.record import Record
+from clsp_plugin.errors import ClspError
+from clsp_plugin.losses.distributed import gather
+from clsp_plugin.losses.nt_xent import nt_xent_loss
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(monkeypatch, epoch):
+    """Kill training in the middle of an epoch, after the one before was saved."""
+    from clsp_plugin.engine.progress import History
+
+    plain = History.on_train_epoch_start
+
+    def dying(self, trainer, module):
+        if trainer.current_epoch == epoch:
+            raise Stopped
+        plain(self, trainer, module)
+
+    monkeypatch.setattr(History, "on_train_epoch_start", dying)
+
+
+@pytest.mark.parametrize(
+    ("method", "extra"),
+    [
+        ("simclr", ()),
+        ("mocov2plus", ("scheduler.interval=step",)),
+        ("byol", ("scheduler.interval=epoch",)),
+        ("clsp_simclr", ()),
+        ("clsp_mocov2", ("joint_forward=False",)),
+        # stochastic depth draws from the global generator
+        ("simclr_aug", ("backbone.kwargs.drop_path_rate=0.5", "accumulate_grad_batches=2")),
+    ],
+)
+def test_continued_run_equals_an_uninterrupted_one(tiny, store, monkeypatch, method, extra):
+    path = [f"synthetic.path={store}"] if method.startswith("clsp_") else []
+    alone = pretrain(tiny(method, "max_epochs=4", *path, *extra))
+    settings = (*path, *extra, "max_epochs=4", "auto_resume.enabled=True",
+                f"checkpoint.dir={store.parent / 'second'}")  # fmt: skip
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
+            pretrain(tiny(method, *settings))
+    continued = pretrain(tiny(method, *settings))
+    runs = list((store.parent / "second").glob("*/*"))
+    assert len(runs) == 1  # in the same directory
+    first, second = (
+        torch.load(f.checkpoint, weights_only=True)["state_dict"] for f in (alone, continued)
+    )
+    assert first.keys() == second.keys()
+    different = [key for key in first if not torch.equal(first[key], second[key])]
+    assert different == []
+    curves = [Record.load(f.record).curve for f in (alone, continued)]
+    assert [row["train_loss"] for row in curves[0]] == [row["train_loss"] for row in curves[1]]
+
+
+def test_a_complete_run_is_not_run_again(tiny, capsys):
+    settings = ("auto_resume.enabled=True",)
+    first = pretrain(tiny("simclr", *settings))
+    again = pretrain(tiny("simclr", *settings))
+    assert again.checkpoint == first.checkpoint
+    assert "Already complete" in capsys.readouterr().out
+    other = pretrain(tiny("simclr", *settings, "seed=6"))
+    assert other.run_dir != first.run_dir
+
+
+def test_checkpoints_lie_where_solo_learn_s_do(tiny):
+    finished = pretrain(tiny("simclr", "name=mine"))
+    run = finished.run_dir
+    assert run.parent.name == "simclr"
+    assert [p.name for p in run.glob("*.ckpt")] == [f"mine-{run.name}-ep=1.ckpt"]
+    args = json.loads((run / "args.json").read_text())
+    assert args["method"] == "simclr"
+    assert args["backbone"]["name"] == "resnet18"
+    state = torch.load(finished.checkpoint, weights_only=True)["state_dict"]
+    assert {k.split(".")[0] for k in state} == {"backbone", "projector", "classifier"}
+
+
+def test_every_checkpoint_is_kept_when_asked_and_the_last_always_saved(tiny):
+    run = pretrain(tiny("simclr", "max_epochs=3", "checkpoint.keep_prev=True")).run_dir
+    assert len(list(run.glob("*.ckpt"))) == 3
+    run = pretrain(tiny("simclr", "max_epochs=3", "checkpoint.frequency=5")).run_dir
+    assert [p.name[-9:] for p in run.glob("*.ckpt")] == ["ep=2.ckpt"]
+
+
+def test_record_says_what_was_run(tiny):
+    record = Record.load(pretrain(tiny("simclr", "seed=3")).record)
+    assert (record.method, record.dataset, record.epochs, record.seed) == ("simclr", "digits", 2, 3)
+    assert record.num_train == 48
+    assert [row["epoch"] for row in record.curve] == [1, 2]
+    assert record.timings["images_per_second"] > 0
+    assert record.versions["torch"] == torch.__version__
+    assert record.config["optimizer"]["batch_size"] == 16
+
+
+def test_checkpoint_of_another_architecture_is_refused(tiny):
+    first = pretrain(tiny("simclr"))
+    with pytest.raises(ClspError, match="is of simclr on resnet18"):
+        pretrain(tiny("byol", f"resume_from_checkpoint={first.run_dir}"))
+
+
+def test_too_few_images_for_a_batch(tiny):
+    with pytest.raises(ClspError, match="do not fill one batch"):
+        pretrain(tiny("simclr", "optimizer.batch_size=64"))
+
+
+def _gather_worker(rank, world, folder):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29531")
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    z, indexes = torch.load(folder / "in.pt")
+    z = z.requires_grad_()
+    # both views of this rank's images
+    rows = torch.arange(4) + 4 * rank
+    mine = torch.cat([rows, rows + 8])
+    loss = nt_xent_loss(z[mine], indexes[mine], 0.2)
+    loss.backward()
+    torch.distributed.all_reduce(z.grad)
+    total = loss.detach().clone()
+    torch.distributed.all_reduce(total)
+    parts = gather(rows)
+    if rank == 0:
+        torch.save((total / world, z.grad / world, parts), folder / "out.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_the_loss_and_gradient_of_one_batch(tmp_path):
+    torch.manual_seed(0)
+    z, indexes = torch.randn(16, 6), torch.arange(8).repeat(2)
+    torch.save((z, indexes), tmp_path / "in.pt")
+    mp.spawn(_gather_worker, args=(2, tmp_path), nprocs=2)
+    loss, gradient, parts = torch.load(tmp_path / "out.pt")
+    single = z.clone().requires_grad_()
+    expected = nt_xent_loss(single, indexes, 0.2)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradient, single.grad)
+    assert parts.tolist() == list(range(8))
+
+
+def test_two_processes_train(tmp_path, tiny):
+    cfg = tiny("mocov2plus", "devices=2", "accelerator=cpu", "strategy=ddp")
+    OmegaConf.save(cfg, tmp_path / "two.yaml")
+    done = subprocess.run(
+        [sys.executable, "-m", "clsp_plugin.cli", "pretrain", "--config-path", str(tmp_path),
+         "--config-name", "two", "hydra.run.dir=.", "hydra.output_subdir=null"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (record,) = (tmp_path / "trained").glob("*/*/record.json")
+    assert Record.load(record).timings["processes"] == 2
+    (checkpoint,) = record.parent.glob("*.ckpt")
+    assert int(torch.load(checkpoint, weights_only=True)["state_dict"]["queue_ptr"]) == 0

@@ -1,0 +1,57 @@
+"""Backbones by name, stems, and the refusals."""
+
+import pytest
+import torch
+import torchvision
+
+from clsp_plugin.errors import ClspError
+from clsp_plugin.methods.backbones import build_backbone, resolve_stem
+
+
+def test_resnet_is_torchvision_s_key_by_key():
+    ours, dim = build_backbone({"name": "resnet18"}, "imagenet100")
+    theirs = torchvision.models.resnet18()
+    theirs.fc = torch.nn.Identity()
+    assert dim == 512
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_resnet_starts_as_torchvision_s_does():
+    ours, _ = build_backbone({"name": "resnet18"}, "imagenet100")
+    assert (ours.layer1[0].bn2.weight == 1).all()  # timm's default is 0
+
+
+def test_solo_learn_s_stem_on_cifar_and_the_authors():
+    solo = resolve_stem({"name": "resnet18"}, "cifar10")
+    assert (solo["kernel_size"], solo["stride"], solo["padding"]) == (3, 1, 2)
+    assert resolve_stem({"name": "resnet18"}, "custom") is None
+    stem = {"kernel_size": 3, "stride": 1, "padding": 1, "max_pool": False}
+    module, _ = build_backbone({"name": "resnet18", "stem": stem}, "cifar10")
+    assert module.conv1.padding == (1, 1)
+    assert module.conv1(torch.zeros(1, 3, 32, 32)).shape == (1, 64, 32, 32)
+    assert isinstance(module.maxpool, torch.nn.Identity)
+
+
+def test_any_timm_model():
+    module, dim = build_backbone({"name": "convnext_atto"}, "custom")
+    assert module(torch.randn(2, 3, 64, 64)).shape == (2, dim)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ({"name": "resnet81"}, "did you mean 'resnet18'|is not a model of timm"),
+        ({"name": "resnet18", "kwargs": {"patch": 3}}, "do not fit resnet18"),
+        ({"name": "resnet18", "stem": {"kernel_size": 3}}, "backbone.stem needs exactly"),
+        (
+            {"name": "convnext_atto",
+             "stem": {"kernel_size": 3, "stride": 1, "padding": 1, "max_pool": False}},
+            "backbone.stem is for ResNets",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_backbones_are_told(backbone, message):
+    with pytest.raises(ClspError, match=message):
+        build_backbone(backbone, "custom")
