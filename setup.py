@@ -22,7 +22,10 @@ setup(
     # installed package the same folder is clsp_plugin/scripts.
     packages=[*find_packages(include=["clsp_plugin*"]), "clsp_plugin.scripts"],
     package_dir={"clsp_plugin.scripts": "scripts"},
-    package_data={"clsp_plugin.scripts": ["**/*.yaml"]},
+    package_data={
+        "clsp_plugin.scripts": ["**/*.yaml"],
+        "clsp_plugin.benchmark": ["published/*.csv"],
+    },
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
@@ -40,7 +43,7 @@ setup(
     ],
     extras_require={
         "wandb": ["wandb"],
-        "test": ["pytest>=8", "ruff>=0.6"],
+        "test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.6"],
     },
     entry_points={"console_scripts": ["clsp=clsp_plugin.cli:main"]},
 )

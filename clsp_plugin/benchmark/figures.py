@@ -2,7 +2,7 @@
 
 import itertools
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +132,8 @@ def training_curves(records: Records, path: str | Path) -> None:
     """
     groups = _groups(records)
     panels = (
-        ("train_loss", "training loss (nats)"),
-        ("val_acc1", "online probe, validation top-1 accuracy (%)"),
+        ("train_loss", "pre-training", "training loss"),
+        ("val_acc1", "online linear probe", "validation top-1 accuracy (%)"),
     )
     present = [
         panel for panel in panels if any(_series(members, panel[0]) for members in groups.values())
@@ -145,20 +145,21 @@ def training_curves(records: Records, path: str | Path) -> None:
         )
     figure = Figure(figsize=(5.2 * len(present) + 0.6, 4.4 + 0.2 * (len(groups) // 4)), dpi=160)
     FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained")
+    figure.set_layout_engine("constrained", wspace=0.06, w_pad=0.08)
     axes = figure.subplots(1, len(present), squeeze=False)[0]
-    for axis, (key, label) in zip(axes, present, strict=True):
+    for axis, (key, title, label) in zip(axes, present, strict=True):
         for (name, members), style in zip(groups.items(), _styles(), strict=False):
             _draw(axis, _series(members, key), f"{name} (n = {len(members)})", style)
+        axis.set_title(title, fontsize=11)
         axis.set(xlabel="epoch", ylabel=label)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axis.grid(color="#e4e6e8", linewidth=0.8)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     handles, labels = _legend(axes)
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False,
-        handlelength=3.4, title="mean over n seeds; band: lowest to highest seed",
+        handlelength=3.4, title=_spread(groups.values()),
     )  # fmt: skip
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -213,6 +214,11 @@ def _draw(
     )  # fmt: skip
     lowest, highest = ([f(v) for v in values] for f in (min, max))
     axis.fill_between(epochs, lowest, highest, color=style["color"], alpha=0.16, linewidth=0)
+
+
+def _spread(groups: Iterable[Sequence[Record]]) -> str:
+    several = any(len(members) > 1 for members in groups)
+    return "mean over n seeds; band: lowest to highest seed" if several else "one seed each"
 
 
 def _legend(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:

@@ -175,16 +175,18 @@ class Table:
 
     def _caption(self) -> str:
         counts = {cell.n for row in self.rows for cell in row.cells.values() if cell.n}
-        budgets = dict.fromkeys(filter(None, map(self._budget, self.rows)))
+        budgets = dict.fromkeys(map(self._budget, self.rows))
         parts = [
             f"Top-1 accuracy in percent on test images. Protocol {self.protocol}: "
             f"{PROTOCOLS[self.protocol]}.",
-            f"Mean ± sample standard deviation over n = {_range(counts) or '0'} seeds.",
+            "One seed, so no spread."
+            if counts == {1}
+            else f"Mean ± sample standard deviation over n = {_range(counts) or 'no'} seeds.",
             *(f"{budget}." for budget in budgets),
             f"Commit: {', '.join(self.commits)}.",
             f"Hardware: {', '.join(self.hardware)}.",
         ]
-        if any(row.paper for row in self.rows):
+        if self.published:
             parts.append(self._sources())
         return " ".join(parts)
 
@@ -196,14 +198,20 @@ class Table:
             "num_train": f"{row.budget['num_train']:,} images",
         }
         shown = [phrases[name] for name in BUDGET if name not in self._shown_budget()]
-        return f"Pre-training on {row.dataset}: {', '.join(shown)}" if shown else ""
+        return f"Pre-training on {row.dataset}{': ' if shown else ''}{', '.join(shown)}"
 
     def _sources(self) -> str:
         epochs = {row.paper.name: row.paper.epochs for row in self.rows if row.paper}
-        each = ", ".join(f"{name} {number}" for name, number in epochs.items())
+        if not epochs:
+            return (
+                f"The paper has no numbers for these (it has CIFAR-10 and CIFAR-100, {BACKBONE})."
+            )
+        usual = max(epochs.values())
+        others = [f"{name} {number}" for name, number in epochs.items() if number != usual]
+        but = f" ({', '.join(others)})" if others else ""
         return (
-            f"Paper columns: Zeng et al., ECCV 2024, {BACKBONE}, all training images, best k on "
-            f"the test images; epochs: {each}."
+            f"Paper columns: Zeng et al., ECCV 2024, {BACKBONE}, all training images, {usual} "
+            f"epochs{but}, best k on the test images."
         )
 
 
@@ -243,7 +251,7 @@ def make_table(
     order = {method: place for place, method in enumerate(family_order(first_seen))}
     rows = [row for members in groups.values() for row in _rows(members, protocol, published, by)]
     return Table(
-        tuple(sorted(rows, key=lambda row: order[row.method])),
+        tuple(sorted(rows, key=lambda r: (order[r.method], r.budget["epochs"]))),
         protocol,
         published,
         tuple(by),

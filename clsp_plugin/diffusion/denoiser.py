@@ -1,11 +1,31 @@
+"""The denoiser: its architecture, and its directory in diffusers' format."""
+
 import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from diffusers import UNet2DModel
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from safetensors import SafetensorError
 
+from clsp_plugin.diffusion.interpolation import check_unet
 from clsp_plugin.diffusion.settings import Settings, read_settings, setting
 from clsp_plugin.errors import ClspError
+
+__all__ = [
+    "UNetSettings",
+    "build_unet",
+    "check_absent",
+    "denoiser_hash",
+    "load_denoiser",
+    "save_denoiser",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +77,7 @@ def _resolutions(image_size: int, settings: UNetSettings) -> list[int]:
     return [image_size >> level for level in range(levels)]
 
 
-def build_unet(
-    image_size: int, cfg: UNetSettings | Mapping[str, Any] | None = None
-) -> UNet2DModel:
+def build_unet(image_size: int, cfg: UNetSettings | Mapping[str, Any] | None = None) -> UNet2DModel:
     """Make an untrained denoiser.
 
     Args:
@@ -98,3 +116,166 @@ def build_unet(
         flip_sin_to_cos=False,
         freq_shift=1,
     )
+
+
+def _problem_with(config: Mapping[str, Any]) -> str | None:
+    """Why the network of a configuration file is not a denoiser, or None."""
+    kind = config.get("_class_name")
+    if kind != "UNet2DModel":
+        return f"is a {kind}, not an unconditional UNet2DModel"
+    if config.get("num_class_embeds") is not None or config.get("class_embed_type") is not None:
+        return "is class-conditional, the method needs an unconditional one"
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ClspError(
+            f"{path} cannot be read ({error}); a denoiser is a directory in diffusers' format, "
+            f"`clsp denoiser` trains one."
+        ) from error
+    if not isinstance(content, dict):
+        raise ClspError(f"{path} is not a configuration in diffusers' format.")
+    return content
+
+
+def _fetch(source: str) -> Path:
+    """The local copy of a pipeline on the Hugging Face hub."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        raise ClspError(
+            f"There is no denoiser directory at {source}; `clsp denoiser` trains one, or name one "
+            f"on the hub such as google/ddpm-cifar10-32."
+        )
+    try:
+        return Path(DiffusionPipeline.download(source))
+    except Exception as error:  # whatever the hub's client, its cache and the network may raise
+        raise ClspError(
+            f"{source} is neither a directory here nor could it be fetched from the hub "
+            f"({type(error).__name__}); `clsp denoiser` trains a denoiser."
+        ) from error
+
+
+def _scheduler_config(folder: Path) -> dict[str, Any]:
+    """Configuration of the training's scheduler in a pipeline directory."""
+    # a pipeline of early days keeps all files in one directory, google/ddpm-cifar10-32 does
+    nested = folder / "scheduler" / "scheduler_config.json"
+    return _read_json(nested if nested.parent.is_dir() else folder / "scheduler_config.json")
+
+
+def _load_unet(folder: Path) -> UNet2DModel:
+    """Load a network, and refuse one whose weights are not all there."""
+    problem = _problem_with(_read_json(folder / "config.json"))
+    if problem:
+        raise ClspError(f"The network in {folder} {problem}; `clsp denoiser` trains one.")
+    try:
+        unet, info = UNet2DModel.from_pretrained(
+            folder, output_loading_info=True, low_cpu_mem_usage=False, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ClspError(
+            f"The weights in {folder} cannot be loaded ({reason}); `clsp denoiser` trains a "
+            f"denoiser."
+        ) from error
+    wrong = {name: info[name] for name in ("missing_keys", "unexpected_keys") if info[name]}
+    if wrong:
+        found = ", ".join(f"{len(names)} {kind}" for kind, names in wrong.items())
+        raise ClspError(f"The weights in {folder} are not those of its config.json ({found}).")
+    check_unet(unet)
+    return unet.eval()
+
+
+def load_denoiser(source: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
+    """Load a denoiser in diffusers' format.
+
+    Args:
+        source: a pipeline directory (``model_index.json``, ``unet/``, ``scheduler/``), a bare
+            ``UNet2DModel`` directory (``config.json`` and weights; linear betas from 1e-4 to
+            0.02 in 1000 steps are then assumed), or an id on the Hugging Face hub. An existing
+            directory is never looked up on the hub.
+
+    Returns:
+        The network in evaluation mode, on the CPU, and the configuration of the scheduler it was
+        trained with, for :func:`clsp_plugin.diffusion.sampling.make_scheduler`.
+
+    Raises:
+        ClspError: there is no such directory, it is not in that format, its weights are not all
+            there, or the network is not an unconditional one of RGB images.
+    """
+    if Path(source).is_file():
+        raise ClspError(f"{source} is a file; a denoiser is a directory in diffusers' format.")
+    folder = Path(source) if Path(source).is_dir() else _fetch(str(source))
+    if not (folder / "model_index.json").exists():
+        if not (folder / "config.json").exists():
+            raise ClspError(
+                f"{folder} has neither model_index.json nor config.json, so it is not a denoiser in "
+                f"diffusers' format; `clsp denoiser` trains one."
+            )
+        return _load_unet(folder), dict(DDPMScheduler().config)
+    parts = _read_json(folder / "model_index.json")
+    if "unet" not in parts:
+        raise ClspError(f"The pipeline in {folder} has no unet, so it is not a denoiser.")
+    nested = folder / "unet"
+    return _load_unet(nested if nested.is_dir() else folder), _scheduler_config(folder)
+
+
+def denoiser_hash(unet: UNet2DModel) -> str:
+    """Name a denoiser by its weights: 16 hexadecimal digits of a SHA-256."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(unet.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def check_absent(path: Path) -> None:
+    """Refuse to write over anything: raises ClspError unless path is absent or an empty folder."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists():
+        raise ClspError(f"{path} already exists; choose another out= or delete it.")
+
+
+def save_denoiser(
+    unet: UNet2DModel,
+    path: str | Path,
+    *,
+    num_train_timesteps: int = 1000,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Write a ``DDPMPipeline`` directory, which diffusers and :func:`load_denoiser` read.
+
+    The directory appears whole or not at all.
+
+    Args:
+        unet: the network.
+        path: the directory; it must not exist yet.
+        num_train_timesteps: T of the training.
+        beta_start: the first of the linear betas.
+        beta_end: the last of them.
+        files: further text files, name to content.
+
+    Raises:
+        ClspError: the path exists.
+    """
+    path = Path(path)
+    check_absent(path)
+    scheduler = DDPMScheduler(
+        num_train_timesteps=num_train_timesteps, beta_start=beta_start, beta_end=beta_end
+    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(temporary)
+        for name, text in (files or {}).items():
+            (temporary / name).write_text(text)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            check_absent(path)  # another process was faster
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

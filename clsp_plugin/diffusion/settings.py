@@ -14,14 +14,13 @@ import torch
 
 from clsp_plugin.errors import ClspError, nearest
 
-__all__ = ["PRECISIONS", "Settings", "autocast_dtype", "read_settings", "setting"]
+__all__ = ["PRECISIONS", "Settings", "precision_name", "read_settings", "setting"]
 
 T = TypeVar("T", bound="Settings")
 
-# Lightning's names of precisions, and what autocast computes in (None: no autocast).
+# What autocast computes in (None: no autocast) under Lightning's names of precisions.
 PRECISIONS: dict[str, torch.dtype | None] = {
     "32-true": None,
-    "32": None,
     "bf16-mixed": torch.bfloat16,
     "16-mixed": torch.float16,
 }
@@ -29,7 +28,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {
 
 def setting(
     default: Any,
-    kind: type,
+    kind: type | None,
     low: float = -math.inf,
     high: float = math.inf,
     *,
@@ -42,7 +41,7 @@ def setting(
 
     Args:
         default: used when the key is absent.
-        kind: int, float, bool or str.
+        kind: int, float, bool or str; None leaves the value to whoever uses it.
         low: the smallest value accepted.
         high: the largest value accepted.
         above: accept only values greater than this one.
@@ -61,7 +60,9 @@ def _demand(rule: Mapping[str, Any]) -> str:
         return "one of " + ", ".join(str(choice) for choice in rule["choices"])
     low, high, above = rule["low"], rule["high"], rule["above"]
     names = {int: "integer", float: "number", bool: "bool (true or false)", str: "string"}
-    words = f"a list of {names[rule['kind']]}s" if rule["many"] else f"of type {names[rule['kind']]}"
+    words = (
+        f"a list of {names[rule['kind']]}s" if rule["many"] else f"of type {names[rule['kind']]}"
+    )
     if above is not None:
         return f"{words} above {above:g}"
     if math.isinf(low):
@@ -96,8 +97,8 @@ class Settings:
 
     def _checked(self, field: dataclasses.Field) -> Any:
         value, rule = getattr(self, field.name), field.metadata
-        if value is None and rule["optional"]:
-            return None
+        if rule["kind"] is None or (value is None and rule["optional"]):
+            return value
         values = [value]
         if rule["many"]:
             is_list = isinstance(value, Sequence) and not isinstance(value, str)
@@ -128,16 +129,16 @@ def read_settings(cls: type[T], cfg: Mapping[str, Any] | T | None) -> T:
     return cls(**cfg)
 
 
-def autocast_dtype(precision: str | int) -> torch.dtype | None:
-    """The type that autocast computes in, or None for plain float32.
+def precision_name(precision: str | int) -> str:
+    """The one name of a precision, a key of :data:`PRECISIONS`.
 
     Args:
-        precision: ``"32-true"``, ``"32"``, 32, ``"bf16-mixed"`` or ``"16-mixed"``, as Lightning
-            names them.
+        precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; ``"32"`` and 32 are the first.
 
     Raises:
         ClspError: any other.
     """
-    if isinstance(precision, bool) or str(precision) not in PRECISIONS:
+    name = "32-true" if str(precision) == "32" else precision
+    if name not in PRECISIONS:
         raise ClspError(f"precision={precision!r} is not one of {', '.join(PRECISIONS)}.")
-    return PRECISIONS[str(precision)]
+    return name

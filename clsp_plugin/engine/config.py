@@ -275,6 +275,7 @@ def _check_ranges(cfg: DictConfig) -> None:
     for key in ("optimizer.lr", "optimizer.classifier_lr", "optimizer.weight_decay"):
         if not OmegaConf.select(cfg, key) >= 0:
             raise ClspError(f"{key}={OmegaConf.select(cfg, key)} must be at least 0.")
+    num_devices(cfg)
     if cfg.data.format != "image_folder":
         raise ClspError(
             f"data.format={cfg.data.format} is solo-learn's; the engine reads torchvision's files "

@@ -47,15 +47,15 @@ class Finished:
     record: Path
 
 
-class SeedEpochs(Callback):
-    """Start every epoch from a seed of its own, so that a continued run draws the same numbers.
+class SeedSteps(Callback):
+    """Start every step from a seed of its own, so that a continued run draws the same numbers.
 
     Order, augmentation and candidates are keyed and need no state; this is for layers with
     randomness of their own, such as dropout and stochastic depth.
     """
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        key = derive_key(module.cfg.seed, Purpose.TRAINING, trainer.current_epoch)
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        key = derive_key(module.cfg.seed, Purpose.TRAINING, trainer.current_epoch, batch_idx)
         torch.manual_seed((key + trainer.global_rank) & 0x7FFFFFFF)
 
 
@@ -165,7 +165,7 @@ def _trainer(
     val: ImageArray | None,
     checkpoint: Path | None,
 ) -> pl.Trainer:
-    callbacks: list[Callback] = [SeedEpochs(), Bar(title), history]
+    callbacks: list[Callback] = [SeedSteps(), Bar(title), history]
     if cfg.checkpoint.enabled:
         callbacks.append(Checkpointer(cfg, run_dir))
     kwargs = trainer_kwargs(cfg)

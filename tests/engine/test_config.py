@@ -72,7 +72,7 @@ def test_gpu_numbers_are_processes_on_the_cpu(tiny):
         ("method=simclrr", "did you mean 'simclr'"),
         ("data.format=h5", "set data.format=image_folder"),
         ("devices=many", "devices=many is neither"),
-        ("augmentations=[]", "at least one pipeline"),
+        ("augmentations.0.num_crops=1", "make 1 large crops"),
         ("performance.compile_augmentation=maybe", "auto, True or False"),
     ],
 )

@@ -1,0 +1,196 @@
+"""DDIM sampling of candidates: images with the semantics of an anchor and another background.
+
+Song, Meng and Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, with the estimate of the
+noise of :mod:`clsp_plugin.diffusion.interpolation`.
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+
+from clsp_plugin.data.random import Purpose, derive_key, key_normal, keys_for
+from clsp_plugin.diffusion.interpolation import check_unet, check_weight, interpolated_noise
+from clsp_plugin.diffusion.settings import PRECISIONS, precision_name
+from clsp_plugin.errors import ClspError
+
+__all__ = ["make_scheduler", "sample_candidates", "to_float", "to_uint8"]
+
+_BETA_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+
+
+def make_scheduler(train_config: Mapping[str, Any] | None, steps: int) -> DDIMScheduler:
+    """Make the sampler that fits a denoiser's training.
+
+    Steps are evenly spaced and start at the last of training: 999, 989, .., 9 for 100 of 1000.
+    Nothing is clipped between steps, and the last one ends at the clean image.
+
+    Args:
+        train_config: configuration of the scheduler that the denoiser was trained with, in
+            diffusers' keys; only its betas are taken. By default linear from 1e-4 to 0.02 in
+            T = 1000 steps.
+        steps: sampling steps, a divisor of T: diffusers' update goes back by exactly
+            ``T // steps``.
+
+    Raises:
+        ClspError: the denoiser does not predict the noise, its betas end in pure noise, or steps
+            do not divide T.
+    """
+    config = dict(train_config or {})
+    prediction = config.get("prediction_type") or "epsilon"
+    if prediction != "epsilon":
+        raise ClspError(
+            f"This denoiser predicts {prediction!r}, not 'epsilon' (the noise); use one that was "
+            f"trained to predict the noise, `clsp denoiser` trains one."
+        )
+    if config.get("rescale_betas_zero_snr"):
+        raise ClspError(
+            "This denoiser was trained with rescale_betas_zero_snr, from whose last step the image "
+            "cannot be computed out of the noise; use one trained without."
+        )
+    betas = {key: config[key] for key in _BETA_KEYS if config.get(key) is not None}
+    try:
+        betas = DDPMScheduler(**betas).betas
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ClspError(
+            f"The scheduler of this denoiser's training ({betas}) is not one of diffusion in "
+            f"discrete steps: {error}; `clsp denoiser` trains another denoiser."
+        ) from error
+    total = len(betas)
+    divisors = [n for n in range(1, total + 1) if total % n == 0]
+    if steps not in divisors:
+        near = sorted(sorted(divisors, key=lambda n: abs(n - steps))[:3])
+        raise ClspError(
+            f"steps={steps} does not divide the {total} steps of the denoiser's training; "
+            f"the nearest that do are {', '.join(map(str, near))}."
+        )
+    scheduler = DDIMScheduler(
+        num_train_timesteps=total,
+        trained_betas=betas.tolist(),
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
+
+
+def to_uint8(x: torch.Tensor) -> torch.Tensor:
+    """Float (B, 3, H, W), clipped to [-1, 1], to the nearest uint8 (B, H, W, 3)."""
+    pixels = ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round()
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+class _Noise:
+    """The noise of every image, candidate and step, each a hash of its names."""
+
+    def __init__(
+        self,
+        seed: int,
+        indexes: torch.Tensor,
+        candidates: torch.Tensor,
+        shape: tuple[int, int, int],
+        share_anchor: bool,
+    ):
+        sample = keys_for(derive_key(seed, Purpose.NOISE), indexes)
+        anchor = keys_for(derive_key(seed, Purpose.ANCHOR_NOISE), indexes)
+        self._sample = keys_for(sample[:, None], candidates).flatten()
+        own = keys_for(anchor[:, None], candidates).flatten()
+        self._anchor = anchor if share_anchor else own
+        self._shape = shape
+
+    def _draw(self, keys: torch.Tensor, step: int) -> torch.Tensor:
+        keys = keys_for(keys, torch.tensor(step, device=keys.device))
+        size = self._shape[0] * self._shape[1] * self._shape[2]
+        return key_normal(keys, size).view(-1, *self._shape)
+
+    def sample(self, step: int) -> torch.Tensor:
+        """Noise added after a step, (B * K, 3, H, W); the initial noise counts as step T."""
+        return self._draw(self._sample, step)
+
+    def anchor(self, step: int) -> torch.Tensor:
+        """Noise of the anchors at a step: (B * K, 3, H, W), or (B, 3, H, W) if shared."""
+        return self._draw(self._anchor, step)
+
+
+def _autocast(device: torch.device, precision: str | int) -> contextlib.AbstractContextManager:
+    dtype = PRECISIONS[precision_name(precision)]
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+@torch.inference_mode()
+def sample_candidates(
+    unet: UNet2DModel,
+    scheduler: DDIMScheduler,
+    anchors: torch.Tensor,
+    *,
+    seed: int,
+    indexes: torch.Tensor,
+    candidates: Sequence[int],
+    w: float,
+    eta: float,
+    share_anchor: bool = False,
+    precision: str | int = "32-true",
+) -> torch.Tensor:
+    """Draw candidates of a batch of anchors.
+
+    All noise is a hash of (seed, image index, candidate, step), so an image gets the same noise
+    whatever the batch, the order, the number of processes and the other candidates are.
+
+    Args:
+        unet: an unconditional denoiser; it is put in evaluation mode.
+        scheduler: from :func:`make_scheduler`.
+        anchors: uint8 (B, H, W, 3).
+        seed: of the noise.
+        indexes: int64 (B,), the anchors' indexes in their data set.
+        candidates: the candidate numbers to draw, K of them.
+        w: weight of the SAMPLE's middle feature, in [0, 1]; 0.1 is 90 % anchor, 1 is an
+            unconditional sample.
+        eta: 0 (deterministic given the initial noise) to 1 (as much noise as DDPM).
+        share_anchor: False, the paper's, noises an anchor afresh for each of its candidates; True
+            once a step for all of them, which encodes the anchor once instead of K times.
+        precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; only the UNet is computed
+            in less than float32.
+
+    Returns:
+        uint8 (B, K, H, W, 3), on the device of the model.
+
+    Raises:
+        ClspError: w or precision is not valid, the UNet is not supported, or the samples are not
+            finite.
+    """
+    check_unet(unet)
+    check_weight(w)
+    unet.eval()
+    device = unet.device
+    anchors = to_float(anchors.to(device))
+    numbers = torch.as_tensor(list(candidates), dtype=torch.int64, device=device)
+    rows = (len(anchors), len(numbers))
+    shape = tuple(anchors.shape[1:])
+    noise = _Noise(seed, indexes.to(device), numbers, shape, share_anchor)
+    if not share_anchor:
+        anchors = anchors.repeat_interleave(rows[1], dim=0)
+    x = noise.sample(len(scheduler.betas)) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps.tolist():
+        # w = 1 never looks at the anchor: its noise need not be drawn
+        x_anchor = anchors
+        if w < 1.0:
+            steps = torch.full((len(anchors),), t, device=device)
+            x_anchor = scheduler.add_noise(anchors, noise.anchor(t), steps)
+        with _autocast(device, precision):
+            estimate = interpolated_noise(unet, x, x_anchor, t, w)
+        fresh = noise.sample(t) if eta > 0 else None
+        x = scheduler.step(estimate.float(), t, x, eta=eta, variance_noise=fresh).prev_sample
+    if not torch.isfinite(x).all():
+        raise ClspError(
+            f"The candidates sampled with precision={precision} are not finite; use "
+            f"precision=32-true, or another denoiser if that is what was used."
+        )
+    return to_uint8(x).unflatten(0, rows)

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Install what the tests need, check the style and run all tests; arguments go to pytest.
+set -euo pipefail
+# shellcheck source=scripts/env.sh
+. "$(dirname "$0")/env.sh"
+install "[test]"
+ruff check .
+ruff format --check .
+exec python -m pytest -n "$(nproc)" "$@"

@@ -1,0 +1,50 @@
+"""Index batches: every image once, the order fixed by (seed, epoch), shared among processes."""
+
+import pytest
+import torch
+
+from clsp_plugin.data.loader import IndexBatches, index_loader
+
+
+def epoch(batches, number):
+    batches.set_epoch(number)
+    return torch.cat(list(batches))
+
+
+def test_every_image_at_most_once_in_an_order_of_the_epoch():
+    batches = IndexBatches(50, 8, seed=0)
+    first, second = epoch(batches, 0), epoch(batches, 1)
+    assert len(batches) == 6
+    assert len(first) == 48
+    assert len(first.unique()) == 48
+    assert not torch.equal(first, second)
+    assert torch.equal(first, epoch(batches, 0))
+    assert not torch.equal(first, epoch(IndexBatches(50, 8, seed=1), 0))
+
+
+def test_images_are_left_out_evenly_over_epochs():
+    batches = IndexBatches(50, 8, seed=0)
+    seen = torch.bincount(torch.cat([epoch(batches, e) for e in range(500)]), minlength=50)
+    # each is left out with probability 2/50 an epoch: 20 +- 4.4 times
+    assert (seen - 480).abs().max() < 5 * 4.4
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_a_batch_of_the_single_one(world):
+    single = IndexBatches(60, 4 * world, seed=0)
+    parts = [IndexBatches(60, 4, seed=0, rank=rank, world_size=world) for rank in range(world)]
+    for whole, *split in zip(single, *parts, strict=True):
+        assert sorted(torch.cat(split).tolist()) == sorted(whole.tolist())
+
+
+def test_evaluation_order_is_natural_and_complete():
+    batches = IndexBatches(10, 4, seed=None)
+    assert [b.tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    parts = [list(IndexBatches(10, 4, None, rank, 2)) for rank in range(2)]
+    assert len(parts[0]) == len(parts[1])
+    assert set(torch.cat([*parts[0], *parts[1]]).tolist()) == set(range(10))
+
+
+def test_loader_hands_the_batches_on():
+    batches = IndexBatches(10, 4, seed=None)
+    assert [b.tolist() for b in index_loader(batches)] == [b.tolist() for b in batches]

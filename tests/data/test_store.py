@@ -1,0 +1,135 @@
+"""The candidate store: whole or absent, and never for other images."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_store
+
+from clsp_plugin.data.store import (
+    CandidateStore,
+    StoreManifest,
+    StoreWriter,
+    export_npy,
+)
+from clsp_plugin.errors import ClspError
+
+
+def test_gather_reads_the_chosen_candidate_of_every_shard(store):
+    opened = CandidateStore(store)
+    everything = np.concatenate([np.load(file) for file in sorted(store.glob("shard-*.npy"))])
+    assert everything.shape == (48, 3, 32, 32, 3)
+    indexes = torch.tensor([47, 0, 20, 19, 20])
+    choice = torch.tensor([2, 0, 1, 1, 0])
+    expected = torch.from_numpy(everything[indexes, choice])
+    assert torch.equal(opened.gather(indexes, choice), expected)
+    opened.load_to("cpu")
+    assert torch.equal(opened.gather(indexes, choice), expected)
+    assert (opened.images([19, 20]) == everything[[19, 20]]).all()
+
+
+def test_opening_checks_the_images(store, digits48):
+    opened = CandidateStore(store)
+    opened.check(48, 32, 32, digits48.fingerprint, "digits/train")
+    for number, height, fingerprint in (
+        (47, 32, digits48.fingerprint),
+        (48, 16, digits48.fingerprint),
+        (48, 32, "0" * 64),
+    ):
+        with pytest.raises(ClspError, match="were made for 48 images") as told:
+            opened.check(number, height, height, fingerprint, "theirs")
+        assert "theirs" in str(told.value)
+        assert "digits/train" in str(told.value)
+
+
+def test_absent_store_says_how_to_make_one(tmp_path):
+    with pytest.raises(ClspError, match=r"`clsp generate .*out="):
+        CandidateStore(tmp_path / "none")
+
+
+def test_incomplete_store_is_refused_and_continued(store, digits48):
+    manifest = StoreManifest.load(store)
+    shard = store / "shard-00001.npy"
+    before = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(ClspError, match="1 of 3 shards are missing"):
+        CandidateStore(store)
+    writer = StoreWriter(store, manifest)
+    assert writer.missing() == [(1, 20, 40)]
+    write_store(store, digits48)
+    assert StoreWriter(store, manifest).missing() == []
+    assert len(shard.read_bytes()) == len(before)
+
+
+def test_truncated_shard_is_named(store):
+    shard = store / "shard-00002.npy"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(ClspError, match=r"shard-00002.npy is truncated"):
+        CandidateStore(store)
+
+
+def test_shard_of_another_shape_is_named(store):
+    np.save(store / "shard-00000.npy", np.zeros((20, 2, 32, 32, 3), np.uint8))
+    with pytest.raises(ClspError, match=r"shard-00000.npy holds uint8 \(20, 2"):
+        CandidateStore(store)
+
+
+def test_edited_manifest_is_refused(store):
+    file = store / "manifest.json"
+    content = json.loads(file.read_text())
+    del content["w"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ClspError, match="not a candidate store's manifest"):
+        CandidateStore(store)
+    file.write_text("{")
+    with pytest.raises(ClspError, match="not a candidate store's manifest"):
+        CandidateStore(store)
+
+
+def test_another_manifest_overwrites_nothing(store):
+    before = {file.name: file.read_bytes() for file in store.iterdir()}
+    manifest = StoreManifest.load(store)
+    with pytest.raises(ClspError, match=r"w=0.1 \(now 0.5\)"):
+        StoreWriter(store, type(manifest)(**{**vars(manifest), "w": 0.5}))
+    assert {file.name: file.read_bytes() for file in store.iterdir()} == before
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path, store):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(ClspError, match="not a candidate store"):
+        StoreWriter(tmp_path / "mine", StoreManifest.load(store))
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_killed_while_writing_leaves_no_shard(store, monkeypatch):
+    manifest = StoreManifest.load(store)
+    shard = store / "shard-00000.npy"
+    shard.unlink()
+
+    def dies(file, array):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        StoreWriter(store, manifest).write(0, np.zeros(manifest.shard_shape(0), np.uint8))
+    assert not shard.exists()
+    assert StoreWriter(store, manifest).missing() == [(0, 0, 20)]
+
+
+def test_the_authors_array_is_read_and_written(store, tmp_path):
+    opened = CandidateStore(store)
+    export_npy(opened, tmp_path / "all.npy")
+    array = CandidateStore(tmp_path / "all.npy")
+    indexes, choice = torch.arange(48), torch.arange(48) % 3
+    assert torch.equal(array.gather(indexes, choice), opened.gather(indexes, choice))
+    array.check(48, 32, 32, "any", "theirs")  # it names no images
+    with pytest.raises(ClspError, match="48 images of 32x32"):
+        array.check(50, 32, 32, "any", "theirs")
+    with pytest.raises(ClspError, match="exists already"):
+        export_npy(opened, tmp_path / "all.npy")
+    np.save(tmp_path / "flat.npy", np.zeros((4, 4)))
+    with pytest.raises(ClspError, match="candidates are uint8 of shape"):
+        CandidateStore(tmp_path / "flat.npy")

@@ -1,0 +1,253 @@
+import json
+import os
+import subprocess
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+import clsp_plugin
+from clsp_plugin.engine import record as records
+from clsp_plugin.engine.record import Record, add_evaluation, environment, find_records
+from clsp_plugin.errors import ClspError
+
+
+def make_record(**changes):
+    fields = {
+        "method": "clsp_simclr",
+        "dataset": "digits",
+        "backbone": "resnet18",
+        "epochs": 3,
+        "seed": 5,
+        "num_train": 2000,
+        "checkpoint": "last.ckpt",
+        "curve": [{"epoch": 1, "train_loss": 0.1 + 0.2}],
+        "timings": {"train_seconds": 1.5},
+        "hardware": {"cpu": "prozessor ½", "cores": 2, "gpu": None, "memory_gib": 3.8},
+        "versions": {"python": "3.11", "clsp_plugin": "0.1.0"},
+        "commit": "a" * 40,
+        "config": {"optimizer": {"lr": 0.5}, "crops": [1, 2]},
+    }
+    return Record(**fields | changes)
+
+
+def evaluation(top1=50.0, **changes):
+    name = {"task": "knn", "protocol": "strict", "dataset": "digits", "epoch": 3}
+    return {**name, "top1": top1, **changes}
+
+
+def rewrite(path, **changes):
+    """Edit a record as a person would; None removes a field."""
+    content = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    record = make_record(evaluations=[evaluation()])
+    record.save(tmp_path / "runs" / "record.json")
+    assert len(record.digest) == 64
+    assert Record.load(tmp_path / "runs" / "record.json") == record
+
+
+def test_layout_does_not_count_but_every_value_does(tmp_path):
+    path = tmp_path / "record.json"
+    make_record(evaluations=[evaluation(50.0)]).save(path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(content.items())), indent=7))
+    assert Record.load(path).seed == 5
+    content["evaluations"][0]["top1"] = 60.0
+    path.write_text(json.dumps(content))
+    with pytest.raises(ClspError, match="edited by hand"):
+        Record.load(path)
+
+
+@pytest.mark.parametrize("field", ["seed", "epochs", "curve", "config", "commit", "digest"])
+def test_edited_fields_are_detected(tmp_path, field):
+    path = tmp_path / "record.json"
+    make_record().save(path)
+    rewrite(path, **{field: "x"})
+    with pytest.raises(ClspError, match="edited by hand"):
+        Record.load(path)
+
+
+def test_values_of_torch_and_numpy_and_numbers_that_are_not_finite(tmp_path):
+    curve = [{"epoch": np.int64(1), "train_loss": torch.tensor(0.25), "val_acc1": float("nan")}]
+    record = make_record(curve=curve, config={"out": tmp_path, "sizes": (1, 2), 3: np.inf})
+    record.save(tmp_path / "record.json")
+    assert "NaN" not in (tmp_path / "record.json").read_text()
+    loaded = Record.load(tmp_path / "record.json")
+    assert loaded.curve == [{"epoch": 1, "train_loss": 0.25, "val_acc1": None}]
+    assert loaded.config == {"out": str(tmp_path), "sizes": [1, 2], "3": None}
+    assert loaded.digest == record.digest
+
+
+def test_other_formats_are_refused(tmp_path):
+    path = tmp_path / "record.json"
+    make_record(format=2).save(path)
+    with pytest.raises(ClspError, match=r"has format 2 .* \(clsp-plugin 0\.1\.0\)"):
+        Record.load(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\xff", '{"format": 1}'])
+def test_what_is_not_a_record(tmp_path, text):
+    path = tmp_path / "record.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ClspError, match=str(path)):
+        Record.load(path)
+
+
+def test_fields_of_another_version(tmp_path):
+    path = tmp_path / "record.json"
+    make_record().save(path)
+    content = json.loads(path.read_text())
+    del content["timings"]
+    content["digest"] = records._digest(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ClspError, match="differs in the fields timings"):
+        Record.load(path)
+
+
+def test_a_record_that_is_absent(tmp_path):
+    with pytest.raises(ClspError, match="not a readable record"):
+        Record.load(tmp_path / "record.json")
+
+
+def test_a_failed_write_leaves_the_old_record_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    make_record().save(path)
+
+    def fail(handle):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        make_record(seed=6).save(path)
+    assert Record.load(path).seed == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_an_evaluation_replaces_its_like_and_keeps_the_others(tmp_path):
+    path = tmp_path / "record.json"
+    others = [
+        evaluation(1.0, task="linear"),
+        evaluation(2.0, protocol="paper"),
+        evaluation(3.0, dataset="cifar10"),
+        evaluation(4.0, epoch=2),
+    ]
+    make_record(evaluations=[evaluation(0.0), *others]).save(path)
+    returned = add_evaluation(path, evaluation(9.0))
+    loaded = Record.load(path)
+    assert loaded == returned
+    assert [e["top1"] for e in loaded.evaluations] == [1.0, 2.0, 3.0, 4.0, 9.0]
+    assert loaded.curve == make_record().curve
+
+
+def _add(arguments):
+    path, epoch = arguments
+    add_evaluation(path, evaluation(epoch=epoch))
+
+
+def test_evaluations_that_end_together_are_all_kept(tmp_path):
+    path = tmp_path / "record.json"
+    make_record().save(path)
+    with ProcessPoolExecutor(4) as pool:
+        list(pool.map(_add, [(path, epoch) for epoch in range(24)]))
+    assert sorted(e["epoch"] for e in Record.load(path).evaluations) == list(range(24))
+
+
+def test_an_edited_record_takes_no_evaluation(tmp_path):
+    path = tmp_path / "record.json"
+    make_record().save(path)
+    rewrite(path, seed=7)
+    with pytest.raises(ClspError, match="edited by hand"):
+        add_evaluation(path, evaluation())
+
+
+def test_find_records_in_files_and_directories(tmp_path):
+    for place in ("b/deep/er", "a"):
+        make_record(dataset=place).save(tmp_path / place / "record.json")
+    make_record(dataset="c").save(tmp_path / "other.json")
+    found = find_records([tmp_path / "other.json", tmp_path, tmp_path / "a" / "record.json"])
+    assert [record.dataset for _, record in found] == ["c", "a", "b/deep/er"]
+    assert found[1][0] == tmp_path / "a" / "record.json"
+
+
+def test_find_records_finds_none(tmp_path):
+    with pytest.raises(ClspError, match=rf"no record\.json under {tmp_path}"):
+        find_records([tmp_path])
+    with pytest.raises(ClspError, match="does not exist"):
+        find_records([tmp_path / "absent"])
+
+
+def test_environment():
+    out = environment()
+    assert set(out) == {"hardware", "versions", "commit"}
+    assert out["versions"]["clsp_plugin"] == clsp_plugin.__version__
+    assert out["versions"]["torch"] == torch.__version__
+    assert set(out["versions"]) == {
+        "python", "torch", "lightning", "timm", "diffusers", "clsp_plugin",
+    }  # fmt: skip
+    hardware = out["hardware"]
+    assert hardware["cpu"]
+    assert hardware["cores"] == len(os.sched_getaffinity(0))
+    assert hardware["memory_gib"] > 0.1
+    assert (hardware["gpu"] is None) == (not torch.cuda.is_available())
+    make_record(**out)
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=clean).stdout
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    package = tmp_path / "checkout" / "package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package.parent / "notes.md").write_text("")
+    git(package.parent, "init", "-q")
+    git(package.parent, "add", ".")
+    git(package.parent, "commit", "-q", "-m", "first")
+    return package
+
+
+def test_commit_of_a_checkout(checkout, monkeypatch, tmp_path):
+    head = git(checkout, "rev-parse", "HEAD").strip()
+    assert records._commit(checkout) == head
+    monkeypatch.setenv("GIT_DIR", str(tmp_path))  # as inside a hook
+    assert records._commit(checkout) == head
+
+
+@pytest.mark.parametrize("file", ["__init__.py", "new.py"])
+def test_a_changed_package_is_dirty(checkout, file):
+    (checkout / file).write_text("x = 1\n")
+    assert records._commit(checkout) == git(checkout, "rev-parse", "HEAD").strip() + "-dirty"
+
+
+def test_changes_beside_the_package_are_not(checkout):
+    (checkout.parent / "notes.md").write_text("more")
+    assert not records._commit(checkout).endswith("-dirty")
+
+
+def test_a_package_installed_inside_another_checkout_has_no_commit(checkout):
+    installed = checkout.parent / "venv" / "package"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").write_text("")
+    assert records._commit(installed) is None
+
+
+def test_outside_a_checkout_or_without_git_there_is_no_commit(checkout, tmp_path, monkeypatch):
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "__init__.py").write_text("")
+    assert records._commit(tmp_path / "plain") is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert records._commit(checkout) is None
+    assert records._cpu_model()
+
+
+def test_versions_of_what_is_not_installed():
+    assert records._version("no-such-distribution-here") is None
