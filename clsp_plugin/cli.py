@@ -169,7 +169,9 @@ def _task(verb: str) -> Callable:
 def _hydra(verb: str, args: list[str]) -> None:
     """Run one of the experiment verbs under Hydra."""
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -180,10 +182,17 @@ def _hydra(verb: str, args: list[str]) -> None:
     folder, stem = _locate(verb, path, name)
     task = _task(verb)
 
+    told: list[ClspError] = []
+
     def run(cfg):
         sys.argv = original  # what a launcher of further processes has to repeat
         OmegaConf.set_struct(cfg, False)
-        return task(cfg)
+        try:
+            return task(cfg)
+        except ClspError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # the launcher may be another process
+            told.append(error)  # Hydra would print lines of its own around it
 
     run.__module__, run.__qualname__ = "clsp", f"clsp_{verb}"
     sys.argv = [original[0], "--config-path", str(folder), "--config-name", stem]
@@ -198,6 +207,8 @@ def _hydra(verb: str, args: list[str]) -> None:
         raise ClspError(" ".join(str(error).split())) from error
     finally:
         sys.argv = original
+    if told:
+        raise told[0]
 
 
 def _table(args: list[str]) -> None:

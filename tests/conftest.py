@@ -57,7 +57,7 @@ def tiny(tmp_path):
     return make
 
 
-def write_store(path, array, num_candidates=3, seed=0, shard_size=20):
+def _write_store(path, array, num_candidates=3, seed=0, shard_size=20):
     """A store of random candidates for an image array."""
     height, width = array.size
     manifest = StoreManifest(
@@ -76,6 +76,12 @@ def write_store(path, array, num_candidates=3, seed=0, shard_size=20):
 
 
 @pytest.fixture
+def write_store():
+    """``write_store(path, array)``: a store of random candidates for an image array."""
+    return _write_store
+
+
+@pytest.fixture
 def digits48():
     """The training images of the ``tiny`` configurations."""
     return load_images(
@@ -86,4 +92,4 @@ def digits48():
 @pytest.fixture
 def store(tmp_path, digits48):
     """A store of random candidates for the ``tiny`` configurations; its path."""
-    return write_store(tmp_path / "candidates", digits48)
+    return _write_store(tmp_path / "candidates", digits48)

@@ -586,7 +586,7 @@ class BatchAugmentation:
         cfg: the pipeline.
         mean, std: three numbers each, of values in [0, 1].
         compile: run the steps as one compiled graph, built at the first call and again for
-            every new shape of a batch. Worth its minute on long runs (see
+            every new shape of a batch. That takes some ten seconds, so it pays on longer runs (see
             :func:`can_compile`). If it fails the steps run eagerly after one warning.
 
     Raises:

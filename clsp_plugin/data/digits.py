@@ -58,10 +58,10 @@ def _pick(handwriting, targets: torch.Tensor, draw: torch.Tensor, split: str) ->
 
 
 def _place(glyphs: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
-    """Scale to 16-24 pixels and move: opacity (N, 1, 32, 32) in [0, 1]."""
-    sizes = 16 + (draw[:, 0] * 9).long()
+    """Scale to 20-28 pixels and move: opacity (N, 1, 32, 32) in [0, 1]."""
+    sizes = 20 + (draw[:, 0] * 9).long()
     out = torch.zeros(len(glyphs), 1, SIZE, SIZE)
-    for size in range(16, 25):
+    for size in range(20, 29):
         rows = torch.nonzero(sizes == size)[:, 0]
         if len(rows) == 0:
             continue
@@ -80,7 +80,7 @@ def _place(glyphs: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
 
 
 def _texture(draw: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Gratings, checks, ramps and clouds between two random colours: (N, 3, 32, 32)."""
+    """Gratings, checks, ramps and clouds between two colours: (N, 3, 32, 32) in [0, 1]."""
     axis = torch.arange(SIZE) / SIZE
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     angle = (draw[:, 1] * 2 * torch.pi)[:, None, None]
@@ -99,7 +99,9 @@ def _texture(draw: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         kind == 0, grating, torch.where(kind == 1, checks, torch.where(kind == 2, ramp, clouds))
     ).unsqueeze(1)
     colours = key_uniform(keys_for(2, keys), 6).view(-1, 2, 3, 1, 1)
-    return colours[:, 0] * (1 - blend) + colours[:, 1] * blend
+    # the second colour is a neighbour of the first: a texture is seen, the digit is seen better
+    first, second = colours[:, 0], colours[:, 0] * 0.5 + colours[:, 1] * 0.5
+    return first * (1 - blend) + second * blend
 
 
 def _contrasting(background, mask, draw: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,14 @@ __all__ = [
     "save_denoiser",
 ]
 
+# The schedule of DDPM, and the one assumed of a network that comes without its scheduler.
+LINEAR_BETAS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class UNetSettings(Settings):
@@ -210,10 +218,10 @@ def load_denoiser(source: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
     if not (folder / "model_index.json").exists():
         if not (folder / "config.json").exists():
             raise ClspError(
-                f"{folder} has neither model_index.json nor config.json, so it is not a denoiser in "
-                f"diffusers' format; `clsp denoiser` trains one."
+                f"{folder} has neither model_index.json nor config.json, so it is not a denoiser "
+                f"in diffusers' format; `clsp denoiser` trains one."
             )
-        return _load_unet(folder), dict(DDPMScheduler().config)
+        return _load_unet(folder), dict(LINEAR_BETAS)
     parts = _read_json(folder / "model_index.json")
     if "unet" not in parts:
         raise ClspError(f"The pipeline in {folder} has no unet, so it is not a denoiser.")

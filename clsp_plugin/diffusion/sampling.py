@@ -16,7 +16,14 @@ from clsp_plugin.diffusion.interpolation import check_unet, check_weight, interp
 from clsp_plugin.diffusion.settings import PRECISIONS, precision_name
 from clsp_plugin.errors import ClspError
 
-__all__ = ["make_scheduler", "sample_candidates", "to_float", "to_uint8"]
+__all__ = [
+    "CandidateNoise",
+    "denoise",
+    "make_scheduler",
+    "sample_candidates",
+    "to_float",
+    "to_uint8",
+]
 
 _BETA_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
@@ -88,8 +95,16 @@ def to_uint8(x: torch.Tensor) -> torch.Tensor:
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-class _Noise:
-    """The noise of every image, candidate and step, each a hash of its names."""
+class CandidateNoise:
+    """The noise of a batch of images, every draw a hash of its names.
+
+    Args:
+        seed: of all the noise.
+        indexes: int64 (B,), image indexes in their data set.
+        candidates: int64 (K,), candidate numbers.
+        shape: of an image, (3, H, W).
+        share_anchor: whether the anchor's noise depends on the candidate (False) or not (True).
+    """
 
     def __init__(
         self,
@@ -101,23 +116,23 @@ class _Noise:
     ):
         sample = keys_for(derive_key(seed, Purpose.NOISE), indexes)
         anchor = keys_for(derive_key(seed, Purpose.ANCHOR_NOISE), indexes)
-        self._sample = keys_for(sample[:, None], candidates).flatten()
         own = keys_for(anchor[:, None], candidates).flatten()
-        self._anchor = anchor if share_anchor else own
-        self._shape = shape
+        self.sample_keys = keys_for(sample[:, None], candidates).flatten()
+        self.anchor_keys = anchor if share_anchor else own
+        self.shape = shape
 
     def _draw(self, keys: torch.Tensor, step: int) -> torch.Tensor:
         keys = keys_for(keys, torch.tensor(step, device=keys.device))
-        size = self._shape[0] * self._shape[1] * self._shape[2]
-        return key_normal(keys, size).view(-1, *self._shape)
+        size = self.shape[0] * self.shape[1] * self.shape[2]
+        return key_normal(keys, size).view(-1, *self.shape)
 
     def sample(self, step: int) -> torch.Tensor:
         """Noise added after a step, (B * K, 3, H, W); the initial noise counts as step T."""
-        return self._draw(self._sample, step)
+        return self._draw(self.sample_keys, step)
 
     def anchor(self, step: int) -> torch.Tensor:
         """Noise of the anchors at a step: (B * K, 3, H, W), or (B, 3, H, W) if shared."""
-        return self._draw(self._anchor, step)
+        return self._draw(self.anchor_keys, step)
 
 
 def _autocast(device: torch.device, precision: str | int) -> contextlib.AbstractContextManager:
@@ -126,6 +141,43 @@ def _autocast(device: torch.device, precision: str | int) -> contextlib.Abstract
 
 
 @torch.inference_mode()
+def denoise(
+    unet: UNet2DModel,
+    scheduler: DDIMScheduler,
+    anchors: torch.Tensor,
+    noise: CandidateNoise,
+    *,
+    w: float,
+    eta: float,
+    precision: str | int = "32-true",
+) -> torch.Tensor:
+    """Run the sampler from pure noise to images, without clipping.
+
+    Args:
+        unet: an unconditional denoiser in evaluation mode.
+        scheduler: from :func:`make_scheduler`.
+        anchors: float (B * K, 3, H, W) in [-1, 1], or (B, 3, H, W) where candidates share one.
+        noise: of B images with K candidates each.
+        w: weight of the SAMPLE's middle feature, in [0, 1].
+        eta: in [0, 1].
+        precision: of the UNet; all else is float32.
+
+    Returns:
+        float32 (B * K, 3, H, W).
+    """
+    x = noise.sample(scheduler.config.num_train_timesteps)
+    for t in scheduler.timesteps.tolist():
+        x_anchor = anchors
+        if w < 1.0:  # an unconditional sample never looks at the anchor
+            steps = torch.full((len(anchors),), t, device=anchors.device)
+            x_anchor = scheduler.add_noise(anchors, noise.anchor(t), steps)
+        with _autocast(x.device, precision):
+            estimate = interpolated_noise(unet, x, x_anchor, t, w)
+        fresh = noise.sample(t) if eta > 0 else None
+        x = scheduler.step(estimate.float(), t, x, eta=eta, variance_noise=fresh).prev_sample
+    return x
+
+
 def sample_candidates(
     unet: UNet2DModel,
     scheduler: DDIMScheduler,
@@ -170,27 +222,15 @@ def sample_candidates(
     check_weight(w)
     unet.eval()
     device = unet.device
-    anchors = to_float(anchors.to(device))
+    x = to_float(anchors.to(device))
     numbers = torch.as_tensor(list(candidates), dtype=torch.int64, device=device)
-    rows = (len(anchors), len(numbers))
-    shape = tuple(anchors.shape[1:])
-    noise = _Noise(seed, indexes.to(device), numbers, shape, share_anchor)
+    noise = CandidateNoise(seed, indexes.to(device), numbers, tuple(x.shape[1:]), share_anchor)
     if not share_anchor:
-        anchors = anchors.repeat_interleave(rows[1], dim=0)
-    x = noise.sample(len(scheduler.betas)) * scheduler.init_noise_sigma
-    for t in scheduler.timesteps.tolist():
-        # w = 1 never looks at the anchor: its noise need not be drawn
-        x_anchor = anchors
-        if w < 1.0:
-            steps = torch.full((len(anchors),), t, device=device)
-            x_anchor = scheduler.add_noise(anchors, noise.anchor(t), steps)
-        with _autocast(device, precision):
-            estimate = interpolated_noise(unet, x, x_anchor, t, w)
-        fresh = noise.sample(t) if eta > 0 else None
-        x = scheduler.step(estimate.float(), t, x, eta=eta, variance_noise=fresh).prev_sample
+        x = x.repeat_interleave(len(numbers), dim=0)
+    x = denoise(unet, scheduler, x, noise, w=w, eta=eta, precision=precision)
     if not torch.isfinite(x).all():
         raise ClspError(
             f"The candidates sampled with precision={precision} are not finite; use "
             f"precision=32-true, or another denoiser if that is what was used."
         )
-    return to_uint8(x).unflatten(0, rows)
+    return to_uint8(x).unflatten(0, (len(anchors), len(numbers)))

@@ -173,7 +173,6 @@ def _trainer(
         logger=_wandb(cfg, checkpoint) if cfg.wandb.enabled else False,
         callbacks=callbacks,
         enable_checkpointing=False,
-        enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,  # the order is already shared out, and keyed
         num_sanity_val_steps=0,
@@ -182,7 +181,7 @@ def _trainer(
         kwargs["limit_val_batches"] = 0
     try:
         return pl.Trainer(**kwargs)
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, ImportError) as error:
         raise ClspError(
             f"accelerator={cfg.accelerator}, devices={cfg.devices}, strategy={cfg.strategy}, "
             f"precision={cfg.precision} do not fit this machine: {str(error).splitlines()[0]}"

@@ -4,13 +4,13 @@ import time
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from tqdm.auto import tqdm
 
 __all__ = ["Bar", "History"]
 
 
-class Bar(Callback):
+class Bar(ProgressBar):
     """One bar over all steps of a training, with the last epoch's numbers.
 
     Args:
@@ -19,6 +19,7 @@ class Bar(Callback):
     """
 
     def __init__(self, title: str, metrics: tuple[str, ...] = ("train_loss", "val_acc1")):
+        super().__init__()
         self.title, self.metrics = title, metrics
         self._bar: tqdm | None = None
 

@@ -71,12 +71,9 @@ def test_headings_and_a_caption_that_fits(tmp_path, monkeypatch):
     words = [text for _, text in drawn]
     assert words[:3] == ["Title", "anchor", "candidates"]
     assert " ".join(words[3:]) == store_caption(MANIFEST)
-    width, height = Image.open(path).size
-    for (x, y), text in drawn:
-        assert x + figures._font(16).getlength(text) < width
-        assert y + 16 < height
     ink = np.asarray(Image.open(path)).min(2) < 200
     assert not ink[:, : figures._MARGIN].any()
+    assert not ink[:, -figures._MARGIN :].any()
     assert not ink[-figures._MARGIN // 2 :].any()
 
 

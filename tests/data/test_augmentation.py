@@ -652,6 +652,8 @@ def test_can_compile_looks_for_a_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert can_compile("cpu")
+    monkeypatch.setenv("CXX", "g++ -m64")
+    assert can_compile("cpu")
     monkeypatch.setenv("CXX", "no-such-compiler -m64")
     assert not can_compile("cpu")
     monkeypatch.delenv("CXX")

@@ -107,6 +107,12 @@ def test_a_base_may_be_a_tensor():
     assert torch.equal(keys_for(bases[:, None], torch.arange(4)), expected)
 
 
+@pytest.mark.parametrize("base", [-(2**63), -1, 0, 2**63 - 1])
+def test_every_base_is_allowed(base):
+    index = torch.tensor([0, 1, 2**63 - 1, -(2**63)])
+    assert torch.equal(keys_for(base, index), keys_for(torch.tensor(base), index))
+
+
 def test_more_draws_only_append(keys):
     assert torch.equal(key_uniform(keys[:100], 7)[:, :3], key_uniform(keys[:100], 3))
 
@@ -144,6 +150,12 @@ def test_low_bits_are_used(keys):
     low = (key_uniform(keys, 1) * 2**24).long() % 16
     count = low.flatten().bincount(minlength=16).double()
     assert ((count - N / 16) ** 2 / (N / 16)).sum() < 37.7  # 99.9%, 15 degrees of freedom
+
+
+def test_normal_is_finite_where_uniform_is_zero():
+    key = torch.tensor(5618432)  # found by search: its first draw has 24 leading zeros
+    assert key_uniform(key, 1).item() == 0
+    assert torch.isfinite(key_normal(key, 2)).all()
 
 
 def test_normal_moments(keys):

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import write_store
 
 from clsp_plugin.data.store import (
     CandidateStore,
@@ -48,7 +47,7 @@ def test_absent_store_says_how_to_make_one(tmp_path):
         CandidateStore(tmp_path / "none")
 
 
-def test_incomplete_store_is_refused_and_continued(store, digits48):
+def test_incomplete_store_is_refused_and_continued(store, digits48, write_store):
     manifest = StoreManifest.load(store)
     shard = store / "shard-00001.npy"
     before = shard.read_bytes()

@@ -82,6 +82,7 @@ def test_the_start_is_that_of_a_linear_layer():
     assert start.abs().max() <= bound
     assert start.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
     assert start.mean().abs() < bound / 50
+    assert not torch.equal(start, linear._initial(400, 50, 1, torch.device("cpu")))
 
 
 def test_seeds_differ_and_repeat_without_touching_global_randomness():
@@ -95,8 +96,12 @@ def test_seeds_differ_and_repeat_without_touching_global_randomness():
 
 def test_the_number_of_threads_is_restored():
     before = torch.get_num_threads()
-    train_probe(make_features(), 4, [0.1], epochs=1)
-    assert torch.get_num_threads() == before
+    try:
+        torch.set_num_threads(2)
+        train_probe(make_features(), 4, [0.1], epochs=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_it_learns():
@@ -114,6 +119,8 @@ def test_accuracy_counts_the_plain_view():
     bias = torch.tensor([[0.0, 0, 0, 0, 0, 0, 100]])
     few = Features(test.feats[:, 6:], torch.tensor([6]))
     assert Probe((1.0,), weights, bias).accuracy(few) == {1.0: (100.0, 100.0)}
+    first = Features(test.feats[:, :1], torch.tensor([0]))
+    assert Probe((1.0,), weights, torch.zeros(1, 7)).accuracy(first) == {1.0: (100.0, 100.0)}
 
 
 def test_top5_of_few_classes_is_everything():

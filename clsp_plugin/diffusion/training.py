@@ -1,0 +1,443 @@
+"""Training of the denoiser: noise prediction on uint8 images, exactly resumable.
+
+Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020: the mean squared
+error of the noise (their "simple" loss), with an exponential moving average of the weights.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import lightning
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DModel
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar, TQDMProgressBar
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from clsp_plugin.data.random import Purpose, derive_key, key_normal, key_uniform, keys_for
+from clsp_plugin.diffusion.denoiser import (
+    LINEAR_BETAS,
+    UNetSettings,
+    build_unet,
+    check_absent,
+    save_denoiser,
+)
+from clsp_plugin.diffusion.sampling import to_float
+from clsp_plugin.diffusion.settings import precision_name, read_settings, setting
+from clsp_plugin.errors import ClspError
+
+__all__ = ["DenoiserModule", "TrainingSettings", "train_denoiser"]
+
+# Streams of a training; part of what a seed means, never renumber.
+_WEIGHTS, _DROPOUT, _CHOICES, _NOISE = range(4)
+
+# Settings that a resumed run may change, since they do not change what is learned.
+_FREE = frozenset({"checkpoint_every", "accelerator", "devices", "strategy", "num_workers"})
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings(UNetSettings):
+    """How a denoiser is trained; the defaults are the paper's on CIFAR.
+
+    Attributes:
+        seed: of the weights, the order, the steps, the noise, the flips and the dropout.
+        max_epochs: passes over the images.
+        batch_size: images an optimiser step, over all processes together. The images left over
+            by whole batches wait for another epoch.
+        lr: learning rate of Adam.
+        warmup_steps: optimiser steps of linear warm-up.
+        gradient_clip: largest norm of the gradient; 0 clips nothing.
+        ema_decay: of the moving average of the weights, which is what is saved.
+        ema_warmup: whether the decay of the 0-based step s is at most (1 + s) / (10 + s), so that
+            short runs do not keep their first weights.
+        horizontal_flip: probability of mirroring an image. Set it to 0 for images with writing.
+        precision: Lightning's name: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        accelerator: Lightning's.
+        devices: Lightning's.
+        strategy: Lightning's.
+        checkpoint_every: epochs between checkpoints.
+        num_workers: processes that read images; 0 is best for images in memory.
+    """
+
+    seed: int = setting(0, int)
+    max_epochs: int = setting(2000, int, low=1)
+    batch_size: int = setting(128, int, low=1)
+    lr: float = setting(2e-4, float, above=0.0)
+    warmup_steps: int = setting(5000, int, low=0)
+    gradient_clip: float = setting(1.0, float, low=0.0)
+    ema_decay: float = setting(0.9999, float, low=0.0, high=1.0)
+    ema_warmup: bool = setting(True, bool)
+    horizontal_flip: float = setting(0.5, float, low=0.0, high=1.0)
+    precision: str | int = setting("32-true", None)
+    accelerator: str = setting("auto", str)
+    devices: int | str | Sequence[int] = setting(1, None)
+    strategy: str = setting("auto", str)
+    checkpoint_every: int = setting(50, int, low=1)
+    num_workers: int = setting(0, int, low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "precision", precision_name(self.precision))
+
+    def ema_decay_at(self, step: int) -> float:
+        """Decay of the moving average after the optimiser's 0-based step."""
+        return min(self.ema_decay, (1 + step) / (10 + step)) if self.ema_warmup else self.ema_decay
+
+
+class DenoiserModule(LightningModule):
+    """A denoiser in training.
+
+    Every random number but dropout's is keyed by (seed, epoch, image index), dropout by (seed,
+    epoch, batch, process): a resumed run equals an uninterrupted one, to the last bit on the CPU.
+
+    Args:
+        unet: the network.
+        settings: see :class:`TrainingSettings`.
+
+    Attributes:
+        unet: the network in training.
+        ema: the moving average of its weights; part of every checkpoint.
+        losses: mean loss of each epoch so far.
+        seconds: training time so far, over all runs.
+    """
+
+    def __init__(self, unet: UNet2DModel, settings: TrainingSettings):
+        super().__init__()
+        self.settings = settings
+        self.unet = unet
+        self.ema = copy.deepcopy(unet).requires_grad_(False)
+        self.losses: list[float] = []
+        self.seconds = 0.0
+        alphas = DDPMScheduler(**LINEAR_BETAS).alphas_cumprod
+        self.register_buffer("signal", alphas.sqrt(), persistent=False)
+        self.register_buffer("sigma", (1.0 - alphas).sqrt(), persistent=False)
+
+    def _draw(
+        self, indexes: torch.Tensor, images: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Clean images (B, 3, H, W), noise of that shape and steps (B,) of a batch."""
+        x = to_float(images)
+        choices, noises = (
+            derive_key(self.settings.seed, Purpose.TRAINING, stream, self.current_epoch)
+            for stream in (_CHOICES, _NOISE)
+        )
+        u = key_uniform(keys_for(choices, indexes), 2)
+        noise = key_normal(keys_for(noises, indexes), x[0].numel())
+        t = (u[:, 0] * len(self.signal)).long()
+        flip = (u[:, 1] < self.settings.horizontal_flip)[:, None, None, None]
+        return torch.where(flip, x.flip(-1), x), noise.view_as(x), t
+
+    @contextlib.contextmanager
+    def _dropout_seed(self, batch_idx: int) -> Iterator[None]:
+        """Seed dropout by name, and leave the global generators as they were."""
+        place = (_DROPOUT, self.current_epoch, batch_idx, self.global_rank)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(derive_key(self.settings.seed, Purpose.TRAINING, *place))
+            yield
+
+    def training_step(
+        self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int
+    ) -> torch.Tensor:
+        """Loss of a batch.
+
+        Args:
+            batch: image indexes, int64 (B,), and images, uint8 (B, H, W, 3).
+            batch_idx: number of the batch in its epoch.
+        """
+        x, noise, t = self._draw(*batch)
+        x_t = self.signal[t, None, None, None] * x + self.sigma[t, None, None, None] * noise
+        with self._dropout_seed(batch_idx):
+            estimate = self.unet(x_t, t).sample
+        loss = F.mse_loss(estimate.float(), noise)
+        self._loss_sum += loss.detach()
+        self._batches += 1
+        self.log("loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Adam with a linear warm-up, stepped every batch."""
+        warmup = self.settings.warmup_steps
+        # Lightning cannot clip the gradients of a fused optimiser that unscales them itself
+        fused = self.settings.precision != "16-mixed"
+        adam = torch.optim.Adam(self.unet.parameters(), lr=self.settings.lr, fused=fused)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            adam, lambda step: min(1.0, (step + 1) / warmup) if warmup else 1.0
+        )
+        return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move the average. ``global_step`` counts the steps completed before."""
+        super().optimizer_step(*args, **kwargs)
+        average = get_ema_multi_avg_fn(self.settings.ema_decay_at(self.global_step))
+        average(list(self.ema.parameters()), list(self.unet.parameters()), self.global_step)
+
+    def on_train_epoch_start(self) -> None:
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._batches = 0
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self) -> None:
+        mean = self.trainer.strategy.reduce(self._loss_sum / self._batches, reduce_op="mean")
+        self.losses.append(float(mean))
+        self.seconds += time.perf_counter() - self._start
+        if not torch.isfinite(mean):
+            raise ClspError(
+                f"The loss of the denoiser is not finite in epoch {self.current_epoch} with "
+                f"precision={self.settings.precision} and lr={self.settings.lr:g}; use "
+                f"precision=32-true or a smaller lr."
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["progress"] = {"losses": list(self.losses), "seconds": self.seconds}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.losses = list(checkpoint["progress"]["losses"])
+        self.seconds = checkpoint["progress"]["seconds"]
+
+
+class _Images(Dataset):
+    """Images in memory, read a batch of indexes at a time."""
+
+    def __init__(self, images: torch.Tensor):
+        self.images = images
+
+    def __getitem__(self, indexes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return indexes, self.images[indexes]
+
+
+class _KeyedBatches(Sampler[torch.Tensor]):
+    """Batches of indexes in an order that is a hash of (seed, epoch); each process its part."""
+
+    def __init__(self, num_images: int, batch_size: int, seed: int, rank: int, world_size: int):
+        super().__init__()
+        self.num_images = num_images
+        self.batch_size = min(batch_size, num_images // world_size * world_size)
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_images // self.batch_size
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        base = derive_key(self.seed, Purpose.ORDER, self.epoch)
+        order = keys_for(base, torch.arange(self.num_images)).argsort()
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield order[start : start + self.batch_size][self.rank :: self.world_size]
+
+
+class _Data(LightningDataModule):
+    """The loader, made once the trainer knows its processes."""
+
+    def __init__(self, images: torch.Tensor, settings: TrainingSettings):
+        super().__init__()
+        self.images, self.settings = images, settings
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        if self.settings.batch_size % world_size:
+            raise ClspError(
+                f"batch_size={self.settings.batch_size} does not divide among {world_size} "
+                f"processes; it counts the images of all of them."
+            )
+        batches = _KeyedBatches(
+            len(self.images), self.settings.batch_size, self.settings.seed, rank, world_size
+        )
+        return DataLoader(
+            _Images(self.images),
+            batch_size=None,
+            sampler=batches,
+            num_workers=self.settings.num_workers,
+        )
+
+
+class _LastCheckpoint(Checkpoint):
+    """Replaces one file every few epochs, so that a kill at any time leaves a whole one."""
+
+    def __init__(self, path: Path, every: int):
+        self.path, self.every = path, every
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        if done % self.every and done != trainer.max_epochs:
+            return
+        temporary = self.path.with_suffix(".tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)
+
+
+def _check_images(images: torch.Tensor) -> int:
+    """Height and width of the images."""
+    assert images.dtype == torch.uint8
+    assert images.ndim == 4
+    assert images.shape[3] == 3
+    if len(images) == 0:
+        raise ClspError("There are no images to train a denoiser on.")
+    height, width = images.shape[1:3]
+    if height != width:
+        raise ClspError(f"The images are {height}x{width}; a denoiser needs square ones.")
+    return height
+
+
+def _identity(images: torch.Tensor, settings: TrainingSettings) -> dict[str, Any]:
+    """What makes two trainings the same one, as JSON would give it back."""
+    kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in _FREE}
+    digest = hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()
+    return json.loads(json.dumps({**kept, "num_images": len(images), "images": digest}))
+
+
+def _find_checkpoint(workspace: Path, identity: dict[str, Any]) -> Path | None:
+    """The checkpoint to resume from, if there is one of this very training."""
+    checkpoint = workspace / "last.ckpt"
+    if not checkpoint.exists():
+        return None
+    before = json.loads((workspace / "settings.json").read_text())
+    changed = [
+        f"{name}={before.get(name)!r} (now {identity.get(name)!r})"
+        for name in sorted(before.keys() | identity.keys())
+        if before.get(name) != identity.get(name)
+    ]
+    if changed:
+        raise ClspError(
+            f"{workspace} holds an unfinished training with {', '.join(changed)}; use the same "
+            f"settings to continue it, choose another out=, or delete it to start anew."
+        )
+    return checkpoint
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide Lightning's hints about hardware and workers, which are no news to the user."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*available but not used.*")
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _make_module(image_size: int, settings: TrainingSettings) -> DenoiserModule:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_key(settings.seed, Purpose.TRAINING, _WEIGHTS))
+        return DenoiserModule(build_unet(image_size, settings), settings)
+
+
+def _make_trainer(
+    settings: TrainingSettings, workspace: Path, callbacks: Sequence[Callback]
+) -> Trainer:
+    callbacks = [*callbacks, _LastCheckpoint(workspace / "last.ckpt", settings.checkpoint_every)]
+    if not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        callbacks.append(TQDMProgressBar())
+    return Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        strategy=settings.strategy,
+        precision=settings.precision,
+        max_epochs=settings.max_epochs,
+        gradient_clip_val=settings.gradient_clip or None,
+        callbacks=callbacks,
+        default_root_dir=workspace,
+        logger=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def _record(module: DenoiserModule, identity: dict[str, Any], steps: int) -> dict[str, Any]:
+    """What ``training.json`` says of a finished training."""
+    device = module.device
+    cpu = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return {
+        "settings": identity,
+        "losses": module.losses,
+        "epochs": len(module.losses),
+        "steps": steps,
+        "seconds": module.seconds,
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+            "diffusers": diffusers.__version__,
+        },
+    }
+
+
+def train_denoiser(
+    images: torch.Tensor,
+    cfg: TrainingSettings | Mapping[str, Any] | None,
+    out: str | Path,
+    *,
+    callbacks: Sequence[Callback] | None = None,
+) -> dict[str, Any]:
+    """Train a denoiser and write it as a pipeline directory.
+
+    While it runs, checkpoints are kept beside ``out`` in ``<out>.training``; a run that was
+    stopped continues from there when it is started again with the same settings.
+
+    Args:
+        images: uint8 (N, H, H, 3).
+        cfg: keys of :class:`TrainingSettings`.
+        out: the directory to write; ``training.json`` in it has the settings, the mean loss of
+            each epoch, the seconds and the versions.
+        callbacks: further Lightning callbacks; a progress bar among them replaces the default.
+
+    Returns:
+        What ``training.json`` says.
+
+    Raises:
+        ClspError: a setting is not valid, ``out`` exists, an unfinished training has other
+            settings, the loss is not finite, or the training was stopped.
+    """
+    settings = read_settings(TrainingSettings, cfg)
+    out = Path(out)
+    check_absent(out)
+    module = _make_module(_check_images(images), settings)
+    workspace = out.with_name(f"{out.name}.training")
+    identity = _identity(images, settings)
+    checkpoint = _find_checkpoint(workspace, identity)
+    workspace.mkdir(parents=True, exist_ok=True)
+    if checkpoint is None:
+        (workspace / "settings.json").write_text(json.dumps(identity, indent=2))
+    with _quiet():
+        trainer = _make_trainer(settings, workspace, callbacks or ())
+        trainer.fit(module, datamodule=_Data(images, settings), ckpt_path=checkpoint)
+    if len(module.losses) < settings.max_epochs:  # Lightning may return from an interrupt
+        raise ClspError(
+            f"The training stopped after {len(module.losses)} of {settings.max_epochs} epochs; "
+            f"start it again with the same settings to continue."
+        )
+    record = _record(module, identity, trainer.global_step)
+    if trainer.is_global_zero:
+        files = {"training.json": json.dumps(record, indent=2)}
+        save_denoiser(module.ema, out, files=files)
+        shutil.rmtree(workspace)
+    trainer.strategy.barrier()
+    return record

@@ -1,0 +1,80 @@
+"""``clsp denoiser`` and ``clsp generate``: their configurations, and what they print."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from clsp_plugin.data.images import ImageArray, load_images
+from clsp_plugin.data.store import CandidateStore, export_npy
+from clsp_plugin.diffusion.denoiser import check_absent
+from clsp_plugin.diffusion.generation import GenerationSettings, generate_candidates
+from clsp_plugin.diffusion.settings import read_settings
+from clsp_plugin.diffusion.training import TrainingSettings, train_denoiser
+from clsp_plugin.engine.config import Data, typed
+from clsp_plugin.engine.progress import Bar
+from clsp_plugin.errors import ClspError
+
+__all__ = ["denoiser", "generate"]
+
+
+def _split(given: DictConfig, *names: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys named, which must all be set, and the rest."""
+    content = OmegaConf.to_container(given, resolve=True)
+    own = {name: content.pop(name, None) for name in names}
+    for name, value in own.items():
+        if value in (None, "???"):
+            raise ClspError(f"{name} is not set; give it in the YAML or as {name}=...")
+    return own, content
+
+
+def _images(data: dict[str, Any]) -> ImageArray:
+    return load_images(typed(data, Data), "train")
+
+
+def denoiser(given: DictConfig, *, title: str = "train the denoiser") -> dict[str, Any]:
+    """Train a denoiser on the training images and write it in diffusers' format.
+
+    Args:
+        given: ``data`` as in pre-training, ``out``, and the keys of ``TrainingSettings``.
+        title: what the progress bar says.
+    """
+    own, rest = _split(given, "data", "out")
+    settings = read_settings(TrainingSettings, rest)
+    check_absent(Path(own["out"]))
+    array = _images(own["data"])
+    record = train_denoiser(
+        array.images, settings, own["out"], callbacks=[Bar(title, metrics=("loss",))]
+    )
+    print(f"Denoiser: {own['out']} ({record['epochs']} epochs, {record['seconds']:.0f} s)")
+    return record
+
+
+def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, Any]:
+    """Draw candidates for the training images, continuing an unfinished store.
+
+    Args:
+        given: ``data`` as in pre-training, ``denoiser``, ``out``, ``export_npy`` (a file to write
+            the authors' array to, or null) and the keys of ``GenerationSettings``.
+        title: what the progress bar says.
+    """
+    export = given.get("export_npy")
+    own, rest = _split(given, "data", "denoiser", "out")
+    rest.pop("export_npy", None)
+    settings = read_settings(GenerationSettings, rest)
+    array = _images(own["data"])
+    summary = generate_candidates(
+        array.images,
+        array.fingerprint,
+        own["denoiser"],
+        own["out"],
+        settings,
+        dataset=array.name,
+        desc=title,
+    )
+    drawn = f"{summary['candidates']} drawn in {summary['seconds']:.0f} s"
+    print(f"Candidates: {own['out']} ({drawn if summary['candidates'] else 'already complete'})")
+    if export is not None:
+        export_npy(CandidateStore(own["out"]), export)
+        print(f"The authors' array: {export}")
+    return summary

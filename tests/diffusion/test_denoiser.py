@@ -1,0 +1,257 @@
+"""Architecture and directory of the denoiser."""
+
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+from diffusers import DDPMPipeline, UNet2DModel
+
+from clsp_plugin.diffusion.denoiser import (
+    build_unet,
+    check_absent,
+    denoiser_hash,
+    load_denoiser,
+    save_denoiser,
+)
+from clsp_plugin.diffusion.sampling import make_scheduler
+from clsp_plugin.errors import ClspError
+
+# config.json of google/ddpm-cifar10-32
+DDPM_CIFAR10 = {
+    "act_fn": "silu",
+    "attention_head_dim": None,
+    "block_out_channels": (128, 256, 256, 256),
+    "center_input_sample": False,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "in_channels": 3,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-06,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 32,
+    "time_embedding_type": "positional",
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}
+
+
+def test_the_default_is_ddpm_on_cifar10():
+    with torch.device("meta"):
+        ours, theirs = build_unet(32), UNet2DModel(**DDPM_CIFAR10)
+    differences = {
+        key for key, value in theirs.config.items()
+        if key[0] != "_" and ours.config[key] != value
+    }  # fmt: skip
+    assert differences == {"dropout"}
+    assert ours.config.dropout == 0.1
+    shapes = {name: tensor.shape for name, tensor in ours.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in theirs.state_dict().items()}
+    assert sum(p.numel() for p in ours.parameters()) == 35_746_307
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "attention", "groups", "down"),
+    [
+        (32, [16, 32, 64], [8], 16, "DownBlock2D DownBlock2D AttnDownBlock2D"),
+        (16, [24, 48], [], 8, "DownBlock2D DownBlock2D"),
+        (64, [32, 64], [64, 32], 32, "AttnDownBlock2D AttnDownBlock2D"),
+        (6, [9, 3], [], 1, "DownBlock2D DownBlock2D"),
+    ],
+)
+def test_other_sizes(size, channels, attention, groups, down):
+    cfg = {"block_out_channels": channels, "attention_resolutions": attention}
+    unet = build_unet(size, {**cfg, "layers_per_block": 1})
+    assert unet.config.norm_num_groups == groups
+    assert list(unet.config.down_block_types) == down.split()
+    mirrored = [name.replace("Down", "Up") for name in reversed(down.split())]
+    assert list(unet.config.up_block_types) == mirrored
+    with torch.no_grad():
+        assert unet(torch.zeros(1, 3, size, size), 0).sample.shape == (1, 3, size, size)
+
+
+@pytest.mark.parametrize(
+    ("size", "cfg", "message"),
+    [
+        (30, {}, r"30 pixels cannot be halved 3 times; .* multiple of 8"),
+        (32, {"block_out_channels": []}, "block_out_channels"),
+        (96, {}, r"16 is none of the resolutions 96, 48, 24, 12"),
+        (32, {"norm_num_groups": 24}, "norm_num_groups=24 does not divide"),
+    ],
+)
+def test_architectures_that_are_refused(size, cfg, message):
+    with pytest.raises(ClspError, match=message):
+        build_unet(size, cfg)
+
+
+def test_the_hash_names_the_weights(make_unet):
+    name = denoiser_hash(make_unet())
+    assert name == denoiser_hash(make_unet().train())
+    assert len(name) == 16
+    assert int(name, 16) >= 0
+    changed = make_unet()
+    with torch.no_grad():
+        changed.conv_out.bias[0] += 1e-3
+    assert name != denoiser_hash(changed)
+
+
+def test_round_trip_of_a_pipeline(unet, tmp_path):
+    path = tmp_path / "denoiser"
+    save_denoiser(unet, path, beta_end=0.01, files={"training.json": "{}"})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["denoiser"]
+    assert (path / "training.json").read_text() == "{}"
+    loaded, config = load_denoiser(str(path))
+    assert not loaded.training
+    assert denoiser_hash(loaded) == denoiser_hash(unet)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded(x, 3).sample, unet(x, 3).sample)
+    torch.testing.assert_close(make_scheduler(config, 10).betas[-1], torch.tensor(0.01))
+    pipeline = DDPMPipeline.from_pretrained(path)  # diffusers reads it too
+    assert denoiser_hash(pipeline.unet) == denoiser_hash(unet)
+
+
+def test_a_bare_network_and_a_flat_pipeline(unet, tmp_path):
+    bare = tmp_path / "bare"
+    unet.save_pretrained(bare)
+    loaded, config = load_denoiser(bare)
+    assert denoiser_hash(loaded) == denoiser_hash(unet)
+    torch.testing.assert_close(make_scheduler(config, 10).betas, torch.linspace(1e-4, 0.02, 1000))
+    # all files in one directory, as in google/ddpm-cifar10-32
+    save_denoiser(unet, tmp_path / "nested", beta_end=0.01)
+    shutil.copy(tmp_path / "nested" / "model_index.json", bare)
+    shutil.copy(tmp_path / "nested" / "scheduler" / "scheduler_config.json", bare)
+    loaded, config = load_denoiser(bare)
+    assert denoiser_hash(loaded) == denoiser_hash(unet)
+    assert config["beta_end"] == 0.01
+
+
+def test_an_existing_directory_is_never_looked_up_on_the_hub(unet, tmp_path, monkeypatch):
+    from diffusers import DiffusionPipeline
+
+    def download(*args, **kwargs):
+        raise AssertionError("asked the hub")
+
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
+    monkeypatch.chdir(tmp_path)
+    save_denoiser(unet, tmp_path / "google" / "ddpm-cifar10-32")
+    assert denoiser_hash(load_denoiser("google/ddpm-cifar10-32")[0]) == denoiser_hash(unet)
+
+
+def test_a_hub_id_is_fetched(unet, tmp_path, monkeypatch):
+    from diffusers import DiffusionPipeline
+
+    asked = []
+    save_denoiser(unet, tmp_path / "cache")
+    monkeypatch.setattr(
+        DiffusionPipeline, "download", lambda name: asked.append(name) or str(tmp_path / "cache")
+    )
+    assert denoiser_hash(load_denoiser("someone/model")[0]) == denoiser_hash(unet)
+    assert asked == ["someone/model"]
+
+
+def test_a_hub_that_does_not_answer(monkeypatch):
+    from diffusers import DiffusionPipeline
+
+    def download(name):
+        raise OSError("no network")
+
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
+    with pytest.raises(ClspError, match="someone/model is neither a directory here nor"):
+        load_denoiser("someone/model")
+
+
+def break_json(path):
+    (path / "unet" / "config.json").write_text("{")
+
+
+def other_network(path):
+    config = json.loads((path / "unet" / "config.json").read_text())
+    (path / "unet" / "config.json").write_text(
+        json.dumps({**config, "_class_name": "UNet2DConditionModel"})
+    )
+
+
+def truncate(path):
+    weights = path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def forget(path):
+    weights = path / "unet" / "diffusion_pytorch_model.safetensors"
+    state = safetensors.torch.load_file(weights)
+    del state["conv_in.bias"]
+    safetensors.torch.save_file(state, weights, {"format": "pt"})
+
+
+def invent(path):
+    weights = path / "unet" / "diffusion_pytorch_model.safetensors"
+    state = safetensors.torch.load_file(weights) | {"surplus": torch.zeros(1)}
+    safetensors.torch.save_file(state, weights, {"format": "pt"})
+
+
+def widen(path):
+    config = json.loads((path / "unet" / "config.json").read_text())
+    (path / "unet" / "config.json").write_text(
+        json.dumps({**config, "block_out_channels": [16, 32]})
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_json, "config.json cannot be read"),
+        (other_network, "is a UNet2DConditionModel, not an unconditional UNet2DModel"),
+        (truncate, "weights in .* cannot be loaded"),
+        (forget, "are not those of its config.json .*1 missing_keys"),
+        (invent, "are not those of its config.json .*1 unexpected_keys"),
+        (widen, "weights in .* cannot be loaded"),
+        (lambda path: shutil.rmtree(path / "scheduler"), "scheduler_config.json cannot be read"),
+        (lambda path: (path / "model_index.json").write_text("{}"), "has no unet"),
+        (lambda path: (path / "model_index.json").write_text("[]"), "not a configuration"),
+        (lambda path: (path / "model_index.json").unlink(), "neither model_index.json nor"),
+    ],
+)
+def test_directories_that_are_refused(unet, tmp_path, damage, message):
+    path = tmp_path / "denoiser"
+    save_denoiser(unet, path)
+    damage(path)
+    with pytest.raises(ClspError, match=message):
+        load_denoiser(path)
+
+
+def test_a_class_conditional_network_is_refused(unet, tmp_path):
+    config = {k: v for k, v in unet.config.items() if k[0] != "_"}
+    UNet2DModel(**{**config, "num_class_embeds": 10}).save_pretrained(tmp_path / "classes")
+    with pytest.raises(ClspError, match="class-conditional"):
+        load_denoiser(tmp_path / "classes")
+
+
+def test_paths_that_are_no_directory(tmp_path):
+    with pytest.raises(ClspError, match=r"no denoiser directory at .*`clsp denoiser` trains one"):
+        load_denoiser(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    with pytest.raises(ClspError, match="is a file"):
+        load_denoiser(tmp_path / "file")
+
+
+def test_nothing_is_overwritten(unet, tmp_path):
+    path = tmp_path / "denoiser"
+    path.mkdir()
+    check_absent(path)
+    save_denoiser(unet, path)  # an empty directory is as good as none
+    with pytest.raises(ClspError, match="already exists; choose another out="):
+        save_denoiser(unet, path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ClspError, match="already exists"):
+        check_absent(tmp_path / "file")
+
+
+def test_a_failed_save_leaves_nothing(unet, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        save_denoiser(unet, tmp_path / "denoiser", files={"no/such/folder": ""})
+    assert list(tmp_path.iterdir()) == []

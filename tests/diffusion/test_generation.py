@@ -1,0 +1,141 @@
+"""From a denoiser's directory to a candidate store, killed and continued."""
+
+import numpy as np
+import pytest
+import torch
+
+from clsp_plugin.data.store import CandidateStore, StoreWriter
+from clsp_plugin.diffusion import generation
+from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser, save_denoiser
+from clsp_plugin.diffusion.generation import generate_candidates
+from clsp_plugin.diffusion.sampling import make_scheduler, sample_candidates
+from clsp_plugin.errors import ClspError
+
+CFG = {"num_candidates": 2, "steps": 2, "batch_size": 6, "shard_size": 5, "device": "cpu"}
+
+
+@pytest.fixture
+def denoiser(unet, tmp_path):
+    save_denoiser(unet, tmp_path / "denoiser", beta_end=0.01)
+    return tmp_path / "denoiser"
+
+
+def read(path):
+    return CandidateStore(path).images(range(16))
+
+
+def test_a_store_holds_what_the_sampler_draws(images, denoiser, tmp_path):
+    summary = generate_candidates(images, "abc", denoiser, tmp_path / "store", CFG, dataset="toy")
+    unet, config = load_denoiser(denoiser)
+    expected = sample_candidates(
+        unet, make_scheduler(config, 2), images, seed=0, indexes=torch.arange(16),
+        candidates=[0, 1], w=0.1, eta=0.1,
+    )  # fmt: skip
+    drawn = read(tmp_path / "store")
+    assert drawn.shape == (16, 2, 8, 8, 3)
+    assert np.abs(drawn.astype(int) - expected.numpy()).max() <= 1
+    manifest = CandidateStore(tmp_path / "store").manifest
+    assert manifest.denoiser == summary["denoiser"] == denoiser_hash(unet)
+    assert (manifest.fingerprint, manifest.dataset, manifest.sampler) == ("abc", "toy", "ddim")
+    assert (manifest.w, manifest.steps, manifest.eta, manifest.seed) == (0.1, 2, 0.1, 0)
+    assert (manifest.dtype, manifest.share_anchor) == ("32-true", False)
+    assert (summary["images"], summary["candidates"]) == (16, 32)
+    assert summary["candidates_per_second"] == pytest.approx(32 / summary["seconds"])
+
+
+def test_killed_and_continued_gives_the_same_bytes(images, denoiser, tmp_path, monkeypatch):
+    generate_candidates(images, "abc", denoiser, tmp_path / "whole", CFG)
+    write, written = StoreWriter.write, []
+
+    def killed(self, shard, candidates):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(shard)
+        write(self, shard, candidates)
+
+    monkeypatch.setattr(StoreWriter, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        generate_candidates(images, "abc", denoiser, tmp_path / "killed", CFG)
+    monkeypatch.undo()
+    with pytest.raises(ClspError, match="incomplete"):
+        read(tmp_path / "killed")
+    summary = generate_candidates(images, "abc", denoiser, tmp_path / "killed", CFG)
+    assert summary["images"] == 16 - 2 * 5
+    assert np.array_equal(read(tmp_path / "killed"), read(tmp_path / "whole"))
+    nothing = generate_candidates(images, "abc", denoiser, tmp_path / "killed", CFG)
+    assert (nothing["images"], nothing["candidates_per_second"]) == (0, None)
+
+
+def test_processes_divide_the_shards(images, denoiser, tmp_path, monkeypatch):
+    generate_candidates(images, "abc", denoiser, tmp_path / "alone", CFG)
+    counts = []
+    for rank in (1, 0, 2):  # one after the other: the others' shards are no longer missing
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        summary = generate_candidates(images, "abc", denoiser, tmp_path / "shared", CFG)
+        counts.append(summary["images"])
+    assert counts == [5, 6, 5]
+    assert np.array_equal(read(tmp_path / "shared"), read(tmp_path / "alone"))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_the_batch_size_changes_next_to_nothing(images, denoiser, tmp_path, batch_size):
+    generate_candidates(images, "abc", denoiser, tmp_path / "a", CFG)
+    generate_candidates(images, "abc", denoiser, tmp_path / "b", {**CFG, "batch_size": batch_size})
+    difference = np.abs(read(tmp_path / "a").astype(int) - read(tmp_path / "b"))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01
+
+
+def test_a_batch_counts_what_the_denoiser_sees(images, denoiser, tmp_path, monkeypatch):
+    rows, sample = [], generation.sample_candidates
+
+    def spy(unet, scheduler, anchors, **keys):
+        rows.append(len(anchors) * len(keys["candidates"]))
+        return sample(unet, scheduler, anchors, **keys)
+
+    monkeypatch.setattr(generation, "sample_candidates", spy)
+    cfg = {**CFG, "num_candidates": 3, "batch_size": 6, "shard_size": 8}
+    generate_candidates(images, "abc", denoiser, tmp_path / "a", cfg)
+    assert rows == [6] * 8
+    rows.clear()
+    generate_candidates(images, "abc", denoiser, tmp_path / "b", {**cfg, "batch_size": 2})
+    assert rows == [3] * 16
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"w": 0.9}, {"eta": 0.0}, {"seed": 1}, {"share_anchor": True}, {"steps": 4},
+        {"precision": "bf16-mixed"},
+    ],
+)  # fmt: skip
+def test_every_setting_counts(images, denoiser, tmp_path, change):
+    generate_candidates(images, "abc", denoiser, tmp_path / "a", CFG)
+    generate_candidates(images, "abc", denoiser, tmp_path / "b", {**CFG, **change})
+    assert not np.array_equal(read(tmp_path / "a"), read(tmp_path / "b"))
+    with pytest.raises(ClspError, match=next(iter(change)).replace("precision", "dtype")):
+        generate_candidates(images, "abc", denoiser, tmp_path / "a", {**CFG, **change})
+
+
+def test_errors(images, denoiser, tmp_path):
+    def generate(images=images, denoiser=denoiser, **cfg):
+        generate_candidates(images, "abc", denoiser, tmp_path / "store", {**CFG, **cfg})
+
+    larger = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+    with pytest.raises(ClspError, match=r"draws images of 8x8 pixels, the images are 16x16"):
+        generate(images=larger)
+    with pytest.raises(ClspError, match="no denoiser directory"):
+        generate(denoiser=tmp_path / "absent")
+    with pytest.raises(ClspError, match="steps=3 does not divide"):
+        generate(steps=3)
+    with pytest.raises(ClspError, match="device='abacus' cannot be used here"):
+        generate(device="abacus")
+    with pytest.raises(ClspError, match="Unknown key 'weight'"):
+        generate(weight=0.1)
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_bar_says_what_is_done(images, denoiser, tmp_path, capfd):
+    generate_candidates(images, "abc", denoiser, tmp_path / "store", CFG, desc="[2/9] candidates")
+    assert "[2/9] candidates: 100%" in capfd.readouterr().err
