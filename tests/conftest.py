@@ -63,7 +63,7 @@ def _write_store(path, array, num_candidates=3, seed=0, shard_size=20):
     manifest = StoreManifest(
         num_images=len(array), num_candidates=num_candidates, height=height, width=width,
         fingerprint=array.fingerprint, dataset=array.name, denoiser="none", w=0.1,
-        sampler="ddim", steps=100, eta=0.1, seed=seed, dtype="32-true", share_anchor=False,
+        sampler="ddim", steps=100, eta=0.1, seed=seed, dtype="32-true", clip=False, share_anchor=False,
         shard_size=shard_size,
     )  # fmt: skip
     writer = StoreWriter(path, manifest)

@@ -3,17 +3,25 @@
 import contextlib
 import io
 import json
+import multiprocessing
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from itertools import product
 from pathlib import Path
 
-from clsp_plugin.benchmark.figures import candidate_sheet, training_curves
+import torch
+
+from clsp_plugin.benchmark.figures import candidate_sheet, store_caption, training_curves
 from clsp_plugin.benchmark.table import make_table
 from clsp_plugin.cli import compose
 from clsp_plugin.data.images import load_images
 from clsp_plugin.data.store import CandidateStore
 from clsp_plugin.diffusion.verbs import denoiser, generate
+from clsp_plugin.engine.config import Data, typed
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.engine.record import Record, find_records
 from clsp_plugin.errors import ClspError
@@ -40,6 +48,24 @@ class _Stages:
         return (time.perf_counter() - self.started) / 60
 
 
+def _workers() -> int:
+    """Networks this small gain from a process a core, not from threads; a GPU is not shared."""
+    return 1 if torch.cuda.is_available() else min(os.cpu_count() or 1, 8)
+
+
+def _in_parallel(tasks: list[Callable[[], None]]) -> None:
+    """Run tasks on a process a core, or one after another."""
+    workers = min(len(tasks), _workers())
+    if workers <= 1:
+        for task in tasks:
+            task()
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        for future in [pool.submit(task) for task in tasks]:
+            future.result()
+
+
 def demo(out: Path, seeds: int = 2, scale: float = 1.0) -> None:
     """Run everything once and write a table and pictures; continues where it was stopped.
 
@@ -62,10 +88,14 @@ def demo(out: Path, seeds: int = 2, scale: float = 1.0) -> None:
     stages = _Stages(3 + len(METHODS) * seeds)
 
     _train_denoiser(out, stages, images, scale)
-    _draw_candidates(out, stages, images)
-    for seed in range(seeds):
-        for method in METHODS:
-            _run(out, stages, images, method, seed, scale)
+    title = stages.next("draw candidates")
+    shares = _workers()
+    _in_parallel([partial(_draw, out, images, title, rank, shares) for rank in range(shares)])
+    runs = []
+    for seed, method in product(range(seeds), METHODS):
+        title = stages.next(f"{method}, seed {seed}")
+        runs.append(partial(_run, out, images, method, seed, scale, len(runs) % shares, title))
+    _in_parallel(runs)
     print(stages.next("table and pictures"))
     table = _report(out, images)
     print(f"\n{table}\nWritten to {out} in {stages.minutes:.1f} minutes:")
@@ -103,20 +133,31 @@ def _train_denoiser(out: Path, stages: _Stages, images: tuple[str, ...], scale: 
     denoiser(cfg, title=title)
 
 
-def _draw_candidates(out: Path, stages: _Stages, images: tuple[str, ...]) -> None:
+def _draw(out: Path, images: tuple[str, ...], title: str, rank: int, shares: int) -> None:
+    """One process's share of the candidates; processes do not talk."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(shares))
     cfg = compose(
         "generate",
         "digits/generate",
         [*images, f"out={out / 'candidates'}", f"denoiser={out / 'denoiser'}"],
     )
-    generate(cfg, title=stages.next("draw candidates"))
+    try:
+        with _silenced():
+            generate(cfg, title=title)
+    finally:
+        del os.environ["RANK"], os.environ["WORLD_SIZE"]
 
 
 def _run(
-    out: Path, stages: _Stages, images: tuple[str, ...], method: str, seed: int, scale: float
+    out: Path,
+    images: tuple[str, ...],
+    method: str,
+    seed: int,
+    scale: float,
+    position: int,
+    title: str,
 ) -> None:
     """Pre-train one method with one seed and score it, unless that is done."""
-    title = stages.next(f"{method}, seed {seed}")
     cfg = compose(
         "pretrain",
         f"digits/{method}",
@@ -126,7 +167,7 @@ def _run(
     if method.startswith("clsp_"):
         cfg.synthetic.path = str(out / "candidates")
     with _silenced():
-        finished = pretrain(cfg, title=title)
+        finished = pretrain(cfg, title=title, position=position)
         scored = {e["task"] for e in Record.load(finished.record).evaluations}
         for verb, task in ((linear, "linear"), (knn, "knn")):
             if task not in scored:
@@ -146,16 +187,15 @@ def _report(out: Path, images: tuple[str, ...]) -> str:
     (out / "table.md").write_text(table.to_markdown())
     (out / "table.csv").write_text(table.to_csv())
     store = CandidateStore(out / "candidates")
-    train = load_images(compose("pretrain", "digits/simclr", images).data, "train")
+    train = load_images(typed(compose("pretrain", "digits/simclr", images).data, Data), "train")
     # one anchor of each of the first classes; digits come in turn
     rows = list(range(_SHEET_ROWS))
-    manifest = store.manifest
     candidate_sheet(
         train.images[rows].numpy(),
         store.images(rows),
         out / "candidates.png",
-        title=f"w = {manifest.w}, {manifest.steps} steps, denoiser {manifest.denoiser}, "
-        f"{manifest.num_images} x {manifest.num_candidates} candidates",
+        title="Anchors and their candidates",
+        caption=store_caption(store.manifest),
     )
     training_curves(records, out / "curves.png")
     return table.to_markdown()

@@ -199,7 +199,10 @@ _DRAWS = 34
 
 _RATIO_RANGE = (3.0 / 4.0, 4.0 / 3.0)
 _SIGMA_RANGE = (0.1, 2.0)
-_HUE_STEP, _NO_STEP = 3, 3  # brightness 0, contrast 1, saturation 2
+
+# The steps of the jitter are 0 brightness, 1 contrast, 2 saturation, 3 hue. Hue is no blend, so
+# among the blends 3 means none.
+_HUE_STEP = _NO_STEP = 3
 
 
 class Parameters(NamedTuple):
@@ -579,6 +582,37 @@ def augment(
     return (x - mean) / std
 
 
+_PIECE = 2**17  # pixels; 128 images of 32x32
+
+
+def augment_in_pieces(
+    augment: Callable[..., torch.Tensor],
+    images: torch.Tensor,
+    p: Parameters,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    cfg: AugmentationConfig,
+) -> torch.Tensor:
+    """On a processor, augment pieces that stay in its cache between the steps.
+
+    That is about twice as fast. The pieces are of one size, hence one compiled graph: the last
+    one overlaps its neighbour, and no image minds. Other devices take the batch whole.
+
+    Args:
+        augment: the function of this name, or its compiled form.
+        images, p, mean, std, cfg: its arguments.
+    """
+    n, piece = len(images), max(1, _PIECE // cfg.crop_size**2)
+    if images.device.type != "cpu" or n <= piece:
+        return augment(images, p, mean, std, cfg)
+    out = torch.empty(n, 3, cfg.crop_size, cfg.crop_size)
+    for start in range(0, n, piece):
+        start = min(start, n - piece)
+        part = slice(start, start + piece)
+        out[part] = augment(images[part], Parameters(*(x[part] for x in p)), mean, std, cfg)
+    return out
+
+
 class BatchAugmentation:
     """Augment and normalise a batch on the device of its images.
 
@@ -586,8 +620,9 @@ class BatchAugmentation:
         cfg: the pipeline.
         mean, std: three numbers each, of values in [0, 1].
         compile: run the steps as one compiled graph, built at the first call and again for
-            every new shape of a batch. That takes some ten seconds, so it pays on longer runs (see
-            :func:`can_compile`). If it fails the steps run eagerly after one warning.
+            every new shape (on a processor, large batches share one). That takes ten seconds
+            or more, so it pays on longer runs (see :func:`can_compile`). If it fails the steps
+            run eagerly after one warning.
 
     Raises:
         ClspError: a mean or std that is not three finite numbers, or a std that is not positive.
@@ -612,9 +647,8 @@ class BatchAugmentation:
         if not (self._std > 0).all():
             raise ClspError(f"std must be positive in every channel, not {list(std)}")
         self._slots = jitter_slots(cfg)
+        self._compile = compile
         self._compiled: Callable | None = None
-        if compile:
-            self._compiled = torch.compile(augment, fullgraph=True, dynamic=False)
 
     def __call__(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Augment a batch: ``(B, 3, crop_size, crop_size)`` float32, normalised.
@@ -638,13 +672,15 @@ class BatchAugmentation:
             return self._run(images, p, self._mean, self._std, self.cfg)
 
     def _run(self, *args: Any) -> torch.Tensor:
-        if self._compiled is None:
-            return augment(*args)
+        if not self._compile:
+            return augment_in_pieces(augment, *args)
         try:
-            return self._compiled(*args)
+            if self._compiled is None:
+                self._compiled = torch.compile(augment, fullgraph=True, dynamic=False)
+            return augment_in_pieces(self._compiled, *args)
         except Exception as error:
-            result = augment(*args)  # raises if the fault is not the compiler's
-            self._compiled = None
+            result = augment_in_pieces(augment, *args)  # raises if the fault is not the compiler's
+            self._compile, self._compiled = False, None
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(
                 f"compiling the augmentation failed, it runs uncompiled ({reason})", stacklevel=3

@@ -15,20 +15,19 @@ from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
 
 __all__ = ["make_digits"]
 
-SIZE = 32
-_TEXTURES = 4
-
-
-def make_digits(num_images: int, split: str, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def make_digits(
+    num_images: int, split: str, seed: int = 0, size: int = 32
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw the data set.
 
     Args:
         num_images: how many images; classes are balanced to within one.
         split: ``"train"`` or ``"val"``; the two share no handwriting.
         seed: of everything that is random.
+        size: of an image in pixels, at least 12; the handwriting has 8x8.
 
     Returns:
-        uint8 images (N, 32, 32, 3) and int64 digits (N,) in 0..9.
+        uint8 images (N, size, size, 3) and int64 digits (N,) in 0..9.
     """
     handwriting = load_digits()
     number = torch.arange(num_images)
@@ -36,8 +35,8 @@ def make_digits(num_images: int, split: str, seed: int = 0) -> tuple[torch.Tenso
     draw = key_uniform(keys, 16)
     targets = number % 10
     glyphs = _pick(handwriting, targets, draw[:, 0], split)
-    mask = _place(glyphs, draw[:, 1:5])
-    background = _texture(draw[:, 5:9], keys)
+    mask = _place(glyphs, draw[:, 1:5], size)
+    background = _texture(draw[:, 5:9], keys, size)
     ink = _contrasting(background, mask, draw[:, 9:12])
     images = background * (1 - mask) + ink * mask
     images = (images * 255).round().clamp(0, 255).to(torch.uint8)
@@ -57,17 +56,18 @@ def _pick(handwriting, targets: torch.Tensor, draw: torch.Tensor, split: str) ->
     return glyphs.unsqueeze(1)
 
 
-def _place(glyphs: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
-    """Scale to 20-28 pixels and move: opacity (N, 1, 32, 32) in [0, 1]."""
-    sizes = 20 + (draw[:, 0] * 9).long()
-    out = torch.zeros(len(glyphs), 1, SIZE, SIZE)
-    for size in range(20, 29):
-        rows = torch.nonzero(sizes == size)[:, 0]
+def _place(glyphs: torch.Tensor, draw: torch.Tensor, size: int) -> torch.Tensor:
+    """Scale to 5/8 .. 7/8 of the image and move: opacity (N, 1, size, size) in [0, 1]."""
+    small, large = size * 5 // 8, size * 7 // 8
+    scales = small + (draw[:, 0] * (large - small + 1)).long()
+    out = torch.zeros(len(glyphs), 1, size, size)
+    for scale in range(small, large + 1):
+        rows = torch.nonzero(scales == scale)[:, 0]
         if len(rows) == 0:
             continue
-        drawn = interpolate(glyphs[rows], size=(size, size), mode="bicubic").clamp(0, 1)
+        drawn = interpolate(glyphs[rows], size=(scale, scale), mode="bicubic").clamp(0, 1)
         drawn = ((drawn - 0.25) * 2.5).clamp(0, 1)  # a crisp stroke from an 8x8 blur
-        free = SIZE - size + 1
+        free = size - scale + 1
         for row, glyph, y, x in zip(
             rows.tolist(),
             drawn,
@@ -75,29 +75,27 @@ def _place(glyphs: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
             (draw[rows, 2] * free).long().tolist(),
             strict=True,
         ):
-            out[row, :, y : y + size, x : x + size] = glyph
+            out[row, :, y : y + scale, x : x + scale] = glyph
     return out
 
 
-def _texture(draw: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Gratings, checks, ramps and clouds between two colours: (N, 3, 32, 32) in [0, 1]."""
-    axis = torch.arange(SIZE) / SIZE
+def _texture(draw: torch.Tensor, keys: torch.Tensor, size: int) -> torch.Tensor:
+    """Waves, ripples, ramps and clouds between two colours: (N, 3, size, size) in [0, 1]."""
+    axis = torch.arange(size) / size
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     angle = (draw[:, 1] * 2 * torch.pi)[:, None, None]
-    frequency = (2 + 5 * draw[:, 2])[:, None, None]
+    wave = (2 * torch.pi * (1 + 2 * draw[:, 2]))[:, None, None]
     phase = (draw[:, 3] * 2 * torch.pi)[:, None, None]
     along = torch.cos(angle) * x + torch.sin(angle) * y
     across = -torch.sin(angle) * x + torch.cos(angle) * y
-    wave = 2 * torch.pi * frequency
-    grating = 0.5 + 0.5 * torch.sin(wave * along + phase)
-    checks = (torch.sin(wave * along + phase) * torch.sin(wave * across) > 0).float()
+    waves = 0.5 + 0.5 * torch.sin(wave * along + phase)
+    ripples = 0.5 + 0.5 * torch.sin(wave * along + phase) * torch.sin(wave * across)
     ramp = ((along + 0.7) / 1.4).clamp(0, 1)
-    noise = key_uniform(keys_for(1, keys), 36).view(-1, 1, 6, 6)
-    clouds = interpolate(noise, size=(SIZE, SIZE), mode="bicubic").clamp(0, 1)[:, 0]
-    kind = (draw[:, 0] * _TEXTURES).long()[:, None, None]
-    blend = torch.where(
-        kind == 0, grating, torch.where(kind == 1, checks, torch.where(kind == 2, ramp, clouds))
-    ).unsqueeze(1)
+    noise = key_uniform(keys_for(1, keys), 16).view(-1, 1, 4, 4)
+    clouds = interpolate(noise, size=(size, size), mode="bicubic").clamp(0, 1)[:, 0]
+    kinds = torch.stack([waves, ripples, ramp, clouds], dim=1)
+    kind = (draw[:, 0] * kinds.shape[1]).long()
+    blend = kinds[torch.arange(len(kinds)), kind].unsqueeze(1)
     colours = key_uniform(keys_for(2, keys), 6).view(-1, 2, 3, 1, 1)
     # the second colour is a neighbour of the first: a texture is seen, the digit is seen better
     first, second = colours[:, 0], colours[:, 0] * 0.5 + colours[:, 1] * 0.5

@@ -71,8 +71,8 @@ def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
 
     Args:
         data: solo-learn's keys: ``dataset``, ``train_path``, ``val_path``, ``no_labels``,
-            ``fraction``; ours: ``image_size``, and for ``digits`` ``num_train``, ``num_val`` and
-            ``seed``.
+            ``fraction``; ours: ``image_size`` in pixels, and for ``digits`` ``num_train``,
+            ``num_val`` and ``seed``.
         split: ``"train"`` or ``"val"``.
 
     Returns:
@@ -91,7 +91,10 @@ def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
             raise ClspError(
                 f"data.num_{split}={number} is too few; digits has 10 classes: give 10 or more."
             )
-        images, targets = make_digits(number, split, int(data["seed"]))
+        size = data.get("image_size") or 32
+        if size < 12:
+            raise ClspError(f"data.image_size={size} is too small for digits; give 12 or more.")
+        images, targets = make_digits(number, split, int(data["seed"]), size)
         array = ImageArray(images, targets, tuple("0123456789"), f"digits/{split}")
     elif dataset in _CIFAR:
         array = _load_cifar(dataset, data, split)
@@ -225,7 +228,9 @@ def _open(file: Path, image_size: int | None) -> np.ndarray:
                 image = image.crop((left, top, left + image_size, top + image_size))
             return np.asarray(image)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ClspError(f"{file} is not a readable image ({error}); repair or remove it.") from error
+        raise ClspError(
+            f"{file} is not a readable image ({error}); repair or remove it."
+        ) from error
 
 
 def _check_memory(number: int, height: int, width: int) -> None:

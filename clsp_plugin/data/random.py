@@ -76,11 +76,10 @@ def keys_for(base: int | torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
         base: a key from :func:`derive_key`, or a tensor of keys that broadcasts to ``indexes``.
         indexes: integers of any shape.
     """
-    if isinstance(base, int):  # Python's integers do not wrap as the tensors' do
-        base = _signed((base + _GOLDEN) & _MASK_64)
-    else:
-        base = base + _GOLDEN
-    return _mix(base + _mix(indexes.to(torch.int64) + 1))
+    # Python's integers do not wrap as the tensors' do
+    moved = base + _GOLDEN
+    moved = _signed(moved & _MASK_64) if isinstance(base, int) else moved
+    return _mix(moved + _mix(indexes.to(torch.int64) + 1))
 
 
 def _draws(keys: torch.Tensor, n: int) -> torch.Tensor:

@@ -42,6 +42,7 @@ class StoreManifest:
         eta: DDIM's eta.
         seed: of the sampling noise.
         dtype: precision of the denoiser while sampling.
+        clip: whether each sampling step clipped its estimate of the image to [-1, 1].
         share_anchor: whether an anchor's K candidates shared one noised anchor a step.
         shard_size: images a shard.
     """
@@ -59,6 +60,7 @@ class StoreManifest:
     eta: float
     seed: int
     dtype: str
+    clip: bool
     share_anchor: bool
     shard_size: int
 

@@ -253,6 +253,7 @@ def save_denoiser(
     num_train_timesteps: int = 1000,
     beta_start: float = 1e-4,
     beta_end: float = 0.02,
+    prediction: str = "epsilon",
     files: Mapping[str, str] | None = None,
 ) -> None:
     """Write a ``DDPMPipeline`` directory, which diffusers and :func:`load_denoiser` read.
@@ -265,6 +266,7 @@ def save_denoiser(
         num_train_timesteps: T of the training.
         beta_start: the first of the linear betas.
         beta_end: the last of them.
+        prediction: what the network predicts, in diffusers' words.
         files: further text files, name to content.
 
     Raises:
@@ -273,7 +275,10 @@ def save_denoiser(
     path = Path(path)
     check_absent(path)
     scheduler = DDPMScheduler(
-        num_train_timesteps=num_train_timesteps, beta_start=beta_start, beta_end=beta_end
+        num_train_timesteps=num_train_timesteps,
+        beta_start=beta_start,
+        beta_end=beta_end,
+        prediction_type=prediction,
     )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -35,6 +35,8 @@ class GenerationSettings(Settings):
             anchors with all their candidates, but at least one. Lower it when the memory of the
             device does not suffice.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        clip: clip every step's estimate of the image to [-1, 1]; the paper clips at the end
+            alone, a denoiser that was trained briefly needs it.
         share_anchor: noise an anchor once a step for all its candidates, instead of afresh for
             each as in the paper; nearly halves the time.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
@@ -48,6 +50,7 @@ class GenerationSettings(Settings):
     seed: int = setting(0, int)
     batch_size: int = setting(256, int, low=1)
     precision: str | int = setting("32-true", None)
+    clip: bool = setting(False, bool)
     share_anchor: bool = setting(False, bool)
     device: str = setting("auto", str)
     shard_size: int = setting(1024, int, low=1)
@@ -119,6 +122,7 @@ def _manifest(
         eta=settings.eta,
         seed=settings.seed,
         dtype=settings.precision,
+        clip=settings.clip,
         share_anchor=settings.share_anchor,
         shard_size=settings.shard_size,
     )
@@ -192,7 +196,7 @@ def generate_candidates(
     settings = read_settings(GenerationSettings, cfg)
     unet, scheduler_config = load_denoiser(denoiser_path)
     _check_size(images, unet)
-    scheduler = make_scheduler(scheduler_config, settings.steps)
+    scheduler = make_scheduler(scheduler_config, settings.steps, settings.clip)
     device = _device(settings.device)
     writer = StoreWriter(out, _manifest(images, fingerprint, dataset, unet, settings))
     unet.to(device)

@@ -139,7 +139,7 @@ def interpolated_noise(
         w: weight of the sample, in [0, 1].
 
     Returns:
-        The noise estimate (B * K, 3, H, W).
+        The noise estimate (B * K, 3, H, W), or the velocity if that is what the UNet predicts.
 
     Raises:
         ClspError: w is out of range, or the UNet is not supported.

@@ -17,6 +17,7 @@ from clsp_plugin.diffusion.settings import PRECISIONS, precision_name
 from clsp_plugin.errors import ClspError
 
 __all__ = [
+    "PREDICTIONS",
     "CandidateNoise",
     "denoise",
     "make_scheduler",
@@ -25,32 +26,39 @@ __all__ = [
     "to_uint8",
 ]
 
+# What a network may predict, in diffusers' words: the noise, or the velocity.
+PREDICTIONS = ("epsilon", "v_prediction")
+
 _BETA_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
-def make_scheduler(train_config: Mapping[str, Any] | None, steps: int) -> DDIMScheduler:
+def make_scheduler(
+    train_config: Mapping[str, Any] | None, steps: int, clip: bool = False
+) -> DDIMScheduler:
     """Make the sampler that fits a denoiser's training.
 
     Steps are evenly spaced and start at the last of training: 999, 989, .., 9 for 100 of 1000.
-    Nothing is clipped between steps, and the last one ends at the clean image.
+    The last one ends at the clean image.
 
     Args:
         train_config: configuration of the scheduler that the denoiser was trained with, in
-            diffusers' keys; only its betas are taken. By default linear from 1e-4 to 0.02 in
-            T = 1000 steps.
+            diffusers' keys; its betas and what it predicts are taken. By default the noise, with
+            betas linear from 1e-4 to 0.02 in T = 1000 steps.
         steps: sampling steps, a divisor of T: diffusers' update goes back by exactly
             ``T // steps``.
+        clip: whether every step clips its estimate of the image to [-1, 1]. The paper does not;
+            a denoiser that was trained briefly needs it.
 
     Raises:
-        ClspError: the denoiser does not predict the noise, its betas end in pure noise, or steps
-            do not divide T.
+        ClspError: the denoiser predicts something else, its betas end in pure noise, or steps do
+            not divide T.
     """
     config = dict(train_config or {})
     prediction = config.get("prediction_type") or "epsilon"
-    if prediction != "epsilon":
+    if prediction not in PREDICTIONS:
         raise ClspError(
-            f"This denoiser predicts {prediction!r}, not 'epsilon' (the noise); use one that was "
-            f"trained to predict the noise, `clsp denoiser` trains one."
+            f"This denoiser predicts {prediction!r}, which is none of {', '.join(PREDICTIONS)}; "
+            f"`clsp denoiser` trains one that does."
         )
     if config.get("rescale_betas_zero_snr"):
         raise ClspError(
@@ -77,7 +85,8 @@ def make_scheduler(train_config: Mapping[str, Any] | None, steps: int) -> DDIMSc
         num_train_timesteps=total,
         trained_betas=betas.tolist(),
         timestep_spacing="trailing",
-        clip_sample=False,
+        prediction_type=prediction,
+        clip_sample=clip,
         set_alpha_to_one=True,
     )
     scheduler.set_timesteps(steps)
@@ -151,7 +160,7 @@ def denoise(
     eta: float,
     precision: str | int = "32-true",
 ) -> torch.Tensor:
-    """Run the sampler from pure noise to images, without clipping.
+    """Run the sampler from pure noise to images.
 
     Args:
         unet: an unconditional denoiser in evaluation mode.
@@ -174,7 +183,14 @@ def denoise(
         with _autocast(x.device, precision):
             estimate = interpolated_noise(unet, x, x_anchor, t, w)
         fresh = noise.sample(t) if eta > 0 else None
-        x = scheduler.step(estimate.float(), t, x, eta=eta, variance_noise=fresh).prev_sample
+        x = scheduler.step(
+            estimate.float(),
+            t,
+            x,
+            eta=eta,
+            use_clipped_model_output=scheduler.config.clip_sample,
+            variance_noise=fresh,
+        ).prev_sample
     return x
 
 

@@ -37,7 +37,7 @@ from clsp_plugin.diffusion.denoiser import (
     check_absent,
     save_denoiser,
 )
-from clsp_plugin.diffusion.sampling import to_float
+from clsp_plugin.diffusion.sampling import PREDICTIONS, to_float
 from clsp_plugin.diffusion.settings import precision_name, read_settings, setting
 from clsp_plugin.errors import ClspError
 
@@ -62,6 +62,9 @@ class TrainingSettings(UNetSettings):
         lr: learning rate of Adam.
         warmup_steps: optimiser steps of linear warm-up.
         gradient_clip: largest norm of the gradient; 0 clips nothing.
+        prediction: what the network's output is: the noise (``epsilon``, the paper's), or the
+            velocity ``sqrt(a) noise - sqrt(1 - a) image`` (``v_prediction``, Salimans and Ho,
+            ICLR 2022), with which a short training comes further.
         ema_decay: of the moving average of the weights, which is what is saved.
         ema_warmup: whether the decay of the 0-based step s is at most (1 + s) / (10 + s), so that
             short runs do not keep their first weights.
@@ -80,6 +83,7 @@ class TrainingSettings(UNetSettings):
     lr: float = setting(2e-4, float, above=0.0)
     warmup_steps: int = setting(5000, int, low=0)
     gradient_clip: float = setting(1.0, float, low=0.0)
+    prediction: str = setting("epsilon", str, choices=PREDICTIONS)
     ema_decay: float = setting(0.9999, float, low=0.0, high=1.0)
     ema_warmup: bool = setting(True, bool)
     horizontal_flip: float = setting(0.5, float, low=0.0, high=1.0)
@@ -161,10 +165,12 @@ class DenoiserModule(LightningModule):
             batch_idx: number of the batch in its epoch.
         """
         x, noise, t = self._draw(*batch)
-        x_t = self.signal[t, None, None, None] * x + self.sigma[t, None, None, None] * noise
+        signal, sigma = (v[t, None, None, None] for v in (self.signal, self.sigma))
+        x_t = signal * x + sigma * noise
+        target = noise if self.settings.prediction == "epsilon" else signal * noise - sigma * x
         with self._dropout_seed(batch_idx):
             estimate = self.unet(x_t, t).sample
-        loss = F.mse_loss(estimate.float(), noise)
+        loss = F.mse_loss(estimate.float(), target)
         self._loss_sum += loss.detach()
         self._batches += 1
         self.log("loss", loss.detach(), prog_bar=True)
@@ -437,7 +443,7 @@ def train_denoiser(
     record = _record(module, identity, trainer.global_step)
     if trainer.is_global_zero:
         files = {"training.json": json.dumps(record, indent=2)}
-        save_denoiser(module.ema, out, files=files)
+        save_denoiser(module.ema, out, prediction=settings.prediction, files=files)
         shutil.rmtree(workspace)
     trainer.strategy.barrier()
     return record

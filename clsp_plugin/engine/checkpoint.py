@@ -48,7 +48,11 @@ def epoch_of(checkpoint: Path) -> int:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a path means: itself, or the newest epoch of a run's directory.
+    """The checkpoint that a path means.
+
+    Args:
+        path: a ``.ckpt`` file; the directory of a run, for its newest epoch; or the directory of
+            a method, for its newest run.
 
     Raises:
         ClspError: there is none.
@@ -56,7 +60,8 @@ def find_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    found = sorted(path.glob("*.ckpt"), key=epoch_of) if path.is_dir() else []
+    found = sorted(path.glob("*.ckpt"), key=epoch_of)
+    found = found or sorted(path.glob("*/*.ckpt"), key=lambda p: p.stat().st_mtime)
     if not found:
         raise ClspError(
             f"There is no checkpoint at {path}; give a .ckpt file or the directory of a run "

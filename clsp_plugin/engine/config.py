@@ -187,9 +187,7 @@ def _refuse_unknown(given: Mapping[str, Any], schema: type, prefix: str, extra: 
     valid = {f.name for f in fields(schema)} | extra
     for key, value in given.items():
         if key not in valid:
-            raise ClspError(
-                f"{prefix}{key} is not a setting{nearest(key, valid - extra or valid)}"
-            )
+            raise ClspError(f"{prefix}{key} is not a setting{nearest(key, valid - extra or valid)}")
         nested = _schema_of(schema, key) if key not in extra else None
         if nested is not None and isinstance(value, Mapping):
             _refuse_unknown(value, nested, f"{prefix}{key}.", set())
@@ -344,9 +342,7 @@ def trainer_kwargs(cfg: DictConfig) -> dict[str, Any]:
 
     kwargs = {k: v for k, v in OmegaConf.to_container(cfg).items() if k in _TRAINER}
     kwargs["strategy"] = kwargs["strategy"] or "auto"
-    cpu = cfg.accelerator == "cpu" or (
-        cfg.accelerator == "auto" and not torch.cuda.is_available()
-    )
+    cpu = cfg.accelerator == "cpu" or (cfg.accelerator == "auto" and not torch.cuda.is_available())
     if cpu:
         # solo-learn's YAMLs list GPU numbers; on the CPU that is a number of processes
         kwargs["devices"] = num_devices(cfg)

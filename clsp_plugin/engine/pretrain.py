@@ -91,12 +91,15 @@ def channel_statistics(cfg: DictConfig) -> tuple[list[float], list[float]]:
     return out[0], out[1]
 
 
-def pretrain(given: DictConfig, *, title: str | None = None) -> Finished:
+def pretrain(
+    given: DictConfig, *, title: str | None = None, position: int | None = None
+) -> Finished:
     """Pre-train as a configuration says; continues an unfinished run of the same one.
 
     Args:
         given: solo-learn's keys and ours, see ``engine.config.Pretrain``.
         title: what the progress bar says.
+        position: the bar's line, where several processes show one each.
 
     Raises:
         ClspError: anything about the configuration, the images or the candidates that is wrong,
@@ -125,7 +128,8 @@ def pretrain(given: DictConfig, *, title: str | None = None) -> Finished:
     )  # fmt: skip
     run_dir = checkpoint.parent if checkpoint is not None else new_run_dir(cfg)
     history = History()
-    trainer = _trainer(cfg, run_dir, history, title or f"pre-train {cfg.method}", val, checkpoint)
+    bar = Bar(title or f"pre-train {cfg.method}", position=position)
+    trainer = _trainer(cfg, run_dir, [bar, history], val is not None, checkpoint)
     if checkpoint is not None and trainer.is_global_zero:
         print(f"Continuing from {checkpoint}.")
     started = time.perf_counter()
@@ -160,12 +164,11 @@ def _compile(cfg: DictConfig, num_images: int) -> bool:
 def _trainer(
     cfg: DictConfig,
     run_dir: Path,
-    history: History,
-    title: str,
-    val: ImageArray | None,
+    callbacks: list[Callback],
+    validate: bool,
     checkpoint: Path | None,
 ) -> pl.Trainer:
-    callbacks: list[Callback] = [SeedSteps(), Bar(title), history]
+    callbacks = [SeedSteps(), *callbacks]
     if cfg.checkpoint.enabled:
         callbacks.append(Checkpointer(cfg, run_dir))
     kwargs = trainer_kwargs(cfg)
@@ -177,7 +180,7 @@ def _trainer(
         use_distributed_sampler=False,  # the order is already shared out, and keyed
         num_sanity_val_steps=0,
     )
-    if val is None:
+    if not validate:
         kwargs["limit_val_batches"] = 0
     try:
         return pl.Trainer(**kwargs)

@@ -16,11 +16,17 @@ class Bar(ProgressBar):
     Args:
         title: what is being done; a suite says here which stage of how many it is.
         metrics: logged names to show, in this order.
+        position: the line of the bar, where several processes show one each.
     """
 
-    def __init__(self, title: str, metrics: tuple[str, ...] = ("train_loss", "val_acc1")):
+    def __init__(
+        self,
+        title: str,
+        metrics: tuple[str, ...] = ("train_loss", "val_acc1"),
+        position: int | None = None,
+    ):
         super().__init__()
-        self.title, self.metrics = title, metrics
+        self.title, self.metrics, self.position = title, metrics, position
         self._bar: tqdm | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -30,6 +36,7 @@ class Bar(ProgressBar):
                 total=trainer.max_epochs * steps,
                 initial=trainer.current_epoch * steps,
                 desc=self.title,
+                position=self.position,
                 unit="step",
                 dynamic_ncols=True,
                 mininterval=1.0,

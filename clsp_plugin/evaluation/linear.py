@@ -48,7 +48,7 @@ class Probe:
         A rate that diverged has NaN for both.
         """
         feats = test.feats[0]
-        hits = torch.zeros(2, len(self.lrs))
+        hits = torch.zeros(2, len(self.lrs), dtype=torch.float64)
         top = min(5, self.biases.shape[1])
         for start in range(0, len(feats), _ROWS):
             logits = feats[start : start + _ROWS] @ self.weights.mT + self.biases[:, None]
@@ -157,7 +157,9 @@ def train_probe(
     """
     lrs = tuple(dict.fromkeys(float(lr) for lr in lrs))
     if not lrs or not all(lr > 0 for lr in lrs):
-        raise ClspError(f"learning rates {list(lrs)} of the linear probe are not all above 0.")
+        raise ClspError(
+            f"The learning rates of the linear probe are {list(lrs)}; give one or more above 0."
+        )
     start = _initial(train.dim, classes, seed, train.feats.device)
     weight, bias = start[:, :-1].repeat(len(lrs), 1), start[:, -1:].repeat(len(lrs), 1)
     rates = torch.tensor(lrs, device=start.device)[:, None, None]

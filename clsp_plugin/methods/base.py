@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
@@ -57,7 +58,7 @@ def check_method_kwargs(cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig
 def mlp(*sizes: int, norm: bool = False) -> nn.Sequential:
     """Linear layers with ReLU between them, and batch normalisation before each ReLU if asked."""
     layers: list[nn.Module] = []
-    for number, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for number, (inputs, outputs) in enumerate(pairwise(sizes)):
         if number:
             layers += [nn.BatchNorm1d(inputs)] if norm else []
             layers.append(nn.ReLU())
@@ -134,7 +135,7 @@ class BaseMethod(JointForward, pl.LightningModule):
         return backbone(X)
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images (B, 3, H, W) to ``feats`` (B, D) and ``logits`` (B, classes); methods add ``z``."""
+        """Images (B, 3, H, W) to ``feats`` (B, D), ``logits`` (B, classes); methods add ``z``."""
         feats = self._features(self.backbone, X)
         return {"feats": feats, "logits": self.classifier(feats.detach())}
 

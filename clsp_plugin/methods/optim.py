@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from clsp_plugin.errors import ClspError, nearest
 
-__all__ = ["OPTIMIZERS", "SCHEDULERS", "WarmupCosine", "build_optimizer", "ema_update", "ema_tau"]
+__all__ = ["OPTIMIZERS", "SCHEDULERS", "WarmupCosine", "build_optimizer", "ema_tau", "ema_update"]
 
 SCHEDULERS = ("warmup_cosine", "step", "none")
 

@@ -14,7 +14,7 @@ from clsp_plugin.errors import ClspError
 MANIFEST = StoreManifest(
     num_images=50000, num_candidates=8, height=32, width=32, fingerprint="f" * 64,
     dataset="cifar10/train", denoiser="0123456789abcdef", w=0.1, sampler="ddim", steps=100,
-    eta=0.1, seed=0, dtype="float32", share_anchor=False, shard_size=512,
+    eta=0.1, seed=0, dtype="float32", clip=False, share_anchor=False, shard_size=512,
 )  # fmt: skip
 
 

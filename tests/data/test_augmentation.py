@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import pickle
 import warnings
 
 import pytest
@@ -554,6 +555,16 @@ def test_an_image_does_not_depend_on_its_batch(cfg):
         assert_near(augmentation(images[part], keys[part]), whole[part], atol=1e-6)
 
 
+def test_pieces_of_a_large_batch_are_the_whole(monkeypatch):
+    images, keys = uint8_images(37, 40, 40, 3), make_keys(37)
+    expected = BatchAugmentation(SMOOTH, MEAN, STD)(images, keys)
+    sizes, augment = [], A.augment
+    monkeypatch.setattr(A, "augment", lambda x, *rest: sizes.append(len(x)) or augment(x, *rest))
+    monkeypatch.setattr(A, "_PIECE", 10 * 32 * 32)
+    assert_near(BatchAugmentation(SMOOTH, MEAN, STD)(images, keys), expected, atol=1e-6)
+    assert sizes == [10, 10, 10, 10]
+
+
 def test_same_key_same_view_other_key_other_view():
     image = uint8_images(1, 32, 32, 3).expand(8, 32, 32, 3)
     augmentation = BatchAugmentation(SMOOTH, MEAN, STD)
@@ -605,15 +616,15 @@ def test_cuda_equals_cpu():
 def test_the_steps_are_one_graph():
     """Traced without a compiler, so that a graph break shows on every machine."""
     cfg = AugmentationConfig(**{**vars(EVERYTHING), "crop_size": 8})
-    augmentation = BatchAugmentation(cfg, MEAN, STD)
-    expected = augmentation(uint8_images(4, 8, 8, 3), make_keys(4))
+    expected = BatchAugmentation(cfg, MEAN, STD)(uint8_images(4, 8, 8, 3), make_keys(4))
+    augmentation = BatchAugmentation(cfg, MEAN, STD, compile=True)
     augmentation._compiled = torch.compile(
         A.augment, fullgraph=True, dynamic=False, backend="eager"
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert_near(augmentation(uint8_images(4, 8, 8, 3), make_keys(4)), expected)
-    assert augmentation._compiled is not None
+    assert augmentation._compile
 
 
 @pytest.mark.skipif(not can_compile("cpu"), reason="no C++ compiler or no Python headers")
@@ -624,7 +635,7 @@ def test_compiled_equals_eager():
     images, keys = uint8_images(6, 8, 8, 3), make_keys(6)
     compiled = BatchAugmentation(cfg, MEAN, STD, compile=True)
     actual = compiled(images, keys)
-    assert compiled._compiled is not None, "it fell back to eager"
+    assert compiled._compile, "it fell back to eager"
     assert_near(actual, BatchAugmentation(cfg, MEAN, STD)(images, keys), atol=1e-4)
 
 
@@ -642,6 +653,12 @@ def test_runs_eagerly_after_one_warning_if_compiling_fails():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(augmentation(images, keys), expected)
+
+
+def test_pickles_before_its_first_call():
+    """Launchers that spawn processes send it along."""
+    augmentation = pickle.loads(pickle.dumps(BatchAugmentation(SMOOTH, MEAN, STD, compile=True)))
+    assert augmentation.cfg == SMOOTH
 
 
 def test_can_compile_looks_for_a_compiler(monkeypatch, tmp_path):

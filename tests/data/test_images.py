@@ -68,7 +68,7 @@ def test_fingerprint_knows_pixels_and_order(folders):
 def test_images_of_several_sizes_need_one(folders):
     root, _ = folders
     write_images(root / "dog", 1, size=(10, 16), seed=3)
-    with pytest.raises(ClspError, match="set data.image_size"):
+    with pytest.raises(ClspError, match="to bring all to one size"):
         load_images(data(train_path=str(root)), "train")
     array = load_images(data(train_path=str(root), image_size=6), "train")
     assert array.size == (6, 6)

@@ -107,7 +107,7 @@ def test_a_batch_counts_what_the_denoiser_sees(images, denoiser, tmp_path, monke
     "change",
     [
         {"w": 0.9}, {"eta": 0.0}, {"seed": 1}, {"share_anchor": True}, {"steps": 4},
-        {"precision": "bf16-mixed"},
+        {"precision": "bf16-mixed"}, {"clip": True},
     ],
 )  # fmt: skip
 def test_every_setting_counts(images, denoiser, tmp_path, change):

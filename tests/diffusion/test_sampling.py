@@ -31,7 +31,9 @@ def draw(purpose, seed, index, step, candidate=None):
     return key_normal(keys_for(key, torch.tensor([step])), 3 * 8 * 8).view(1, *SHAPE)
 
 
-def ddim_in_float64(unet, index, candidate, steps, eta, betas, anchor=None, w=1.0, seed=0):
+def ddim_in_float64(
+    unet, index, candidate, steps, eta, betas, anchor=None, w=1.0, seed=0, clip=False
+):
     """DDIM from its formulas (12) and (16), for one image; the estimate by hooks on the UNet."""
     abar = torch.cumprod(1 - betas.double(), 0)
     times = list(range(999, -1, -(1000 // steps)))
@@ -54,6 +56,9 @@ def ddim_in_float64(unet, index, candidate, steps, eta, betas, anchor=None, w=1.
         now, then = abar[t], abar[times[i + 1]] if i + 1 < steps else torch.tensor(1.0).double()
         sigma = eta * ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
         x_0 = (x - (1 - now).sqrt() * eps) / now.sqrt()
+        if clip:  # and the noise is what then remains
+            x_0 = x_0.clamp(-1, 1)
+            eps = (x - now.sqrt() * x_0) / (1 - now).sqrt()
         fresh = draw(Purpose.NOISE, seed, index, t, candidate).double()
         x = then.sqrt() * x_0 + (1 - then - sigma**2).sqrt() * eps + sigma * fresh
     return x
@@ -90,7 +95,7 @@ def test_betas_are_those_of_training():
 @pytest.mark.parametrize(
     ("config", "steps", "message"),
     [
-        ({"prediction_type": "v_prediction"}, 10, "predicts 'v_prediction'"),
+        ({"prediction_type": "sample"}, 10, "predicts 'sample'"),
         ({"rescale_betas_zero_snr": True}, 10, "rescale_betas_zero_snr"),
         ({"beta_schedule": "unheard of"}, 10, "unheard of"),
         (None, 0, "steps=0 does not divide"),
@@ -135,6 +140,17 @@ def test_candidates_against_the_formula(unet, w):
             torch.testing.assert_close(
                 x[row] / scale, expected[0].float() / scale, atol=1e-4, rtol=0
             )
+
+
+def test_clipping_every_step_is_asked_for(unet):
+    plain, scheduler = make_scheduler(None, 10), make_scheduler(None, 10, clip=True)
+    anchors, noise = torch.zeros(1, *SHAPE), make_noise([7], [5])
+    x = denoise(unet, scheduler, anchors, noise, w=1.0, eta=0.1)
+    unclipped = denoise(unet, plain, anchors, noise, w=1.0, eta=0.1)
+    assert x.abs().max() <= 1 < unclipped.abs().max()
+    with torch.no_grad():
+        expected = ddim_in_float64(unet.double(), 7, 5, 10, 0.1, scheduler.betas, clip=True)
+    torch.testing.assert_close(x, expected.float(), atol=1e-4, rtol=0)
 
 
 def starts(unet, anchors, indexes, candidates, **keys):
@@ -258,3 +274,15 @@ def test_samples_that_are_not_finite_are_refused(unet, images):
 def test_a_bad_weight_is_refused_before_any_work(unet, images):
     with pytest.raises(ClspError, match="w=2"):
         starts(unet, images[:1], [0], [0], w=2)
+
+
+def test_a_denoiser_that_predicts_the_velocity_ends_at_its_image():
+    # a network that knows the image: v = sqrt(a) noise - sqrt(1 - a) image for any sample
+    image = torch.rand(1, 3, 4, 4) * 2 - 1
+    scheduler = make_scheduler({"prediction_type": "v_prediction"}, 10)
+    x = torch.randn(1, 3, 4, 4)
+    for t in scheduler.timesteps.tolist():
+        a = scheduler.alphas_cumprod[t]
+        noise = (x - a.sqrt() * image) / (1 - a).sqrt()
+        x = scheduler.step(a.sqrt() * noise - (1 - a).sqrt() * image, t, x, eta=0.0).prev_sample
+    torch.testing.assert_close(x, image, rtol=1e-3, atol=1e-3)

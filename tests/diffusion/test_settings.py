@@ -46,6 +46,7 @@ def test_values_are_typed_and_the_source_is_left_alone():
         (UNetSettings, {"layers_per_block": True}, r"layers_per_block=True .* integer"),
         (TrainingSettings, {"lr": 0}, r"lr=0 .* number above 0"),
         (TrainingSettings, {"lr": float("nan")}, "lr=nan"),
+        (TrainingSettings, {"lr": float("inf")}, "lr=inf"),
         (TrainingSettings, {"ema_warmup": 1}, r"ema_warmup=1 .* bool"),
         (TrainingSettings, {"horizontal_flip": 1.5}, r"horizontal_flip=1.5 .* 0 to 1"),
         (TrainingSettings, {"precision": "fp8"}, "precision='fp8'"),

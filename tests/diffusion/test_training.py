@@ -212,13 +212,18 @@ def test_processes_share_a_batch():
     assert [len(batch) for batch in batches(1, 3, batch_size=99)] == [5]
 
 
-def test_noise_and_flips_are_named_by_image_and_epoch(images):
+def test_noise_and_flips_are_named_by_image_and_epoch(images, monkeypatch):
     module = DenoiserModule(build_unet(8, CFG_UNET), read_settings(TrainingSettings, CFG))
     indexes = torch.arange(16)
     x, noise, t = module._draw(indexes, images)
     part = module._draw(indexes[[5, 2]], images[[5, 2]])
     for whole, some in zip((x, noise, t), part, strict=True):
         assert torch.equal(whole[[5, 2]], some)
+    with monkeypatch.context() as patch:
+        patch.setattr(DenoiserModule, "current_epoch", 1)
+        others = module._draw(indexes, images)
+    for now, later in zip((x, noise, t), others, strict=True):
+        assert not torch.equal(now, later)
     plain = images.permute(0, 3, 1, 2) / 127.5 - 1
     flipped = [torch.equal(x[i], plain[i].flip(-1)) for i in range(16)]
     kept = [torch.equal(x[i], plain[i]) for i in range(16)]

@@ -95,7 +95,9 @@ def test_half_precision_needs_a_gpu(tiny):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((shipped() / "pretrain").glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}"
+    "path",
+    sorted((shipped() / "pretrain").glob("*/*.yaml")),
+    ids=lambda p: f"{p.parent.name}-{p.stem}",
 )
 def test_shipped_configurations_are_complete(path):
     cfg = compose("pretrain", f"{path.parent.name}/{path.stem}")

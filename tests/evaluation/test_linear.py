@@ -159,7 +159,7 @@ def test_all_rates_diverged_is_an_error():
 
 @pytest.mark.parametrize("lrs", [[], [0.0], [1.0, -1.0], [float("nan")]])
 def test_bad_rates_are_refused(lrs):
-    with pytest.raises(ClspError, match="not all above 0"):
+    with pytest.raises(ClspError, match="one or more above 0"):
         train_probe(make_features(), 4, lrs)
 
 

@@ -99,7 +99,7 @@ def test_refuses_a_setting_it_does_not_have(tiny, method):
 def test_names_a_setting_that_is_missing(tiny, method):
     cfg = parse_cfg(tiny(method), METHODS)
     del cfg.method_kwargs.proj_output_dim
-    with pytest.raises(ClspError, match="needs method_kwargs.proj_output_dim"):
+    with pytest.raises(ClspError, match=r"needs method_kwargs\.proj_output_dim"):
         METHODS[method].add_and_assert_specific_cfg(cfg)
 
 
@@ -111,7 +111,7 @@ def test_configuration_is_not_changed_by_the_method(tiny, method):
 
 
 def test_joint_forward_is_one_batch(build):
-    model, (indexes, (a, b), targets) = build("simclr"), batch()
+    model, (_, (a, b), _) = build("simclr"), batch()
     expected = model.forward(torch.cat([a, b]))
     with model.joint_forward([a, b]):
         first, second = model(a), model(b)
