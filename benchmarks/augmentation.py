@@ -5,9 +5,14 @@ contestants take turns for a number of rounds in one process, so that whatever e
 does falls on all of them, and only the ratios of one round are compared.
 
     python benchmarks/augmentation.py --batch 256 --seconds 5 --views 3 --device cpu
+
+On a machine shared with other busy processes set ``OMP_WAIT_POLICY=PASSIVE``: by default threads
+spin at the end of every step while the one they wait for has no core, which can cost a factor
+of ten.
 """
 
 import argparse
+import os
 import platform
 import statistics
 import time
@@ -189,9 +194,11 @@ def main() -> None:
             rates[name].append(run())
     on_cuda = torch.device(args.device).type == "cuda"
     device = torch.cuda.get_device_name(args.device) if on_cuda else "no GPU"
+    policy = os.environ.get("OMP_WAIT_POLICY", "default")
     print(
         f"{args.views} views of {SIZE}x{SIZE}, batch {args.batch}, {args.rounds} rounds of "
-        f"{args.seconds:g} s; {processor()}, {torch.get_num_threads()} threads, {device}; "
+        f"{args.seconds:g} s; {processor()}, {torch.get_num_threads()} threads "
+        f"(wait policy {policy}), {device}; "
         f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}\n"
     )

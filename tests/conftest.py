@@ -63,8 +63,8 @@ def _write_store(path, array, num_candidates=3, seed=0, shard_size=20):
     manifest = StoreManifest(
         num_images=len(array), num_candidates=num_candidates, height=height, width=width,
         fingerprint=array.fingerprint, dataset=array.name, denoiser="none", w=0.1,
-        sampler="ddim", steps=100, eta=0.1, seed=seed, dtype="32-true", clip=False, share_anchor=False,
-        shard_size=shard_size,
+        sampler="ddim", steps=100, eta=0.1, seed=seed, dtype="32-true", clip=False,
+        share_anchor=False, shard_size=shard_size,
     )  # fmt: skip
     writer = StoreWriter(path, manifest)
     generator = np.random.default_rng(seed)
@@ -85,7 +85,15 @@ def write_store():
 def digits48():
     """The training images of the ``tiny`` configurations."""
     return load_images(
-        {"dataset": "digits", "num_train": 48, "num_val": 20, "seed": 0, "fraction": -1}, "train"
+        {
+            "dataset": "digits",
+            "num_train": 48,
+            "num_val": 20,
+            "seed": 0,
+            "fraction": -1,
+            "image_size": 16,
+        },
+        "train",
     )
 
 

@@ -61,7 +61,7 @@ def test_the_whole_way_by_hand(clsp, tmp_path):
     assert (tmp_path / "denoisers/digits/model_index.json").exists()
     code, out, _ = clsp("generate", *TINY_GENERATE, "export_npy=all.npy")
     assert code == 0
-    assert np.load("all.npy").shape == (48, 2, 32, 32, 3)
+    assert np.load("all.npy").shape == (48, 2, 16, 16, 3)
     assert "already complete" in clsp("generate", *TINY_GENERATE)[1]
     assert clsp("pretrain", "--config-name", "clsp_simclr", *TINY)[0] == 0
     run = the_run(tmp_path)
@@ -105,7 +105,8 @@ def test_class_folders_of_one_s_own(clsp, tmp_path):
                 pixels = generator.integers(0, 256, (32, 32, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     code, _, err = clsp("pretrain", "--config-name", "simclr", "data.dataset=custom",
-                        "data.train_path=train", "data.val_path=val", *TINY)  # fmt: skip
+                        "data.train_path=train", "data.val_path=val", "data.image_size=16",
+                        *TINY)  # fmt: skip
     assert code == 0, err
     code, out, err = clsp("knn", f"pretrained_feature_extractor={the_run(tmp_path)}", "k=[3]")
     assert code == 0, err

@@ -15,6 +15,7 @@ from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
 
 __all__ = ["make_digits"]
 
+
 def make_digits(
     num_images: int, split: str, seed: int = 0, size: int = 32
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,9 +28,17 @@ class Bar(ProgressBar):
         super().__init__()
         self.title, self.metrics, self.position = title, metrics, position
         self._bar: tqdm | None = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Called by Lightning on every process but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
+        if self._enabled:
             steps = trainer.num_training_batches
             self._bar = tqdm(
                 total=trainer.max_epochs * steps,

@@ -18,7 +18,7 @@ from clsp_plugin.errors import ClspError
 def test_gather_reads_the_chosen_candidate_of_every_shard(store):
     opened = CandidateStore(store)
     everything = np.concatenate([np.load(file) for file in sorted(store.glob("shard-*.npy"))])
-    assert everything.shape == (48, 3, 32, 32, 3)
+    assert everything.shape == (48, 3, 16, 16, 3)
     indexes = torch.tensor([47, 0, 20, 19, 20])
     choice = torch.tensor([2, 0, 1, 1, 0])
     expected = torch.from_numpy(everything[indexes, choice])
@@ -30,11 +30,11 @@ def test_gather_reads_the_chosen_candidate_of_every_shard(store):
 
 def test_opening_checks_the_images(store, digits48):
     opened = CandidateStore(store)
-    opened.check(48, 32, 32, digits48.fingerprint, "digits/train")
+    opened.check(48, 16, 16, digits48.fingerprint, "digits/train")
     for number, height, fingerprint in (
-        (47, 32, digits48.fingerprint),
-        (48, 16, digits48.fingerprint),
-        (48, 32, "0" * 64),
+        (47, 16, digits48.fingerprint),
+        (48, 32, digits48.fingerprint),
+        (48, 16, "0" * 64),
     ):
         with pytest.raises(ClspError, match="were made for 48 images") as told:
             opened.check(number, height, height, fingerprint, "theirs")
@@ -69,7 +69,7 @@ def test_truncated_shard_is_named(store):
 
 
 def test_shard_of_another_shape_is_named(store):
-    np.save(store / "shard-00000.npy", np.zeros((20, 2, 32, 32, 3), np.uint8))
+    np.save(store / "shard-00000.npy", np.zeros((20, 2, 16, 16, 3), np.uint8))
     with pytest.raises(ClspError, match=r"shard-00000.npy holds uint8 \(20, 2"):
         CandidateStore(store)
 
@@ -124,9 +124,9 @@ def test_the_authors_array_is_read_and_written(store, tmp_path):
     array = CandidateStore(tmp_path / "all.npy")
     indexes, choice = torch.arange(48), torch.arange(48) % 3
     assert torch.equal(array.gather(indexes, choice), opened.gather(indexes, choice))
-    array.check(48, 32, 32, "any", "theirs")  # it names no images
-    with pytest.raises(ClspError, match="48 images of 32x32"):
-        array.check(50, 32, 32, "any", "theirs")
+    array.check(48, 16, 16, "any", "theirs")  # it names no images
+    with pytest.raises(ClspError, match="48 images of 16x16"):
+        array.check(50, 16, 16, "any", "theirs")
     with pytest.raises(ClspError, match="exists already"):
         export_npy(opened, tmp_path / "all.npy")
     np.save(tmp_path / "flat.npy", np.zeros((4, 4)))

@@ -35,7 +35,7 @@ def test_what_was_given_is_not_changed(tiny):
 
 def test_large_and_small_crops_are_counted(tiny):
     cfg = tiny("simclr")
-    small = OmegaConf.merge(cfg.augmentations[0], {"crop_size": 16, "num_crops": 4})
+    small = OmegaConf.merge(cfg.augmentations[0], {"crop_size": 8, "num_crops": 4})
     cfg.augmentations = [cfg.augmentations[0], small]
     parsed = parse_cfg(cfg, METHODS)
     assert (parsed.data.num_large_crops, parsed.data.num_small_crops) == (2, 4)

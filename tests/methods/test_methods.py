@@ -39,12 +39,12 @@ def build(tiny, store, digits48):
 
 def batch(size=16, views=2):
     generator = torch.Generator().manual_seed(1)
-    images = [torch.randn(size, 3, 32, 32, generator=generator) for _ in range(views)]
+    images = [torch.randn(size, 3, 16, 16, generator=generator) for _ in range(views)]
     return [torch.arange(size), images, torch.arange(size) % 10]
 
 
 def test_forward_has_the_contract_s_keys_and_shapes(build, method):
-    out = build(method)(torch.randn(4, 3, 32, 32))
+    out = build(method)(torch.randn(4, 3, 16, 16))
     assert out["feats"].shape == (4, 8)
     assert out["logits"].shape == (4, 10)
     assert out["z"].shape == (4, 8)

@@ -67,7 +67,7 @@ def model_with(tiny, method, array, *overrides):
 
 def step_inputs(size=16):
     generator = torch.Generator().manual_seed(3)
-    views = [torch.randn(size, 3, 32, 32, generator=generator) for _ in range(2)]
+    views = [torch.randn(size, 3, 16, 16, generator=generator) for _ in range(2)]
     return [torch.arange(size), views, torch.arange(size) % 10]
 
 
@@ -96,7 +96,7 @@ def test_loss_is_the_base_s_plus_the_weighted_distance(tiny, store, digits48, ba
 def test_third_view_is_a_candidate_of_the_same_image(tiny, store, digits48):
     plain_view = {
         "rrc": {"enabled": False, "crop_min_scale": 1.0, "crop_max_scale": 1.0},
-        "crop_size": 32,
+        "crop_size": 16,
         "num_crops": 1,
     }
     cfg = tiny("clsp_simclr", f"synthetic.path={store}")
@@ -184,7 +184,7 @@ class ForeignMethod(pl.LightningModule):
         cfg = self.add_and_assert_specific_cfg(cfg)
         self.cfg = cfg
         self.num_large_crops, self.num_crops = 2, 2
-        self.backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8))
+        self.backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 8))
         self.seen = []
 
     @staticmethod
@@ -212,7 +212,7 @@ def test_works_over_a_class_that_is_not_the_engine_s(store, digits48):
             "method": "clsp_foreign",
             "seed": 0,
             "synthetic": {"path": str(store), "weight": 2.0},
-            "augmentations": [{"rrc": {"enabled": False}, "crop_size": 32, "num_crops": 2}],
+            "augmentations": [{"rrc": {"enabled": False}, "crop_size": 16, "num_crops": 2}],
         }
     )
     methods = {"foreign": ForeignMethod}
