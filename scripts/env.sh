@@ -6,12 +6,14 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
   # shellcheck disable=SC1091
   . .venv/bin/activate
 fi
-# install EXTRA: the package from this checkout, if it is not that already
+# install EXTRA: the package from this checkout with an extra, if that is not there already
 install() {
-  local want="$PWD clsp-plugin$1" stamp="$VIRTUAL_ENV/.clsp-plugin$1"
-  if [ "$(cat "$stamp" 2>/dev/null)" != "$want $(cksum <setup.py)" ]; then
-    echo "Installing clsp-plugin$1 into $VIRTUAL_ENV"
-    python -m pip install --quiet --disable-pip-version-check -e ".$1"
-    echo "$want $(cksum <setup.py)" >"$stamp"
-  fi
+  local want stamp
+  want="$PWD $(cksum <setup.py)"
+  for stamp in "$VIRTUAL_ENV/.clsp-plugin$1" "$VIRTUAL_ENV/.clsp-plugin[test]"; do
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then return; fi
+  done
+  echo "Installing clsp-plugin$1 into $VIRTUAL_ENV"
+  python -m pip install -qq --disable-pip-version-check -e ".$1"
+  echo "$want" >"$VIRTUAL_ENV/.clsp-plugin$1"
 }

@@ -8,9 +8,11 @@ was stopped.
 
 import json
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,16 +97,31 @@ class StoreManifest:
             ) from error
 
 
-def generate_command(path: str | Path, dataset: str = "") -> str:
-    """The command that makes a store, for error messages."""
-    config = {"digits": "digits/generate", "": "digits/generate"}.get(dataset, "cifar/generate")
-    data = "" if dataset in ("", "digits", "cifar10") else f" data.dataset={dataset}"
-    return f"clsp generate --config-name {config}{data} out={path}"
+def generate_command(path: str | Path, data: Mapping[str, Any] | None = None) -> str:
+    """The command that makes a store, for error messages.
+
+    Args:
+        path: of the store.
+        data: the configuration's ``data`` block, so that the store is for the same images.
+    """
+    data = data or {}
+    config = "digits" if data.get("dataset", "digits") == "digits" else "cifar"
+    usual = {"dataset": "cifar10", "train_path": "./datasets", "fraction": -1, "seed": 0}
+    if config == "digits":
+        usual |= {"dataset": "digits", "num_train": 2000, "image_size": 16, "train_path": None}
+    keys = ("dataset", "train_path", "fraction", "image_size", "num_train", "seed")
+    keys = keys if config == "digits" else keys[:4]
+    given = [
+        f"data.{key}={data[key]}"
+        for key in keys
+        if data.get(key) is not None and data[key] != usual.get(key)
+    ]
+    return " ".join(["clsp generate --config-name", f"{config}/generate", *given, f"out={path}"])
 
 
 def _replace(target: Path, write) -> None:
     """Write a file so that it appears whole or not at all, even after a power cut."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -154,14 +171,19 @@ class StoreWriter:
         if self.path.exists() and not self.path.is_dir():
             raise ClspError(f"{self.path} is a file; a candidate store is a directory.")
         self.path.mkdir(parents=True, exist_ok=True)
-        if (self.path / MANIFEST).exists():
-            self._check_same(StoreManifest.load(self.path))
-        elif any(self.path.glob("[!.]*")):
-            raise ClspError(
-                f"{self.path} holds files that are not a candidate store; choose another out=."
-            )
-        else:
-            manifest.save(self.path)
+        if not self._begun():
+            # another process may begin the same store meanwhile, so look at the manifest last
+            strangers = any(self.path.glob("[!.]*"))
+            if strangers and not self._begun():
+                raise ClspError(
+                    f"{self.path} holds files that are not a candidate store; choose another out=."
+                )
+            if not self._begun():
+                manifest.save(self.path)
+        self._check_same(StoreManifest.load(self.path))
+
+    def _begun(self) -> bool:
+        return (self.path / MANIFEST).exists()
 
     def _check_same(self, existing: StoreManifest) -> None:
         names = [field.name for field in fields(StoreManifest)]
@@ -203,13 +225,19 @@ class CandidateStore:
         path: a store's directory, or the authors' single ``.npy`` of shape (N, K, H, W, 3). The
             latter has no manifest: only the number and size of its images can be checked.
         num_candidates: draw from the first so many of the K; all by default.
+        data: the configuration's ``data`` block, for what errors say.
 
     Raises:
         ClspError: absent, incomplete or truncated, or fewer candidates than asked for.
     """
 
-    def __init__(self, path: str | Path, num_candidates: int | None = None):
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | Path,
+        num_candidates: int | None = None,
+        data: Mapping[str, Any] | None = None,
+    ):
+        self.path, self.data = Path(path), data
         self.manifest: StoreManifest | None = None
         if self.path.is_file() and self.path.suffix == ".npy":
             self._shards = [self._open_npy()]
@@ -219,7 +247,7 @@ class CandidateStore:
         else:
             raise ClspError(
                 f"There is no candidate store at {self.path}; make it with "
-                f"`{generate_command(self.path)}`, or name another with synthetic.path=."
+                f"`{generate_command(self.path, data)}`, or name another with synthetic.path=."
             )
         self.num_images = sum(len(shard) for shard in self._shards)
         self.total_candidates, self.height, self.width = self._shards[0].shape[1:4]
@@ -279,7 +307,7 @@ class CandidateStore:
             raise ClspError(
                 f"The candidates in {self.path} were made for {theirs}, the training images are "
                 f"{ours}: make candidates for these with "
-                f"`{generate_command('NEW_DIRECTORY', name)}`, "
+                f"`{generate_command('NEW_DIRECTORY', self.data)}`, "
                 f"or train on the images (and in the order) that the store was made for."
             )
 

@@ -95,7 +95,7 @@ class SyntheticPositives(JointForward):
                 f"{self.cfg.method} needs candidates: set synthetic.path to a candidate store "
                 f"(`clsp generate` makes one), or synthetic.weight=0 to train without."
             )
-        self._pool = CandidateStore(settings.path, settings.num_candidates)
+        self._pool = CandidateStore(settings.path, settings.num_candidates, self.cfg.get("data"))
         self._pool.check(len(array), *array.size, array.fingerprint, array.name)
 
     def on_fit_start(self) -> None:

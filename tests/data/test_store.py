@@ -1,6 +1,7 @@
 """The candidate store: whole or absent, and never for other images."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from clsp_plugin.data.store import (
     StoreManifest,
     StoreWriter,
     export_npy,
+    generate_command,
 )
 from clsp_plugin.errors import ClspError
 
@@ -45,6 +47,18 @@ def test_opening_checks_the_images(store, digits48):
 def test_absent_store_says_how_to_make_one(tmp_path):
     with pytest.raises(ClspError, match=r"`clsp generate .*out="):
         CandidateStore(tmp_path / "none")
+
+
+def test_the_command_makes_candidates_for_the_same_images():
+    cifar = {"dataset": "cifar10", "train_path": "./datasets", "fraction": 0.02}
+    assert generate_command("c", cifar) == (
+        "clsp generate --config-name cifar/generate data.fraction=0.02 out=c"
+    )
+    assert "data.dataset=cifar100" in generate_command("c", {**cifar, "dataset": "cifar100"})
+    digits = {"dataset": "digits", "num_train": 500, "image_size": 16, "seed": 0, "fraction": -1}
+    assert generate_command("c", digits) == (
+        "clsp generate --config-name digits/generate data.num_train=500 out=c"
+    )
 
 
 def test_incomplete_store_is_refused_and_continued(store, digits48, write_store):
@@ -132,3 +146,13 @@ def test_the_authors_array_is_read_and_written(store, tmp_path):
     np.save(tmp_path / "flat.npy", np.zeros((4, 4)))
     with pytest.raises(ClspError, match="candidates are uint8 of shape"):
         CandidateStore(tmp_path / "flat.npy")
+
+
+def test_processes_may_begin_a_store_together(store, tmp_path):
+    manifest = StoreManifest.load(store)
+    for attempt in range(20):
+        with ThreadPoolExecutor(8) as pool:
+            begun = [
+                pool.submit(StoreWriter, tmp_path / f"store{attempt}", manifest) for _ in range(8)
+            ]
+        assert [len(writer.result().missing()) for writer in begun] == [3] * 8

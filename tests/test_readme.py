@@ -1,0 +1,99 @@
+"""Every command in the README runs, at a small size, in the README's order."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clsp_plugin import cli
+
+ROOT = Path(__file__).parent.parent
+SMALL = {
+    "denoiser": ["block_out_channels=[8,8]", "layers_per_block=1", "attention_resolutions=[]",
+                 "max_epochs=1", "batch_size=16", "precision=32-true", "data.num_train=48"],
+    "generate": ["steps=2", "num_candidates=2", "batch_size=64", "precision=32-true",
+                 "data.num_train=48"],
+    "pretrain": ["backbone.kwargs.channels=[8,8,8,8]", "backbone.kwargs.layers=[1,1,1,1]",
+                 "method_kwargs.proj_hidden_dim=16", "optimizer.batch_size=16", "max_epochs=1",
+                 "precision=32-true", "data.num_train=48", "data.num_val=20"],
+    "linear": ["max_epochs=2", "lr_decay_steps=[1]"],
+    "knn": ["k=[1,5]"],
+    "demo": ["--scale", "0.02", "--seeds", "1"],
+}  # fmt: skip
+
+
+def commands():
+    """What the README's bash blocks say, joined where a line is continued."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.strip().splitlines()]
+
+
+def write_images(folder, classes, number, size):
+    generator = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(number):
+            pixels = generator.integers(0, 256, (size, size, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A directory with what the README takes for granted: CIFAR-10 and images of one's own."""
+    for split, number in (("train", 4), ("test", 2)):
+        write_images(tmp_path / "datasets/cifar10" / split, "abcdefghij", number, 32)
+    for split in ("train", "val"):
+        write_images(tmp_path / "my" / split, ["cat", "dog"], 12, 16)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_clsp(words, monkeypatch):
+    monkeypatch.setattr(sys, "argv", words + SMALL.get(words[1], []))
+    cli.main()
+
+
+def test_commands_run_in_their_order(place, monkeypatch, capfd):
+    clsp = [shlex.split(line) for line in commands() if line.startswith("clsp ")]
+    assert {words[1] for words in clsp} >= {"denoiser", "generate", "pretrain", "linear", "knn"}
+    for words in clsp:
+        run_clsp(words, monkeypatch)  # a refusal would exit
+    assert "clsp_simclr" in capfd.readouterr().out
+    # the scripts after the commands that they ask for
+    (script,) = (line for line in commands() if "pretrain/cifar" in line)
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
+    environment["PATH"] = f"{sys.prefix}/bin:{environment['PATH']}"
+    done = subprocess.run(
+        ["bash", str(ROOT / script.split()[1]), *SMALL["pretrain"]],
+        cwd=place, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert list(place.glob("trained_models/clsp_simclr/*/clsp_simclr-cifar10-*.ckpt"))
+
+
+def test_demo(place, monkeypatch, capfd):
+    assert "bash scripts/demo.sh" in commands()
+    assert "clsp demo" in (ROOT / "scripts/demo.sh").read_text()
+    run_clsp(["clsp", "demo"], monkeypatch)
+    out = capfd.readouterr().out
+    for method in ("simclr", "simclr_aug", "clsp_simclr", "mocov2plus", "clsp_mocov2"):
+        assert f"| {method} |" in out
+    made = {path.name for path in (place / "runs/demo").iterdir()}
+    assert made >= {"table.md", "table.csv", "candidates.png", "curves.png"}
+    before = (place / "runs/demo/table.md").read_text()
+    run_clsp(["clsp", "demo"], monkeypatch)  # everything is there: nothing is run again
+    assert (place / "runs/demo/table.md").read_text() == before
+
+
+def test_files_that_the_readme_shows_are_there():
+    text = (ROOT / "README.md").read_text()
+    for target in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (ROOT / target).is_file(), target
+    for folder in re.findall(r"^(clsp_plugin/\w+/|scripts/|benchmarks/) ", text, re.MULTILINE):
+        assert (ROOT / folder).is_dir(), folder
