@@ -100,6 +100,8 @@ class AutoResume:
 
 @dataclass
 class KnnEval:
+    """Read so that solo-learn's files are; enabling it is refused."""
+
     enabled: bool = False
     k: int = 20
     distance_func: str = "cosine"
@@ -267,7 +269,7 @@ def parse_cfg(cfg: Mapping[str, Any] | DictConfig, methods: Mapping[str, type]) 
 
 def _check_ranges(cfg: DictConfig) -> None:
     at_least_one = ("max_epochs", "optimizer.batch_size", "checkpoint.frequency", "num_nodes")
-    for key in (*at_least_one, "accumulate_grad_batches", "knn_eval.k"):
+    for key in (*at_least_one, "accumulate_grad_batches"):
         if OmegaConf.select(cfg, key) < 1:
             raise ClspError(f"{key}={OmegaConf.select(cfg, key)} must be at least 1.")
     for key in ("optimizer.lr", "optimizer.classifier_lr", "optimizer.weight_decay"):
@@ -279,8 +281,11 @@ def _check_ranges(cfg: DictConfig) -> None:
             f"data.format={cfg.data.format} is solo-learn's; the engine reads torchvision's files "
             f"and class folders: set data.format=image_folder."
         )
-    if cfg.knn_eval.distance_func != "cosine" and cfg.knn_eval.enabled:
-        raise ClspError("knn_eval.distance_func must be cosine.")
+    if cfg.knn_eval.enabled:
+        raise ClspError(
+            "knn_eval while training is solo-learn's alone; set knn_eval.enabled=False and run "
+            "`clsp knn` on the checkpoint."
+        )
     if cfg.auto_umap.enabled:
         raise ClspError("auto_umap is solo-learn's alone; set auto_umap.enabled=False.")
     if cfg.performance.compile_augmentation not in ("auto", True, False):

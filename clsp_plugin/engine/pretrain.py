@@ -133,7 +133,11 @@ def pretrain(
     if checkpoint is not None and trainer.is_global_zero:
         print(f"Continuing from {checkpoint}.")
     started = time.perf_counter()
+    if cfg.debug_augmentations:
+        print("Views:", *(pipeline.cfg for pipeline in data.pipelines), sep="\n  ")
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+    if trainer.interrupted:  # Lightning may return from an interrupt
+        raise KeyboardInterrupt
     return _finish(cfg, trainer, run_dir, history, train, time.perf_counter() - started)
 
 
@@ -234,7 +238,7 @@ def _finish(
         method=cfg.method,
         dataset=cfg.data.dataset,
         backbone=cfg.backbone.name,
-        epochs=cfg.max_epochs,
+        epochs=history.curve[-1]["epoch"],
         seed=cfg.seed,
         num_train=len(train),
         checkpoint=checkpoint.name if cfg.checkpoint.enabled else None,

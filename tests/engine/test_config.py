@@ -71,6 +71,7 @@ def test_gpu_numbers_are_processes_on_the_cpu(tiny):
         ("optimizer.lr=-1", "optimizer.lr=-1.0 must be at least 0"),
         ("method=simclrr", "did you mean 'simclr'"),
         ("data.format=h5", "set data.format=image_folder"),
+        ("knn_eval.enabled=True", "run `clsp knn`"),
         ("devices=many", "devices=many is neither"),
         ("augmentations.0.num_crops=1", "make 1 large crops"),
         ("performance.compile_augmentation=maybe", "auto, True or False"),
