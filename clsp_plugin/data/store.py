@@ -8,7 +8,6 @@ was stopped.
 
 import json
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
 from clsp_plugin.errors import ClspError
 
@@ -81,7 +81,7 @@ class StoreManifest:
 
     def save(self, path: Path) -> None:
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
-        _replace(path / MANIFEST, lambda file: file.write(text.encode()))
+        write_whole(path / MANIFEST, lambda file: file.write(text.encode()))
 
     @classmethod
     def load(cls, path: Path) -> "StoreManifest":
@@ -117,19 +117,6 @@ def generate_command(path: str | Path, data: Mapping[str, Any] | None = None) ->
         if data.get(key) is not None and data[key] != usual.get(key)
     ]
     return " ".join(["clsp generate --config-name", f"{config}/generate", *given, f"out={path}"])
-
-
-def _replace(target: Path, write) -> None:
-    """Write a file so that it appears whole or not at all, even after a power cut."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _shard_path(path: Path, shard: int) -> Path:
@@ -215,7 +202,7 @@ class StoreWriter:
         """
         assert candidates.dtype == np.uint8
         assert candidates.shape == self.manifest.shard_shape(shard)
-        _replace(_shard_path(self.path, shard), lambda file: np.save(file, candidates))
+        write_whole(_shard_path(self.path, shard), lambda file: np.save(file, candidates))
 
 
 class CandidateStore:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from clsp_plugin import __version__
+from clsp_plugin.data.files import write_whole
 from clsp_plugin.errors import ClspError
 
 __all__ = ["FORMAT", "RECORD", "Record", "add_evaluation", "environment", "find_records"]
@@ -74,7 +75,8 @@ class Record:
         """
         content = _plain(asdict(self))
         self.digest = content["digest"] = _digest(content)
-        _write(Path(path), json.dumps(content, indent=1, allow_nan=False) + "\n")
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        write_whole(Path(path), lambda file: file.write(text.encode()))
 
     @classmethod
     def load(cls, path: str | Path) -> "Record":
@@ -133,20 +135,6 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(
         json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
     ).hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all, even after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
