@@ -34,7 +34,6 @@ setup(
         "omegaconf>=2.3",
         "diffusers>=0.30",
         "timm>=1.0.12",  # the backbones, LARS
-        "torchmetrics>=1.0",
         "scikit-learn>=1.3",
         "matplotlib>=3.7",
         "numpy>=1.24",
