@@ -32,12 +32,12 @@ setup(
         "lightning>=2.2",
         "hydra-core>=1.3",
         "omegaconf>=2.3",
-        "diffusers>=0.30",
+        "diffusers>=0.33",
         "timm>=1.0.12",  # the backbones, LARS
         "scikit-learn>=1.3",
         "matplotlib>=3.7",
         "numpy>=1.24",
-        "pillow>=9.4",
+        "pillow>=10.1",
         "tqdm>=4.64",  # progress of work that is not training
     ],
     extras_require={

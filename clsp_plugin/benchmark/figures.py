@@ -98,7 +98,8 @@ def candidate_sheet(
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which every matplotlib brings along."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+    file = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    return ImageFont.truetype(str(file), size)
 
 
 def _enlarged(image: np.ndarray, scale: int) -> Image.Image:

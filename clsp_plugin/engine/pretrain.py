@@ -115,7 +115,7 @@ def pretrain(
         print(f"Already complete: {checkpoint} (auto_resume.enabled=False trains anew).")
         return Finished(checkpoint.parent, checkpoint, checkpoint.parent / "record.json")
 
-    pl.seed_everything(cfg.seed, verbose=False)
+    pl.seed_everything(cfg.seed)
     model = METHODS[cfg.method](cfg)
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)

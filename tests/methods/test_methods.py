@@ -147,7 +147,7 @@ def test_momentum_moves_by_the_schedule(tiny):
     state = torch.load(pretrain(cfg).checkpoint, weights_only=True)["state_dict"]
     parsed = parse_cfg(cfg, METHODS)
     parsed.data.num_classes = 10
-    pl.seed_everything(parsed.seed, verbose=False)
+    pl.seed_everything(parsed.seed)
     start = METHODS["byol"](parsed).backbone.conv1.weight
     online, momentum = state["backbone.conv1.weight"], state["momentum_backbone.conv1.weight"]
     assert not torch.allclose(start, online)
