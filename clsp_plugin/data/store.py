@@ -104,18 +104,13 @@ def generate_command(path: str | Path, data: Mapping[str, Any] | None = None) ->
         path: of the store.
         data: the configuration's ``data`` block, so that the store is for the same images.
     """
+    # every setting is said, whatever the shipped configuration has by default
     data = data or {}
-    config = "digits" if data.get("dataset", "digits") == "digits" else "cifar"
-    usual = {"dataset": "cifar10", "train_path": "./datasets", "fraction": -1, "seed": 0}
-    if config == "digits":
-        usual |= {"dataset": "digits", "num_train": 2000, "image_size": 16, "train_path": None}
-    keys = ("dataset", "train_path", "fraction", "image_size", "num_train", "seed")
-    keys = keys if config == "digits" else keys[:4]
-    given = [
-        f"data.{key}={data[key]}"
-        for key in keys
-        if data.get(key) is not None and data[key] != usual.get(key)
-    ]
+    keys = ("dataset", "train_path", "fraction", "image_size")
+    config = "cifar"
+    if data.get("dataset", "digits") == "digits":
+        keys, config = (*keys, "num_train", "seed"), "digits"
+    given = [f"data.{key}={data[key]}" for key in keys if data.get(key) not in (None, -1)]
     return " ".join(["clsp generate --config-name", f"{config}/generate", *given, f"out={path}"])
 
 

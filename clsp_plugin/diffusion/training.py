@@ -9,12 +9,10 @@ import copy
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import platform
 import shutil
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,9 @@ from diffusers import DDPMScheduler, UNet2DModel
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar, TQDMProgressBar
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
+from clsp_plugin.data.loader import IndexBatches, index_loader
 from clsp_plugin.data.random import Purpose, derive_key, key_normal, key_uniform, keys_for
 from clsp_plugin.diffusion.denoiser import (
     LINEAR_BETAS,
@@ -39,6 +38,7 @@ from clsp_plugin.diffusion.denoiser import (
 )
 from clsp_plugin.diffusion.sampling import PREDICTIONS, to_float
 from clsp_plugin.diffusion.settings import precision_name, read_settings, setting
+from clsp_plugin.engine.progress import quiet
 from clsp_plugin.errors import ClspError
 
 __all__ = ["DenoiserModule", "TrainingSettings", "train_denoiser"]
@@ -47,7 +47,7 @@ __all__ = ["DenoiserModule", "TrainingSettings", "train_denoiser"]
 _WEIGHTS, _DROPOUT, _CHOICES, _NOISE = range(4)
 
 # Settings that a resumed run may change, since they do not change what is learned.
-_FREE = frozenset({"checkpoint_every", "accelerator", "devices", "strategy", "num_workers"})
+_FREE = frozenset({"checkpoint_every", "accelerator", "devices", "strategy"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,6 @@ class TrainingSettings(UNetSettings):
         devices: Lightning's.
         strategy: Lightning's.
         checkpoint_every: epochs between checkpoints.
-        num_workers: processes that read images; 0 is best for images in memory.
     """
 
     seed: int = setting(0, int)
@@ -92,7 +91,6 @@ class TrainingSettings(UNetSettings):
     devices: int | str | Sequence[int] = setting(1, None)
     strategy: str = setting("auto", str)
     checkpoint_every: int = setting(50, int, low=1)
-    num_workers: int = setting(0, int, low=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,42 +215,11 @@ class DenoiserModule(LightningModule):
         self.seconds = checkpoint["progress"]["seconds"]
 
 
-class _Images(Dataset):
-    """Images in memory, read a batch of indexes at a time."""
-
-    def __init__(self, images: torch.Tensor):
-        self.images = images
-
-    def __getitem__(self, indexes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return indexes, self.images[indexes]
-
-
-class _KeyedBatches(Sampler[torch.Tensor]):
-    """Batches of indexes in an order that is a hash of (seed, epoch); each process its part."""
-
-    def __init__(self, num_images: int, batch_size: int, seed: int, rank: int, world_size: int):
-        super().__init__()
-        self.num_images = num_images
-        self.batch_size = min(batch_size, num_images // world_size * world_size)
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.num_images // self.batch_size
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        base = derive_key(self.seed, Purpose.ORDER, self.epoch)
-        order = keys_for(base, torch.arange(self.num_images)).argsort()
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield order[start : start + self.batch_size][self.rank :: self.world_size]
-
-
 class _Data(LightningDataModule):
-    """The loader, made once the trainer knows its processes."""
+    """Batches of indexes, and the images from the training device's memory.
+
+    The batch size is of all processes together, and no larger than the data set.
+    """
 
     def __init__(self, images: torch.Tensor, settings: TrainingSettings):
         super().__init__()
@@ -260,20 +227,22 @@ class _Data(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        if self.settings.batch_size % world_size:
+        batch_size = self.settings.batch_size
+        if batch_size % world_size:
             raise ClspError(
-                f"batch_size={self.settings.batch_size} does not divide among {world_size} "
+                f"batch_size={batch_size} does not divide among {world_size} "
                 f"processes; it counts the images of all of them."
             )
-        batches = _KeyedBatches(
-            len(self.images), self.settings.batch_size, self.settings.seed, rank, world_size
+        each = min(batch_size, len(self.images)) // world_size
+        return index_loader(
+            IndexBatches(len(self.images), each, self.settings.seed, rank, world_size)
         )
-        return DataLoader(
-            _Images(self.images),
-            batch_size=None,
-            sampler=batches,
-            num_workers=self.settings.num_workers,
-        )
+
+    def on_after_batch_transfer(
+        self, indexes: torch.Tensor, dataloader_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.images = self.images.to(indexes.device)
+        return indexes, self.images[indexes]
 
 
 class _LastCheckpoint(Checkpoint):
@@ -329,24 +298,6 @@ def _find_checkpoint(workspace: Path, identity: dict[str, Any]) -> Path | None:
             f"settings to continue it, choose another out=, or delete it to start anew."
         )
     return checkpoint
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide Lightning's hints about hardware and workers, which are no news to the user."""
-    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*available but not used.*")
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def _make_module(image_size: int, settings: TrainingSettings) -> DenoiserModule:
@@ -432,7 +383,7 @@ def train_denoiser(
     workspace.mkdir(parents=True, exist_ok=True)
     if checkpoint is None:
         (workspace / "settings.json").write_text(json.dumps(identity, indent=2))
-    with _quiet():
+    with quiet():
         trainer = _make_trainer(settings, workspace, callbacks or ())
         trainer.fit(module, datamodule=_Data(images, settings), ckpt_path=checkpoint)
     if len(module.losses) < settings.max_epochs:  # Lightning may return from an interrupt

@@ -1,8 +1,6 @@
 """``clsp pretrain``: from images to a checkpoint and a record."""
 
-import logging
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +24,13 @@ from clsp_plugin.engine.checkpoint import (
     new_run_dir,
 )
 from clsp_plugin.engine.config import parse_cfg, trainer_kwargs
-from clsp_plugin.engine.progress import Bar, History
+from clsp_plugin.engine.progress import Bar, History, quiet
 from clsp_plugin.engine.record import Record, environment
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.synthetic import SyntheticPositives
 
-__all__ = ["Finished", "channel_statistics", "pretrain", "quiet"]
+__all__ = ["Finished", "channel_statistics", "pretrain"]
 
 # Compiling takes about half a minute; it pays from about this many augmented images on.
 _WORTH_COMPILING = 3_000_000
@@ -59,22 +57,6 @@ class SeedSteps(Callback):
         torch.manual_seed((key + trainer.global_rank) & 0x7FFFFFFF)
 
 
-def quiet() -> None:
-    """Leave out what Lightning says about every run."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (
-        ".*does not have many workers.*",
-        ".*GPU available but not used.*",
-        ".*Checkpoint directory.*exists.*",
-        ".*The number of training batches.*",
-        ".*LeafSpec.*",
-        ".*`isinstance\\(treespec.*",
-        ".*Precision bf16-mixed is not supported by the model summary.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-
-
 def channel_statistics(cfg: DictConfig) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel: configured, or the data set's.
 
@@ -91,6 +73,7 @@ def channel_statistics(cfg: DictConfig) -> tuple[list[float], list[float]]:
     return out[0], out[1]
 
 
+@quiet()
 def pretrain(
     given: DictConfig, *, title: str | None = None, position: int | None = None
 ) -> Finished:
@@ -105,7 +88,6 @@ def pretrain(
         ClspError: anything about the configuration, the images or the candidates that is wrong,
             before a file is written.
     """
-    quiet()
     cfg = parse_cfg(given, METHODS)
     train, val = load_images(cfg.data, "train"), load_images(cfg.data, "val")
     cfg.data.num_classes = max(1, len(train.classes))

@@ -1,13 +1,44 @@
 """What long work shows, and what it leaves behind: a bar, and a curve with times."""
 
+import logging
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from tqdm.auto import tqdm
 
-__all__ = ["Bar", "History"]
+__all__ = ["Bar", "History", "quiet"]
+
+# What Lightning says about every run, and no user can act on.
+_NO_NEWS = (
+    ".*does not have many workers.*",
+    ".*available but not used.*",
+    ".*Checkpoint directory.*exists.*",
+    ".*The number of training batches.*",
+    ".*LeafSpec.*",
+    ".*is not supported by the model summary.*",
+)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out Lightning's hints about hardware and workers, inside the block alone."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in _NO_NEWS:
+            warnings.filterwarnings("ignore", message=message)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 class Bar(ProgressBar):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -195,21 +196,22 @@ def test_order(images, tmp_path):
     ] == first  # the batch size does not change the order
 
 
-def test_processes_share_a_batch():
-    def batches(rank, world_size, batch_size=6, epoch=1):
-        sampler = training._KeyedBatches(16, batch_size, 0, rank, world_size)
-        sampler.set_epoch(epoch)
-        assert len(list(sampler)) == len(sampler)
-        return [batch.tolist() for batch in sampler]
+def test_the_batch_size_counts_all_processes_and_is_at_most_the_data(images):
+    def batches(rank, world_size, batch_size):
+        settings = read_settings(TrainingSettings, {**CFG, "batch_size": batch_size})
+        data = training._Data(images, settings)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+        return [batch.tolist() for batch in data.train_dataloader()]
 
-    whole = batches(0, 1)
+    whole = batches(0, 1, 6)
     assert [len(batch) for batch in whole] == [6, 6]
-    for alone, first, second in zip(whole, batches(0, 2), batches(1, 2), strict=True):
+    for alone, first, second in zip(whole, batches(0, 2, 6), batches(1, 2, 6), strict=True):
         assert sorted(first + second) == sorted(alone)
         assert len(first) == len(second)
-    # fewer images than a batch: one batch of them all, evenly divided
-    assert [len(batch) for batch in batches(0, 1, batch_size=99)] == [16]
-    assert [len(batch) for batch in batches(1, 3, batch_size=99)] == [5]
+    assert [len(batch) for batch in batches(0, 1, 99)] == [16]
+    assert [len(batch) for batch in batches(1, 3, 99)] == [5]
+    with pytest.raises(ClspError, match="does not divide"):
+        batches(0, 4, 6)
 
 
 def test_noise_and_flips_are_named_by_image_and_epoch(images, monkeypatch):
