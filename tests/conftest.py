@@ -66,7 +66,7 @@ def _write_store(path, array, num_candidates=3, seed=0, shard_size=20):
         sampler="ddim", steps=100, eta=0.1, seed=seed, dtype="32-true", clip=False,
         share_anchor=False, shard_size=shard_size,
     )  # fmt: skip
-    writer = StoreWriter(path, manifest)
+    writer = StoreWriter(path, manifest, array.digests)
     generator = np.random.default_rng(seed)
     for shard, _, _ in writer.missing():
         writer.write(

@@ -16,7 +16,15 @@ from PIL import Image, UnidentifiedImageError
 from clsp_plugin.data.digits import make_digits
 from clsp_plugin.errors import ClspError, nearest
 
-__all__ = ["DATASETS", "MEAN_STD", "ImageArray", "load_images"]
+__all__ = [
+    "DATASETS",
+    "MEAN_STD",
+    "ImageArray",
+    "fingerprint_of",
+    "image_digest",
+    "load_images",
+    "to_pixels",
+]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Of the training sets, per channel, for pixels in [0, 1]; solo-learn's values where it has them.
@@ -56,14 +64,36 @@ class ImageArray:
         return tuple(self.images.shape[1:3])
 
     @cached_property
+    def digests(self) -> np.ndarray:
+        """What names each image by its pixels: uint8 (N, 16), see :func:`image_digest`."""
+        return np.stack([image_digest(image) for image in self.images.numpy()])
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the shape and the pixels in their order."""
-        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy().data)
-        return digest.hexdigest()
+        """What names the images and their order, see :func:`fingerprint_of`."""
+        return fingerprint_of(self.digests, *self.size)
 
     def subset(self, indexes: torch.Tensor, name: str) -> "ImageArray":
         return ImageArray(self.images[indexes], self.targets[indexes], self.classes, name)
+
+
+def image_digest(image: np.ndarray) -> np.ndarray:
+    """BLAKE2b of an image's pixels.
+
+    Args:
+        image: uint8 (H, W, 3).
+
+    Returns:
+        uint8 (16,).
+    """
+    pixels = np.ascontiguousarray(image).data
+    return np.frombuffer(hashlib.blake2b(pixels, digest_size=16).digest(), np.uint8)
+
+
+def fingerprint_of(digests: np.ndarray, height: int, width: int) -> str:
+    """SHA-256 over the shape of the images and their digests (N, 16) in their order."""
+    shape = repr((len(digests), height, width, 3)).encode()
+    return hashlib.sha256(shape + digests.tobytes()).hexdigest()
 
 
 def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
@@ -215,18 +245,28 @@ def _decode(files: list[Path], image_size: int | None) -> np.ndarray:
     return out
 
 
+def to_pixels(image: Image.Image, image_size: int | None) -> np.ndarray:
+    """An image as uint8 (H, W, 3).
+
+    Args:
+        image: of any size and mode.
+        image_size: side of a square in pixels; the shorter side is resized to it and the centre
+            is cut out. None leaves the size as it is.
+    """
+    image = image.convert("RGB")
+    if image_size:
+        scale = image_size / min(image.size)
+        width, height = (max(image_size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - image_size) // 2, (height - image_size) // 2
+        image = image.crop((left, top, left + image_size, top + image_size))
+    return np.asarray(image)
+
+
 def _open(file: Path, image_size: int | None) -> np.ndarray:
-    """One image as uint8 (H, W, 3); resized by its shorter side and cropped at the centre."""
     try:
         with Image.open(file) as image:
-            image = image.convert("RGB")
-            if image_size:
-                scale = image_size / min(image.size)
-                width, height = (max(image_size, round(side * scale)) for side in image.size)
-                image = image.resize((width, height), Image.Resampling.BICUBIC)
-                left, top = (width - image_size) // 2, (height - image_size) // 2
-                image = image.crop((left, top, left + image_size, top + image_size))
-            return np.asarray(image)
+            return to_pixels(image, image_size)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise ClspError(
             f"{file} is not a readable image ({error}); repair or remove it."

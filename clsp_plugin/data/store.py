@@ -2,8 +2,9 @@
 
 A store is a directory of uint8 shards of shape (n, K, H, W, 3), memory-mapped, and a
 ``manifest.json`` that names the images they were made for. Opening it against other images,
-another order or a subset is an error. A shard is whole or absent; writing continues where it
-was stopped.
+another order or a subset is an error. ``images.npy`` names each of the images by its pixels, for
+hosts whose data sets have an order of their own. A shard is whole or absent; writing continues
+where it was stopped.
 """
 
 import json
@@ -17,12 +18,14 @@ import numpy as np
 import torch
 
 from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.images import fingerprint_of
 from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
 from clsp_plugin.errors import ClspError
 
 __all__ = ["CandidateStore", "StoreManifest", "StoreWriter", "export_npy", "generate_command"]
 
 MANIFEST = "manifest.json"
+DIGESTS = "images.npy"
 FORMAT = 1
 
 
@@ -142,12 +145,16 @@ class StoreWriter:
     Args:
         path: directory of the store; made if absent.
         manifest: what the store will hold. An existing store must have the same.
+        digests: of the images, see ``ImageArray.digests``; without them the store fits only a
+            data set in the order it was made for.
 
     Raises:
         ClspError: the directory holds a store with another manifest, or other files.
     """
 
-    def __init__(self, path: str | Path, manifest: StoreManifest):
+    def __init__(
+        self, path: str | Path, manifest: StoreManifest, digests: np.ndarray | None = None
+    ):
         self.path = Path(path)
         self.manifest = manifest
         if self.path.exists() and not self.path.is_dir():
@@ -163,6 +170,8 @@ class StoreWriter:
             if not self._begun():
                 manifest.save(self.path)
         self._check_same(StoreManifest.load(self.path))
+        if digests is not None and not (self.path / DIGESTS).exists():
+            write_whole(self.path / DIGESTS, lambda file: np.save(file, digests))
 
     def _begun(self) -> bool:
         return (self.path / MANIFEST).exists()
@@ -297,6 +306,53 @@ class CandidateStore:
     def nbytes(self) -> int:
         """Bytes of the candidates that are drawn from."""
         return self.num_images * self.num_candidates * self.height * self.width * 3
+
+    def rows_of(self, digests: np.ndarray, name: str) -> torch.Tensor:
+        """Where images in another order, or some of them, are in this store.
+
+        Args:
+            digests: uint8 (M, 16), of the images at hand, see ``ImageArray.digests``.
+            name: what to call them.
+
+        Returns:
+            int64 (M,): for each its index in the store.
+
+        Raises:
+            ClspError: an image has no candidates here, or the store does not name its images.
+        """
+        theirs = self._digests()
+        if theirs is None:
+            raise ClspError(
+                f"{self.path} does not name its images one by one, and {name} is in another order "
+                f"than the one it was made for; make candidates again with `clsp generate`."
+            )
+        place = {digest.tobytes(): row for row, digest in reversed(list(enumerate(theirs)))}
+        rows = [place.get(digest.tobytes(), -1) for digest in digests]
+        absent = rows.count(-1)
+        if absent:
+            raise ClspError(
+                f"{self.path} has no candidates for {absent} of the {len(rows)} images of {name} "
+                f"(image {rows.index(-1)} is the first): it was made for {self.num_images} images "
+                f"of {self.height}x{self.width}"
+                f"{'' if self.manifest is None else f' ({self.manifest.dataset})'}; make "
+                f"candidates for these images with `clsp generate`, or name another store."
+            )
+        return torch.tensor(rows)
+
+    def _digests(self) -> np.ndarray | None:
+        """Of the images, where the store has them and its manifest agrees."""
+        if self.manifest is None or not (self.path / DIGESTS).exists():
+            return None
+        try:
+            digests = np.load(self.path / DIGESTS)
+        except (ValueError, EOFError, OSError) as error:
+            raise ClspError(f"{self.path / DIGESTS} is not readable ({error}).") from error
+        if fingerprint_of(digests, self.height, self.width) != self.manifest.fingerprint:
+            raise ClspError(
+                f"{self.path / DIGESTS} is not of the images that the manifest beside it names; "
+                f"delete that file and run the `clsp generate` that made the store again."
+            )
+        return digests
 
     def load_to(self, device: torch.device | str) -> None:
         """Hold the candidates as one tensor on a device, so that no step waits for the host."""

@@ -167,6 +167,7 @@ def generate_candidates(
     *,
     dataset: str = "",
     desc: str = "candidates",
+    digests: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Draw the candidates of a data set into a store, continuing an unfinished one.
 
@@ -183,6 +184,7 @@ def generate_candidates(
         cfg: keys of :class:`GenerationSettings`.
         dataset: name of the images, for people.
         desc: what the progress bar calls the work.
+        digests: uint8 (N, 16), names of the single images, see ``ImageArray.digests``.
 
     Returns:
         ``images`` and ``candidates`` drawn by this process in this call, the ``seconds`` they
@@ -198,7 +200,7 @@ def generate_candidates(
     _check_size(images, unet)
     scheduler = make_scheduler(scheduler_config, settings.steps, settings.clip)
     device = _device(settings.device)
-    writer = StoreWriter(out, _manifest(images, fingerprint, dataset, unet, settings))
+    writer = StoreWriter(out, _manifest(images, fingerprint, dataset, unet, settings), digests)
     unet.to(device)
     rank, world_size = _process()
     # by number and not by place in the list: the others may have begun to fill the list's gaps

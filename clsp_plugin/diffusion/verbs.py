@@ -71,6 +71,7 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
         settings,
         dataset=array.name,
         desc=title,
+        digests=array.digests,
     )
     drawn = f"{summary['candidates']} drawn in {summary['seconds']:.0f} s"
     print(f"Candidates: {own['out']} ({drawn if summary['candidates'] else 'already complete'})")

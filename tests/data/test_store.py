@@ -157,3 +157,24 @@ def test_processes_may_begin_a_store_together(store, tmp_path):
                 pool.submit(StoreWriter, tmp_path / f"store{attempt}", manifest) for _ in range(8)
             ]
         assert [len(writer.result().missing()) for writer in begun] == [3] * 8
+
+
+def test_a_part_in_another_order_is_found_by_its_pixels(store, digits48):
+    opened = CandidateStore(store)
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(0))[:20]
+    assert torch.equal(opened.rows_of(digits48.digests[order.numpy()], "a part"), order)
+    changed = digits48.digests.copy()
+    changed[7] += 1
+    with pytest.raises(
+        ClspError, match=r"no candidates for 1 of the 48 images of theirs \(image 7"
+    ):
+        opened.rows_of(changed, "theirs")
+
+
+def test_names_of_images_that_contradict_the_manifest_are_refused(store, digits48):
+    np.save(store / "images.npy", digits48.digests[::-1])
+    with pytest.raises(ClspError, match=r"images\.npy is not of the images"):
+        CandidateStore(store).rows_of(digits48.digests, "theirs")
+    (store / "images.npy").unlink()
+    with pytest.raises(ClspError, match="does not name its images one by one"):
+        CandidateStore(store).rows_of(digits48.digests, "theirs")
