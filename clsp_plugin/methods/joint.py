@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from clsp_plugin.errors import ClspError
+
 __all__ = ["JointForward"]
 
 
@@ -34,6 +36,12 @@ class JointForward:
             return
         out = super().__call__(torch.cat(list(views)))
         sizes = [len(view) for view in views]
+        for key, value in out.items():
+            if len(value) != sum(sizes):
+                raise ClspError(
+                    f"joint_forward=True does not work with {type(self).__name__}, whose {key} has "
+                    f"no row for each image; set joint_forward=False."
+                )
         parts = {key: value.split(sizes) for key, value in out.items()}
         self._joint = [
             (view, {key: value[number] for key, value in parts.items()})

@@ -6,9 +6,20 @@ each image gets a third, drawn from candidates that a diffusion model made for i
     L = L_method(view 1, view 2) + weight * mean || n(z_1) - n(z_3) ||^2
 
 with ``n`` the L2 normalisation. The third view takes no part in ``L_method``.
+
+The paper has this for SimCLR and MoCoV2, where ``z`` is the projector's output. Elsewhere the
+term follows what the method itself does with a positive:
+
+- a method with a predictor (BYOL, SimSiam, MoCoV3, NNCLR, ..) compares the prediction of one view
+  with the embedding of the other, in both directions, and no gradient flows into the latter. A
+  method without negatives does not collapse because of just that; a term that pulls two
+  embeddings together directly would undo it.
+- DINO's ``z`` are scores of prototypes; what lies before its last layer is the embedding.
+- everything else (Barlow Twins, VICReg, SwAV, W-MSE, ..) has ``z``, before any whitening, since
+  statistics of a batch are the method's own business.
 """
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Collection, MutableMapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,8 +28,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
 from clsp_plugin.data.images import ImageArray
-from clsp_plugin.data.random import Purpose, derive_key, keys_for
 from clsp_plugin.data.store import CandidateStore
+from clsp_plugin.data.third_view import ThirdView
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.losses.alignment import alignment_loss
 from clsp_plugin.methods.joint import JointForward
@@ -54,17 +65,46 @@ class SyntheticPositives(JointForward):
     """
 
     third_view = "candidate"
+    check_synthetic = staticmethod(_with_defaults)
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
-        self._pool: ImageArray | CandidateStore | None = None
-        self._images: torch.Tensor | None = None
-        self._augment: BatchAugmentation | None = None
+        self._third: ThirdView | None = None
         self._first: dict[str, torch.Tensor] | None = None
 
     @property
     def _weight(self) -> float:
         return float(self.cfg.synthetic.weight)
+
+    def augmentation(
+        self, mean: Sequence[float], std: Sequence[float], compile: bool = False
+    ) -> BatchAugmentation:
+        """What the third view goes through: ``synthetic.augmentation``, or as the first view.
+
+        Args:
+            mean: per channel, for pixels in [0, 1].
+            std: per channel, for pixels in [0, 1].
+            compile: compile it.
+
+        Raises:
+            ClspError: a bad ``synthetic.augmentation``.
+        """
+        block = self.cfg.synthetic.augmentation or self.cfg.augmentations[0]
+        return BatchAugmentation(AugmentationConfig.from_cfg(block), mean, std, compile=compile)
+
+    def open_store(self) -> CandidateStore:
+        """The candidates that ``synthetic`` names.
+
+        Raises:
+            ClspError: none, or not a whole store.
+        """
+        settings = self.cfg.synthetic
+        if settings.path is None:
+            raise ClspError(
+                f"{self.cfg.method} needs candidates: set synthetic.path to a candidate store "
+                f"(`clsp generate` makes one), or synthetic.weight=0 to train without."
+            )
+        return CandidateStore(settings.path, settings.num_candidates, self.cfg.get("data"))
 
     def attach(
         self, array: ImageArray, mean: Sequence[float], std: Sequence[float], compile: bool = False
@@ -80,37 +120,29 @@ class SyntheticPositives(JointForward):
         Raises:
             ClspError: no store, a store for other images, a bad ``synthetic.augmentation``.
         """
-        settings = self.cfg.synthetic
-        augmentation = settings.augmentation or self.cfg.augmentations[0]
-        self._augment = BatchAugmentation(
-            AugmentationConfig.from_cfg(augmentation), mean, std, compile=compile
-        )
+        augmentation = self.augmentation(mean, std, compile)
         if self._weight == 0:
             return
-        if self.third_view == "anchor":
-            self._pool = array
-            return
-        if settings.path is None:
-            raise ClspError(
-                f"{self.cfg.method} needs candidates: set synthetic.path to a candidate store "
-                f"(`clsp generate` makes one), or synthetic.weight=0 to train without."
-            )
-        self._pool = CandidateStore(settings.path, settings.num_candidates, self.cfg.get("data"))
-        self._pool.check(len(array), *array.size, array.fingerprint, array.name)
+        source = array.images
+        if self.third_view == "candidate":
+            source = self.open_store()
+            source.check(len(array), *array.size, array.fingerprint, array.name)
+        self._third = ThirdView(source, augmentation, self.cfg.seed)
 
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
+    def on_train_start(self) -> None:
+        super().on_train_start()
         if self._weight == 0:
             return
-        if self._pool is None:
-            raise ClspError(
-                f"{self.cfg.method} was not told which images it trains on; call "
-                f"attach(images, mean, std) before fitting."
-            )
-        if isinstance(self._pool, ImageArray):
-            self._images = self._pool.images.to(self.device)
-        elif _fits(self._pool.nbytes, self.device):
-            self._pool.load_to(self.device)
+        if self._third is None:
+            self._third = self.find_images()
+        self._third.to(self.device)
+
+    def find_images(self) -> ThirdView:
+        """Called when training starts and nobody has called :meth:`attach`."""
+        raise ClspError(
+            f"{self.cfg.method} was not told which images it trains on; call "
+            f"attach(images, mean, std) before fitting."
+        )
 
     def synthetic_view(self, indexes: torch.Tensor) -> torch.Tensor:
         """The third view of a batch, on its device: float32 (B, 3, crop, crop).
@@ -118,14 +150,7 @@ class SyntheticPositives(JointForward):
         Args:
             indexes: int64 (B,), image indexes.
         """
-        seed, epoch = self.cfg.seed, self.current_epoch
-        if self._images is not None:
-            images = self._images[indexes]
-        else:
-            images = self._pool.gather(indexes, self._pool.choose(indexes, seed, epoch))
-        # the view's number keeps its randomness apart from that of the method's own views
-        base = derive_key(seed, Purpose.AUGMENTATION, epoch, self.num_crops)
-        return self._augment(images, keys_for(base, indexes))
+        return self._third(indexes, self.current_epoch, self.num_crops)
 
     def base_training_step(self, X: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
         out = super().base_training_step(X, targets)
@@ -144,22 +169,38 @@ class SyntheticPositives(JointForward):
         self._first = None
         with self.joint_forward([*large, third]) if joint else nullcontext():
             loss = super().training_step(batch, batch_idx)
-            z_third = self(third)["z"]
-        alignment = alignment_loss(self._first["z"], z_third)
+            out = self(third)
+        alignment = self.alignment(self._first, out)
         self._first = None
         self.log("train_alignment", alignment, on_step=False, on_epoch=True, sync_dist=True)
         return loss + self._weight * alignment
 
+    def alignment(
+        self, first: dict[str, torch.Tensor], third: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Distance of two views in [0, 4], as the method compares positives; see this module.
 
-def _fits(nbytes: int, device: torch.device) -> bool:
-    """Whether a store may live on the training device; the host maps it from disk instead."""
-    if device.type != "cuda":
-        return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return nbytes < 0.25 * free
+        Args:
+            first: what ``forward`` returned for view 1.
+            third: what ``forward`` returned for view 3.
+        """
+        z_first, z_third = self._embedding(first), self._embedding(third)
+        if not hasattr(self, "predictor"):
+            return alignment_loss(z_first, z_third)
+        name = next(name for name in ("p", "q") if name in first)  # MoCoV3 calls it q
+        there = alignment_loss(first[name], z_third.detach())
+        back = alignment_loss(third[name], z_first.detach())
+        return (there + back) / 2
+
+    def _embedding(self, out: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(B, D); of DINO, what lies before the prototypes."""
+        before = getattr(getattr(self, "head", None), "mlp", None)
+        return out["z"] if before is None else before(out["feats"])
 
 
-def with_synthetic_positives(method: type, third_view: str = "candidate") -> type:
+def with_synthetic_positives(
+    method: type, third_view: str = "candidate", mixin: type = SyntheticPositives
+) -> type:
     """Give a method class a third view and its term.
 
     Args:
@@ -167,6 +208,7 @@ def with_synthetic_positives(method: type, third_view: str = "candidate") -> typ
             with ``z`` (B, D), ``base_training_step`` called once a view, ``training_step``
             returning the loss.
         third_view: ``"candidate"``, or ``"anchor"`` for the ``*_aug`` control.
+        mixin: :class:`SyntheticPositives`, or a host's version of it.
 
     Returns:
         A subclass. With ``synthetic.weight`` 0 it is the method itself, to the last bit.
@@ -174,11 +216,11 @@ def with_synthetic_positives(method: type, third_view: str = "candidate") -> typ
     assert third_view in ("candidate", "anchor")
 
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        return _with_defaults(method.add_and_assert_specific_cfg(cfg))
+        return mixin.check_synthetic(method.add_and_assert_specific_cfg(cfg))
 
     return type(
         f"{'Clsp' if third_view == 'candidate' else 'Aug'}{method.__name__}",
-        (SyntheticPositives, method),
+        (mixin, method),
         {
             "__doc__": f"{method.__name__} with a {third_view} as an extra positive.",
             "__module__": method.__module__,
@@ -188,21 +230,30 @@ def with_synthetic_positives(method: type, third_view: str = "candidate") -> typ
     )
 
 
-def register(methods: MutableMapping[str, type]) -> None:
+def register(
+    methods: MutableMapping[str, type],
+    skip: Collection[str] = (),
+    mixin: type = SyntheticPositives,
+) -> None:
     """Add ``clsp_<name>`` and ``<name>_aug`` for every method of a registry, in place.
 
     ``mocov2plus`` also answers to the paper's ``clsp_mocov2`` and ``mocov2_aug``. Registering
     twice changes nothing.
+
+    Args:
+        methods: the registry.
+        skip: names that get no such version.
+        mixin: see :func:`with_synthetic_positives`.
 
     Raises:
         ValueError: a name is taken by something else.
     """
     added: dict[str, type] = {}
     for name, method in methods.items():
-        if issubclass(method, SyntheticPositives):
+        if name in skip or issubclass(method, SyntheticPositives):
             continue
-        clsp = with_synthetic_positives(method)
-        control = with_synthetic_positives(method, third_view="anchor")
+        clsp = with_synthetic_positives(method, mixin=mixin)
+        control = with_synthetic_positives(method, third_view="anchor", mixin=mixin)
         for base in {name, _PAPER_NAMES.get(name, name)}:
             added[f"clsp_{base}"] = clsp
             added[f"{base}_aug"] = control

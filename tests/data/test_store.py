@@ -165,9 +165,7 @@ def test_a_part_in_another_order_is_found_by_its_pixels(store, digits48):
     assert torch.equal(opened.rows_of(digits48.digests[order.numpy()], "a part"), order)
     changed = digits48.digests.copy()
     changed[7] += 1
-    with pytest.raises(
-        ClspError, match=r"no candidates for 1 of the 48 images of theirs \(image 7"
-    ):
+    with pytest.raises(ClspError, match=r"for 1 of the 48 images of theirs \(image 7"):
         opened.rows_of(changed, "theirs")
 
 

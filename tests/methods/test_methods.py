@@ -30,8 +30,6 @@ def build(tiny, store, digits48):
         model.log_dict = model.log = lambda *args, **kwargs: None  # needs a trainer
         if isinstance(model, SyntheticPositives):
             model.attach(digits48, [0.5] * 3, [0.25] * 3)
-            if model.third_view == "anchor":
-                model._images = digits48.images
         return model
 
     return make

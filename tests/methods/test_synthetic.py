@@ -60,8 +60,6 @@ def model_with(tiny, method, array, *overrides):
     model = METHODS[method](cfg)
     model.log_dict = model.log = lambda *args, **kwargs: None
     model.attach(array, [0.5] * 3, [0.25] * 3)
-    if model.third_view == "anchor":
-        model._images = array.images
     return model
 
 
@@ -69,6 +67,10 @@ def step_inputs(size=16):
     generator = torch.Generator().manual_seed(3)
     views = [torch.randn(size, 3, 16, 16, generator=generator) for _ in range(2)]
     return [torch.arange(size), views, torch.arange(size) % 10]
+
+
+def apart(x, y):
+    return (F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean()
 
 
 @pytest.mark.parametrize("joint", [True, False])
@@ -81,16 +83,30 @@ def test_loss_is_the_base_s_plus_the_weighted_distance(tiny, store, digits48, ba
     indexes, views, _ = inputs
     third = reference.synthetic_view(indexes)
     if joint:
-        z = reference.forward(torch.cat([*views, third]))["z"]
-        z_first, z_third = z[:16], z[32:]
+        out = reference.forward(torch.cat([*views, third]))
+        out = {key: (value[:16], value[32:]) for key, value in out.items()}
     else:
-        z_first, z_third = reference.forward(views[0])["z"], reference.forward(third)["z"]
-    distance = (F.normalize(z_first, dim=1) - F.normalize(z_third, dim=1)).square().sum(1).mean()
+        each = reference.forward(views[0]), reference.forward(third)
+        out = {key: (each[0][key], each[1][key]) for key in each[0]}
+    if base == "byol":  # each prediction against the other's embedding
+        distance = (apart(out["p"][0], out["z"][1]) + apart(out["p"][1], out["z"][0])) / 2
+    else:
+        distance = apart(*out["z"])
     pieces = {}
     model.log_dict = lambda metrics, **kwargs: pieces.update(metrics)
     loss = model.training_step(inputs, 0)
     expected = pieces["train_loss"] + pieces["train_class_loss"] + 0.7 * distance
     torch.testing.assert_close(loss, expected)
+
+
+def test_no_gradient_flows_into_what_a_predictor_regresses(tiny, store, digits48):
+    model = model_with(tiny, "clsp_byol", digits48, f"synthetic.path={store}")
+    z = [torch.randn(16, 8, requires_grad=True) for _ in range(2)]
+    p = [torch.randn(16, 8, requires_grad=True) for _ in range(2)]
+    first, third = ({"z": z[n], "p": p[n]} for n in range(2))
+    model.alignment(first, third).backward()
+    assert all(tensor.grad is None for tensor in z)
+    assert all(tensor.grad.abs().sum() > 0 for tensor in p)
 
 
 def test_third_view_is_a_candidate_of_the_same_image(tiny, store, digits48):
