@@ -78,10 +78,9 @@ def _each(
 
 def _reader(dataset: Any) -> Callable[[int], Image.Image]:
     """From an index, as the batches carry it, to an image before any augmentation."""
+    kind = type(dataset).__name__
     if not (hasattr(dataset, "transform") and hasattr(dataset, "__len__")):
-        raise ClspError(
-            f"The images of a {type(dataset).__name__} cannot be read by index; {_HOW}."
-        )
+        raise ClspError(f"The images of a {kind} cannot be read by index; {_HOW}.")
     bare = copy.copy(dataset)
     bare.transform = None
     if hasattr(bare, "transforms"):
