@@ -1,8 +1,10 @@
 """clsp-plugin: synthetic positives for self-supervised learning, on the solo-learn contract."""
 
+import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = next(
@@ -11,6 +13,21 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
+
+class BuildWithScripts(build_py):
+    """The configurations live in scripts/, where solo-learn's users look for them; in an
+    installed package the same folder is clsp_plugin/scripts."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "clsp_plugin" / "scripts"
+            for file in (ROOT / "scripts").rglob("*.yaml"):
+                copy = target / file.relative_to(ROOT / "scripts")
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+
+
 setup(
     name="clsp-plugin",
     version=VERSION,
@@ -18,14 +35,15 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
-    # The configurations live in scripts/, where solo-learn's users look for them; in an
-    # installed package the same folder is clsp_plugin/scripts.
-    packages=[*find_packages(include=["clsp_plugin*"]), "clsp_plugin.scripts"],
-    package_dir={"clsp_plugin.scripts": "scripts"},
-    package_data={
-        "clsp_plugin.scripts": ["**/*.yaml"],
-        "clsp_plugin.benchmark": ["published/*.csv"],
-    },
+    # hydra_plugins is a namespace that Hydra searches in every application. This package_dir
+    # makes an editable install a plain path, without which Hydra does not find it.
+    packages=[
+        *find_packages(include=["clsp_plugin*"]),
+        *find_namespace_packages(include=["hydra_plugins.*"]),
+    ],
+    package_dir={"": "."},
+    package_data={"clsp_plugin.benchmark": ["published/*.csv"]},
+    cmdclass={"build_py": BuildWithScripts},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clsp_plugin import __version__
+from clsp_plugin.configurations import shipped
 from clsp_plugin.errors import ClspError, nearest
 
 __all__ = ["compose", "main", "shipped"]
@@ -30,13 +31,8 @@ _HYDRA_VERBS = {
 _PLAIN_VERBS = {
     "table": "turn the records of runs into a table",
     "demo": "the whole of CLSP on the offline data set, in minutes",
+    "doctor": "what is installed, which solo-learn is seen, and what is wrong",
 }
-
-
-def shipped() -> Path:
-    """The folder of configurations: ``scripts/`` of a checkout, or inside the package."""
-    inside = Path(__file__).parent / "scripts"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "scripts"
 
 
 def _names(verb: str) -> list[str]:
@@ -256,6 +252,21 @@ def _demo(args: list[str]) -> None:
     demo(options.out, seeds=options.seeds, scale=options.scale)
 
 
+def _doctor(args: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="clsp doctor",
+        description="Say what is installed, which solo-learn is seen, whether Hydra finds us, and "
+        "what is wrong; ends with exit code 1 if something is.",
+    )
+    parser.add_argument("folder", nargs="?", default=".", help="a clone of solo-learn (default .)")
+    options = parser.parse_args(args)
+    from clsp_plugin.solo.doctor import examine
+
+    report = examine(options.folder)
+    print(report)
+    return 1 if report.problems else 0
+
+
 def _dispatch(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview(), end="")
@@ -272,6 +283,8 @@ def _dispatch(argv: list[str]) -> None:
         _table(args)
     elif verb == "demo":
         _demo(args)
+    elif verb == "doctor":
+        sys.exit(_doctor(args))
     else:
         raise ClspError(f"there is no verb {verb}{nearest(verb, {*_HYDRA_VERBS, *_PLAIN_VERBS})}")
 

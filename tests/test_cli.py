@@ -177,7 +177,7 @@ def test_truncated_checkpoint(clsp, tmp_path):
     assert code == 2
     assert "not a readable checkpoint" in err
     torch.save({"weights": 1}, checkpoint)
-    assert "not a readable checkpoint" in clsp("knn", f"pretrained_feature_extractor={run}")[2]
+    assert "no state_dict in it" in clsp("knn", f"pretrained_feature_extractor={run}")[2]
 
 
 def test_settings_that_a_configuration_leaves_out_can_be_given(clsp, tmp_path):

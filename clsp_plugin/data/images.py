@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,7 @@ __all__ = [
     "DATASETS",
     "MEAN_STD",
     "ImageArray",
+    "channel_statistics",
     "fingerprint_of",
     "image_digest",
     "load_images",
@@ -94,6 +95,29 @@ def fingerprint_of(digests: np.ndarray, height: int, width: int) -> str:
     """SHA-256 over the shape of the images and their digests (N, 16) in their order."""
     shape = repr((len(digests), height, width, 3)).encode()
     return hashlib.sha256(shape + digests.tobytes()).hexdigest()
+
+
+def channel_statistics(
+    data: Mapping[str, Any], augmentations: Sequence[Mapping[str, Any]] | None
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel: configured, or the data set's.
+
+    Args:
+        data: ``dataset``, and our place for custom values: ``mean`` and ``std``.
+        augmentations: pipelines, of which the first is solo-learn's place for custom values.
+
+    Returns:
+        Three numbers each, for pixels in [0, 1].
+    """
+    first = augmentations[0] if augmentations else {}
+    defaults = MEAN_STD.get(data["dataset"], _IMAGENET)
+    out = []
+    for name, default in zip(("mean", "std"), defaults, strict=True):
+        value = list(data.get(name) or first.get(name) or default)
+        if len(value) != 3 or (name == "std" and min(value) <= 0):
+            raise ClspError(f"data.{name}={value} must be three numbers, std above 0.")
+        out.append([float(v) for v in value])
+    return out[0], out[1]
 
 
 def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:

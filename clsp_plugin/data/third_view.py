@@ -43,12 +43,13 @@ class ThirdView:
 
     def to(self, device: torch.device) -> "ThirdView":
         """Move what is small enough to a training device, in place; large stores stay on disk."""
-        if isinstance(self.source, torch.Tensor):
-            self.source = self.source.to(device)
-        elif device.type == "cuda":
+        if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             if self.source.nbytes < 0.25 * free:
-                self.source.load_to(device)
+                if isinstance(self.source, torch.Tensor):
+                    self.source = self.source.to(device)
+                else:
+                    self.source.load_to(device)
         if self.rows is not None:
             self.rows = self.rows.to(device)
         return self
@@ -63,7 +64,7 @@ class ThirdView:
         """
         rows = indexes if self.rows is None else self.rows[indexes]
         if isinstance(self.source, torch.Tensor):
-            images = self.source[rows]
+            images = self.source[rows.to(self.source.device)].to(rows.device)
         else:
             images = self.source.gather(rows, self.source.choose(rows, self.seed, epoch))
         base = derive_key(self.seed, Purpose.AUGMENTATION, epoch, number)

@@ -42,9 +42,9 @@ def new_run_dir(cfg: DictConfig) -> Path:
 
 
 def epoch_of(checkpoint: Path) -> int:
-    """The epoch in a checkpoint's name, counted from 0; -1 where there is none."""
-    match = re.search(r"ep=(\d+)\.ckpt$", checkpoint.name)
-    return int(match.group(1)) if match else -1
+    """The epoch in a checkpoint's name, ours or the authors', from 0; -1 where there is none."""
+    match = re.search(r"(?:ep=(\d+)\.ckpt|ckpt_(\d+)\.pt)$", checkpoint.name)
+    return int(match.group(1) or match.group(2)) if match else -1
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.data.augmentation import can_compile
-from clsp_plugin.data.images import MEAN_STD, ImageArray, load_images
+from clsp_plugin.data.images import ImageArray, channel_statistics, load_images
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.random import Purpose, derive_key
 from clsp_plugin.engine.checkpoint import (
@@ -30,7 +30,7 @@ from clsp_plugin.errors import ClspError
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.synthetic import SyntheticPositives
 
-__all__ = ["Finished", "channel_statistics", "pretrain"]
+__all__ = ["Finished", "pretrain"]
 
 # Compiling takes about half a minute; it pays from about this many augmented images on.
 _WORTH_COMPILING = 3_000_000
@@ -57,22 +57,6 @@ class SeedSteps(Callback):
         torch.manual_seed((key + trainer.global_rank) & 0x7FFFFFFF)
 
 
-def channel_statistics(cfg: DictConfig) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel: configured, or the data set's.
-
-    solo-learn's place for custom values is the first augmentation, ours is ``data``.
-    """
-    first = cfg.augmentations[0] if cfg.get("augmentations") else {}
-    mean, std = MEAN_STD[cfg.data.dataset]
-    out = []
-    for name, default in (("mean", mean), ("std", std)):
-        value = list(cfg.data.get(name) or first.get(name) or default)
-        if len(value) != 3 or (name == "std" and min(value) <= 0):
-            raise ClspError(f"data.{name}={value} must be three numbers, std above 0.")
-        out.append([float(v) for v in value])
-    return out[0], out[1]
-
-
 @quiet()
 def pretrain(
     given: DictConfig, *, title: str | None = None, position: int | None = None
@@ -91,7 +75,7 @@ def pretrain(
     cfg = parse_cfg(given, METHODS)
     train, val = load_images(cfg.data, "train"), load_images(cfg.data, "val")
     cfg.data.num_classes = max(1, len(train.classes))
-    cfg.data.mean, cfg.data.std = channel_statistics(cfg)
+    cfg.data.mean, cfg.data.std = channel_statistics(cfg.data, cfg.augmentations)
     checkpoint = _continue_from(cfg)
     if checkpoint is not None and epoch_of(checkpoint) + 1 >= cfg.max_epochs:
         print(f"Already complete: {checkpoint} (auto_resume.enabled=False trains anew).")

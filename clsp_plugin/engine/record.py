@@ -19,7 +19,15 @@ from clsp_plugin import __version__
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.errors import ClspError
 
-__all__ = ["FORMAT", "RECORD", "Record", "add_evaluation", "environment", "find_records"]
+__all__ = [
+    "FORMAT",
+    "RECORD",
+    "Record",
+    "add_evaluation",
+    "environment",
+    "find_records",
+    "record_path",
+]
 
 RECORD = "record.json"
 FORMAT = 1
@@ -181,11 +189,19 @@ def add_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> Record:
     return record
 
 
+def record_path(checkpoint: Path) -> Path:
+    """Where the record of a checkpoint is: one a run, and one a file that is without a run."""
+    if checkpoint.suffix == ".ckpt":
+        return checkpoint.parent / RECORD
+    return checkpoint.with_suffix(f".{RECORD}")
+
+
 def find_records(paths: Iterable[str | Path]) -> list[tuple[Path, Record]]:
     """Load records, each once, in the order of ``paths`` and by name inside a directory.
 
     Args:
-        paths: records, or directories that are searched recursively for ``record.json``.
+        paths: records, or directories that are searched recursively for ``record.json`` and
+            ``*.record.json``.
 
     Raises:
         ClspError: a path that does not exist, no record at all, or one that cannot be read.
@@ -195,7 +211,7 @@ def find_records(paths: Iterable[str | Path]) -> list[tuple[Path, Record]]:
     for path in paths:
         if not path.exists():
             raise ClspError(f"{path} does not exist; name a {RECORD} or a directory of runs.")
-        for file in sorted(path.rglob(RECORD)) if path.is_dir() else [path]:
+        for file in sorted(path.rglob(f"*{RECORD}")) if path.is_dir() else [path]:
             found.setdefault(file.resolve(), file)
     if not found:
         raise ClspError(

@@ -1,6 +1,7 @@
 """The backbone of a checkpoint, with nothing missing and nothing left over."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,21 @@ from torch import nn
 
 from clsp_plugin.engine.checkpoint import find_checkpoint, load_args
 from clsp_plugin.errors import ClspError
+from clsp_plugin.evaluation.authors import authors_args, is_authors
 from clsp_plugin.methods.backbones import build_backbone
 
 __all__ = ["load_backbone"]
 
 
-def load_backbone(path: str | Path) -> tuple[nn.Module, dict[str, Any], Path]:
-    """Load what a pre-training left.
+def load_backbone(
+    path: str | Path, data: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, dict[str, Any], Path]:
+    """Load what a pre-training left: of ours, of solo-learn, or of the authors' scripts.
 
     Args:
         path: a ``.ckpt`` file with ``args.json`` beside it, or the directory of a run, of which
-            the newest epoch is taken.
+            the newest epoch is taken; or a ``.pt`` file of the authors.
+        data: what the user says of the images, which the authors' files need.
 
     Returns:
         The backbone, images (B, 3, H, W) to features (B, D); the configuration it was trained
@@ -29,26 +34,35 @@ def load_backbone(path: str | Path) -> tuple[nn.Module, dict[str, Any], Path]:
         ClspError: no checkpoint, no ``args.json``, or keys that are not exactly the backbone's.
     """
     checkpoint = find_checkpoint(path)
-    args = load_args(checkpoint.parent)
+    content = _read(checkpoint)
+    if is_authors(content):
+        args, state = authors_args(content, checkpoint, data or {})
+    else:
+        args, state = load_args(checkpoint.parent), _backbone_state(content, checkpoint)
     if args is None:
         raise ClspError(
             f"There is no readable args.json beside {checkpoint}; it says which backbone the "
             f"checkpoint is of, so keep the two together."
         )
     module, _ = build_backbone(args["backbone"], args["data"]["dataset"])
-    _load_exactly(module, _backbone_state(checkpoint), checkpoint, args["backbone"]["name"])
+    _load_exactly(module, state, checkpoint, args["backbone"]["name"])
     return module, args, checkpoint
 
 
-def _backbone_state(checkpoint: Path) -> dict[str, torch.Tensor]:
+def _read(checkpoint: Path) -> Any:
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state = content["state_dict"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ClspError(
             f"{checkpoint} is not a readable checkpoint ({str(error).splitlines()[0]})."
         ) from error
+
+
+def _backbone_state(content: Any, checkpoint: Path) -> dict[str, torch.Tensor]:
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ClspError(f"{checkpoint} is not a checkpoint of a pre-training: no state_dict in it.")
     prefix = "backbone."
+    state = content["state_dict"]
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 

@@ -9,10 +9,10 @@ import torch
 import torchvision.transforms.v2.functional as F
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from clsp_plugin.data.images import MEAN_STD, ImageArray, load_images
+from clsp_plugin.data.images import ImageArray, channel_statistics, load_images
 from clsp_plugin.engine.checkpoint import epoch_of
 from clsp_plugin.engine.config import Data, typed
-from clsp_plugin.engine.record import Record, add_evaluation, environment
+from clsp_plugin.engine.record import Record, add_evaluation, environment, record_path
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.features import Features, extract_features
@@ -95,7 +95,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     check_protocol(cfg.protocol)
     is_linear = "lr" in cfg
-    backbone, args, checkpoint = load_backbone(cfg.pretrained_feature_extractor)
+    backbone, args, checkpoint = load_backbone(
+        cfg.pretrained_feature_extractor, OmegaConf.to_container(cfg.data)
+    )
     flip = False
     if is_linear:
         flip = _flips(args) if cfg.flip is None else cfg.flip
@@ -103,7 +105,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     score: Callable = _score_linear if is_linear else _score_knn
     result = score(cfg, train[1], test[1])
     result = {"dataset": _dataset(cfg, args), "epoch": epoch_of(checkpoint) + 1, **result}
-    record = checkpoint.parent / "record.json"
+    record = record_path(checkpoint)
     if not record.exists():
         _record_of(args, checkpoint, len(train[0])).save(record)
     add_evaluation(record, result)
@@ -132,9 +134,7 @@ def _features(cfg: DictConfig, backbone, args: dict[str, Any], flip: bool):
     own = {k: v for k, v in args["data"].items() if k in Data.__dataclass_fields__}
     same = _dataset(cfg, args) == own["dataset"]
     data = typed({**(own if same else {}), **OmegaConf.to_container(cfg.data)}, Data)
-    mean, std = args["data"].get("mean"), args["data"].get("std")
-    if mean is None:
-        mean, std = MEAN_STD[own["dataset"] if own["dataset"] in MEAN_STD else "custom"]
+    mean, std = channel_statistics(args["data"], args.get("augmentations"))
     device = cfg.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

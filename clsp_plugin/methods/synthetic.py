@@ -62,9 +62,11 @@ class SyntheticPositives(JointForward):
     Attributes:
         third_view: ``"candidate"``, or ``"anchor"`` for the control whose third view is one more
             augmentation of the image itself.
+        base_method: the class that this is a version of.
     """
 
     third_view = "candidate"
+    base_method: type | None = None
     check_synthetic = staticmethod(_with_defaults)
 
     def __init__(self, cfg: DictConfig):
@@ -225,6 +227,7 @@ def with_synthetic_positives(
             "__doc__": f"{method.__name__} with a {third_view} as an extra positive.",
             "__module__": method.__module__,
             "third_view": third_view,
+            "base_method": method,
             "add_and_assert_specific_cfg": staticmethod(add_and_assert_specific_cfg),
         },
     )

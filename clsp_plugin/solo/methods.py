@@ -1,0 +1,73 @@
+"""CLSP's mixin over solo-learn's own classes."""
+
+import warnings
+
+from omegaconf import DictConfig
+
+from clsp_plugin.data.images import channel_statistics
+from clsp_plugin.data.indexed import pixels_of
+from clsp_plugin.data.third_view import ThirdView, match
+from clsp_plugin.errors import ClspError
+from clsp_plugin.methods.synthetic import SyntheticPositives
+from clsp_plugin.solo.images import host_images
+
+__all__ = ["HostPositives"]
+
+
+class HostPositives(SyntheticPositives):
+    """Synthetic positives where solo-learn makes the batches.
+
+    Its data set is found when training starts, and the candidates are matched with its images
+    by their pixels: ``data.fraction`` and any other order are right or refused.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        from solo.methods import METHODS
+
+        base = next(name for name, method in METHODS.items() if method is self.base_method)
+        named = cfg.method
+        cfg.method = base  # some of solo-learn's backbones are chosen by the method's name
+        try:
+            super().__init__(cfg)
+        finally:
+            cfg.method = named
+        self.cfg.method = named
+
+    @staticmethod
+    def check_synthetic(cfg: DictConfig) -> DictConfig:
+        """Complete the ``synthetic`` block in place: solo-learn saves this very object."""
+        cfg.synthetic = SyntheticPositives.check_synthetic(cfg).synthetic
+        optimizer = cfg.optimizer
+        if optimizer.get("scale_lr") is False:
+            factor = optimizer.batch_size * len(cfg.devices) * cfg.num_nodes / 256
+            raise ClspError(
+                f"optimizer.scale_lr=False has no effect in solo-learn, which multiplies rates by "
+                f"images a step / 256 = {factor:g} here; write optimizer.lr="
+                f"{optimizer.lr / factor**2:g} for a rate of {optimizer.lr / factor:g}, and leave "
+                f"scale_lr out."
+            )
+        if cfg.backbone.get("stem") is not None:
+            warnings.warn(
+                "backbone.stem is not used: solo-learn builds its own stem, on CIFAR a 3x3 "
+                "convolution with padding 2.",
+                stacklevel=2,
+            )
+            del cfg.backbone.stem  # args.json must say what was trained
+        return cfg
+
+    def find_images(self) -> ThirdView:
+        """Match the candidates with the data set of the trainer's loader.
+
+        Raises:
+            ClspError: no store, no candidates for an image, or a loader without indexes.
+        """
+        images = host_images(self.trainer.train_dataloader, self.cfg)
+        # solo-learn reads custom statistics for data sets that it does not know, and only there
+        blocks = self.cfg.augmentations if self.cfg.data.dataset == "custom" else None
+        augmentation = self.augmentation(*channel_statistics(self.cfg.data, blocks))
+        if self.third_view == "anchor":
+            pixels = pixels_of(images, self.cfg.data.get("image_size"))
+            return ThirdView(pixels, augmentation, self.cfg.seed)
+        store = self.open_store()
+        rows = match(store, images, f"{self.cfg.data.dataset} in {self.cfg.data.train_path}")
+        return ThirdView(store, augmentation, self.cfg.seed, rows)

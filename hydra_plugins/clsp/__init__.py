@@ -1,0 +1,30 @@
+"""Found by Hydra when an application starts; gives solo-learn our methods and configurations.
+
+In any other application it looks into ``sys.modules`` once and does nothing.
+"""
+
+import sys
+import warnings
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+__all__ = ["ClspSearchPath"]
+
+
+class ClspSearchPath(SearchPathPlugin):
+    """Called after the application's own imports, before its configuration is read."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if "solo.methods" not in sys.modules:
+            return
+        try:
+            from clsp_plugin.solo import activate
+
+            activate(search_path)
+        except Exception as error:  # solo-learn must run as if we were not there
+            warnings.warn(
+                f"clsp-plugin is not active in this run of solo-learn: {error} "
+                f"(`clsp doctor` says more).",
+                stacklevel=1,
+            )
