@@ -56,6 +56,8 @@ _BLOCKS = {
 }
 _SWITCHES = {block: next(iter(keys)) for block, keys in _BLOCKS.items()}
 _PLAIN = ("crop_size", "num_crops")
+# Stands in some of solo-learn's files beside prob, which alone decides.
+_IDLE = "enabled"
 _NOT_OURS = ("mean", "std")  # statistics of the data set; whoever loads it passes them on
 _YAML_NAMES = {
     field: f"{block}.{key}" for block, keys in _BLOCKS.items() for key, field in keys.items()
@@ -149,10 +151,12 @@ class AugmentationConfig:
             given = cfg.get(block)
             if given is None:
                 continue
-            _check_keys(given, keys, block)
+            _check_keys(given, {**keys, _IDLE: None}, block)
             if _SWITCHES[block] not in given:
                 raise ClspError(f"{block}.{_SWITCHES[block]} is missing")
-            values |= {keys[key]: value for key, value in given.items()}
+            if given.get(_IDLE) is False and given.get("prob", 0) > 0:
+                raise ClspError(f"{block}.{_IDLE} is False and its prob is {given['prob']}")
+            values |= {keys[key]: value for key, value in given.items() if key in keys}
         _check_strengths(values)
         return cls(**values)
 

@@ -682,3 +682,13 @@ def test_can_compile_looks_for_a_compiler(monkeypatch, tmp_path):
 def test_can_compile_needs_the_headers_of_python(monkeypatch, tmp_path):
     monkeypatch.setattr(A.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     assert not can_compile()
+
+
+def test_solo_learn_s_idle_key_is_read_and_must_agree():
+    block = {"crop_size": 8, "grayscale": {"enabled": True, "prob": 0.2}}
+    assert AugmentationConfig.from_cfg(block).grayscale_prob == 0.2
+    block["grayscale"] = {"enabled": False, "prob": 0.0}
+    assert AugmentationConfig.from_cfg(block).grayscale_prob == 0
+    block["grayscale"] = {"enabled": False, "prob": 0.2}
+    with pytest.raises(ClspError, match=r"grayscale\.enabled is False and its prob is 0\.2"):
+        AugmentationConfig.from_cfg(block)
