@@ -45,9 +45,10 @@ def make_digits(
 
 
 def _pick(handwriting, targets: torch.Tensor, draw: torch.Tensor, split: str) -> torch.Tensor:
-    """A handwritten digit of each class: (N, 1, 8, 8) in [0, 1]. Every fifth is for validation."""
+    """A handwritten digit of each class: (N, 1, 8, 8) in [0, 1]."""
     order = np.arange(len(handwriting.target))
-    pool = (order % 5 == 0) if split == "val" else (order % 5 != 0)
+    held_out = order % 5 == 1  # every fifth, from the second on, is for validation
+    pool = held_out if split == "val" else ~held_out
     chosen = torch.empty(len(targets), dtype=torch.long)
     for digit in range(10):
         candidates = torch.from_numpy(np.flatnonzero(pool & (handwriting.target == digit)))

@@ -36,6 +36,7 @@ from clsp_plugin.diffusion.denoiser import (
     check_absent,
     save_denoiser,
 )
+from clsp_plugin.diffusion.interpolation import decode, encode
 from clsp_plugin.diffusion.sampling import PREDICTIONS, to_float
 from clsp_plugin.diffusion.settings import precision_name, read_settings, setting
 from clsp_plugin.engine.progress import quiet
@@ -44,7 +45,7 @@ from clsp_plugin.errors import ClspError
 __all__ = ["DenoiserModule", "TrainingSettings", "train_denoiser"]
 
 # Streams of a training; part of what a seed means, never renumber.
-_WEIGHTS, _DROPOUT, _CHOICES, _NOISE = range(4)
+_WEIGHTS, _DROPOUT, _CHOICES, _NOISE, _RENOISED, _RENOISE = range(6)
 
 # Settings that a resumed run may change, since they do not change what is learned.
 _FREE = frozenset({"checkpoint_every", "accelerator", "devices", "strategy"})
@@ -65,6 +66,10 @@ class TrainingSettings(UNetSettings):
         prediction: what the network's output is: the noise (``epsilon``, the paper's), or the
             velocity ``sqrt(a) noise - sqrt(1 - a) image`` (``v_prediction``, Salimans and Ho,
             ICLR 2022), with which a short training comes further.
+        renoise_middle: probability that the middle feature of an image is computed from the same
+            image under other noise, as a candidate's is from its anchor. The paper's 0 trains the
+            denoiser alone; after a short training the skip connections then decide everything, and
+            candidates do not show what their anchors do. Training takes up to a half longer.
         ema_decay: of the moving average of the weights, which is what is saved.
         ema_warmup: whether the decay of the 0-based step s is at most (1 + s) / (10 + s), so that
             short runs do not keep their first weights.
@@ -83,6 +88,7 @@ class TrainingSettings(UNetSettings):
     warmup_steps: int = setting(5000, int, low=0)
     gradient_clip: float = setting(1.0, float, low=0.0)
     prediction: str = setting("epsilon", str, choices=PREDICTIONS)
+    renoise_middle: float = setting(0.0, float, low=0.0, high=1.0)
     ema_decay: float = setting(0.9999, float, low=0.0, high=1.0)
     ema_warmup: bool = setting(True, bool)
     horizontal_flip: float = setting(0.5, float, low=0.0, high=1.0)
@@ -144,6 +150,30 @@ class DenoiserModule(LightningModule):
         flip = (u[:, 1] < self.settings.horizontal_flip)[:, None, None, None]
         return torch.where(flip, x.flip(-1), x), noise.view_as(x), t
 
+    def _noisy(self, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        signal, sigma = (v[t, None, None, None] for v in (self.signal, self.sigma))
+        return signal * x + sigma * noise
+
+    def _estimate(
+        self, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, indexes: torch.Tensor
+    ) -> torch.Tensor:
+        """What the network predicts; some images take their middle feature from other noise."""
+        x_t = self._noisy(x, noise, t)
+        if self.settings.renoise_middle == 0.0:
+            return self.unet(x_t, t).sample
+        choices, noises = (
+            derive_key(self.settings.seed, Purpose.TRAINING, stream, self.current_epoch)
+            for stream in (_RENOISED, _RENOISE)
+        )
+        u = key_uniform(keys_for(choices, indexes), 1)[:, 0]
+        h, skips, emb = encode(self.unet, x_t, t)
+        rows = torch.nonzero(u < self.settings.renoise_middle)[:, 0]
+        if len(rows):
+            fresh = key_normal(keys_for(noises, indexes[rows]), x[0].numel()).view_as(x[rows])
+            other = encode(self.unet, self._noisy(x[rows], fresh, t[rows]), t[rows])[0]
+            h = h.index_copy(0, rows, other)
+        return decode(self.unet, h, skips, emb)
+
     @contextlib.contextmanager
     def _dropout_seed(self, batch_idx: int) -> Iterator[None]:
         """Seed dropout by name, and leave the global generators as they were."""
@@ -163,11 +193,11 @@ class DenoiserModule(LightningModule):
             batch_idx: number of the batch in its epoch.
         """
         x, noise, t = self._draw(*batch)
-        signal, sigma = (v[t, None, None, None] for v in (self.signal, self.sigma))
-        x_t = signal * x + sigma * noise
-        target = noise if self.settings.prediction == "epsilon" else signal * noise - sigma * x
+        target = noise
+        if self.settings.prediction == "v_prediction":
+            target = self._noisy(noise, -x, t)  # signal * noise - sigma * x
         with self._dropout_seed(batch_idx):
-            estimate = self.unet(x_t, t).sample
+            estimate = self._estimate(x, noise, t, batch[0])
         loss = F.mse_loss(estimate.float(), target)
         self._loss_sum += loss.detach()
         self._batches += 1

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from clsp_plugin.data.random import Purpose, derive_key, key_normal, key_uniform, keys_for
 from clsp_plugin.diffusion import training
 from clsp_plugin.diffusion.denoiser import build_unet, denoiser_hash, load_denoiser
+from clsp_plugin.diffusion.interpolation import decode, encode
 from clsp_plugin.diffusion.settings import read_settings
 from clsp_plugin.diffusion.training import DenoiserModule, TrainingSettings, train_denoiser
 from clsp_plugin.errors import ClspError
@@ -74,8 +75,15 @@ def by_hand(images, cfg, steps):
                 x[row] = x[row].flip(-1)
         t = (u[:, 0] * 1000).long()
         a = abar[t].view(-1, 1, 1, 1)
+        v = key_uniform(keys_for(derive_key(cfg.seed, Purpose.TRAINING, 4, 0), indexes), 1)
+        again = keys_for(derive_key(cfg.seed, Purpose.TRAINING, 5, 0), indexes)
+        again = key_normal(again, 3 * 64).view(-1, 3, 8, 8)
+        other = (v[:, 0] < cfg.renoise_middle).view(-1, 1, 1, 1)
         torch.manual_seed(derive_key(cfg.seed, Purpose.TRAINING, 1, 0, step, 0))
-        loss = ((unet(a.sqrt() * x + (1 - a).sqrt() * noise, t).sample - noise) ** 2).mean()
+        h, skips, emb = encode(unet, a.sqrt() * x + (1 - a).sqrt() * noise, t)
+        if cfg.renoise_middle:
+            h = torch.where(other, encode(unet, a.sqrt() * x + (1 - a).sqrt() * again, t)[0], h)
+        loss = ((decode(unet, h, skips, emb) - noise) ** 2).mean()
         adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), cfg.gradient_clip)
@@ -95,6 +103,8 @@ def by_hand(images, cfg, steps):
         {"ema_decay": 0.05},
         {"ema_warmup": False, "ema_decay": 0.9, "seed": 3},
         {"gradient_clip": 0.1, "warmup_steps": 0, "horizontal_flip": 0.0},
+        {"renoise_middle": 0.5, "dropout": 0.0},
+        {"renoise_middle": 1.0, "dropout": 0.0},
     ],
 )
 def test_against_a_plain_loop(images, tmp_path, change):
@@ -120,13 +130,14 @@ def test_against_a_plain_loop(images, tmp_path, change):
 
 @pytest.mark.parametrize("stop", [Stop(2), Stop(3, batch=1)])
 def test_a_resumed_run_equals_an_uninterrupted_one(images, tmp_path, stop):
-    whole = train_denoiser(images, CFG, tmp_path / "whole")
+    cfg = {**CFG, "renoise_middle": 0.5}
+    whole = train_denoiser(images, cfg, tmp_path / "whole")
     with pytest.raises(ConnectionAbortedError):
-        train_denoiser(images, CFG, tmp_path / "killed", callbacks=[stop])
+        train_denoiser(images, cfg, tmp_path / "killed", callbacks=[stop])
     assert not (tmp_path / "killed").exists()
     torch.manual_seed(12345)  # another process has another global state
     spy = Spy()
-    resumed = train_denoiser(images, CFG, tmp_path / "killed", callbacks=[spy])
+    resumed = train_denoiser(images, cfg, tmp_path / "killed", callbacks=[spy])
     assert sorted(spy.indexes) == list(range(stop.epoch, 4))  # it did continue
     assert resumed["losses"] == whole["losses"]
     assert resumed["steps"] == whole["steps"] == 8
