@@ -9,9 +9,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from clsp_plugin.cli import compose
+from clsp_plugin.cli import compose, shipped
 from clsp_plugin.data.images import load_images
 from clsp_plugin.data.store import StoreManifest, StoreWriter
+from clsp_plugin.engine.pretrain import pretrain
+from clsp_plugin.engine.progress import History
 
 torch.set_num_threads(1)
 
@@ -20,41 +22,74 @@ TINY = (
     "data.num_val=20",
     "backbone.kwargs.channels=[8,8,8,8]",
     "optimizer.batch_size=16",
-    "method_kwargs.proj_hidden_dim=16",
-    "method_kwargs.proj_output_dim=8",
     "max_epochs=2",
     "scheduler.warmup_epochs=1",
     "auto_resume.enabled=False",
     "checkpoint.frequency=1",
 )
-_FAMILY = {
-    "mocov2plus": ("method_kwargs.queue_size=64",),
-    "byol": ("method_kwargs.pred_hidden_dim=16",),
+# Sizes among a method's settings, brought down where its shipped configuration has them.
+SMALL = {
+    "proj_hidden_dim": 16,
+    "proj_output_dim": 8,
+    "pred_hidden_dim": 16,
+    "queue_size": 64,
+    "whitening_size": 16,
 }
 
 
-def _config_name(method: str) -> str:
+def _shipped(method: str):
     """The shipped configuration that a registry name is trained from."""
     base = method.removeprefix("clsp_").removesuffix("_aug")
-    return "mocov2plus" if base == "mocov2" else base
+    base = "mocov2plus" if base == "mocov2" else base
+    known = (shipped() / "pretrain/digits" / f"{base}.yaml").is_file()
+    return f"digits/{base if known else method}"
 
 
 @pytest.fixture
 def tiny(tmp_path):
-    """Make a configuration of any method that trains in a second: ``tiny(method, *overrides)``."""
+    """Make a configuration of any method that trains in a second: ``tiny(method, *overrides)``.
+
+    It is the shipped one of the offline data set, shrunk.
+    """
 
     def make(method: str, *overrides: str):
-        base = _config_name(method)
+        name = _shipped(method)
+        settings = compose("pretrain", name).get("method_kwargs") or {}
+        shrunk = [f"method_kwargs.{key}={SMALL[key]}" for key in settings if key in SMALL]
         cfg = compose(
             "pretrain",
-            f"digits/{base}",
-            [*TINY, *_FAMILY.get(base, ()), f"method={method}", f"name={method}",
+            name,
+            [*TINY, *shrunk, f"method={method}", f"name={method}",
              f"checkpoint.dir={tmp_path / 'trained'}", *overrides],
         )  # fmt: skip
         OmegaConf.set_struct(cfg, False)
         return cfg
 
     return make
+
+
+class _Stopped(Exception):
+    pass
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Start a pre-training that dies when an epoch begins: ``interrupt(cfg, epoch=1)``."""
+
+    def run(cfg, epoch):
+        plain = History.on_train_epoch_start
+
+        def dying(self, trainer, module):
+            if trainer.current_epoch == epoch:
+                raise _Stopped
+            plain(self, trainer, module)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(History, "on_train_epoch_start", dying)
+            with pytest.raises(_Stopped):
+                pretrain(cfg)
+
+    return run
 
 
 def _write_store(path, array, num_candidates=3, seed=0, shard_size=20):

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from clsp_plugin.losses.distributed import gather, rank
 
-__all__ = ["nt_xent_loss"]
+__all__ = ["nt_xent_loss", "similarities"]
 
 
 def nt_xent_loss(z: torch.Tensor, indexes: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -33,14 +33,32 @@ def nt_xent_loss(z: torch.Tensor, indexes: torch.Tensor, temperature: float) -> 
         >>> round(nt_xent_loss(z, torch.tensor([0, 1, 0, 1]), 1.0).item(), 4)
         0.5514
     """
+    logits, positive, itself = similarities(z, indexes, temperature)
+    lowest = torch.finfo(logits.dtype).min
+    everything = logits.masked_fill(itself, lowest).logsumexp(1)
+    positives = logits.masked_fill(~positive, lowest).logsumexp(1)
+    return (everything - positives).mean()
+
+
+def similarities(
+    z: torch.Tensor, indexes: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Every row against the rows of all processes.
+
+    Args:
+        z: (N, D) embeddings of any norm.
+        indexes: int64 (N,), the image that each row shows.
+        temperature: T > 0.
+
+    Returns:
+        Cosine similarities over T, and masks of each row's positives (other rows of its image)
+        and of the row itself: (N, N * world size) each.
+    """
     z = F.normalize(z.float(), dim=-1)
     all_z, all_indexes = gather(z), gather(indexes)
     logits = z @ all_z.T / temperature
-    positive = indexes[:, None] == all_indexes[None, :]
     row = torch.arange(len(z), device=z.device)
-    itself = torch.zeros_like(positive)
+    itself = torch.zeros_like(logits, dtype=torch.bool)
     itself[row, row + rank() * len(z)] = True
-    lowest = torch.finfo(logits.dtype).min
-    everything = logits.masked_fill(itself, lowest).logsumexp(1)
-    positives = logits.masked_fill(~positive | itself, lowest).logsumexp(1)
-    return (everything - positives).mean()
+    positive = (indexes[:, None] == all_indexes[None, :]) & ~itself
+    return logits, positive, itself

@@ -16,7 +16,7 @@ from clsp_plugin.methods.backbones import build_backbone
 from clsp_plugin.methods.joint import JointForward
 from clsp_plugin.methods.optim import build_optimizer, build_scheduler, ema_tau, ema_update
 
-__all__ = ["BaseMethod", "BaseMomentumMethod", "check_method_kwargs", "mlp"]
+__all__ = ["BaseMethod", "BaseMomentumMethod", "check_method_kwargs", "mlp", "spread"]
 
 
 def check_method_kwargs(cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig:
@@ -55,15 +55,41 @@ def check_method_kwargs(cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig
     return cfg
 
 
-def mlp(*sizes: int, norm: bool = False) -> nn.Sequential:
-    """Linear layers with ReLU between them, and batch normalisation before each ReLU if asked."""
+def mlp(
+    *sizes: int,
+    norm: bool = False,
+    activation: type[nn.Module] = nn.ReLU,
+    hidden_bias: bool = True,
+    bias: bool = True,
+) -> nn.Sequential:
+    """Linear layers with activations between them.
+
+    Args:
+        sizes: widths from input to output.
+        norm: batch normalisation before each activation.
+        activation: between two layers.
+        hidden_bias: whether all but the last layer have one; a normalisation takes it out again.
+        bias: whether the last layer has one.
+    """
     layers: list[nn.Module] = []
     for number, (inputs, outputs) in enumerate(pairwise(sizes)):
         if number:
             layers += [nn.BatchNorm1d(inputs)] if norm else []
-            layers.append(nn.ReLU())
-        layers.append(nn.Linear(inputs, outputs))
+            layers.append(activation())
+        last = number == len(sizes) - 2
+        layers.append(nn.Linear(inputs, outputs, bias=bias if last else hidden_bias))
     return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def spread(views: Sequence[torch.Tensor]) -> torch.Tensor:
+    """How far embeddings (B, D) of any norm are from a collapse.
+
+    Returns:
+        The standard deviation of the entries of unit vectors over the batch, a scalar: 1 / sqrt(D)
+        when spread out, 0 when collapsed.
+    """
+    return F.normalize(torch.stack(list(views)).float(), dim=-1).std(dim=1).mean()
 
 
 def _classification(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import nn
 
 from clsp_plugin.losses.alignment import alignment_loss
-from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp, spread
 
 
 class BYOL(BaseMomentumMethod):
@@ -64,18 +63,25 @@ class BYOL(BaseMomentumMethod):
         out = super().momentum_forward(X)
         return {**out, "z": self.momentum_projector(out["feats"])}
 
+    def regression_targets(
+        self, out: dict[str, Any], targets: torch.Tensor
+    ) -> Sequence[torch.Tensor]:
+        """What the other crops' predictions have to match, a large crop: (B, D) each.
+
+        Args:
+            out: of the training step.
+            targets: (B,), labels.
+        """
+        return out["momentum_z"]
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """The regression over all pairs of views plus the probe's loss."""
         out = super().training_step(batch, batch_idx)
         loss = sum(
-            alignment_loss(out["p"][other], out["momentum_z"][view])
-            for view in range(self.num_large_crops)
+            alignment_loss(out["p"][other], target)
+            for view, target in enumerate(self.regression_targets(out, batch[2]))
             for other in range(self.num_crops)
             if other != view
         )
-        with torch.no_grad():
-            # of unit vectors: 1 / sqrt(D) when spread out, 0 when collapsed
-            z = torch.stack(out["z"][: self.num_large_crops])
-            spread = F.normalize(z.float(), dim=-1).std(dim=1).mean()
-        self.log_epoch(train_loss=loss, train_z_std=spread)
+        self.log_epoch(train_loss=loss, train_z_std=spread(out["z"][: self.num_large_crops]))
         return loss + out["loss"]

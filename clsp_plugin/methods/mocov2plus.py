@@ -8,13 +8,12 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import nn
 
-from clsp_plugin.errors import ClspError
-from clsp_plugin.losses.distributed import gather
 from clsp_plugin.losses.info_nce import info_nce_loss
 from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.queue import Queue, check_queue_size
 
 
-class MoCoV2Plus(BaseMomentumMethod):
+class MoCoV2Plus(Queue, BaseMomentumMethod):
     """Each view's query meets the other view's key, against a queue of that view's past keys.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
@@ -26,14 +25,12 @@ class MoCoV2Plus(BaseMomentumMethod):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
         self.temperature: float = kwargs.temperature
-        self.queue_size: int = kwargs.queue_size
         sizes = (self.features_dim, kwargs.proj_hidden_dim, kwargs.proj_output_dim)
         self.projector = mlp(*sizes)
         self.momentum_projector = mlp(*sizes)
         self.copy_to_momentum(self.projector, self.momentum_projector)
-        queue = torch.randn(2, kwargs.proj_output_dim, self.queue_size)
-        self.register_buffer("queue", F.normalize(queue, dim=1))
-        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+        queue = torch.randn(2, kwargs.proj_output_dim, kwargs.queue_size)
+        self.register_queue(F.normalize(queue, dim=1))
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
@@ -47,7 +44,7 @@ class MoCoV2Plus(BaseMomentumMethod):
                 "queue_size": 65536,
             },
         )
-        _check_queue(cfg.method_kwargs.queue_size, cfg.optimizer.batch_size)
+        check_queue_size(cfg)
         return cfg
 
     @property
@@ -61,10 +58,6 @@ class MoCoV2Plus(BaseMomentumMethod):
     def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [*super().momentum_pairs, (self.projector, self.momentum_projector)]
 
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        _check_queue(self.queue_size, self.cfg.optimizer.batch_size * self.trainer.world_size)
-
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim), unit norm."""
         out = super().forward(X)
@@ -74,15 +67,6 @@ class MoCoV2Plus(BaseMomentumMethod):
     def momentum_forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         out = super().momentum_forward(X)
         return {**out, "z": F.normalize(self.momentum_projector(out["feats"]), dim=-1)}
-
-    @torch.no_grad()
-    def _enqueue(self, keys: torch.Tensor) -> None:
-        """Replace the oldest keys: (2, B, D) of all processes."""
-        size = keys.shape[1]
-        pointer = int(self.queue_ptr)
-        assert self.queue_size % size == 0, (self.queue_size, size)
-        self.queue[:, :, pointer : pointer + size] = keys.permute(0, 2, 1)
-        self.queue_ptr[0] = (pointer + size) % self.queue_size
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """The symmetric contrastive loss of the two views plus the probe's."""
@@ -94,15 +78,6 @@ class MoCoV2Plus(BaseMomentumMethod):
             info_nce_loss(q1, k2, queue[1], self.temperature)
             + info_nce_loss(q2, k1, queue[0], self.temperature)
         ) / 2
-        self._enqueue(torch.stack((gather(k1), gather(k2))))
+        self.enqueue((self.queue.permute(2, 0, 1), torch.stack((k1, k2), dim=1)))
         self.log_epoch(train_loss=loss)
         return loss + out["loss"]
-
-
-def _check_queue(queue_size: int, batch_size: int) -> None:
-    if queue_size % batch_size:
-        fitting = max(batch_size, queue_size // batch_size * batch_size)
-        raise ClspError(
-            f"method_kwargs.queue_size={queue_size} is not a multiple of the {batch_size} images "
-            f"of a step; set method_kwargs.queue_size={fitting} or another optimizer.batch_size."
-        )

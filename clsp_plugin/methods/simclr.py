@@ -41,13 +41,24 @@ class SimCLR(BaseMethod):
         out = super().forward(X)
         return {**out, "z": self.projector(out["feats"])}
 
+    def contrastive_loss(
+        self, z: torch.Tensor, indexes: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss of all views.
+
+        Args:
+            z: (V * B, proj_output_dim), the views one after another.
+            indexes: (V * B,), of the images.
+            targets: (V * B,), labels.
+        """
+        return nt_xent_loss(z, indexes, self.cfg.method_kwargs.temperature)
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """The contrastive loss over all views plus the probe's."""
         out = super().training_step(batch, batch_idx)
-        loss = nt_xent_loss(
-            torch.cat(out["z"]),
-            batch[0].repeat(self.num_crops),
-            self.cfg.method_kwargs.temperature,
+        indexes, _, targets = batch
+        loss = self.contrastive_loss(
+            torch.cat(out["z"]), indexes.repeat(self.num_crops), targets.repeat(self.num_crops)
         )
         self.log_epoch(train_loss=loss)
         return loss + out["loss"]

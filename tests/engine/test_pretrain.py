@@ -17,24 +17,6 @@ from clsp_plugin.losses.distributed import gather
 from clsp_plugin.losses.nt_xent import nt_xent_loss
 
 
-class Stopped(Exception):
-    pass
-
-
-def stop_after(monkeypatch, epoch):
-    """Kill training in the middle of an epoch, after the one before was saved."""
-    from clsp_plugin.engine.progress import History
-
-    plain = History.on_train_epoch_start
-
-    def dying(self, trainer, module):
-        if trainer.current_epoch == epoch:
-            raise Stopped
-        plain(self, trainer, module)
-
-    monkeypatch.setattr(History, "on_train_epoch_start", dying)
-
-
 @pytest.mark.parametrize(
     ("method", "extra"),
     [
@@ -48,15 +30,12 @@ def stop_after(monkeypatch, epoch):
         ("byol", ("accumulate_grad_batches=2",)),
     ],
 )
-def test_continued_run_equals_an_uninterrupted_one(tiny, store, monkeypatch, method, extra):
+def test_continued_run_equals_an_uninterrupted_one(tiny, store, interrupt, method, extra):
     path = [f"synthetic.path={store}"] if method.startswith("clsp_") else []
     alone = pretrain(tiny(method, "max_epochs=4", *path, *extra))
     settings = (*path, *extra, "max_epochs=4", "auto_resume.enabled=True",
                 f"checkpoint.dir={store.parent / 'second'}")  # fmt: skip
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2)
-        with pytest.raises(Stopped):
-            pretrain(tiny(method, *settings))
+    interrupt(tiny(method, *settings), epoch=2)
     continued = pretrain(tiny(method, *settings))
     runs = list((store.parent / "second").glob("*/*"))
     assert len(runs) == 1  # in the same directory

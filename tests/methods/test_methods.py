@@ -1,15 +1,35 @@
-"""Every method of the registry, through one suite: a new method is tested by being registered."""
+"""Every method of the registry, through one suite.
+
+A method is in it by being registered and having a configuration for the offline data set, which
+is shrunk here. Variants with a third view (``clsp_*``, ``*_aug``) take the tests of what they add.
+"""
+
+import os
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.multiprocessing as mp
 from omegaconf import OmegaConf
 
+from clsp_plugin.cli import compose
 from clsp_plugin.engine.config import parse_cfg
 from clsp_plugin.engine.pretrain import pretrain
+from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods import METHODS
+from clsp_plugin.methods.queue import Queue
 from clsp_plugin.methods.synthetic import SyntheticPositives
+
+BASES = sorted(name for name in METHODS if not issubclass(METHODS[name], SyntheticPositives))
+QUEUES = [name for name in BASES if issubclass(METHODS[name], Queue)]
+# Its loss is of random parts of each process's own batch, in the paper too.
+LOCAL = {"wmse"}
+
+
+@pytest.fixture(params=BASES)
+def base(request):
+    return request.param
 
 
 @pytest.fixture(params=sorted(METHODS))
@@ -17,17 +37,23 @@ def method(request):
     return request.param
 
 
+def model_of(cfg):
+    """A model of a configuration outside a trainer."""
+    cfg = parse_cfg(cfg, METHODS)
+    cfg.data.num_classes = 10
+    torch.manual_seed(0)
+    model = METHODS[cfg.method](cfg)
+    model.log_dict = model.log = lambda *args, **kwargs: None  # needs a trainer
+    return model
+
+
 @pytest.fixture
 def build(tiny, store, digits48):
-    """A parsed configuration and a model of it, with candidates where it wants some."""
+    """A model of a tiny configuration, with candidates where it wants some."""
 
     def make(method, *overrides):
         extra = [f"synthetic.path={store}"] if method.startswith("clsp_") else []
-        cfg = parse_cfg(tiny(method, *extra, *overrides), METHODS)
-        cfg.data.num_classes = 10
-        torch.manual_seed(0)
-        model = METHODS[method](cfg)
-        model.log_dict = model.log = lambda *args, **kwargs: None  # needs a trainer
+        model = model_of(tiny(method, *extra, *overrides))
         if isinstance(model, SyntheticPositives):
             model.attach(digits48, [0.5] * 3, [0.25] * 3)
         return model
@@ -41,71 +67,226 @@ def batch(size=16, views=2):
     return [torch.arange(size), images, torch.arange(size) % 10]
 
 
+def step(model, *, size=16, seed=0):
+    """Loss and gradients of one training step whose random layers start from a seed."""
+    torch.manual_seed(seed)
+    loss = model.training_step(batch(size), 0)
+    loss.backward()
+    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+# -------------------------------------------------------------------------------- the contract
+
+
 def test_forward_has_the_contract_s_keys_and_shapes(build, method):
-    out = build(method)(torch.randn(4, 3, 16, 16))
+    model = build(method)
+    out = model(torch.randn(4, 3, 16, 16))
     assert out["feats"].shape == (4, 8)
     assert out["logits"].shape == (4, 10)
     assert out["z"].shape == (4, 8)
+    for key in {"p", "q"} & out.keys():
+        assert out[key].shape == (4, 8)
+    assert hasattr(model, "predictor") == bool({"p", "q"} & out.keys())
 
 
 def test_gradient_reaches_what_learns_and_nothing_else(build, method):
     model = build(method)
-    groups = model.learnable_params
+    groups = [{**group, "params": list(group["params"])} for group in model.learnable_params]
     assert len({group["name"] for group in groups}) == len(groups)
     learnable = {id(p) for group in groups for p in group["params"]}
-    model.training_step(batch(), 0).backward()
+    _, gradients = step(model)
     for name, parameter in model.named_parameters():
-        if id(parameter) in learnable:
-            assert parameter.grad is not None, name
-            assert parameter.grad.abs().sum() > 0 or name.endswith("bias"), name
+        if id(parameter) in learnable and (parameter.requires_grad or not name.endswith("bias")):
+            # a bias before a normalisation does nothing
+            assert gradients[name].abs().sum() > 0 or name.endswith("bias"), name
         else:
-            assert parameter.grad is None, name
+            assert name not in gradients
             assert not parameter.requires_grad, name
+    for online, momentum in getattr(model, "momentum_pairs", ()):
+        assert {id(p) for p in online.parameters()} <= learnable
+        assert not {id(p) for p in momentum.parameters()} & learnable
 
 
-def test_probe_sends_no_gradient_to_the_backbone(build, method):
-    model = build(method)
+def test_probe_sends_no_gradient_to_the_backbone(build, base):
+    model = build(base)
     out = model.base_training_step(batch()[1][0], batch()[2])
     out["loss"].backward()
     assert all(p.grad is None for p in model.backbone.parameters())
 
 
-def test_unlabelled_images_do_not_poison_the_loss(build, method):
-    model = build(method)
+def test_unlabelled_images_do_not_poison_the_loss(build, base):
+    model = build(base)
     indexes, views, _ = batch()
     loss = model.training_step([indexes, views, torch.full((16,), -1)], 0)
     assert torch.isfinite(loss)
 
 
-def test_trains_saves_and_loads(tiny, store, method):
-    extra = [f"synthetic.path={store}"] if method.startswith("clsp_") else []
-    finished = pretrain(tiny(method, *extra))
-    state = torch.load(finished.checkpoint, weights_only=True)["state_dict"]
-    assert {key.split(".")[0] for key in state} >= {"backbone", "classifier", "projector"}
-    args = OmegaConf.create((finished.run_dir / "args.json").read_text())
-    model = METHODS[method](args)
-    model.load_state_dict(state)  # strict: what is saved is what the configuration builds
-    assert all(torch.isfinite(value).all() for value in state.values())
+# ----------------------------------------------------------------------------- configurations
 
 
-def test_refuses_a_setting_it_does_not_have(tiny, method):
-    cfg = parse_cfg(tiny(method, "method_kwargs.temprature=0.1"), METHODS)
+def test_refuses_a_setting_it_does_not_have(tiny, base):
+    cfg = parse_cfg(tiny(base, "method_kwargs.temprature=0.1"), METHODS)
     with pytest.raises(ClspError, match="temprature is not a setting"):
-        METHODS[method].add_and_assert_specific_cfg(cfg)
+        METHODS[base].add_and_assert_specific_cfg(cfg)
 
 
-def test_names_a_setting_that_is_missing(tiny, method):
-    cfg = parse_cfg(tiny(method), METHODS)
+def test_names_a_setting_that_is_missing(tiny, base):
+    cfg = parse_cfg(tiny(base), METHODS)
     del cfg.method_kwargs.proj_output_dim
     with pytest.raises(ClspError, match=r"needs method_kwargs\.proj_output_dim"):
-        METHODS[method].add_and_assert_specific_cfg(cfg)
+        METHODS[base].add_and_assert_specific_cfg(cfg)
 
 
-def test_configuration_is_not_changed_by_the_method(tiny, method):
+def test_configuration_survives_the_method_and_a_second_reading(tiny, method):
     cfg = parse_cfg(tiny(method), METHODS)
     before = OmegaConf.to_yaml(cfg)
-    METHODS[method].add_and_assert_specific_cfg(cfg)
+    filled = METHODS[method].add_and_assert_specific_cfg(cfg)
     assert OmegaConf.to_yaml(cfg) == before
+    # what args.json keeps is read as it is
+    again = OmegaConf.create(OmegaConf.to_yaml(filled))
+    assert METHODS[method].add_and_assert_specific_cfg(again) == filled
+
+
+def test_shipped_configuration_is_complete(base):
+    cfg = parse_cfg(compose("pretrain", f"digits/{base}"), METHODS)
+    assert (cfg.method, cfg.name) == (base, f"{base}-digits")
+    assert cfg.data.dataset == "digits"
+    METHODS[base].add_and_assert_specific_cfg(cfg)
+
+
+@pytest.mark.parametrize("base", QUEUES)
+def test_queue_that_batches_do_not_fill_is_refused(tiny, base):
+    cfg = parse_cfg(tiny(base, "method_kwargs.queue_size=50"), METHODS)
+    with pytest.raises(ClspError, match="queue_size=48"):
+        METHODS[base].add_and_assert_specific_cfg(cfg)
+
+
+# -------------------------------------------------------------------------------------- runs
+
+
+def test_trains_saves_and_continues_to_the_same_bits(tiny, tmp_path, interrupt, base):
+    alone = pretrain(tiny(base))
+    state = torch.load(alone.checkpoint, weights_only=True)["state_dict"]
+    assert {key.split(".")[0] for key in state} >= {"backbone", "classifier", "projector"}
+    assert all(torch.isfinite(value).all() for value in state.values())
+    model = METHODS[base](OmegaConf.create((alone.run_dir / "args.json").read_text()))
+    model.load_state_dict(state)  # strict: what is saved is what the configuration builds
+
+    second = ("auto_resume.enabled=True", f"checkpoint.dir={tmp_path / 'second'}")
+    interrupt(tiny(base, *second), epoch=1)
+    continued = pretrain(tiny(base, *second))
+    again = torch.load(continued.checkpoint, weights_only=True)["state_dict"]
+    assert [key for key in state if not torch.equal(state[key], again[key])] == []
+    curves = [Record.load(run.record).curve for run in (alone, continued)]
+    assert [row["train_loss"] for row in curves[0]] == [row["train_loss"] for row in curves[1]]
+
+
+# -------------------------------------------------------------------------- synthetic positives
+
+
+@pytest.mark.parametrize("variant", ["clsp_{}", "{}_aug"])
+def test_weight_zero_is_the_method_to_the_last_bit(build, base, variant):
+    loss, gradients = step(build(base))
+    off_loss, off = step(build(variant.format(base), "synthetic.weight=0"))
+    assert torch.equal(loss, off_loss)
+    assert gradients.keys() == off.keys()
+    assert all(torch.equal(gradients[name], off[name]) for name in off)
+    on_loss, _ = step(build(variant.format(base), "synthetic.weight=1"))
+    assert not torch.equal(loss, on_loss)
+
+
+# ------------------------------------------------------------------------------------ backbones
+
+
+def test_vision_transformer_steps(tiny, base):
+    cfg = tiny(base)
+    cfg.backbone = {
+        "name": "vit_tiny",
+        "kwargs": {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2},
+    }
+    loss, gradients = step(model_of(cfg))
+    assert torch.isfinite(loss)
+    assert gradients["backbone.patch_embed.proj.weight"].abs().sum() > 0
+
+
+def test_resnet50_is_built(tiny, base):
+    cfg = tiny(base)
+    cfg.backbone = {"name": "resnet50", "kwargs": {"channels": [8, 8, 8, 8]}, "stem": None}
+    model = model_of(cfg)
+    assert len(model.backbone.layer3) == 6
+    assert model(torch.randn(2, 3, 32, 32))["z"].shape == (2, 8)
+
+
+# ---------------------------------------------------------------------------- several processes
+
+
+def _step_of_a_share(rank, world, folder):
+    """One training step of every method on this process's images, the gradients averaged."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29537")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    out = {}
+    for path in sorted(folder.glob("*.yaml")):
+        model = _frozen_statistics(OmegaConf.load(path))
+        indexes, views, targets = batch()
+        share = slice(rank * 16 // world, (rank + 1) * 16 // world)
+        loss = model.training_step([indexes[share], [v[share] for v in views], targets[share]], 0)
+        loss.backward()
+        # of what took part; the others have none in any process
+        tensors = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        tensors["loss"] = loss.detach()
+        for tensor in tensors.values():
+            torch.distributed.all_reduce(tensor)
+            tensor /= world
+        buffers = {n: b for n, b in model.named_buffers() if n.startswith("queue")}
+        out[path.stem] = {**tensors, **buffers}
+    if rank == 0:
+        torch.save(out, folder / "out.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _frozen_statistics(cfg):
+    """Batch normalisation by running statistics: what is left of the batch is in the loss."""
+    return model_of(cfg).eval()
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory):
+    """What two processes make of half a batch each, of every method: computed once."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    results = {}
+
+    def run(configurations):
+        if not folder.joinpath("begun").exists():
+            folder.joinpath("begun").touch()  # a failure is not tried again for every method
+            for name, cfg in configurations().items():
+                OmegaConf.save(cfg, folder / f"{name}.yaml")
+            mp.spawn(_step_of_a_share, args=(2, folder), nprocs=2)
+            results.update(torch.load(folder / "out.pt", weights_only=True))
+        return results
+
+    return run
+
+
+@pytest.mark.parametrize("base", [name for name in BASES if name not in LOCAL])
+def test_two_processes_give_the_loss_and_gradients_of_one_batch(tiny, two_processes, base):
+    results = two_processes(lambda: {name: tiny(name) for name in BASES if name not in LOCAL})
+    model = _frozen_statistics(tiny(base))
+    loss = model.training_step(batch(), 0)
+    loss.backward()
+    expected = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    expected["loss"] = loss.detach()
+    expected |= {n: b for n, b in model.named_buffers() if n.startswith("queue")}
+    assert results[base].keys() == expected.keys()
+    # sums in another order: float32 of the largest
+    atol = 2e-5 * max(float(value.abs().max()) for value in expected.values())
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            results[base][name], value, rtol=1e-4, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+# ------------------------------------------------------------------------- what only some have
 
 
 def test_joint_forward_is_one_batch(build):
@@ -132,10 +313,64 @@ def test_mocov2plus_queue_takes_the_keys_in_turn(build):
     assert int(model.queue_ptr) == 0
 
 
-def test_mocov2plus_refuses_a_queue_that_batches_do_not_fill(tiny):
-    cfg = parse_cfg(tiny("mocov2plus", "method_kwargs.queue_size=50"), METHODS)
-    with pytest.raises(ClspError, match="queue_size=48"):
-        METHODS["mocov2plus"].add_and_assert_specific_cfg(cfg)
+@pytest.mark.parametrize(
+    ("base", "key"),
+    [("nnclr", "z"), ("nnsiam", "z"), ("nnbyol", "momentum_z"), ("all4one", "momentum_z")],
+)
+def test_support_set_takes_the_first_view_and_its_labels_in_turn(build, base, key):
+    model = build(base)
+    before = model.queue.clone()
+    forward = model.momentum_forward if key == "momentum_z" else model.forward
+    first = forward(batch()[1][0])["z"].detach()
+    model.training_step(batch(), 0)
+    torch.testing.assert_close(model.queue[:16], first)
+    torch.testing.assert_close(model.queue.norm(dim=1), torch.ones(64))
+    assert torch.equal(model.queue[16:], before[16:])
+    assert model.queue_y.tolist() == [i % 10 for i in range(16)] + [-1] * 48
+    assert int(model.queue_ptr) == 16
+
+
+def test_neighbours_are_the_nearest_and_found_before_the_batch_enters(build):
+    model = build("nnclr")
+    z = [torch.nn.functional.normalize(torch.randn(16, 8), dim=1) for _ in range(2)]
+    queue = model.queue.clone()
+    found = model.neighbours(z, torch.arange(16), k=3)
+    for view, near in zip(z, found, strict=True):
+        for row, entries in zip(view, near, strict=True):
+            order = sorted(range(64), key=lambda j: -float(row @ queue[j]))[:3]
+            torch.testing.assert_close(entries, queue[order])
+
+
+def test_unlabelled_images_are_their_own_class_in_supcon(build):
+    model = build("supcon", "joint_forward=False")
+    z = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    indexes = torch.arange(4).repeat(2)
+    unlabelled = model.contrastive_loss(z, indexes, torch.full((8,), -1))
+    distinct = model.contrastive_loss(z, indexes, torch.arange(4).repeat(2))
+    torch.testing.assert_close(unlabelled, distinct)
+    one_class = model.contrastive_loss(z, indexes, torch.zeros(8, dtype=torch.long))
+    assert not torch.allclose(one_class, distinct)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("whitening_size=5",), "whitening_size=5 does not divide the 16 images"),
+        (("whitening_size=8",), "8 images cannot whiten 8 features"),
+        (("whitening_eps=2",), "whitening_eps=2.0 is not between 0 and 1"),
+        (("whitening_iters=0",), "must be at least 1"),
+    ],
+)
+def test_wmse_refuses_what_cannot_be_whitened(tiny, settings, message):
+    cfg = parse_cfg(tiny("wmse", *(f"method_kwargs.{s}" for s in settings)), METHODS)
+    with pytest.raises(ClspError, match=message):
+        METHODS["wmse"].add_and_assert_specific_cfg(cfg)
+
+
+def test_all4one_refuses_a_width_that_its_heads_do_not_share(tiny):
+    cfg = parse_cfg(tiny("all4one", "method_kwargs.proj_output_dim=20"), METHODS)
+    with pytest.raises(ClspError, match=r"set method_kwargs\.proj_output_dim=16"):
+        METHODS["all4one"].add_and_assert_specific_cfg(cfg)
 
 
 def test_momentum_moves_by_the_schedule(tiny):

@@ -1,0 +1,32 @@
+"""Contrast of one view's rows with all rows of another: MoCo v3 and NNCLR."""
+
+import torch
+import torch.nn.functional as F
+
+from clsp_plugin.losses.distributed import gather, rank
+from clsp_plugin.losses.precision import in_float32
+
+__all__ = ["cross_view_loss"]
+
+
+@in_float32
+def cross_view_loss(x: torch.Tensor, y: torch.Tensor, temperature: float) -> torch.Tensor:
+    """InfoNCE with the other images of the batch as negatives, in one direction.
+
+    ``loss_i = -log( exp(cos(x_i, y_i) / T) / sum_j exp(cos(x_i, y_j) / T) )``, averaged over the
+    rows of ``x``. MoCo v3 (Chen et al., ICCV 2021, eq. 1) takes queries for ``x``, keys for ``y``
+    and ``2 T`` times the loss; NNCLR (Dwibedi et al., ICCV 2021) takes nearest neighbours
+    for ``x`` and predictions for ``y``.
+
+    Args:
+        x: (B, D), any norm.
+        y: (B, D), any norm.
+        temperature: T > 0.
+
+    Returns:
+        The loss, a scalar. With a process group, ``y`` is of all processes, with gradients.
+    """
+    y = gather(F.normalize(y, dim=-1))
+    logits = F.normalize(x, dim=-1) @ y.T / temperature
+    own = torch.arange(len(x), device=x.device) + len(x) * rank()
+    return F.cross_entropy(logits, own)

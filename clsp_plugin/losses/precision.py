@@ -1,0 +1,29 @@
+"""Losses in float32, whatever precision the training around them runs in."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+
+__all__ = ["in_float32"]
+
+
+def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: floating-point tensors come in as float32, and automatic casts are off inside.
+
+    Second moments over a batch lose their small entries in 16 bits.
+    """
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        device = next(arg.device.type for arg in args if isinstance(arg, torch.Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*map(_float32, args), **kwargs)
+
+    return run
+
+
+def _float32(value: Any) -> Any:
+    floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.float() if floating else value

@@ -1,0 +1,62 @@
+"""Barlow Twins: redundancy reduction (Zbontar et al., ICML 2021)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from clsp_plugin.losses.barlow import barlow_loss
+from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+
+
+class BarlowTwins(BaseMethod):
+    """The correlation of the two views' features becomes the identity; see :func:`barlow_loss`.
+
+    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector), ``lamb``
+    (weight of the off-diagonal, default 0.0051), ``scale_loss`` (factor, default 0.024).
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        kwargs = self.cfg.method_kwargs
+        self.projector = mlp(
+            self.features_dim,
+            kwargs.proj_hidden_dim,
+            kwargs.proj_hidden_dim,
+            kwargs.proj_output_dim,
+            norm=True,
+        )
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
+        return check_method_kwargs(
+            cfg,
+            {
+                "proj_hidden_dim": int,
+                "proj_output_dim": int,
+                "lamb": 0.0051,
+                "scale_loss": 0.024,
+            },
+        )
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        return [
+            *super().learnable_params,
+            {"name": "projector", "params": self.projector.parameters()},
+        ]
+
+    def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Adds ``z`` (B, proj_output_dim)."""
+        out = super().forward(X)
+        return {**out, "z": self.projector(out["feats"])}
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """Redundancy reduction over the two views plus the probe's loss."""
+        out = super().training_step(batch, batch_idx)
+        kwargs = self.cfg.method_kwargs
+        loss = barlow_loss(*out["z"], lamb=kwargs.lamb, scale_loss=kwargs.scale_loss)
+        self.log_epoch(train_loss=loss)
+        return loss + out["loss"]

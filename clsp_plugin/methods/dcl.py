@@ -1,0 +1,18 @@
+"""DCL: decoupled contrastive learning (Yeh et al., ECCV 2022)."""
+
+import torch
+
+from clsp_plugin.losses.dcl import dcl_loss
+from clsp_plugin.methods.simclr import SimCLR
+
+
+class DCL(SimCLR):
+    """SimCLR without the positive in the denominator; see :func:`dcl_loss` for the formula.
+
+    ``method_kwargs``: those of SimCLR.
+    """
+
+    def contrastive_loss(
+        self, z: torch.Tensor, indexes: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        return dcl_loss(z, indexes, self.cfg.method_kwargs.temperature)

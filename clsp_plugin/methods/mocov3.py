@@ -1,0 +1,86 @@
+"""MoCo v3: momentum contrast without a queue (Chen et al., ICCV 2021)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from clsp_plugin.losses.cross_view import cross_view_loss
+from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
+
+
+class MoCoV3(BaseMomentumMethod):
+    """Each view's query meets the other view's key; keys of other images are the negatives.
+
+    ``loss = 2 T (l(q_1, k_2) + l(q_2, k_1))`` with ``l`` of :func:`cross_view_loss`. The projector
+    has two layers over a ResNet and three over anything else, such as a ViT.
+
+    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim``, ``pred_hidden_dim`` (sizes of the
+    projector and the predictor), ``temperature``.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        kwargs = self.cfg.method_kwargs
+        hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
+        resnet = "resnet" in self.cfg.backbone.name
+        sizes = (self.features_dim, *[hidden] * (1 if resnet else 2), out)
+        self.projector = _head(*sizes)
+        self.momentum_projector = _head(*sizes)
+        self.copy_to_momentum(self.projector, self.momentum_projector)
+        self.predictor = _head(out, kwargs.pred_hidden_dim, out, last_norm=not resnet)
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
+        return check_method_kwargs(
+            cfg,
+            {
+                "proj_hidden_dim": int,
+                "proj_output_dim": int,
+                "pred_hidden_dim": int,
+                "temperature": float,
+            },
+        )
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        return [
+            *super().learnable_params,
+            {"name": "projector", "params": self.projector.parameters()},
+            {"name": "predictor", "params": self.predictor.parameters()},
+        ]
+
+    @property
+    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [*super().momentum_pairs, (self.projector, self.momentum_projector)]
+
+    def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Adds ``z`` and the query ``q``, both (B, proj_output_dim)."""
+        out = super().forward(X)
+        z = self.projector(out["feats"])
+        return {**out, "z": z, "q": self.predictor(z)}
+
+    @torch.no_grad()
+    def momentum_forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Adds the key ``k`` (B, proj_output_dim)."""
+        out = super().momentum_forward(X)
+        return {**out, "k": self.momentum_projector(out["feats"])}
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """The symmetric contrastive loss of the two views plus the probe's."""
+        out = super().training_step(batch, batch_idx)
+        (q1, q2), (k1, k2) = out["q"], out["momentum_k"]
+        temperature = self.cfg.method_kwargs.temperature
+        contrast = cross_view_loss(q1, k2, temperature) + cross_view_loss(q2, k1, temperature)
+        loss = 2 * temperature * contrast
+        self.log_epoch(train_loss=loss)
+        return loss + out["loss"]
+
+
+def _head(*sizes: int, last_norm: bool = True) -> nn.Sequential:
+    """Layers without biases, normalised throughout; the last normalisation learns nothing."""
+    layers = mlp(*sizes, norm=True, hidden_bias=False, bias=False)
+    return nn.Sequential(*layers, nn.BatchNorm1d(sizes[-1], affine=False)) if last_norm else layers

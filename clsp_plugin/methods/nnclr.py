@@ -1,0 +1,74 @@
+"""NNCLR: nearest neighbours as positives (Dwibedi et al., ICCV 2021)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import nn
+
+from clsp_plugin.losses.cross_view import cross_view_loss
+from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.queue import NearestNeighbours, check_queue_size
+
+
+class NNCLR(NearestNeighbours, BaseMethod):
+    """The nearest past embedding to one view meets the other view's prediction in a contrast.
+
+    ``loss = (l(nn(z_1), p_2) + l(nn(z_2), p_1)) / 2`` with ``l`` of :func:`cross_view_loss`.
+
+    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim``, ``pred_hidden_dim`` (sizes of the
+    projector and the predictor), ``temperature``, ``queue_size`` (default 65536; a multiple of
+    the batch of all processes).
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        kwargs = self.cfg.method_kwargs
+        hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
+        self.projector = nn.Sequential(
+            *mlp(self.features_dim, hidden, hidden, out, norm=True), nn.BatchNorm1d(out)
+        )
+        self.predictor = mlp(out, kwargs.pred_hidden_dim, out, norm=True)
+        self.register_support_set(out)
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
+        cfg = check_method_kwargs(
+            cfg,
+            {
+                "proj_hidden_dim": int,
+                "proj_output_dim": int,
+                "pred_hidden_dim": int,
+                "temperature": float,
+                "queue_size": 65536,
+            },
+        )
+        check_queue_size(cfg)
+        return cfg
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        return [
+            *super().learnable_params,
+            {"name": "projector", "params": self.projector.parameters()},
+            {"name": "predictor", "params": self.predictor.parameters()},
+        ]
+
+    def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Adds ``z``, unit norm, and the prediction ``p``, both (B, proj_output_dim)."""
+        out = super().forward(X)
+        z = self.projector(out["feats"])
+        return {**out, "z": F.normalize(z, dim=-1), "p": self.predictor(z)}
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """The symmetric contrast of neighbours and predictions plus the probe's loss."""
+        out = super().training_step(batch, batch_idx)
+        p1, p2 = out["p"]
+        nn1, nn2 = (found[:, 0] for found in self.neighbours(out["z"], batch[2]))
+        temperature = self.cfg.method_kwargs.temperature
+        loss = (cross_view_loss(nn1, p2, temperature) + cross_view_loss(nn2, p1, temperature)) / 2
+        self.log_epoch(train_loss=loss)
+        return loss + out["loss"]

@@ -1,0 +1,84 @@
+"""ReSSL: relational self-supervised learning (Zheng et al., NeurIPS 2021)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import nn
+
+from clsp_plugin.losses.ressl import ressl_loss
+from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.queue import Queue, check_queue_size
+
+
+class ReSSL(Queue, BaseMomentumMethod):
+    """View 1, strongly augmented, relates to past keys as view 2, weakly augmented, does.
+
+    See :func:`ressl_loss` for the formula. The configuration's first augmentation is the strong
+    one, the second the weak one.
+
+    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
+    ``temperature_q``, ``temperature_k`` (of the query and of the key), ``queue_size`` (default
+    65536; a multiple of the batch of all processes).
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        kwargs = self.cfg.method_kwargs
+        sizes = (self.features_dim, kwargs.proj_hidden_dim, kwargs.proj_output_dim)
+        self.projector = mlp(*sizes)
+        self.momentum_projector = mlp(*sizes)
+        self.copy_to_momentum(self.projector, self.momentum_projector)
+        queue = torch.randn(kwargs.queue_size, kwargs.proj_output_dim)
+        self.register_queue(F.normalize(queue, dim=1))
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
+        cfg = check_method_kwargs(
+            cfg,
+            {
+                "proj_hidden_dim": int,
+                "proj_output_dim": int,
+                "temperature_q": float,
+                "temperature_k": float,
+                "queue_size": 65536,
+            },
+        )
+        check_queue_size(cfg)
+        return cfg
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        return [
+            *super().learnable_params,
+            {"name": "projector", "params": self.projector.parameters()},
+        ]
+
+    @property
+    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [*super().momentum_pairs, (self.projector, self.momentum_projector)]
+
+    def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Adds ``z`` (B, proj_output_dim), unit norm."""
+        out = super().forward(X)
+        return {**out, "z": F.normalize(self.projector(out["feats"]), dim=-1)}
+
+    @torch.no_grad()
+    def momentum_forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        out = super().momentum_forward(X)
+        return {**out, "z": F.normalize(self.momentum_projector(out["feats"]), dim=-1)}
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """The relational loss of view 1 against view 2 plus the probe's."""
+        out = super().training_step(batch, batch_idx)
+        query, key = out["z"][0], out["momentum_z"][1]
+        kwargs = self.cfg.method_kwargs
+        # a copy: enqueueing changes what the backward pass needs
+        queue = self.queue.clone()
+        loss = ressl_loss(query, key, queue, kwargs.temperature_q, kwargs.temperature_k)
+        self.enqueue((self.queue, key))
+        self.log_epoch(train_loss=loss)
+        return loss + out["loss"]

@@ -1,0 +1,79 @@
+"""SimSiam: exploring simple siamese representation learning (Chen and He, CVPR 2021)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import nn
+
+from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp, spread
+
+
+class SimSiam(BaseMethod):
+    """A predictor on each view regresses the other view's embedding, which takes no gradient.
+
+    ``loss = -(cos(p_1, stopgrad(z_2)) + cos(p_2, stopgrad(z_1))) / 2``. The predictor's learning
+    rate is not scheduled.
+
+    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim``, ``pred_hidden_dim`` (sizes of the
+    projector and the predictor).
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        kwargs = self.cfg.method_kwargs
+        hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
+        self.projector = nn.Sequential(
+            *mlp(self.features_dim, hidden, hidden, out, norm=True, hidden_bias=False),
+            nn.BatchNorm1d(out, affine=False),
+        )
+        self.projector[6].bias.requires_grad_(False)  # the normalisation takes it out again
+        self.predictor = mlp(out, kwargs.pred_hidden_dim, out, norm=True, hidden_bias=False)
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
+        return check_method_kwargs(
+            cfg, {"proj_hidden_dim": int, "proj_output_dim": int, "pred_hidden_dim": int}
+        )
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        return [
+            *super().learnable_params,
+            {"name": "projector", "params": self.projector.parameters()},
+            {"name": "predictor", "params": self.predictor.parameters(), "static_lr": True},
+        ]
+
+    def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Adds ``z`` and the prediction ``p``, both (B, proj_output_dim)."""
+        out = super().forward(X)
+        z = self.projector(out["feats"])
+        return {**out, "z": z, "p": self.predictor(z)}
+
+    def regression_targets(
+        self, out: dict[str, Any], targets: torch.Tensor
+    ) -> Sequence[torch.Tensor]:
+        """What the other view's prediction has to match, a view: (B, proj_output_dim) each.
+
+        Args:
+            out: of the training step.
+            targets: (B,), labels.
+        """
+        return out["z"]
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """The symmetric regression plus the probe's loss."""
+        out = super().training_step(batch, batch_idx)
+        (p1, p2), (y1, y2) = out["p"], self.regression_targets(out, batch[2])
+        loss = (
+            -(
+                F.cosine_similarity(p1, y2.detach(), dim=-1).mean()
+                + F.cosine_similarity(p2, y1.detach(), dim=-1).mean()
+            )
+            / 2
+        )
+        self.log_epoch(train_loss=loss, train_z_std=spread(out["z"]))
+        return loss + out["loss"]

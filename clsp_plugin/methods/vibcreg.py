@@ -1,0 +1,75 @@
+"""VIbCReg: VICReg with correlations and whitening (Lee and Aune, 2021)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from clsp_plugin.losses.vibcreg import vibcreg_loss
+from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.whitening import IterNorm
+
+
+class VIbCReg(BaseMethod):
+    """Views agree, features vary and do not correlate; see :func:`vibcreg_loss`.
+
+    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
+    ``sim_loss_weight`` (default 25), ``var_loss_weight`` (25), ``cov_loss_weight`` (200),
+    ``iternorm`` (whether the projector ends in :class:`IterNorm`, default False).
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        kwargs = self.cfg.method_kwargs
+        layers = mlp(
+            self.features_dim,
+            kwargs.proj_hidden_dim,
+            kwargs.proj_hidden_dim,
+            kwargs.proj_output_dim,
+            norm=True,
+            activation=nn.GELU,
+        )
+        last = IterNorm(kwargs.proj_output_dim) if kwargs.iternorm else nn.Identity()
+        self.projector = nn.Sequential(*layers, last)
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
+        return check_method_kwargs(
+            cfg,
+            {
+                "proj_hidden_dim": int,
+                "proj_output_dim": int,
+                "sim_loss_weight": 25.0,
+                "var_loss_weight": 25.0,
+                "cov_loss_weight": 200.0,
+                "iternorm": False,
+            },
+        )
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        return [
+            *super().learnable_params,
+            {"name": "projector", "params": self.projector.parameters()},
+        ]
+
+    def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Adds ``z`` (B, proj_output_dim)."""
+        out = super().forward(X)
+        return {**out, "z": self.projector(out["feats"])}
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """The three terms over the two views plus the probe's loss."""
+        out = super().training_step(batch, batch_idx)
+        kwargs = self.cfg.method_kwargs
+        loss = vibcreg_loss(
+            *out["z"],
+            sim_loss_weight=kwargs.sim_loss_weight,
+            var_loss_weight=kwargs.var_loss_weight,
+            cov_loss_weight=kwargs.cov_loss_weight,
+        )
+        self.log_epoch(train_loss=loss)
+        return loss + out["loss"]
