@@ -123,8 +123,10 @@ def _overrides(args: Sequence[str], folder: Path) -> list[str]:
     """Let ``key=value`` add settings as well as change them; unknown ones are refused later."""
     out = []
     for arg in args:
-        key, equals, _ = arg.partition("=")
+        key, equals, value = arg.partition("=")
         plain = equals and re.fullmatch(r"[A-Za-z_][\w.]*", key)
+        if plain and "=" in value and value[0] not in "'\"[{":
+            arg = f"{key}='{value}'"  # solo-learn's checkpoints have ep=99 in their names
         group = (folder / key).is_dir() or key.startswith("hydra.") or key == "hydra"
         out.append(f"++{arg}" if plain and not group else arg)
     return out

@@ -135,6 +135,8 @@ BAD = {
     "no denoiser": (["generate", "denoiser=nowhere"], "clsp denoiser"),
     "w": (["generate", "w=2"], "w=2"),
     "no checkpoint": (["linear", "pretrained_feature_extractor=nowhere"], "no checkpoint at"),
+    "a checkpoint's name": (["knn", "pretrained_feature_extractor=a/b-ep=3.ckpt"],
+                            "no checkpoint at a/b-ep=3.ckpt"),
     "checkpoint not named": (["knn"], "pretrained_feature_extractor is not set"),
     "no records": (["table", "."], "record"),
     "demo size": (["demo", "--seeds", "0"], "at least 1"),
