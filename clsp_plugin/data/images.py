@@ -34,10 +34,14 @@ MEAN_STD = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "custom": _IMAGENET,
     "digits": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+    "imagenet100": _IMAGENET,
+    "stl10": ((0.4914, 0.4823, 0.4466), (0.2470, 0.2430, 0.2610)),
 }
 DATASETS = tuple(sorted(MEAN_STD))
 _EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-_CIFAR = {"cifar10": (10, "cifar-10-batches-py"), "cifar100": (100, "cifar-100-python")}
+_CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+_STL10 = "stl10_binary"
+_NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet100": 100}
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,12 @@ class ImageArray:
 
     def subset(self, indexes: torch.Tensor, name: str) -> "ImageArray":
         return ImageArray(self.images[indexes], self.targets[indexes], self.classes, name)
+
+    def labelled(self) -> "ImageArray":
+        """The images that have labels, where some have; STL-10 trains on others too."""
+        indexes = torch.nonzero(self.targets >= 0)[:, 0]
+        whole = len(indexes) in (0, len(self))
+        return self if whole else self.subset(indexes, f"{self.name}[labelled]")
 
 
 def image_digest(image: np.ndarray) -> np.ndarray:
@@ -152,6 +162,8 @@ def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
         array = ImageArray(images, targets, tuple("0123456789"), f"digits/{split}")
     elif dataset in _CIFAR:
         array = _load_cifar(dataset, data, split)
+    elif dataset == "stl10":
+        array = _load_stl10(data, split)
     else:
         path = data["train_path"] if split == "train" else data["val_path"]
         if path is None:
@@ -163,44 +175,61 @@ def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
     return _fraction(array, fraction) if split == "train" and fraction > 0 else array
 
 
-def _load_cifar(dataset: str, data: Mapping[str, Any], split: str) -> ImageArray:
-    num_classes, folder = _CIFAR[dataset]
+def _root(data: Mapping[str, Any], split: str) -> Path:
+    """Where torchvision keeps, or puts, its files."""
     path = data["train_path"] if split == "train" else (data["val_path"] or data["train_path"])
-    root = Path(path or "datasets")
-    name = f"{dataset}/{split}"
+    return Path(path or "datasets")
+
+
+def _load_cifar(dataset: str, data: Mapping[str, Any], split: str) -> ImageArray:
+    root, name = _root(data, split), f"{dataset}/{split}"
     folders = root / dataset / ("train" if split == "train" else "test")
-    if (root / folder).is_dir() or not (_has_class_folders(root) or folders.is_dir()):
-        return _torchvision_cifar(dataset, root, split, (root / folder).is_dir())
-    array = _load_folder(folders if folders.is_dir() else root, name, data)
-    if len(array.classes) != num_classes:
-        raise ClspError(
-            f"{root} has {len(array.classes)} class folders, {dataset} has {num_classes} classes; "
-            f"point data.{'train' if split == 'train' else 'val'}_path at the folder that holds "
-            f"them, or set data.dataset=custom."
+    if (root / _CIFAR[dataset]).is_dir() or not (_has_class_folders(root) or folders.is_dir()):
+        source = _torchvision(
+            dataset,
+            root,
+            _CIFAR[dataset],
+            f"class folders under {root / dataset}/train and test",
+            train=split == "train",
         )
-    return array
+        images, targets = torch.from_numpy(source.data), torch.tensor(source.targets)
+        return ImageArray(images, targets, tuple(source.classes), name)
+    return _load_folder(folders if folders.is_dir() else root, name, data)
 
 
-def _torchvision_cifar(dataset: str, root: Path, split: str, present: bool) -> ImageArray:
+def _load_stl10(data: Mapping[str, Any], split: str) -> ImageArray:
+    """5,000 labelled and 100,000 unlabelled (-1) images, or the 8,000 for testing; 96 pixels."""
+    source = _torchvision(
+        "stl10",
+        _root(data, split),
+        _STL10,
+        "images of your own with data.dataset=custom",
+        split="train+unlabeled" if split == "train" else "test",
+    )
+    images = source.data.transpose(0, 2, 3, 1)
+    if data.get("image_size") not in (None, images.shape[1]):
+        images = _resized(images, data["image_size"])
+    return ImageArray(
+        torch.from_numpy(np.ascontiguousarray(images)),
+        torch.from_numpy(source.labels.astype(np.int64)),
+        tuple(source.classes),
+        f"stl10/{split}",
+    )
+
+
+def _torchvision(dataset: str, root: Path, folder: str, otherwise: str, **which: Any) -> Any:
+    """A data set of torchvision's, downloaded where its folder is not there."""
     from torchvision import datasets
 
+    present = (root / folder).is_dir()
     try:
-        source = getattr(datasets, dataset.upper())(
-            root, train=split == "train", download=not present
-        )
+        return getattr(datasets, dataset.upper())(root, download=not present, **which)
     except (RuntimeError, OSError, EOFError) as error:
         what = "is corrupt or incomplete" if present else "was not found and cannot be downloaded"
         raise ClspError(
             f"{dataset} {what} at {root} ({str(error).splitlines()[0]}); put torchvision's "
-            f"{_CIFAR[dataset][1]} there, or class folders under {root / dataset}/train and test, "
-            f"or set data.train_path and data.val_path."
+            f"{folder} there, or {otherwise}, or set data.train_path and data.val_path."
         ) from error
-    return ImageArray(
-        torch.from_numpy(source.data),
-        torch.tensor(source.targets),
-        tuple(source.classes),
-        f"{dataset}/{split}",
-    )
 
 
 def _is_image(path: Path) -> bool:
@@ -227,6 +256,13 @@ def _load_folder(root: Path, name: str, data: Mapping[str, Any]) -> ImageArray:
         files, targets, classes = _class_folders(root)
     if not files:
         raise ClspError(f"{root} holds no images ({', '.join(sorted(_EXTENSIONS))}).")
+    expected = _NUM_CLASSES.get(data["dataset"])
+    if classes and expected not in (None, len(classes)):
+        raise ClspError(
+            f"{root} has {len(classes)} class folders, {data['dataset']} has {expected} classes; "
+            f"point data.train_path and data.val_path at the folders that hold them, or set "
+            f"data.dataset=custom."
+        )
     images = _decode(files, data.get("image_size"))
     return ImageArray(torch.from_numpy(images), torch.tensor(targets), classes, name)
 
@@ -265,6 +301,19 @@ def _decode(files: list[Path], image_size: int | None) -> np.ndarray:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(read, range(len(files))):
+            pass
+    return out
+
+
+def _resized(images: np.ndarray, image_size: int) -> np.ndarray:
+    """uint8 (N, H, W, 3) to (N, image_size, image_size, 3)."""
+    out = np.empty((len(images), image_size, image_size, 3), np.uint8)
+
+    def resize(number: int) -> None:
+        out[number] = to_pixels(Image.fromarray(images[number]), image_size)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(resize, range(len(images))):
             pass
     return out
 

@@ -145,7 +145,7 @@ def _features(cfg: DictConfig, backbone, args: dict[str, Any], flip: bool):
             raise ClspError(
                 "There are no images to test on: set data.val_path to a folder of class folders."
             )
-        array = _resized(array, args)
+        array = _resized(array.labelled(), args)
         features = extract_features(
             backbone,
             array,

@@ -10,6 +10,8 @@ from torch import nn
 from clsp_plugin.losses.alignment import alignment_loss
 from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp, spread
 
+KWARGS = {"proj_hidden_dim": int, "proj_output_dim": int, "pred_hidden_dim": int}
+
 
 class BYOL(BaseMomentumMethod):
     """A predictor on each view regresses the momentum embedding of every other view.
@@ -36,9 +38,7 @@ class BYOL(BaseMomentumMethod):
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
-        return check_method_kwargs(
-            cfg, {"proj_hidden_dim": int, "proj_output_dim": int, "pred_hidden_dim": int}
-        )
+        return check_method_kwargs(cfg, KWARGS)
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:

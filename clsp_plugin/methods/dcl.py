@@ -12,7 +12,5 @@ class DCL(SimCLR):
     ``method_kwargs``: those of SimCLR.
     """
 
-    def contrastive_loss(
-        self, z: torch.Tensor, indexes: torch.Tensor, targets: torch.Tensor
-    ) -> torch.Tensor:
+    def contrast(self, z: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
         return dcl_loss(z, indexes, self.cfg.method_kwargs.temperature)

@@ -12,6 +12,8 @@ from clsp_plugin.losses.info_nce import info_nce_loss
 from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
 from clsp_plugin.methods.queue import Queue, check_queue_size
 
+KWARGS = {"proj_hidden_dim": int, "proj_output_dim": int, "temperature": 0.2, "queue_size": 65536}
+
 
 class MoCoV2Plus(Queue, BaseMomentumMethod):
     """Each view's query meets the other view's key, against a queue of that view's past keys.
@@ -35,15 +37,7 @@ class MoCoV2Plus(Queue, BaseMomentumMethod):
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
-        cfg = check_method_kwargs(
-            cfg,
-            {
-                "proj_hidden_dim": int,
-                "proj_output_dim": int,
-                "temperature": 0.2,
-                "queue_size": 65536,
-            },
-        )
+        cfg = check_method_kwargs(cfg, KWARGS)
         check_queue_size(cfg)
         return cfg
 
@@ -68,16 +62,17 @@ class MoCoV2Plus(Queue, BaseMomentumMethod):
         out = super().momentum_forward(X)
         return {**out, "z": F.normalize(self.momentum_projector(out["feats"]), dim=-1)}
 
+    def contrast(self, query: torch.Tensor, key: torch.Tensor, queue: torch.Tensor) -> torch.Tensor:
+        """The loss of queries (B, D) with their keys (B, D) against a queue (D, queue_size)."""
+        return info_nce_loss(query, key, queue, self.temperature)
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """The symmetric contrastive loss of the two views plus the probe's."""
         out = super().training_step(batch, batch_idx)
         q1, q2 = out["z"]
         k1, k2 = out["momentum_z"]
         queue = self.queue.clone()  # enqueueing changes what the backward pass needs
-        loss = (
-            info_nce_loss(q1, k2, queue[1], self.temperature)
-            + info_nce_loss(q2, k1, queue[0], self.temperature)
-        ) / 2
+        loss = (self.contrast(q1, k2, queue[1]) + self.contrast(q2, k1, queue[0])) / 2
         self.enqueue((self.queue.permute(2, 0, 1), torch.stack((k1, k2), dim=1)))
         self.log_epoch(train_loss=loss)
         return loss + out["loss"]

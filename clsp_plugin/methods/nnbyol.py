@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 
 from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs
-from clsp_plugin.methods.byol import BYOL
+from clsp_plugin.methods.byol import BYOL, KWARGS
 from clsp_plugin.methods.queue import NearestNeighbours, check_queue_size
 
 
@@ -26,15 +26,7 @@ class NNBYOL(NearestNeighbours, BYOL):
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
-        cfg = check_method_kwargs(
-            cfg,
-            {
-                "proj_hidden_dim": int,
-                "proj_output_dim": int,
-                "pred_hidden_dim": int,
-                "queue_size": 65536,
-            },
-        )
+        cfg = check_method_kwargs(cfg, {**KWARGS, "queue_size": 65536})
         check_queue_size(cfg)
         return cfg
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs
 from clsp_plugin.methods.queue import NearestNeighbours, check_queue_size
-from clsp_plugin.methods.simsiam import SimSiam
+from clsp_plugin.methods.simsiam import KWARGS, SimSiam
 
 
 class NNSiam(NearestNeighbours, SimSiam):
@@ -26,15 +26,7 @@ class NNSiam(NearestNeighbours, SimSiam):
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        cfg = check_method_kwargs(
-            cfg,
-            {
-                "proj_hidden_dim": int,
-                "proj_output_dim": int,
-                "pred_hidden_dim": int,
-                "queue_size": 65536,
-            },
-        )
+        cfg = check_method_kwargs(cfg, {**KWARGS, "queue_size": 65536})
         check_queue_size(cfg)
         return cfg
 

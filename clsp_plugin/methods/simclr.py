@@ -9,6 +9,8 @@ from omegaconf import DictConfig
 from clsp_plugin.losses.nt_xent import nt_xent_loss
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
 
+KWARGS = {"proj_hidden_dim": int, "proj_output_dim": int, "temperature": 0.2}
+
 
 class SimCLR(BaseMethod):
     """Views of an image attract, all else repels; see :func:`nt_xent_loss` for the formula.
@@ -25,9 +27,7 @@ class SimCLR(BaseMethod):
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        return check_method_kwargs(
-            cfg, {"proj_hidden_dim": int, "proj_output_dim": int, "temperature": 0.2}
-        )
+        return check_method_kwargs(cfg, KWARGS)
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
@@ -41,24 +41,13 @@ class SimCLR(BaseMethod):
         out = super().forward(X)
         return {**out, "z": self.projector(out["feats"])}
 
-    def contrastive_loss(
-        self, z: torch.Tensor, indexes: torch.Tensor, targets: torch.Tensor
-    ) -> torch.Tensor:
-        """The loss of all views.
-
-        Args:
-            z: (V * B, proj_output_dim), the views one after another.
-            indexes: (V * B,), of the images.
-            targets: (V * B,), labels.
-        """
+    def contrast(self, z: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
+        """The loss of embeddings (views * B, D) of the images ``indexes``."""
         return nt_xent_loss(z, indexes, self.cfg.method_kwargs.temperature)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """The contrastive loss over all views plus the probe's."""
         out = super().training_step(batch, batch_idx)
-        indexes, _, targets = batch
-        loss = self.contrastive_loss(
-            torch.cat(out["z"]), indexes.repeat(self.num_crops), targets.repeat(self.num_crops)
-        )
+        loss = self.contrast(torch.cat(out["z"]), batch[0].repeat(self.num_crops))
         self.log_epoch(train_loss=loss)
         return loss + out["loss"]

@@ -10,6 +10,8 @@ from torch import nn
 
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp, spread
 
+KWARGS = {"proj_hidden_dim": int, "proj_output_dim": int, "pred_hidden_dim": int}
+
 
 class SimSiam(BaseMethod):
     """A predictor on each view regresses the other view's embedding, which takes no gradient.
@@ -35,9 +37,7 @@ class SimSiam(BaseMethod):
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        return check_method_kwargs(
-            cfg, {"proj_hidden_dim": int, "proj_output_dim": int, "pred_hidden_dim": int}
-        )
+        return check_method_kwargs(cfg, KWARGS)
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:

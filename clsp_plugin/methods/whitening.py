@@ -39,7 +39,8 @@ class IterNorm(nn.Module):
 
     Args:
         num_features: D.
-        num_groups: at most this many groups; fewer where they would not divide D.
+        num_groups: a group has ``(D - 1) // num_groups + 1`` features, halved until they
+            divide D.
         iterations: T.
         eps: added to the variances.
         momentum: share of the new batch in the running means.

@@ -170,6 +170,88 @@ def test_cifar10_as_class_folders(tmp_path):
         load_images(data(dataset="cifar10", train_path=str(tmp_path)), "train")
 
 
+STL10_CLASSES = [
+    "airplane",
+    "bird",
+    "car",
+    "cat",
+    "deer",
+    "dog",
+    "horse",
+    "monkey",
+    "ship",
+    "truck",
+]
+
+
+def write_stl10(root):
+    """STL-10 as torchvision keeps it, with few images; returns pixels by the file's name."""
+    folder = root / "stl10_binary"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    pixels = {}
+    for name, number in (("train", 6), ("unlabeled", 5), ("test", 4)):
+        images = generator.integers(0, 256, (number, 96, 96, 3)).astype(np.uint8)
+        # on disk: one image after another, one channel after another, column by column
+        images.transpose(0, 3, 2, 1).tofile(folder / f"{name}_X.bin")
+        pixels[name] = images
+        if name != "unlabeled":
+            np.arange(1, number + 1, dtype=np.uint8).tofile(folder / f"{name}_y.bin")
+    (folder / "class_names.txt").write_text("\n".join(STL10_CLASSES))
+    (folder / "fold_indices.txt").write_text("")
+    return pixels
+
+
+@pytest.fixture
+def unchecked_stl10(monkeypatch):
+    """torchvision compares checksums of the real files; ours are small."""
+    import torchvision.datasets.stl10 as stl10
+
+    monkeypatch.setattr(stl10, "check_integrity", lambda path, md5=None: True)
+
+
+def test_stl10_in_torchvision_s_format(tmp_path, unchecked_stl10):
+    pixels = write_stl10(tmp_path)
+    keys = data(dataset="stl10", train_path=str(tmp_path))
+    train, test = load_images(keys, "train"), load_images(keys, "val")
+    assert (train.images.numpy() == np.concatenate([pixels["train"], pixels["unlabeled"]])).all()
+    assert train.targets.tolist() == [0, 1, 2, 3, 4, 5] + [-1] * 5
+    assert (test.images.numpy() == pixels["test"]).all()
+    assert test.targets.tolist() == [0, 1, 2, 3]
+    assert train.classes == test.classes == tuple(STL10_CLASSES)
+    # what an evaluation trains on
+    assert train.labelled().targets.tolist() == [0, 1, 2, 3, 4, 5]
+    assert (train.labelled().images.numpy() == pixels["train"]).all()
+    assert test.labelled() is test
+
+
+def test_stl10_at_another_size(tmp_path, unchecked_stl10):
+    pixels = write_stl10(tmp_path)
+    keys = data(dataset="stl10", train_path=str(tmp_path), image_size=64)
+    array = load_images(keys, "val")
+    first = Image.fromarray(pixels["test"][0]).resize((64, 64), Image.Resampling.BICUBIC)
+    assert array.size == (64, 64)
+    assert (array.images[0].numpy() == np.asarray(first)).all()
+
+
+def test_stl10_with_wrong_checksums_is_corrupt(tmp_path):
+    write_stl10(tmp_path)
+    with pytest.raises(ClspError, match="stl10 is corrupt or incomplete"):
+        load_images(data(dataset="stl10", train_path=str(tmp_path)), "train")
+
+
+def test_imagenet100_is_a_hundred_class_folders(tmp_path):
+    for number in range(100):
+        write_images(tmp_path / f"n{number:08d}", 1, size=(20 + number % 3, 18), seed=number)
+    keys = data(dataset="imagenet100", train_path=str(tmp_path), image_size=16)
+    array = load_images(keys, "train")
+    assert array.images.shape == (100, 16, 16, 3)
+    assert array.targets.tolist() == list(range(100))
+    write_images(tmp_path / "surplus", 1)
+    with pytest.raises(ClspError, match="has 101 class folders, imagenet100 has 100"):
+        load_images(keys, "train")
+
+
 def test_digits_are_balanced_and_deterministic():
     images, targets = make_digits(200, "train")
     assert images.shape == (200, 32, 32, 3)
