@@ -17,7 +17,17 @@ __all__ = ["IndexBatches", "PretrainData", "index_loader"]
 
 
 class _Passthrough(Dataset):
-    """An item is its index: the sampler hands out whole batches of indexes."""
+    """An item is its index: the sampler hands out whole batches of indexes.
+
+    Args:
+        num_images: how many there are to index.
+    """
+
+    def __init__(self, num_images: int):
+        self.num_images = num_images
+
+    def __len__(self) -> int:
+        return self.num_images
 
     def __getitem__(self, indexes: torch.Tensor) -> torch.Tensor:
         return indexes
@@ -71,7 +81,7 @@ class IndexBatches(Sampler[torch.Tensor]):
 
 def index_loader(batches: IndexBatches) -> DataLoader:
     """A loader of index batches; a training step gathers the images on its own device."""
-    return DataLoader(_Passthrough(), sampler=batches, batch_size=None)
+    return DataLoader(_Passthrough(batches.num_images), sampler=batches, batch_size=None)
 
 
 class PretrainData(pl.LightningDataModule):

@@ -299,7 +299,12 @@ def _count_crops(cfg: DictConfig) -> None:
     for number, block in enumerate(blocks):
         if not block or "crop_size" not in block or "num_crops" not in block:
             raise ClspError(f"augmentations.{number} needs crop_size and num_crops.")
-    large = [b.num_crops for b in blocks if b.crop_size == blocks[0].crop_size]
+    sizes = [block.crop_size for block in blocks]
+    if sizes != sorted(sizes, reverse=True):
+        raise ClspError(
+            f"augmentations make crops of {sizes} pixels, in this order; put the large ones first."
+        )
+    large = [b.num_crops for b in blocks if b.crop_size == sizes[0]]
     cfg.data.num_large_crops = sum(large)
     cfg.data.num_small_crops = sum(b.num_crops for b in blocks) - sum(large)
     if cfg.data.num_large_crops != 2:
