@@ -33,7 +33,10 @@ class Backbone:
 
 @dataclass
 class Data:
-    """Which images. ``num_train``, ``num_val`` and ``seed`` are of ``digits`` alone."""
+    """Which images. ``num_train``, ``num_val`` and ``seed`` are of ``digits`` alone.
+
+    ``extra`` and ``replicate`` add generated images to pre-training; see ``data.extra.inflate``.
+    """
 
     dataset: str = MISSING
     train_path: Optional[str] = None
@@ -42,6 +45,8 @@ class Data:
     num_workers: int = 4  # solo-learn's loaders; batches here need no workers
     no_labels: bool = False
     fraction: float = -1
+    extra: Optional[str] = None
+    replicate: int = 1
     image_size: Optional[int] = None
     num_train: int = 2000
     num_val: int = 1000
