@@ -89,6 +89,7 @@ def pretrain(
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
     compiled = _compile(cfg, len(train if places is None else places))
+    model.attach_images(train)
     if isinstance(model, SyntheticPositives):
         model.attach(train, cfg.data.mean, cfg.data.std, compile=compiled)
     data = PretrainData(

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.nn.functional import all_gather
 
-__all__ = ["gather", "rank", "world_size"]
+__all__ = ["average", "gather", "rank", "world_size"]
 
 
 def _active() -> bool:
@@ -19,6 +19,14 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if _active() else 1
+
+
+def average(x: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all processes, without a gradient; may change ``x``."""
+    if _active():
+        dist.all_reduce(x)
+        x /= dist.get_world_size()
+    return x
 
 
 def gather(x: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from clsp_plugin.methods.all4one import All4One
 from clsp_plugin.methods.barlow_twins import BarlowTwins
 from clsp_plugin.methods.base import BaseMethod, BaseMomentumMethod
 from clsp_plugin.methods.byol import BYOL
+from clsp_plugin.methods.cl_gan import CLGAN
 from clsp_plugin.methods.clsp_noaug import ClspNoaug
 from clsp_plugin.methods.dcl import DCL
 from clsp_plugin.methods.deepclusterv2 import DeepClusterV2
@@ -37,6 +38,7 @@ METHODS: dict[str, type] = {
     "all4one": All4One,
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
+    "cl_gan": CLGAN,
     "clsp_noaug": ClspNoaug,
     "dcl": DCL,
     "deepclusterv2": DeepClusterV2,

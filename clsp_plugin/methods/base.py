@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from clsp_plugin.data.images import ImageArray
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.methods.backbones import build_backbone
 from clsp_plugin.methods.joint import JointForward
@@ -141,6 +142,9 @@ class BaseMethod(JointForward, pl.LightningModule):
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         """Check the settings of the method and fill in their defaults; returns a new object."""
         return cfg
+
+    def attach_images(self, array: ImageArray) -> None:
+        """Called with the training images, for methods that look at more than their views."""
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
