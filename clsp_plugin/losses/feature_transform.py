@@ -74,9 +74,11 @@ def transformed_nt_xent_loss(
     Returns:
         The loss, a scalar. With a process group, negatives come from all processes.
     """
-    z = F.normalize(z.float(), dim=-1)
-    all_z, all_indexes = gather(z), gather(indexes)
-    first, second = extrapolate(*z.chunk(2), extrapolation)
+    views = F.normalize(z.float(), dim=-1).chunk(2)
+    # a view of all processes after the other, as in one process with the whole batch
+    all_z = torch.cat([gather(view) for view in views])
+    all_indexes = torch.cat([gather(half) for half in indexes.chunk(2)])
+    first, second = extrapolate(*views, extrapolation)
     anchors, positives = torch.cat([first, second]), torch.cat([second, first])
     negatives = interpolate(all_z, order, interpolation)
     own = indexes[:, None] == all_indexes

@@ -11,7 +11,7 @@ from torch import nn
 from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.distributed import gather
 from clsp_plugin.losses.prototypes import swapped_prediction_loss
-from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs
+from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
 from clsp_plugin.methods.prototypes import Prototypes
 
 _CENTER_MOMENTUM = 0.9
@@ -30,12 +30,7 @@ class DINOHead(nn.Module):
     def __init__(self, sizes: tuple[int, int, int], num_prototypes: int, norm: bool, scaled: bool):
         super().__init__()
         features, hidden, out = sizes
-        layers: list[nn.Module] = []
-        for inputs in (features, hidden):
-            layers.append(nn.Linear(inputs, hidden))
-            layers += [nn.BatchNorm1d(hidden)] if norm else []
-            layers.append(nn.GELU())
-        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, out))
+        self.mlp = mlp(features, hidden, hidden, out, norm=norm, activation=nn.GELU)
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)

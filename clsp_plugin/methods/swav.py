@@ -12,9 +12,10 @@ from clsp_plugin.losses.distributed import gather, rank
 from clsp_plugin.losses.prototypes import sinkhorn, swapped_prediction_loss
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
 from clsp_plugin.methods.prototypes import Prototypes
+from clsp_plugin.methods.queue import Queue, check_queue_size
 
 
-class SwAV(BaseMethod):
+class SwAV(Queue, BaseMethod):
     """Every view predicts which prototypes the large views are assigned to.
 
     Assignments are even over the images of all processes and, later, a queue of past ones; see
@@ -22,9 +23,9 @@ class SwAV(BaseMethod):
     queue with zeros and assigns them as if they were images; here only what was queued counts.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
-    ``temperature`` (default 0.1), ``num_prototypes`` (default 3000), ``sk_epsilon`` (default
-    0.05) and ``sk_iters`` (default 3) of the assignment, ``queue_size`` in images of all
-    processes (default 65536; 0: none), ``epoch_queue_starts`` (default 15),
+    ``temperature`` (default 0.1), ``num_prototypes`` (default 3000), ``sk_epsilon`` (default 0.05)
+    and ``sk_iters`` (default 3) of the assignment, ``queue_size`` (default 65536; a multiple of the
+    batch of all processes, or 0: none), ``epoch_queue_starts`` (default 15),
     ``freeze_prototypes_epochs`` (default 1; prototypes do not learn before).
     """
 
@@ -36,8 +37,7 @@ class SwAV(BaseMethod):
         hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
         self.projector = mlp(self.features_dim, hidden, out, norm=True)
         self.prototypes = Prototypes(out, kwargs.num_prototypes)
-        self.register_buffer("queue", torch.zeros(self.num_large_crops, kwargs.queue_size, out))
-        self.register_buffer("queued", torch.zeros(1, dtype=torch.long))  # ever, in images
+        self.register_queue(torch.zeros(kwargs.queue_size, self.num_large_crops, out))
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
@@ -61,7 +61,8 @@ class SwAV(BaseMethod):
                 f"method_kwargs.sk_iters={cfg.method_kwargs.sk_iters} must be at least 1 and "
                 f"sk_epsilon={cfg.method_kwargs.sk_epsilon} above 0."
             )
-        _check_queue(cfg.method_kwargs.queue_size, cfg.optimizer.batch_size)
+        if cfg.method_kwargs.queue_size:
+            check_queue_size(cfg)
         return cfg
 
     @property
@@ -71,11 +72,6 @@ class SwAV(BaseMethod):
             {"name": "projector", "params": self.projector.parameters()},
             {"name": "prototypes", "params": self.prototypes.parameters()},
         ]
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        step = self.cfg.optimizer.batch_size * self.trainer.world_size
-        _check_queue(self.kwargs.queue_size, step)
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim), unit norm, and its scores ``p`` (B, num_prototypes)."""
@@ -88,20 +84,11 @@ class SwAV(BaseMethod):
         """Even assignments of this process's images: (B, num_prototypes)."""
         everything = gather(scores.detach())
         if self.current_epoch >= self.kwargs.epoch_queue_starts:
-            filled = min(int(self.queued), self.kwargs.queue_size)
-            queued = self.prototypes(self.queue[view, :filled])
+            queued = self.queue[:, view]
+            queued = self.prototypes(queued[queued.any(dim=1)])  # a place not filled yet is zero
             everything = torch.cat([everything, queued.to(everything.dtype)])
         q = sinkhorn(everything, self.kwargs.sk_epsilon, self.kwargs.sk_iters)
         return q[rank() * len(scores) :][: len(scores)]
-
-    @torch.no_grad()
-    def _enqueue(self, z: torch.Tensor) -> None:
-        """Replace the oldest embeddings: (large crops, B, D) of all processes."""
-        if self.kwargs.queue_size == 0:
-            return
-        places = torch.arange(z.shape[1], device=z.device) + self.queued
-        self.queue[:, places % self.kwargs.queue_size] = z.to(self.queue.dtype)
-        self.queued += z.shape[1]
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """The swapped prediction over all views plus the probe's loss."""
@@ -109,7 +96,8 @@ class SwAV(BaseMethod):
         large = range(self.num_large_crops)
         targets = [self._assign(out["p"][view], view) for view in large]
         loss = swapped_prediction_loss(out["p"], targets, self.kwargs.temperature)
-        self._enqueue(torch.stack([gather(out["z"][view].detach()) for view in large]))
+        if self.queue_size:
+            self.enqueue((self.queue, torch.stack([out["z"][view] for view in large], dim=1)))
         self.log_epoch(train_loss=loss)
         return loss + out["loss"]
 
@@ -118,11 +106,3 @@ class SwAV(BaseMethod):
         if self.current_epoch < self.kwargs.freeze_prototypes_epochs:
             for parameter in self.prototypes.parameters():
                 parameter.grad = None
-
-
-def _check_queue(queue_size: int, step: int) -> None:
-    if queue_size and queue_size < step:
-        raise ClspError(
-            f"method_kwargs.queue_size={queue_size} does not hold the {step} images of a step; "
-            f"set method_kwargs.queue_size={step} or more, or 0 for none."
-        )
