@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
-from clsp_plugin.data.images import MEAN_STD, ImageArray
+from clsp_plugin.data.images import ImageArray, channel_statistics
 from clsp_plugin.data.random import Purpose, derive_key, key_normal, keys_for
 from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.distributed import average, rank
@@ -82,8 +82,7 @@ class CLGAN(SimCLR):
         }
         self._adam_states: dict[str, Any] = {}
         self._images: torch.Tensor | None = None
-        usual = MEAN_STD[self.cfg.data.dataset]
-        mean, std = self.cfg.data.mean or usual[0], self.cfg.data.std or usual[1]
+        mean, std = channel_statistics(self.cfg.data, self.cfg.augmentations)
         pipeline = AugmentationConfig.from_cfg(self.cfg.augmentations[0])
         self._augment = BatchAugmentation(pipeline, mean, std)
         self.register_buffer("_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)

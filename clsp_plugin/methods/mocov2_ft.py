@@ -7,6 +7,7 @@ from clsp_plugin.losses.feature_transform import draw_weight, extrapolate, inter
 from clsp_plugin.losses.info_nce import info_nce_loss
 from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs
 from clsp_plugin.methods.mocov2plus import KWARGS, MoCoV2Plus
+from clsp_plugin.methods.queue import check_queue_size
 from clsp_plugin.methods.simclr_ft import FT_KWARGS, check_alphas
 
 
@@ -27,6 +28,7 @@ class MoCoV2FT(MoCoV2Plus):
         cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
         cfg = check_method_kwargs(cfg, {**KWARGS, **FT_KWARGS})
         check_alphas(cfg)
+        check_queue_size(cfg)
         return cfg
 
     def contrast(self, query: torch.Tensor, key: torch.Tensor, queue: torch.Tensor) -> torch.Tensor:
