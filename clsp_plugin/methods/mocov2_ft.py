@@ -20,7 +20,8 @@ class MoCoV2FT(MoCoV2Plus):
     one direction; the symmetric base is that of CLSP's other MoCoV2 rows, whose settings the table
     does not give for this one.
 
-    ``method_kwargs``: MoCo v2+'s, ``pos_alpha`` (default 2.0), ``neg_alpha`` (default 1.6).
+    ``method_kwargs``: MoCo v2+'s, ``pos_alpha`` (default 2.0), ``neg_alpha`` (default 1.6),
+    ``mix_start_epoch`` (epochs of plain MoCo v2+ before, default 0).
     """
 
     @staticmethod
@@ -33,6 +34,8 @@ class MoCoV2FT(MoCoV2Plus):
 
     def contrast(self, query: torch.Tensor, key: torch.Tensor, queue: torch.Tensor) -> torch.Tensor:
         kwargs = self.cfg.method_kwargs
+        if self.current_epoch < kwargs.mix_start_epoch:
+            return super().contrast(query, key, queue)
         query, key = extrapolate(query, key, 1 + draw_weight(kwargs.pos_alpha))
         order = torch.randperm(queue.shape[1], device=queue.device)
         queue = interpolate(queue.T, order, draw_weight(kwargs.neg_alpha)).T

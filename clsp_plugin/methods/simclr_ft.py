@@ -9,12 +9,12 @@ from clsp_plugin.losses.feature_transform import draw_weight, transformed_nt_xen
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs
 from clsp_plugin.methods.simclr import KWARGS, SimCLR
 
-FT_KWARGS = {"pos_alpha": 2.0, "neg_alpha": 1.6}
+FT_KWARGS = {"pos_alpha": 2.0, "neg_alpha": 1.6, "mix_start_epoch": 0}
 
 
 def check_alphas(cfg: DictConfig) -> None:
     """Refuse parameters that no Beta distribution has."""
-    for name in FT_KWARGS:
+    for name in ("pos_alpha", "neg_alpha"):
         if not cfg.method_kwargs[name] > 0:
             raise ClspError(f"method_kwargs.{name}={cfg.method_kwargs[name]} must be above 0.")
 
@@ -30,7 +30,10 @@ class SimCLRFT(SimCLR):
     a positive. CLSP's table gives its rows no settings: ours are SimCLR's, with the alphas that
     Zhu et al. train with.
 
-    ``method_kwargs``: SimCLR's, ``pos_alpha`` (default 2.0), ``neg_alpha`` (default 1.6).
+    ``method_kwargs``: SimCLR's, ``pos_alpha`` (default 2.0), ``neg_alpha`` (default 1.6),
+    ``mix_start_epoch`` (epochs of plain SimCLR before, default 0). Extrapolation lowers the
+    scores of positives so far at first that to collapse is the way down; a short training needs
+    a few plain epochs before.
     """
 
     takes_small_crops = False
@@ -44,6 +47,8 @@ class SimCLRFT(SimCLR):
 
     def contrast(self, z: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
         kwargs = self.cfg.method_kwargs
+        if self.current_epoch < kwargs.mix_start_epoch:
+            return super().contrast(z, indexes)
         return transformed_nt_xent_loss(
             z,
             indexes,
