@@ -27,7 +27,7 @@ TINY = (
     "auto_resume.enabled=False",
     "checkpoint.frequency=1",
 )
-# Sizes among a method's settings, brought down where its shipped configuration has them.
+# Sizes (and a start) among a method's settings, brought down where its shipped configuration has them.
 SMALL = {
     "proj_hidden_dim": 16,
     "proj_output_dim": 8,
@@ -37,6 +37,8 @@ SMALL = {
     "num_prototypes": 12,
     "latent_dim": 8,
     "gan_width": 4,
+    "num_generated": 8,
+    "mix_start_epoch": 0,
 }
 
 

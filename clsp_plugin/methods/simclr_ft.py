@@ -31,9 +31,9 @@ class SimCLRFT(SimCLR):
     Zhu et al. train with.
 
     ``method_kwargs``: SimCLR's, ``pos_alpha`` (default 2.0), ``neg_alpha`` (default 1.6),
-    ``mix_start_epoch`` (epochs of plain SimCLR before, default 0). Extrapolation lowers the
-    scores of positives so far at first that to collapse is the way down; a short training needs
-    a few plain epochs before.
+    ``mix_start_epoch`` (epochs of plain SimCLR before, default 0 as theirs). Extrapolation
+    pulls positives harder than negatives push, so from the first step on a training may collapse,
+    as ours on ``digits`` did.
     """
 
     takes_small_crops = False
