@@ -27,7 +27,7 @@ TINY = (
     "auto_resume.enabled=False",
     "checkpoint.frequency=1",
 )
-# Sizes (and a start) among a method's settings, brought down where its shipped configuration has them.
+# Sizes among a method's settings, brought down where its shipped configuration has them.
 SMALL = {
     "proj_hidden_dim": 16,
     "proj_output_dim": 8,
