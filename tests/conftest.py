@@ -34,6 +34,11 @@ SMALL = {
     "pred_hidden_dim": 16,
     "queue_size": 64,
     "whitening_size": 16,
+    "num_prototypes": 12,
+    "latent_dim": 8,
+    "gan_width": 4,
+    "num_generated": 8,
+    "mix_start_epoch": 0,
 }
 
 
@@ -55,7 +60,11 @@ def tiny(tmp_path):
     def make(method: str, *overrides: str):
         name = _shipped(method)
         settings = compose("pretrain", name).get("method_kwargs") or {}
-        shrunk = [f"method_kwargs.{key}={SMALL[key]}" for key in settings if key in SMALL]
+        shrunk = [
+            f"method_kwargs.{key}={[SMALL[key]] * 2 if OmegaConf.is_list(value) else SMALL[key]}"
+            for key, value in settings.items()
+            if key in SMALL
+        ]
         cfg = compose(
             "pretrain",
             name,

@@ -121,7 +121,7 @@ BAD = {
     "misspelt key": (["pretrain", "--config-name", "simclr", "optimzer.lr=1"],
                      "did you mean 'optimizer'"),
     "not a key=value": (["pretrain", "--config-name", "simclr", "lr"], "lr"),
-    "unknown group": (["pretrain", "--config-name", "simclr", "augmentations=none"],
+    "unknown group": (["pretrain", "--config-name", "simclr", "augmentations=nothing"],
                       "augmentations"),
     "missing folder": (["pretrain", "--config-name", "simclr", "data.dataset=custom",
                         "data.train_path=nowhere"], "nowhere does not exist"),

@@ -23,6 +23,7 @@ __all__ = [
     "channel_statistics",
     "fingerprint_of",
     "image_digest",
+    "load_image_files",
     "load_images",
     "to_pixels",
 ]
@@ -250,14 +251,11 @@ def _load_folder(root: Path, name: str, data: Mapping[str, Any]) -> ImageArray:
             f"folders that hold one folder of images per class."
         )
     if data.get("no_labels", False):
-        files = sorted(f for f in root.rglob("*") if _is_image(f))
-        targets, classes = [-1] * len(files), ()
-    else:
-        files, targets, classes = _class_folders(root)
-    if not files:
-        raise ClspError(f"{root} holds no images ({', '.join(sorted(_EXTENSIONS))}).")
+        images = torch.from_numpy(load_image_files(root, data.get("image_size")))
+        return ImageArray(images, torch.full((len(images),), -1), (), name)
+    files, targets, classes = _class_folders(root)
     expected = _NUM_CLASSES.get(data["dataset"])
-    if classes and expected not in (None, len(classes)):
+    if expected not in (None, len(classes)):
         raise ClspError(
             f"{root} has {len(classes)} class folders, {data['dataset']} has {expected} classes; "
             f"point data.train_path and data.val_path at the folders that hold them, or set "
@@ -265,6 +263,22 @@ def _load_folder(root: Path, name: str, data: Mapping[str, Any]) -> ImageArray:
         )
     images = _decode(files, data.get("image_size"))
     return ImageArray(torch.from_numpy(images), torch.tensor(targets), classes, name)
+
+
+def load_image_files(root: Path, image_size: int | None) -> np.ndarray:
+    """All images under a folder, in the order of their paths: uint8 (N, H, W, 3).
+
+    Args:
+        root: searched recursively.
+        image_size: see :func:`to_pixels`.
+
+    Raises:
+        ClspError: no images, a corrupt one, or several sizes without ``image_size``.
+    """
+    files = sorted(f for f in root.rglob("*") if _is_image(f))
+    if not files:
+        raise ClspError(f"{root} holds no images ({', '.join(sorted(_EXTENSIONS))}).")
+    return _decode(files, image_size)
 
 
 def _class_folders(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:

@@ -17,7 +17,17 @@ __all__ = ["IndexBatches", "PretrainData", "index_loader"]
 
 
 class _Passthrough(Dataset):
-    """An item is its index: the sampler hands out whole batches of indexes."""
+    """An item is its index: the sampler hands out whole batches of indexes.
+
+    Args:
+        num_images: how many there are to index.
+    """
+
+    def __init__(self, num_images: int):
+        self.num_images = num_images
+
+    def __len__(self) -> int:
+        return self.num_images
 
     def __getitem__(self, indexes: torch.Tensor) -> torch.Tensor:
         return indexes
@@ -69,9 +79,15 @@ class IndexBatches(Sampler[torch.Tensor]):
             yield batch[self.rank :: self.world_size]
 
 
-def index_loader(batches: IndexBatches) -> DataLoader:
-    """A loader of index batches; a training step gathers the images on its own device."""
-    return DataLoader(_Passthrough(), sampler=batches, batch_size=None)
+def index_loader(batches: IndexBatches, num_images: int | None = None) -> DataLoader:
+    """A loader of index batches; a training step gathers the images on its own device.
+
+    Args:
+        batches: what it yields.
+        num_images: length of the loader's ``dataset``, if it is not that of ``batches``.
+    """
+    dataset = _Passthrough(batches.num_images if num_images is None else num_images)
+    return DataLoader(dataset, sampler=batches, batch_size=None)
 
 
 class PretrainData(pl.LightningDataModule):
@@ -89,6 +105,8 @@ class PretrainData(pl.LightningDataModule):
         mean: per channel, for pixels in [0, 1].
         std: per channel, for pixels in [0, 1].
         compile: compile the augmentations.
+        places: which training image stands at each place of an epoch, int64; by default each
+            image once. An image at several places is augmented anew at each.
     """
 
     def __init__(
@@ -101,8 +119,10 @@ class PretrainData(pl.LightningDataModule):
         mean: Sequence[float],
         std: Sequence[float],
         compile: bool = False,
+        places: torch.Tensor | None = None,
     ):
         super().__init__()
+        self.places = places
         self.arrays = {"train": train, "val": val}
         self.batch_size, self.seed = batch_size, seed
         self.mean, self.std = mean, std
@@ -114,8 +134,11 @@ class PretrainData(pl.LightningDataModule):
         self._resident: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _batches(self, split: str, shuffle: bool) -> DataLoader:
+        num_images = num_places = len(self.arrays[split])
+        if split == "train" and self.places is not None:
+            num_places = len(self.places)
         batches = IndexBatches(
-            len(self.arrays[split]),
+            num_places,
             self.batch_size,
             self.seed if shuffle else None,
             self.trainer.global_rank,
@@ -123,11 +146,11 @@ class PretrainData(pl.LightningDataModule):
         )
         if len(batches) == 0:
             raise ClspError(
-                f"{len(self.arrays[split])} training images do not fill one batch of "
+                f"{num_places} training images do not fill one batch of "
                 f"{self.batch_size} x {self.trainer.world_size} processes; set a smaller "
                 f"optimizer.batch_size."
             )
-        return index_loader(batches)
+        return index_loader(batches, num_images)
 
     def train_dataloader(self) -> DataLoader:
         return self._batches("train", shuffle=True)
@@ -141,20 +164,29 @@ class PretrainData(pl.LightningDataModule):
             self._resident[split] = (array.images.to(device), array.targets.to(device))
         return self._resident[split]
 
-    def on_after_batch_transfer(self, indexes: torch.Tensor, dataloader_idx: int) -> list[Any]:
-        if self.trainer.training:
-            images, targets = self._on("train", indexes.device)
-            return [indexes, self.views(images[indexes], indexes), targets[indexes]]
-        images, targets = self._on("val", indexes.device)
-        return [self.plain(images[indexes]), targets[indexes]]
+    def on_after_batch_transfer(self, batch: torch.Tensor, dataloader_idx: int) -> list[Any]:
+        if not self.trainer.training:
+            images, targets = self._on("val", batch.device)
+            return [self.plain(images[batch]), targets[batch]]
+        images, targets = self._on("train", batch.device)
+        indexes = batch
+        if self.places is not None:
+            self.places = self.places.to(batch.device)
+            indexes = self.places[batch]
+        return [indexes, self.views(images[indexes], batch), targets[indexes]]
 
-    def views(self, images: torch.Tensor, indexes: torch.Tensor) -> list[torch.Tensor]:
-        """All augmented views of uint8 (B, H, W, 3): float32 (B, 3, crop, crop) each."""
+    def views(self, images: torch.Tensor, places: torch.Tensor) -> list[torch.Tensor]:
+        """All augmented views of uint8 (B, H, W, 3): float32 (B, 3, crop, crop) each.
+
+        Args:
+            images: what stands at the places.
+            places: int64 (B,), of the epoch; they key the random parameters.
+        """
         epoch = self.trainer.current_epoch
         out = []
         for number, pipeline in enumerate(self.pipelines):
             base = derive_key(self.seed, Purpose.AUGMENTATION, epoch, number)
-            out.append(pipeline(images, keys_for(base, indexes)))
+            out.append(pipeline(images, keys_for(base, places)))
         return out
 
     def plain(self, images: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,8 @@ class Purpose:
     DIGITS = 6
     TRAINING = 7
     PROBE = 8
+    CLUSTERING = 9
+    LATENT = 10
 
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer

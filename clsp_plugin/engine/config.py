@@ -33,7 +33,10 @@ class Backbone:
 
 @dataclass
 class Data:
-    """Which images. ``num_train``, ``num_val`` and ``seed`` are of ``digits`` alone."""
+    """Which images. ``num_train``, ``num_val`` and ``seed`` are of ``digits`` alone.
+
+    ``extra`` and ``replicate`` add generated images to pre-training; see ``data.extra.inflate``.
+    """
 
     dataset: str = MISSING
     train_path: Optional[str] = None
@@ -42,6 +45,8 @@ class Data:
     num_workers: int = 4  # solo-learn's loaders; batches here need no workers
     no_labels: bool = False
     fraction: float = -1
+    extra: Optional[str] = None
+    replicate: int = 1
     image_size: Optional[int] = None
     num_train: int = 2000
     num_val: int = 1000
@@ -299,7 +304,12 @@ def _count_crops(cfg: DictConfig) -> None:
     for number, block in enumerate(blocks):
         if not block or "crop_size" not in block or "num_crops" not in block:
             raise ClspError(f"augmentations.{number} needs crop_size and num_crops.")
-    large = [b.num_crops for b in blocks if b.crop_size == blocks[0].crop_size]
+    sizes = [block.crop_size for block in blocks]
+    if sizes != sorted(sizes, reverse=True):
+        raise ClspError(
+            f"augmentations make crops of {sizes} pixels, in this order; put the large ones first."
+        )
+    large = [b.num_crops for b in blocks if b.crop_size == sizes[0]]
     cfg.data.num_large_crops = sum(large)
     cfg.data.num_small_crops = sum(b.num_crops for b in blocks) - sum(large)
     if cfg.data.num_large_crops != 2:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.data.augmentation import can_compile
+from clsp_plugin.data.extra import inflate
 from clsp_plugin.data.images import ImageArray, channel_statistics, load_images
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.random import Purpose, derive_key
@@ -73,7 +74,9 @@ def pretrain(
             before a file is written.
     """
     cfg = parse_cfg(given, METHODS)
-    train, val = load_images(cfg.data, "train"), load_images(cfg.data, "val")
+    train, places = inflate(load_images(cfg.data, "train"), cfg.data)
+    val = load_images(cfg.data, "val")
+    _check_extra(cfg)
     cfg.data.num_classes = max(1, len(train.classes))
     cfg.data.mean, cfg.data.std = channel_statistics(cfg.data, cfg.augmentations)
     checkpoint = _continue_from(cfg)
@@ -85,12 +88,13 @@ def pretrain(
     model = METHODS[cfg.method](cfg)
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
-    compiled = _compile(cfg, len(train))
+    compiled = _compile(cfg, len(train if places is None else places))
+    model.attach_images(train)
     if isinstance(model, SyntheticPositives):
         model.attach(train, cfg.data.mean, cfg.data.std, compile=compiled)
     data = PretrainData(
         train, val, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed,
-        cfg.data.mean, cfg.data.std, compile=compiled,
+        cfg.data.mean, cfg.data.std, compile=compiled, places=places,
     )  # fmt: skip
     run_dir = checkpoint.parent if checkpoint is not None else new_run_dir(cfg)
     history = History()
@@ -105,6 +109,16 @@ def pretrain(
     if trainer.interrupted:  # Lightning may return from an interrupt
         raise KeyboardInterrupt
     return _finish(cfg, trainer, run_dir, history, train, time.perf_counter() - started)
+
+
+def _check_extra(cfg: DictConfig) -> None:
+    """Third views are keyed by image, and candidates are of the real ones."""
+    third = issubclass(METHODS[cfg.method], SyntheticPositives)
+    if third and cfg.data.extra is not None and cfg.synthetic.weight > 0:
+        raise ClspError(
+            f"{cfg.method} makes a third view of every image and data.extra={cfg.data.extra} has "
+            f"none; take the method without it, or leave data.extra and data.replicate out."
+        )
 
 
 def _continue_from(cfg: DictConfig) -> Path | None:

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.nn.functional import all_gather
 
-__all__ = ["gather", "rank"]
+__all__ = ["average", "gather", "rank", "world_size"]
 
 
 def _active() -> bool:
@@ -14,6 +14,19 @@ def _active() -> bool:
 def rank() -> int:
     """This process's number; 0 without a process group."""
     return dist.get_rank() if _active() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if _active() else 1
+
+
+def average(x: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all processes, without a gradient; may change ``x``."""
+    if _active():
+        dist.all_reduce(x)
+        x /= dist.get_world_size()
+    return x
 
 
 def gather(x: torch.Tensor) -> torch.Tensor:

@@ -72,6 +72,8 @@ def build_backbone(backbone: Mapping[str, Any], dataset: str) -> tuple[nn.Module
     if name.startswith("resnet"):
         # torchvision's initialisation, which solo-learn and the authors use
         kwargs.setdefault("zero_init_last", False)
+    if backbone["name"] in _ALIASES and name.startswith("vit"):
+        kwargs.setdefault("dynamic_img_size", True)  # small crops have fewer patches
     try:
         module = timm.create_model(name, num_classes=0, **kwargs)
     except (TypeError, ValueError, AssertionError) as error:

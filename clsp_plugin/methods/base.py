@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from clsp_plugin.data.images import ImageArray
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.methods.backbones import build_backbone
 from clsp_plugin.methods.joint import JointForward
@@ -31,7 +32,7 @@ def check_method_kwargs(cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig
     """
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
-    given = dict(cfg.get("method_kwargs") or {})
+    given = OmegaConf.to_container(OmegaConf.create(cfg.get("method_kwargs") or {}))
     for name in given:
         if name not in defaults:
             raise ClspError(
@@ -112,13 +113,23 @@ class BaseMethod(JointForward, pl.LightningModule):
     A batch is ``[indexes (B,), views, targets (B,)]`` with ``views`` a list of (B, 3, H, W): the
     large crops first, then the small ones.
 
+    Attributes:
+        takes_small_crops: whether the method has a use for them (multi-crop).
+
     Args:
         cfg: a configuration as ``engine.config.parse_cfg`` returns it.
     """
 
+    takes_small_crops = False
+
     def __init__(self, cfg: DictConfig):
         super().__init__()
         cfg = self.add_and_assert_specific_cfg(cfg)
+        if cfg.data.num_small_crops and not self.takes_small_crops:
+            raise ClspError(
+                f"augmentations make {cfg.data.num_small_crops} small crops and {cfg.method} takes "
+                f"large ones alone; give every augmentation the same crop_size."
+            )
         self.cfg = cfg
         self.backbone, self.features_dim = build_backbone(cfg.backbone, cfg.data.dataset)
         self.num_classes: int = cfg.data.num_classes
@@ -131,6 +142,9 @@ class BaseMethod(JointForward, pl.LightningModule):
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         """Check the settings of the method and fill in their defaults; returns a new object."""
         return cfg
+
+    def attach_images(self, array: ImageArray) -> None:
+        """Called with the training images, for methods that look at more than their views."""
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:

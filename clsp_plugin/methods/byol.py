@@ -22,6 +22,8 @@ class BYOL(BaseMomentumMethod):
     projector and the predictor).
     """
 
+    takes_small_crops = True
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs

@@ -49,7 +49,8 @@ class Queue:
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        check_queue_size(self.cfg, self.trainer.world_size)
+        if self.queue_size:  # SwAV can do without one
+            check_queue_size(self.cfg, self.trainer.world_size)
 
     @torch.no_grad()
     def enqueue(self, *buffers: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -64,7 +65,7 @@ class Queue:
         for buffer, rows in buffers:
             rows = gather(rows.detach())
             assert self.queue_size % len(rows) == 0, (self.queue_size, len(rows))
-            buffer[start : start + len(rows)] = rows
+            buffer[start : start + len(rows)] = rows.to(buffer.dtype)
         self.queue_ptr[0] = (start + len(rows)) % self.queue_size
 
 

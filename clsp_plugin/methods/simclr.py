@@ -19,6 +19,8 @@ class SimCLR(BaseMethod):
     ``temperature`` (default 0.2).
     """
 
+    takes_small_crops = True
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs

@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from clsp_plugin.cli import compose, shipped
 from clsp_plugin.engine.config import Data, parse_cfg, trainer_kwargs, typed
 from clsp_plugin.errors import ClspError
+from clsp_plugin.evaluation.verbs import Linear
 from clsp_plugin.methods import METHODS
 
 
@@ -106,6 +107,27 @@ def test_shipped_configurations_are_complete(path):
     assert f"{path.stem}_".startswith(f"{parsed.method}_")  # a variant has a longer name
     assert (path.parent / f"{path.stem}.sh").exists()
     METHODS[parsed.method].add_and_assert_specific_cfg(parsed)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((shipped() / "linear").rglob("*.yaml")),
+    ids=lambda p: f"{p.parent.name}-{p.stem}",
+)
+def test_shipped_linear_evaluations_are_complete(path):
+    name = path.relative_to(shipped() / "linear").with_suffix("")
+    cfg = typed(compose("linear", str(name), ["pretrained_feature_extractor=x"]), Linear)
+    assert cfg.lr[0] > 0
+    assert cfg.max_epochs == 100
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar", "stl10", "imagenet-100", "custom"])
+@pytest.mark.parametrize("method", ["swav", "dino", "deepclusterv2"])
+def test_multi_crop_is_one_setting(dataset, method):
+    cfg = compose("pretrain", f"{dataset}/{method}", ["augmentations=multicrop"])
+    parsed = parse_cfg(cfg, METHODS)
+    assert parsed.data.num_large_crops == 2
+    assert parsed.data.num_small_crops == (4 if dataset == "digits" else 6)
 
 
 def test_the_authors_rates_reach_the_optimiser():

@@ -28,6 +28,12 @@ from clsp_plugin.losses.nt_xent import nt_xent_loss
         # stochastic depth draws from the global generator
         ("simclr_aug", ("backbone.kwargs.drop_path_rate=0.5",)),
         ("byol", ("accumulate_grad_batches=2",)),
+        ("swav", ()),
+        ("dino", ()),
+        ("deepclusterv2", ()),
+        ("simclr_ft", ()),
+        ("mocov2_ft", ()),
+        ("cl_gan", ()),
     ],
 )
 def test_continued_run_equals_an_uninterrupted_one(tiny, store, interrupt, method, extra):

@@ -25,7 +25,13 @@ from clsp_plugin.methods.whitening import IterNorm, whiten
 if "SOLO_LEARN_DIR" not in os.environ:
     pytest.skip("set SOLO_LEARN_DIR to a solo-learn clone", allow_module_level=True)
 
-BASES = sorted(name for name in METHODS if not issubclass(METHODS[name], SyntheticPositives))
+# Their prototypes, queues and memories are made otherwise: test_losses_prototypes.py.
+PROTOTYPES = {"deepclusterv2", "dino", "swav"}
+BASES = sorted(
+    name
+    for name in METHODS.keys() - PROTOTYPES
+    if not issubclass(METHODS[name], SyntheticPositives)
+)
 # Modules of solo-learn's that ours keep elsewhere or do without.
 EXTRA = {"all4one": {"queue_index", "pos_enc.penc.penc.inv_freq"}}
 

@@ -1,0 +1,92 @@
+"""Generated images as further training images, beside the real ones.
+
+AdaInf, "Do Generated Data Always Help Contrastive Learning?" (Wang et al., ICLR 2024): a real
+image counts several times in an epoch and a generated one once, under weaker augmentation than
+without generated images.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clsp_plugin.data.images import ImageArray, load_image_files
+from clsp_plugin.data.store import MANIFEST, CandidateStore
+from clsp_plugin.errors import ClspError
+
+__all__ = ["inflate"]
+
+
+def inflate(real: ImageArray, data: Mapping[str, Any]) -> tuple[ImageArray, torch.Tensor | None]:
+    """Add the images that ``data.extra`` names.
+
+    Args:
+        real: the training images.
+        data: the configuration's ``data`` block: ``extra`` is a folder of images (class folders
+            mean nothing), a ``.npy`` of uint8 (N, H, W, 3) or (N, K, H, W, 3), or a candidate
+            store, all of whose candidates are taken; ``replicate`` is how many times a real image
+            counts in an epoch.
+
+    Returns:
+        The images, real ones first, without labels (-1) for the extra ones; and which of them
+        stands at each place of an epoch, int64. Without ``extra``: ``real`` itself, and None.
+
+    Raises:
+        ClspError: nothing there, images of another size, or a bad ``replicate``.
+    """
+    path, replicate = data.get("extra"), data.get("replicate", 1)
+    if replicate < 1:
+        raise ClspError(f"data.replicate={replicate} must be at least 1.")
+    if path is None:
+        if replicate != 1:
+            raise ClspError(
+                f"data.replicate={replicate} weighs real images against data.extra, which is not "
+                f"set; name extra images, or train for more epochs."
+            )
+        return real, None
+    extra = _load(Path(path), data)
+    if tuple(extra.shape[1:]) != (*real.size, 3):
+        raise ClspError(
+            f"The images of data.extra={path} are {extra.shape[1]}x{extra.shape[2]}, those of "
+            f"{real.name} are {real.size[0]}x{real.size[1]}; make them of one size."
+        )
+    images = ImageArray(
+        torch.cat([real.images, extra]),
+        torch.cat([real.targets, torch.full((len(extra),), -1)]),
+        real.classes,
+        f"{real.name}+{len(extra)}",
+    )
+    places = [torch.arange(len(real)).repeat(replicate), len(real) + torch.arange(len(extra))]
+    return images, torch.cat(places)
+
+
+def _load(path: Path, data: Mapping[str, Any]) -> torch.Tensor:
+    """uint8 (N, H, W, 3)."""
+    if path.suffix == ".npy" and path.is_file():
+        array = _read_array(path)
+    elif (path / MANIFEST).is_file():
+        store = CandidateStore(path)
+        array = store.images(range(store.num_images))
+    elif path.is_dir():
+        return torch.from_numpy(load_image_files(path, data.get("image_size")))
+    else:
+        raise ClspError(
+            f"There is nothing at data.extra={path}; name a folder of images, a .npy array or a "
+            f"candidate store (`clsp generate w=1 out={path}` makes one of unconditional samples)."
+        )
+    return torch.from_numpy(np.ascontiguousarray(array).reshape(-1, *array.shape[-3:]))
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path)
+    except (ValueError, EOFError, OSError) as error:
+        raise ClspError(f"{path} is not a readable .npy file ({error}).") from error
+    if array.ndim not in (4, 5) or array.shape[-1] != 3 or array.dtype != np.uint8:
+        raise ClspError(
+            f"{path} holds {array.dtype} {array.shape}; extra images are uint8 of shape "
+            f"(images, height, width, 3) or (images, candidates, height, width, 3)."
+        )
+    return array

@@ -1,0 +1,258 @@
+"""CL-GAN: SimCLR beside a pair of generators that make harder and harder positives.
+
+"Synthetic Data Can Also Teach: Synthesizing Effective Data for Unsupervised Visual
+Representation Learning" (Wu et al., AAAI 2023).
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import nn
+
+from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
+from clsp_plugin.data.images import ImageArray, channel_statistics
+from clsp_plugin.data.random import Purpose, derive_key, key_normal, keys_for
+from clsp_plugin.errors import ClspError
+from clsp_plugin.losses.distributed import average, rank
+from clsp_plugin.losses.nt_xent import nt_xent_loss
+from clsp_plugin.methods.base import BaseMethod, check_method_kwargs
+from clsp_plugin.methods.gan import Discriminator, Generator, discriminator_loss, generator_loss
+from clsp_plugin.methods.simclr import KWARGS, SimCLR
+
+_ADAM = {"lr": 2e-4, "betas": (0.0, 0.9)}
+
+
+class CLGAN(SimCLR):
+    """Real images and generated pairs in one contrastive loss; the pairs grow apart.
+
+    What the paper says: two generators make two similar but distinct images; two views of each,
+    four in all, are positives of each other in SimCLR's loss, beside the real images; generators
+    and encoder are trained jointly and against each other, and the similarity of a pair is
+    decreased as training goes.
+
+    Here, with ``u`` a normal latent, ``x_g = G_g(u)`` and ``s`` the mean cosine similarity of the
+    encoder's ``z`` for ``x_1`` and ``x_2``::
+
+        L            = NT-Xent over 2 views of real images and 4 views of generated pairs
+        L_D          = sum_g  mean max(0, 1 - D(x)) + mean max(0, 1 + D(x_g))
+        L_G1 + L_G2  = sum_g -mean D(x_g)  +  pair_weight * mean (cos(z_1, z_2) - target)^2
+
+    ``target`` falls linearly over the epochs from 1 to ``final_similarity``.
+
+    What we had to guess: the networks (DCGAN with spectral normalisation, hinge loss, Adam with
+    rate 2e-4 and betas 0, 0.9, one step each a batch); that the second generator starts as the
+    first with a tenth of noise on its weights (equal ones would stay equal) and both get one
+    latent, which is what makes a pair similar; the schedule of the similarity and where it ends;
+    the share of generated images; and that they enter the encoder's loss only after ``start_epoch``
+    epochs, when they are no longer noise. We leave out the paper's other proposal, single hard
+    samples.
+
+    The generators and the discriminator have optimisers of their own, in the checkpoint; Lightning
+    steps the encoder alone.
+
+    ``method_kwargs``: SimCLR's, ``num_generated`` (pairs a step and process, default 0: half of
+    the batch), ``start_epoch`` (default 1), ``final_similarity`` (default 0.5),
+    ``pair_weight`` (default 1.0), ``latent_dim`` (default 128), ``gan_width`` (channels, default
+    64).
+    """
+
+    takes_small_crops = False
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        self.kwargs = kwargs = self.cfg.method_kwargs
+        size = self.cfg.augmentations[0].crop_size
+        first = Generator(size, kwargs.latent_dim, kwargs.gan_width)
+        second = copy.deepcopy(first)
+        for parameter in second.parameters():
+            parameter.data += 0.1 * parameter.abs().mean() * torch.randn_like(parameter)
+        self.generators = nn.ModuleList([first, second])
+        self.discriminator = Discriminator(size, kwargs.gan_width)
+        # Lightning, its gradient reduction included, has nothing to do with these
+        self.generators.requires_grad_(False)
+        self.discriminator.requires_grad_(False)
+        self.adams = {
+            "generators": torch.optim.Adam(self.generators.parameters(), **_ADAM),
+            "discriminator": torch.optim.Adam(self.discriminator.parameters(), **_ADAM),
+        }
+        self._adam_states: dict[str, Any] = {}
+        self._images: torch.Tensor | None = None
+        mean, std = channel_statistics(self.cfg.data, self.cfg.augmentations)
+        pipeline = AugmentationConfig.from_cfg(self.cfg.augmentations[0])
+        self._augment = BatchAugmentation(pipeline, mean, std)
+        self.register_buffer("_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
+        defaults = {
+            "num_generated": 0,
+            "start_epoch": 1,
+            "final_similarity": 0.5,
+            "pair_weight": 1.0,
+            "latent_dim": 128,
+            "gan_width": 64,
+        }
+        cfg = check_method_kwargs(cfg, {**KWARGS, **defaults})
+        kwargs = cfg.method_kwargs
+        kwargs.num_generated = kwargs.num_generated or max(2, cfg.optimizer.batch_size // 2)
+        if not 2 <= kwargs.num_generated <= cfg.optimizer.batch_size:
+            raise ClspError(
+                f"method_kwargs.num_generated={kwargs.num_generated} must be between 2 and "
+                f"optimizer.batch_size={cfg.optimizer.batch_size}."
+            )
+        if not -1 <= kwargs.final_similarity <= 1:
+            raise ClspError(
+                f"method_kwargs.final_similarity={kwargs.final_similarity} is no cosine; give a "
+                f"number between -1 and 1."
+            )
+        return cfg
+
+    def attach_images(self, array: ImageArray) -> None:
+        """Take the training images for the discriminator.
+
+        Raises:
+            ClspError: they have not the size of the crops, which is what is generated.
+        """
+        size = self.cfg.augmentations[0].crop_size
+        if array.size != (size, size):
+            raise ClspError(
+                f"{self.cfg.method} generates images of crop_size={size} and those of {array.name} "
+                f"are {array.size[0]}x{array.size[1]}; set data.image_size={size}."
+            )
+        self._images = array.images
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["cl_gan"] = {name: adam.state_dict() for name, adam in self.adams.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._adam_states = checkpoint["cl_gan"]
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        for name, state in self._adam_states.items():  # now that the networks are where they train
+            self.adams[name].load_state_dict(state)
+        self._adam_states = {}
+
+    @property
+    def target_similarity(self) -> float:
+        """Of a pair, in the current epoch."""
+        progress = self.current_epoch / max(self.cfg.max_epochs - 1, 1)
+        return 1 - (1 - self.kwargs.final_similarity) * min(progress, 1.0)
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """SimCLR's loss over real and generated images plus the probe's; trains the GAN besides."""
+        out = BaseMethod.training_step(self, batch, batch_idx)
+        key = derive_key(self.cfg.seed, Purpose.LATENT, self.current_epoch, batch_idx, rank())
+        pair = self.train_gan(batch[0], key)
+        z, indexes = torch.cat(out["z"]), batch[0].repeat(self.num_crops)
+        if self.current_epoch >= self.kwargs.start_epoch:
+            generated, names = self._embed_views(pair, key)
+            z, indexes = torch.cat([z, generated]), torch.cat([indexes, names])
+        loss = self.contrast(z, indexes)
+        self.log_epoch(train_loss=loss)
+        return loss + out["loss"]
+
+    def contrast(self, z: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
+        """The loss of embeddings; negative indexes name generated pairs."""
+        return nt_xent_loss(z, indexes, self.kwargs.temperature)
+
+    def _embed_views(
+        self, pair: Sequence[torch.Tensor], key: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two views of each image of each pair: ``z`` (4 * B, D), and names (4 * B,) below 0."""
+        number = torch.arange(len(pair[0]), device=self.device)
+        views = []
+        for generator, images in enumerate(pair):
+            pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+            pixels = pixels.permute(0, 2, 3, 1).contiguous()
+            for view in range(2):
+                base = derive_key(key, Purpose.AUGMENTATION, generator, view)
+                views.append(self._augment(pixels, keys_for(base, number)))
+        names = -1 - (number + rank() * len(number))
+        return self(torch.cat(views))["z"], names.repeat(len(views))
+
+    def train_gan(self, indexes: torch.Tensor, key: int) -> list[torch.Tensor]:
+        """One step of the discriminator and one of the generators.
+
+        Args:
+            indexes: int64 (B,), real images.
+            key: of the latents.
+
+        Returns:
+            The pair that the generators made before their step: (num_generated, 3, size, size)
+            each, in [-1, 1], without a gradient.
+        """
+        if self._images is None:
+            raise ClspError(
+                f"{self.cfg.method} was not told which images it trains on; call "
+                f"attach_images(images) before fitting."
+            )
+        self._images = self._images.to(self.device)
+        real = self._images[indexes[: self.kwargs.num_generated]]
+        real = real.permute(0, 3, 1, 2).float() / 127.5 - 1
+        keys = keys_for(key, torch.arange(self.kwargs.num_generated, device=self.device))
+        latents = key_normal(keys, self.kwargs.latent_dim)
+        with torch.autocast(self.device.type, enabled=False), _learning(self.generators):
+            pair = [generator(latents) for generator in self.generators]
+            loss_d = self._step_discriminator(real, pair)
+            loss_g, similarity = self._step_generators(pair)
+        self.log_epoch(train_loss_d=loss_d, train_loss_g=loss_g, train_pair_similarity=similarity)
+        return [images.detach() for images in pair]
+
+    def _step_discriminator(self, real: torch.Tensor, pair: Sequence[torch.Tensor]) -> torch.Tensor:
+        with _learning(self.discriminator):
+            scores = self.discriminator(real)
+            loss = sum(
+                discriminator_loss(scores, self.discriminator(images.detach())) for images in pair
+            )
+            self._step("discriminator", self.discriminator, loss)
+        return loss.detach()
+
+    def _step_generators(self, pair: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        adversarial = sum(generator_loss(self.discriminator(images)) for images in pair)
+        first, second = (F.normalize(self._judge(images), dim=-1) for images in pair)
+        similarity = (first * second).sum(-1)
+        apart = (similarity - self.target_similarity).square().mean()
+        loss = adversarial + self.kwargs.pair_weight * apart
+        self._step("generators", self.generators, loss)
+        return loss.detach(), similarity.detach().mean()
+
+    def _judge(self, images: torch.Tensor) -> torch.Tensor:
+        """The encoder's ``z`` (B, D) of images in [-1, 1]; leaves its statistics alone."""
+        training = [module for module in (self.backbone, self.projector) if module.training]
+        for module in training:
+            module.eval()
+        z = self.projector(
+            self._features(self.backbone, ((images + 1) / 2 - self._mean) / self._std)
+        )
+        for module in training:
+            module.train()
+        return z.float()
+
+    def _step(self, name: str, module: nn.Module, loss: torch.Tensor) -> None:
+        """Move one network; no other gets a gradient."""
+        parameters = list(module.parameters())
+        gradients = torch.autograd.grad(loss, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = average(gradient)
+        self.adams[name].step()
+        self.adams[name].zero_grad()
+
+
+@contextmanager
+def _learning(module: nn.Module) -> Iterator[None]:
+    """Let a network that is otherwise still record its gradients."""
+    module.requires_grad_(True)
+    try:
+        yield
+    finally:
+        module.requires_grad_(False)

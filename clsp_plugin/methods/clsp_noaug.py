@@ -1,0 +1,35 @@
+"""CLSP-noaug: the candidates are the only positives."""
+
+from omegaconf import DictConfig
+
+from clsp_plugin.data.augmentation import AugmentationConfig
+from clsp_plugin.errors import ClspError
+from clsp_plugin.methods.simclr import SimCLR
+from clsp_plugin.methods.synthetic import with_synthetic_positives
+
+_CLSP = with_synthetic_positives(SimCLR)
+
+
+class ClspNoaug(_CLSP):
+    """CLSP-SimCLR that refuses to augment: a row of CLSP's table (Zeng et al., ECCV 2024).
+
+    The paper gives the name and the numbers alone; this is our reading of them. The views of an
+    image are the image itself, and the third is a candidate as it is. Views 1 and 2 are then
+    equal and as close as can be, so SimCLR's loss can only push images apart, and the
+    distance to the candidate is the only pull: the candidates are the only positives.
+    """
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        cfg = _CLSP.add_and_assert_specific_cfg(cfg)
+        given = cfg.synthetic.augmentation
+        for block in [*cfg.augmentations, *([given] if given else [])]:
+            pipeline = AugmentationConfig.from_cfg(block)
+            active = [name for name in vars(pipeline) if name.endswith("_prob")]
+            active = [name for name in ["crop", *active] if getattr(pipeline, name)]
+            if active:
+                raise ClspError(
+                    f"{cfg.method} trains without augmentation and the configuration has "
+                    f"{', '.join(active)}; take augmentations=none.yaml, or method=clsp_simclr."
+                )
+        return cfg

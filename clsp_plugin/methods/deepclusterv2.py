@@ -1,0 +1,162 @@
+"""DeepCluster-v2: clusters of the last epoch are the classes of this one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import nn
+
+from clsp_plugin.data.random import Purpose, derive_key
+from clsp_plugin.errors import ClspError
+from clsp_plugin.losses.distributed import gather
+from clsp_plugin.losses.prototypes import assignment_loss
+from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.prototypes import cluster
+
+_STATE = ("memory", "assignments")
+
+
+class DeepClusterV2(BaseMethod):
+    """Views are classified into clusters of their images (Caron et al., NeurIPS 2020, section 4).
+
+    A memory keeps the last embedding of each large view of every image. When an epoch starts, its
+    unit vectors are clustered, by turns of a view for each set of prototypes; the centroids
+    become the weights of a classifier that does not learn. The loss is the mean of
+    :func:`assignment_loss` over the sets. As in solo-learn, nothing is clustered before the first
+    epoch: it fills the memory alone, with a loss of 0. An image that was left out of an epoch keeps
+    its older embedding; one that was never seen has no cluster.
+
+    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
+    ``num_prototypes`` (clusters of each set, default [3000, 3000, 3000]), ``temperature``
+    (default 0.1), ``kmeans_iters`` (default 10).
+    """
+
+    takes_small_crops = True
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        self.kwargs = kwargs = self.cfg.method_kwargs
+        out = kwargs.proj_output_dim
+        self.projector = mlp(self.features_dim, kwargs.proj_hidden_dim, out, norm=True)
+        self.prototypes = nn.ModuleList(
+            nn.Linear(out, number, bias=False) for number in kwargs.num_prototypes
+        ).requires_grad_(False)
+        # one row an image; how many there are is known when training starts
+        self.register_buffer("memory", None, persistent=False)
+        self.register_buffer("assignments", None, persistent=False)
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
+        cfg = check_method_kwargs(
+            cfg,
+            {
+                "proj_hidden_dim": int,
+                "proj_output_dim": int,
+                "num_prototypes": [3000, 3000, 3000],
+                "temperature": 0.1,
+                "kmeans_iters": 10,
+            },
+        )
+        numbers = cfg.method_kwargs.num_prototypes
+        if not numbers or any(not isinstance(n, int) or n < 1 for n in numbers):
+            raise ClspError(
+                f"method_kwargs.num_prototypes={list(numbers)} must be numbers of at least 1, one "
+                f"a set of prototypes."
+            )
+        return cfg
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        return [
+            *super().learnable_params,
+            {"name": "projector", "params": self.projector.parameters()},
+        ]
+
+    def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Adds ``z`` (B, proj_output_dim), unit norm."""
+        out = super().forward(X)
+        return {**out, "z": F.normalize(self.projector(out["feats"]), dim=-1)}
+
+    def prepare(self, num_images: int) -> None:
+        """Make an empty memory; one that a checkpoint brought stays.
+
+        Args:
+            num_images: N; batches index images in [0, N).
+
+        Raises:
+            ClspError: fewer images than prototypes, or a memory of other images.
+        """
+        largest = max(self.kwargs.num_prototypes)
+        if num_images < largest:
+            raise ClspError(
+                f"method_kwargs.num_prototypes={list(self.kwargs.num_prototypes)} asks for "
+                f"{largest} clusters of {num_images} images; set fewer than there are images."
+            )
+        if self.memory is None:
+            shape = (self.num_large_crops, num_images, self.kwargs.proj_output_dim)
+            self.memory = torch.zeros(shape, device=self.device)
+            sets = len(self.prototypes)
+            self.assignments = torch.full((sets, num_images), -1, device=self.device)
+        elif self.memory.shape[1] != num_images:
+            raise ClspError(
+                f"The checkpoint remembers {self.memory.shape[1]} images and there are "
+                f"{num_images}; continue with the images that it was trained on."
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["deepclusterv2"] = {name: getattr(self, name) for name in _STATE}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        for name, value in checkpoint["deepclusterv2"].items():
+            setattr(self, name, value.to(self.device))
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.prepare(len(self.trainer.train_dataloader.dataset))
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.cluster_memory(self.current_epoch)
+
+    @torch.no_grad()
+    def cluster_memory(self, epoch: int) -> None:
+        """New assignments and prototypes from what is remembered; nothing in an empty memory."""
+        seen = self.memory[0].any(dim=1).nonzero()[:, 0]
+        if len(seen) < max(self.kwargs.num_prototypes):
+            return
+        for number, layer in enumerate(self.prototypes):
+            points = self.memory[number % self.num_large_crops, seen]
+            key = derive_key(self.cfg.seed, Purpose.CLUSTERING, epoch, number)
+            found, centroids = cluster(points, layer.out_features, self.kwargs.kmeans_iters, key)
+            layer.weight.copy_(centroids)
+            self.assignments[number, seen] = found
+
+    @torch.no_grad()
+    def remember(self, indexes: torch.Tensor, z: Sequence[torch.Tensor]) -> None:
+        """Keep the embeddings of a step, of all processes.
+
+        Args:
+            indexes: int64 (B,).
+            z: one (B, D) a large view.
+        """
+        indexes = gather(indexes)
+        for view, embeddings in enumerate(z):
+            self.memory[view, indexes] = gather(embeddings.detach()).to(self.memory.dtype)
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """The classification of all views into clusters plus the probe's loss."""
+        out = super().training_step(batch, batch_idx)
+        assignments = self.assignments[:, batch[0]]
+        losses = [
+            assignment_loss([layer(z) for z in out["z"]], found, self.kwargs.temperature)
+            for layer, found in zip(self.prototypes, assignments, strict=True)
+        ]
+        loss = sum(losses) / len(losses)
+        self.remember(batch[0], out["z"][: self.num_large_crops])
+        self.log_epoch(train_loss=loss)
+        return loss + out["loss"]

@@ -1,0 +1,153 @@
+"""DINO: self-distillation with no labels (Caron et al., ICCV 2021)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import nn
+
+from clsp_plugin.errors import ClspError
+from clsp_plugin.losses.distributed import gather
+from clsp_plugin.losses.prototypes import swapped_prediction_loss
+from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.prototypes import Prototypes
+
+_CENTER_MOMENTUM = 0.9
+
+
+class DINOHead(nn.Module):
+    """Three linear layers with GELU, a normalised bottleneck, and prototypes.
+
+    Args:
+        sizes: of the features, the hidden layers and the bottleneck.
+        num_prototypes: K.
+        norm: batch normalisation before each GELU.
+        scaled: prototypes of learnt norm.
+    """
+
+    def __init__(self, sizes: tuple[int, int, int], num_prototypes: int, norm: bool, scaled: bool):
+        super().__init__()
+        features, hidden, out = sizes
+        self.mlp = mlp(features, hidden, hidden, out, norm=norm, activation=nn.GELU)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last_layer = Prototypes(out, num_prototypes, scaled)
+
+    def forward(self, feats: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Features (B, D) to the bottleneck ``z`` and the scores ``p``."""
+        z = F.normalize(self.mlp(feats), dim=-1)
+        return {"z": z, "p": self.last_layer(z)}
+
+
+class DINO(BaseMomentumMethod):
+    """The student's every view predicts the teacher's distribution for the large views.
+
+    The teacher is the momentum network; its distribution is
+    ``softmax((p - center) / teacher temperature)``, with ``center`` the moving mean of its scores.
+    See :func:`swapped_prediction_loss` for the formula.
+
+    ``z`` is the head's normalised bottleneck, an embedding like that of other methods, and ``p``
+    the scores of the prototypes, which solo-learn calls ``z``.
+
+    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the head and its
+    bottleneck), ``num_prototypes``, ``use_bn_in_head`` (default False), ``norm_last_layer``
+    (default True: prototypes of unit norm), ``freeze_last_layer`` (epochs in which the
+    prototypes do not learn, default 1), ``clip_grad`` (norm that each parameter's gradient of
+    the backbone is clipped to, default 0: not at all), ``student_temperature`` (default 0.1),
+    ``teacher_temperature`` (default 0.07), reached linearly from
+    ``warmup_teacher_temperature`` (default 0.04) over ``warmup_teacher_temperature_epochs``
+    (default 0).
+    """
+
+    takes_small_crops = True
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        self.kwargs = kwargs = self.cfg.method_kwargs
+        sizes = (self.features_dim, kwargs.proj_hidden_dim, kwargs.proj_output_dim)
+        settings = (kwargs.num_prototypes, kwargs.use_bn_in_head, not kwargs.norm_last_layer)
+        self.head = DINOHead(sizes, *settings)
+        self.momentum_head = DINOHead(sizes, *settings)
+        self.copy_to_momentum(self.head, self.momentum_head)
+        self.register_buffer("center", torch.zeros(1, kwargs.num_prototypes))
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
+        cfg = check_method_kwargs(
+            cfg,
+            {
+                "proj_hidden_dim": int,
+                "proj_output_dim": int,
+                "num_prototypes": int,
+                "use_bn_in_head": False,
+                "norm_last_layer": True,
+                "freeze_last_layer": 1,
+                "clip_grad": 0.0,
+                "student_temperature": 0.1,
+                "teacher_temperature": 0.07,
+                "warmup_teacher_temperature": 0.04,
+                "warmup_teacher_temperature_epochs": 0,
+            },
+        )
+        for name in ("student", "teacher", "warmup_teacher"):
+            if not cfg.method_kwargs[f"{name}_temperature"] > 0:
+                raise ClspError(f"method_kwargs.{name}_temperature must be above 0.")
+        return cfg
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        return [*super().learnable_params, {"name": "head", "params": self.head.parameters()}]
+
+    @property
+    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [*super().momentum_pairs, (self.head, self.momentum_head)]
+
+    def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Adds ``z`` (B, proj_output_dim), unit norm, and ``p`` (B, num_prototypes)."""
+        out = super().forward(X)
+        return {**out, **self.head(out["feats"])}
+
+    @torch.no_grad()
+    def momentum_forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        out = super().momentum_forward(X)
+        return {**out, **self.momentum_head(out["feats"])}
+
+    def teacher_temperature(self, epoch: int) -> float:
+        """Of an epoch, counted from 0."""
+        kwargs = self.kwargs
+        first, last = kwargs.warmup_teacher_temperature, kwargs.teacher_temperature
+        epochs = kwargs.warmup_teacher_temperature_epochs
+        return last if epoch >= epochs else first + (last - first) * epoch / max(epochs - 1, 1)
+
+    @torch.no_grad()
+    def _teach(self, scores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The teacher's distributions; moves the center afterwards."""
+        temperature = self.teacher_temperature(self.current_epoch)
+        center = self.center
+        out = [F.softmax((p.float() - center) / temperature, dim=-1) for p in scores]
+        mean = gather(torch.cat(list(scores)).float()).mean(0, keepdim=True)
+        self.center = center * _CENTER_MOMENTUM + mean * (1 - _CENTER_MOMENTUM)
+        return out
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """The distillation over all pairs of views plus the probe's loss."""
+        out = super().training_step(batch, batch_idx)
+        targets = self._teach(out["momentum_p"])
+        loss = swapped_prediction_loss(out["p"], targets, self.kwargs.student_temperature)
+        self.log_epoch(train_loss=loss)
+        return loss + out["loss"]
+
+    def on_after_backward(self) -> None:
+        super().on_after_backward()
+        if self.kwargs.clip_grad:
+            for parameter in self.backbone.parameters():
+                if parameter.grad is not None:
+                    nn.utils.clip_grad_norm_(parameter, self.kwargs.clip_grad)
+        if self.current_epoch < self.kwargs.freeze_last_layer:
+            for parameter in self.head.last_layer.parameters():
+                parameter.grad = None

@@ -1,0 +1,108 @@
+"""SwAV: swapped assignments between views (Caron et al., NeurIPS 2020)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+
+from clsp_plugin.errors import ClspError
+from clsp_plugin.losses.distributed import gather, rank
+from clsp_plugin.losses.prototypes import sinkhorn, swapped_prediction_loss
+from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.prototypes import Prototypes
+from clsp_plugin.methods.queue import Queue, check_queue_size
+
+
+class SwAV(Queue, BaseMethod):
+    """Every view predicts which prototypes the large views are assigned to.
+
+    Assignments are even over the images of all processes and, later, a queue of past ones; see
+    :func:`sinkhorn` and :func:`swapped_prediction_loss` for the formulas. solo-learn starts its
+    queue with zeros and assigns them as if they were images; here only what was queued counts.
+
+    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
+    ``temperature`` (default 0.1), ``num_prototypes`` (default 3000), ``sk_epsilon`` (default 0.05)
+    and ``sk_iters`` (default 3) of the assignment, ``queue_size`` (default 65536; a multiple of the
+    batch of all processes, or 0: none), ``epoch_queue_starts`` (default 15),
+    ``freeze_prototypes_epochs`` (default 1; prototypes do not learn before).
+    """
+
+    takes_small_crops = True
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        self.kwargs = kwargs = self.cfg.method_kwargs
+        hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
+        self.projector = mlp(self.features_dim, hidden, out, norm=True)
+        self.prototypes = Prototypes(out, kwargs.num_prototypes)
+        self.register_queue(torch.zeros(kwargs.queue_size, self.num_large_crops, out))
+
+    @staticmethod
+    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
+        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
+        cfg = check_method_kwargs(
+            cfg,
+            {
+                "proj_hidden_dim": int,
+                "proj_output_dim": int,
+                "temperature": 0.1,
+                "num_prototypes": 3000,
+                "sk_epsilon": 0.05,
+                "sk_iters": 3,
+                "queue_size": 65536,
+                "epoch_queue_starts": 15,
+                "freeze_prototypes_epochs": 1,
+            },
+        )
+        if cfg.method_kwargs.sk_iters < 1 or not cfg.method_kwargs.sk_epsilon > 0:
+            raise ClspError(
+                f"method_kwargs.sk_iters={cfg.method_kwargs.sk_iters} must be at least 1 and "
+                f"sk_epsilon={cfg.method_kwargs.sk_epsilon} above 0."
+            )
+        if cfg.method_kwargs.queue_size:
+            check_queue_size(cfg)
+        return cfg
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        return [
+            *super().learnable_params,
+            {"name": "projector", "params": self.projector.parameters()},
+            {"name": "prototypes", "params": self.prototypes.parameters()},
+        ]
+
+    def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Adds ``z`` (B, proj_output_dim), unit norm, and its scores ``p`` (B, num_prototypes)."""
+        out = super().forward(X)
+        z = F.normalize(self.projector(out["feats"]), dim=-1)
+        return {**out, "z": z, "p": self.prototypes(z)}
+
+    @torch.no_grad()
+    def _assign(self, scores: torch.Tensor, view: int) -> torch.Tensor:
+        """Even assignments of this process's images: (B, num_prototypes)."""
+        everything = gather(scores.detach())
+        if self.current_epoch >= self.kwargs.epoch_queue_starts:
+            queued = self.queue[:, view]
+            queued = self.prototypes(queued[queued.any(dim=1)])  # a place not filled yet is zero
+            everything = torch.cat([everything, queued.to(everything.dtype)])
+        q = sinkhorn(everything, self.kwargs.sk_epsilon, self.kwargs.sk_iters)
+        return q[rank() * len(scores) :][: len(scores)]
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
+        """The swapped prediction over all views plus the probe's loss."""
+        out = super().training_step(batch, batch_idx)
+        large = range(self.num_large_crops)
+        targets = [self._assign(out["p"][view], view) for view in large]
+        loss = swapped_prediction_loss(out["p"], targets, self.kwargs.temperature)
+        if self.queue_size:
+            self.enqueue((self.queue, torch.stack([out["z"][view] for view in large], dim=1)))
+        self.log_epoch(train_loss=loss)
+        return loss + out["loss"]
+
+    def on_after_backward(self) -> None:
+        super().on_after_backward()
+        if self.current_epoch < self.kwargs.freeze_prototypes_epochs:
+            for parameter in self.prototypes.parameters():
+                parameter.grad = None
