@@ -207,8 +207,9 @@ class DenoiserModule(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Adam with a linear warm-up, stepped every batch."""
         warmup = self.settings.warmup_steps
-        # Lightning cannot clip the gradients of a fused optimiser that unscales them itself
-        fused = self.settings.precision != "16-mixed"
+        # under mixed precision Lightning does not clip the gradients of a fused optimiser, which
+        # may unscale them itself
+        fused = self.settings.precision == "32-true"
         adam = torch.optim.Adam(self.unet.parameters(), lr=self.settings.lr, fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             adam, lambda step: min(1.0, (step + 1) / warmup) if warmup else 1.0

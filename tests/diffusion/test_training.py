@@ -335,3 +335,8 @@ def test_a_batch_that_does_not_divide_among_processes(images):
     data.trainer = Trainer()
     with pytest.raises(ClspError, match="batch_size=6 does not divide among 4"):
         data.train_dataloader()
+
+
+def test_mixed_precision_clips_gradients(images, tmp_path):
+    cfg = {**CFG, "max_epochs": 1, "precision": "bf16-mixed", "gradient_clip": 0.1}
+    assert train_denoiser(images, cfg, tmp_path / "out")["epochs"] == 1
