@@ -29,6 +29,7 @@ _HYDRA_VERBS = {
     "knn": ("nearest-neighbour accuracy of a checkpoint's features", "knn"),
 }
 _PLAIN_VERBS = {
+    "import-denoiser": "convert a denoiser of the authors' code",
     "table": "turn the records of runs into a table",
     "demo": "the whole of CLSP on the offline data set, in minutes",
     "doctor": "what is installed, which solo-learn is seen, and what is wrong",
@@ -44,7 +45,7 @@ def _names(verb: str) -> list[str]:
 
 def _overview() -> str:
     verbs = {verb: text for verb, (text, _) in _HYDRA_VERBS.items()} | _PLAIN_VERBS
-    lines = "\n".join(f"  {verb:<10} {text}" for verb, text in verbs.items())
+    lines = "\n".join(f"  {verb:<15} {text}" for verb, text in verbs.items())
     return f"""usage: clsp VERB ...
 
 Contrastive learning with synthetic positives (clsp-plugin {__version__}).
@@ -237,6 +238,25 @@ def _table(args: list[str]) -> None:
         options.out.write_text(text)
 
 
+def _import_denoiser(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="clsp import-denoiser",
+        description="Convert a checkpoint of the authors' train_diffusion.py (ckpt_ema_*.pt) to "
+        "a denoiser in diffusers' format, which `clsp generate denoiser=DIR` takes.",
+    )
+    parser.add_argument("file", type=Path, help="the .pt file")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--image-size", type=int, default=32, help="in pixels (default 32)")
+    parser.add_argument("--beta-start", type=float, default=1e-4, help="default 1e-4")
+    parser.add_argument("--beta-end", type=float, default=0.02, help="default 0.02")
+    options = parser.parse_args(args)
+
+    from clsp_plugin.diffusion.authors import import_denoiser
+
+    name = import_denoiser(**vars(options))
+    print(f"Denoiser: {options.out} ({name}, from {options.file})")
+
+
 def _demo(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="clsp demo",
@@ -283,6 +303,8 @@ def _dispatch(argv: list[str]) -> None:
             _hydra(verb, args)
     elif verb == "table":
         _table(args)
+    elif verb == "import-denoiser":
+        _import_denoiser(args)
     elif verb == "demo":
         _demo(args)
     elif verb == "doctor":

@@ -46,7 +46,16 @@ def the_run(root):
 def test_help_names_every_verb_and_every_configuration(clsp):
     code, out, _ = clsp("--help")
     assert code == 0
-    for verb in ("denoiser", "generate", "pretrain", "linear", "knn", "table", "demo"):
+    for verb in (
+        "denoiser",
+        "generate",
+        "pretrain",
+        "linear",
+        "knn",
+        "table",
+        "demo",
+        "import-denoiser",
+    ):
         assert verb in out
         code, text, _ = clsp(verb, "--help")
         assert code == 0
@@ -138,6 +147,7 @@ BAD = {
     "a checkpoint's name": (["knn", "pretrained_feature_extractor=a/b-ep=3.ckpt"],
                             "no checkpoint at a/b-ep=3.ckpt"),
     "checkpoint not named": (["knn"], "pretrained_feature_extractor is not set"),
+    "no checkpoint to import": (["import-denoiser", "a.pt", "--out", "b"], "no file a.pt"),
     "no records": (["table", "."], "record"),
     "demo size": (["demo", "--seeds", "0"], "at least 1"),
 }  # fmt: skip
