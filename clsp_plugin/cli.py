@@ -30,6 +30,7 @@ _HYDRA_VERBS = {
 }
 _PLAIN_VERBS = {
     "import-denoiser": "convert a denoiser of the authors' code",
+    "inspect": "what a candidate store holds, and how good it is",
     "table": "turn the records of runs into a table",
     "demo": "the whole of CLSP on the offline data set, in minutes",
     "doctor": "what is installed, which solo-learn is seen, and what is wrong",
@@ -257,6 +258,54 @@ def _import_denoiser(args: list[str]) -> None:
     print(f"Denoiser: {options.out} ({name}, from {options.file})")
 
 
+def _inspect(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="clsp inspect",
+        description="Print a store's manifest, and write a report and pictures of its candidates: "
+        "a sheet, and how near they are to their anchors.",
+    )
+    parser.add_argument("store", type=Path, help="a store that `clsp generate` wrote")
+    parser.add_argument(
+        "data", nargs="*", metavar="data.key=value", help="as they were given to `clsp generate`"
+    )
+    parser.add_argument("--config-name", "-cn", help="that was given to `clsp generate`")
+    parser.add_argument("--out", type=Path, help="folder to write to (default STORE/report)")
+    parser.add_argument(
+        "--encoder",
+        type=Path,
+        help="a checkpoint: adds the similarity of positive pairs, the agreement of labels and a "
+        "Frechet distance in its features",
+    )
+    parser.add_argument("--denoiser", help="the store's: adds a sheet of several weights w")
+    parser.add_argument("--fid", action="store_true", help="adds the FID (needs torch-fidelity)")
+    parser.add_argument("--limit", type=int, default=1000, help="anchors looked at (default 1000)")
+    options = parser.parse_intermixed_args(args)
+
+    from clsp_plugin.benchmark.inspection import inspect_store, summary
+    from clsp_plugin.data.images import load_images
+    from clsp_plugin.data.store import CandidateStore
+    from clsp_plugin.engine.config import Data, typed
+
+    manifest = CandidateStore(options.store).manifest
+    of_digits = manifest is not None and manifest.dataset.startswith("digits")
+    name = options.config_name or f"{'digits' if of_digits else 'cifar'}/generate"
+    strangers = [arg for arg in options.data if not re.match(r"data\.\w+=", arg)]
+    if strangers:
+        raise ClspError(f"{strangers[0]} is not a data.key=value.")
+    data = typed(compose("generate", name, options.data).data, Data)
+    report = inspect_store(
+        options.store,
+        load_images(data, "train"),
+        options.out or options.store / "report",
+        encoder=options.encoder,
+        denoiser=options.denoiser,
+        fid=options.fid,
+        limit=options.limit,
+    )
+    print(summary(report))
+    print(f"Written to {options.out or options.store / 'report'}")
+
+
 def _demo(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="clsp demo",
@@ -305,6 +354,8 @@ def _dispatch(argv: list[str]) -> None:
         _table(args)
     elif verb == "import-denoiser":
         _import_denoiser(args)
+    elif verb == "inspect":
+        _inspect(args)
     elif verb == "demo":
         _demo(args)
     elif verb == "doctor":

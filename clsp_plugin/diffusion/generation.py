@@ -26,7 +26,7 @@ from clsp_plugin.diffusion.sampling import (
 from clsp_plugin.diffusion.settings import Settings, precision_name, read_settings, setting
 from clsp_plugin.errors import ClspError
 
-__all__ = ["GenerationSettings", "estimate_generation", "generate_candidates"]
+__all__ = ["Drawer", "GenerationSettings", "estimate_generation", "generate_candidates"]
 
 T = TypeVar("T")
 
@@ -155,8 +155,14 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-class _Drawer:
+class Drawer:
     """Draws candidates of any images in batches that fit into memory.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        unet: the denoiser; moved to the settings' device.
+        scheduler_config: of its training, as ``load_denoiser`` gives it.
+        settings: how to draw.
 
     Attributes:
         batch_size: images that the denoiser sees at once; halved where memory did not suffice.
@@ -309,7 +315,7 @@ def estimate_generation(
     settings = read_settings(GenerationSettings, cfg)
     unet, scheduler_config = load_denoiser(denoiser_path)
     _check_size(images, unet)
-    drawer = _Drawer(images, unet, scheduler_config, settings)
+    drawer = Drawer(images, unet, scheduler_config, settings)
     candidates = len(images) * settings.num_candidates
     seconds = drawer.seconds_per_step() * settings.steps * candidates
     return {
@@ -365,7 +371,7 @@ def generate_candidates(
     settings = read_settings(GenerationSettings, cfg)
     unet, scheduler_config = load_denoiser(denoiser_path)
     _check_size(images, unet)
-    drawer = _Drawer(images, unet, scheduler_config, settings)
+    drawer = Drawer(images, unet, scheduler_config, settings)
     manifest = _manifest(images, fingerprint, dataset, unet, settings)
     writer = StoreWriter(out, manifest, digests)
     rank, world_size = _process()
