@@ -242,14 +242,20 @@ def _table(args: list[str]) -> None:
 def _import_denoiser(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="clsp import-denoiser",
-        description="Convert a checkpoint of the authors' train_diffusion.py (ckpt_ema_*.pt) to "
-        "a denoiser in diffusers' format, which `clsp generate denoiser=DIR` takes.",
+        description="Convert a checkpoint of the authors' train_diffusion.py or "
+        "train_conditional_diffusion.py (ckpt_ema_*.pt) to a denoiser in diffusers' format, which "
+        "`clsp generate denoiser=DIR` takes.",
     )
     parser.add_argument("file", type=Path, help="the .pt file")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--image-size", type=int, default=32, help="in pixels (default 32)")
     parser.add_argument("--beta-start", type=float, default=1e-4, help="default 1e-4")
-    parser.add_argument("--beta-end", type=float, default=0.02, help="default 0.02")
+    parser.add_argument(
+        "--beta-end",
+        type=float,
+        default=0.02,
+        help="default 0.02; the class-conditional recipe has 0.028",
+    )
     options = parser.parse_args(args)
 
     from clsp_plugin.diffusion.authors import import_denoiser

@@ -242,7 +242,7 @@ def _images_of(store: CandidateStore, rows: Sequence[int]) -> torch.Tensor:
 
 
 def _draw_weights(
-    manifest: StoreManifest, denoiser: str | Path, anchors: torch.Tensor, rows: Sequence[int]
+    manifest: StoreManifest, denoiser: str | Path, array: ImageArray, rows: Sequence[int]
 ) -> torch.Tensor:
     """One candidate of each anchor under each weight: uint8 (A, len(WEIGHTS), H, W, 3)."""
     unet, config = load_denoiser(denoiser)
@@ -254,6 +254,8 @@ def _draw_weights(
     unet.to("cuda" if torch.cuda.is_available() else "cpu")
     scheduler = make_scheduler(config, manifest.steps, manifest.clip, manifest.sampler)
     keys = {"seed": manifest.seed, "eta": manifest.eta, "precision": manifest.dtype}
+    keys |= {"labels": array.targets[rows], "guidance": manifest.guidance}
+    anchors = array.images[rows]
     drawn = [
         sample_candidates(
             unet, scheduler, anchors, indexes=torch.tensor(rows), candidates=[0], w=w,
@@ -348,7 +350,7 @@ def inspect_store(
     if denoiser is not None:
         some = _spread_rows(64, len(rows))
         numbers = [rows[i] for i in some]
-        drawn = _draw_weights(store.manifest, denoiser, anchors[some], numbers)
+        drawn = _draw_weights(store.manifest, denoiser, array, numbers)
         report["weights"] = _weight_report(drawn, anchors[some], network)
         shown = _spread_rows(_SHEET_ROWS, len(some))
         candidate_sheet(

@@ -55,6 +55,7 @@ class StoreManifest:
         clip: whether each sampling step clipped its estimate of the image to [-1, 1].
         share_anchor: whether an anchor's K candidates shared one noised anchor a step.
         shard_size: images a shard.
+        guidance: of a class-conditional denoiser by the anchors' labels; 0 without one.
     """
 
     num_images: int
@@ -73,6 +74,7 @@ class StoreManifest:
     clip: bool
     share_anchor: bool
     shard_size: int
+    guidance: float = 0.0
 
     @property
     def num_shards(self) -> int:

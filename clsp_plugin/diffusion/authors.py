@@ -8,6 +8,11 @@ Their UNet is that of DDPM under other names. What differs from diffusers' ``UNe
 - residual blocks and the layers that halve and double the resolution stand in one list;
 - a projector on the middle feature, of an experiment of theirs, has no part in the noise estimate
   and is left out.
+
+Their class-conditional UNet adds a projection of the class embedding to that of the step in every
+residual block. Here the two embeddings stand one behind the other in one vector of twice the
+width, and so do the two projections. Its own layers between the resolutions are those of
+:class:`~clsp_plugin.diffusion.denoiser.AuthorsConditionalUNet`.
 """
 
 import math
@@ -17,9 +22,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DModel
 
-from clsp_plugin.diffusion.denoiser import check_absent, denoiser_hash, save_denoiser
+from clsp_plugin.diffusion.denoiser import (
+    AuthorsConditionalUNet,
+    check_absent,
+    denoiser_hash,
+    save_denoiser,
+)
 from clsp_plugin.errors import ClspError
 
 __all__ = ["convert_unet", "import_denoiser"]
@@ -28,6 +39,8 @@ State = dict[str, torch.Tensor]
 
 _TIME = "time_embedding.timembedding"
 _PROJECTOR = "encoder.projector."
+_CLASS = "cond_embedding.condEmbedding"
+_CLASS_TABLE = "class_table"  # of ours: the class embedding behind its layers, a row a class
 _ATTENTION = {"proj_q": "to_q", "proj_k": "to_k", "proj_v": "to_v", "proj": "to_out.0"}
 _RESIDUAL = {
     "block1.0": "norm1", "block1.2": "conv1", "temb_proj.1": "time_emb_proj",
@@ -54,7 +67,8 @@ def _levels(state: Mapping[str, torch.Tensor], prefix: str) -> list[_Level]:
     )
     levels, blocks = [], []
     for number in range(count):
-        is_sampler = f"{prefix}{number}.main.weight" in state
+        mains = (f"{prefix}{number}.main.weight", f"{prefix}{number}.main.0.weight")
+        is_sampler = any(main in state for main in mains)
         if not is_sampler:
             blocks.append(number)
         if is_sampler or number == count - 1:
@@ -114,6 +128,8 @@ def _config(state: State, image_size: int) -> tuple[dict, list[_Level], list[_Le
         "flip_sin_to_cos": False,
         "freq_shift": 0,
     }
+    if _CLASS_TABLE in state:
+        config["num_class_embeds"], config["time_embedding_dim"] = state[_CLASS_TABLE].shape
     if not _has_sinusoids(table):
         config |= {"time_embedding_type": "learned", "num_train_timesteps": len(table)}
     return config, down, up
@@ -134,7 +150,8 @@ def _modules(down: list[_Level], up: list[_Level]) -> Iterator[tuple[str, str]]:
                 for place, number in enumerate(level.blocks)
             ]
             if level.sampler is not None:
-                yield f"{theirs}.{way}blocks.{level.sampler}.main", f"{ours}.{way}samplers.0.conv"
+                pair = f"{theirs}.{way}blocks.{level.sampler}.main", f"{ours}.{way}samplers.0.conv"
+                yield from (pair, *((f"{pair[0]}.{n}", f"{pair[1]}.{n}") for n in (0, 1)))
     for theirs, ours, place in blocks:
         for name, other in _RESIDUAL.items():
             yield f"{theirs}.{name}", f"{ours}.resnets.{place}.{other}"
@@ -147,6 +164,8 @@ def _renamed(state: State, config: Mapping, down: list[_Level], up: list[_Level]
     rest = {name: value for name, value in state.items() if not name.startswith(_PROJECTOR)}
     table = rest.pop(f"{_TIME}.0.weight")
     out = {}
+    if _CLASS_TABLE in rest:
+        out["class_embedding.weight"] = rest.pop(_CLASS_TABLE)
     for theirs, ours in _modules(down, up):
         for kind in ("weight", "bias"):
             value = rest.pop(f"{theirs}.{kind}", None)
@@ -165,11 +184,56 @@ def _renamed(state: State, config: Mapping, down: list[_Level], up: list[_Level]
     return out
 
 
+def _behind(first: torch.Tensor, rows: int, columns: int | None = None) -> torch.Tensor:
+    """A vector (n,) or a matrix (n, m) with zeros behind it, up to so many rows and columns."""
+    out = first.new_zeros(rows if columns is None else (rows, columns))
+    out[tuple(slice(size) for size in first.shape)] = first
+    return out
+
+
+def _class_table(state: State) -> torch.Tensor:
+    """The class embedding, behind that of the step: (classes + 1, 2 * width)."""
+    layers = [state.pop(f"{_CLASS}.{n}.{kind}") for n in (1, 3) for kind in ("weight", "bias")]
+    rows = F.linear(state.pop(f"{_CLASS}.0.weight"), *layers[:2])
+    rows = F.linear(F.silu(rows), *layers[2:])
+    return torch.cat([torch.zeros_like(rows), rows], dim=1)
+
+
+def _as_unconditional(state: State) -> State:
+    """The class-conditional network's weights under the names of the unconditional one."""
+    rest = dict(state)
+    out = {_CLASS_TABLE: _class_table(rest)}
+    width = out[_CLASS_TABLE].shape[1]
+    places = {"head": "encoder", "downblocks": "encoder", "middleblocks": "encoder"}
+    places |= {"upblocks": "decoder", "tail": "decoder"}
+    for name, value in rest.items():
+        part, kind = name.split(".")[0], name.rsplit(".", 1)[-1]
+        ours = f"{places[part]}.{name}" if part in places else name
+        if ".cond_proj." in name or ".c2." in name:
+            continue  # these join another one
+        if ".temb_proj." in name:
+            other = rest[name.replace("temb_proj", "cond_proj")]
+            value = torch.cat([value, other], dim=1) if kind == "weight" else value + other
+        elif part == "downblocks" and ".c1." in name:
+            # of 3x3 pixels and of 5x5, added: one of 5x5
+            other = rest[name.replace(".c1.", ".c2.")]
+            value = other + (F.pad(value, (1, 1, 1, 1)) if kind == "weight" else value)
+            ours = ours.replace(".c1.", ".main.")
+        elif part == "upblocks" and name.split(".")[2] in ("t", "c"):
+            ours = ours.replace(".t.", ".main.0.").replace(".c.", ".main.1.")
+        elif part == "time_embedding" and ".0." not in name:
+            columns = {1: None, 2: width if ".3." in name else value.shape[-1]}[value.ndim]
+            value = _behind(value, width, columns)
+        out[ours] = value
+    return out
+
+
 def convert_unet(state: Mapping[str, torch.Tensor], image_size: int = 32) -> UNet2DModel:
-    """Make diffusers' network from the weights of the authors' unconditional UNet.
+    """Make diffusers' network from the weights of the authors' UNet.
 
     Args:
-        state: the state dict of their ``models.unet.UNet``.
+        state: the state dict of their ``models.unet.UNet``, or of the class-conditional
+            ``models.unet_condition.UNet``; class c is then row c + 1, and row 0 is none.
         image_size: height and width in pixels, which the weights do not tell.
 
     Returns:
@@ -181,21 +245,18 @@ def convert_unet(state: Mapping[str, torch.Tensor], image_size: int = 32) -> UNe
             enough.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
-    if any(name.startswith("cond_embedding.") for name in state):
-        raise ClspError(
-            "These are the weights of the authors' class-conditional UNet, the method needs the "
-            "unconditional one."
-        )
+    conditional = any(name.startswith(f"{_CLASS}.") for name in state)
     try:
+        state = _as_unconditional(state) if conditional else state
         config, down, up = _config(state, image_size)
         weights = _renamed(state, config, down, up)
-        unet = UNet2DModel(**config)
+        unet = (AuthorsConditionalUNet if conditional else UNet2DModel)(**config)
         unet.load_state_dict(weights)
     except (KeyError, IndexError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ClspError(
             f"These are not the weights of the authors' UNet ({reason}); it is the ckpt_ema_*.pt "
-            f"of their train_diffusion.py that is converted."
+            f"of their train_diffusion.py or train_conditional_diffusion.py that is converted."
         ) from error
     return unet.eval()
 
@@ -223,14 +284,14 @@ def import_denoiser(
     beta_start: float = 1e-4,
     beta_end: float = 0.02,
 ) -> str:
-    """Convert a checkpoint of the authors' ``train_diffusion.py`` to a pipeline directory.
+    """Convert a checkpoint of the authors' training scripts to a pipeline directory.
 
     Args:
         file: the ``.pt`` file.
         out: the directory to write; it must not exist yet.
         image_size: height and width of the images in pixels.
         beta_start: the first of the linear betas of its training.
-        beta_end: the last of them.
+        beta_end: the last of them; 0.028 in the authors' class-conditional recipe.
 
     Returns:
         The denoiser's hash.

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from clsp_plugin.data.store import StoreManifest, StoreWriter
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
+from clsp_plugin.diffusion.interpolation import is_conditional
 from clsp_plugin.diffusion.sampling import (
     SAMPLERS,
     CandidateNoise,
@@ -56,6 +57,8 @@ class GenerationSettings(Settings):
             each as in the paper; nearly halves the time.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         shard_size: images a file of the store.
+        guidance: of a class-conditional denoiser by the anchors' labels, 0 or more; the authors'
+            second recipe is ``w=1 guidance=1.8 eta=1``, in which the anchor gives only its label.
     """
 
     num_candidates: int = setting(8, int, low=1)
@@ -70,6 +73,7 @@ class GenerationSettings(Settings):
     share_anchor: bool = setting(False, bool)
     device: str = setting("auto", str)
     shard_size: int = setting(1024, int, low=1)
+    guidance: float = setting(0.0, float, low=0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,6 +148,7 @@ def _manifest(
         clip=settings.clip,
         share_anchor=settings.share_anchor,
         shard_size=settings.shard_size,
+        guidance=settings.guidance,
     )
 
 
@@ -155,6 +160,29 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
+def _classes(
+    unet: UNet2DModel, labels: torch.Tensor | None, settings: GenerationSettings
+) -> torch.Tensor | None:
+    """The images' classes, where the denoiser takes them."""
+    if not is_conditional(unet):
+        if settings.guidance:
+            raise ClspError(
+                f"guidance={settings.guidance:g} needs a class-conditional denoiser, and this one "
+                f"is not; leave it out."
+            )
+        return None
+    if labels is None or bool((labels < 0).any()):
+        raise ClspError("This denoiser is class-conditional, and the images have no labels.")
+    # one row more than classes: the first stands for none
+    known, there = unet.class_embedding.num_embeddings - 1, int(labels.max()) + 1
+    if there > known:
+        raise ClspError(
+            f"This denoiser knows {known} classes, the images have {there}; use one that was "
+            f"trained on them."
+        )
+    return labels
+
+
 class Drawer:
     """Draws candidates of any images in batches that fit into memory.
 
@@ -163,6 +191,7 @@ class Drawer:
         unet: the denoiser; moved to the settings' device.
         scheduler_config: of its training, as ``load_denoiser`` gives it.
         settings: how to draw.
+        labels: int64 (N,), of the images, for a class-conditional denoiser.
 
     Attributes:
         batch_size: images that the denoiser sees at once; halved where memory did not suffice.
@@ -174,8 +203,10 @@ class Drawer:
         unet: UNet2DModel,
         scheduler_config: Mapping[str, Any],
         settings: GenerationSettings,
+        labels: torch.Tensor | None = None,
     ):
         self.device = _device(settings.device)
+        self.labels = _classes(unet, labels, settings)
         self.images, self.settings = images, settings
         self.scheduler = make_scheduler(
             scheduler_config, settings.steps, settings.clip, settings.sampler
@@ -196,6 +227,8 @@ class Drawer:
             eta=settings.eta,
             share_anchor=settings.share_anchor,
             precision=settings.precision,
+            labels=None if self.labels is None else self.labels[indexes],
+            guidance=settings.guidance,
         )
         return drawn.cpu().numpy()
 
@@ -259,6 +292,9 @@ class Drawer:
         )
         x = x if settings.share_anchor else x.repeat_interleave(len(numbers), dim=0)
         keys = {"w": settings.w, "eta": settings.eta, "precision": settings.precision}
+        if self.labels is not None:
+            labels = self.labels[indexes].to(self.device).repeat_interleave(len(numbers))
+            keys |= {"labels": labels, "guidance": settings.guidance}
         seconds = 0.0
         for steps in (1, num_steps):  # the first time warms up
             began = time.perf_counter()
@@ -297,6 +333,7 @@ def estimate_generation(
     images: torch.Tensor,
     denoiser_path: str | Path,
     cfg: GenerationSettings | Mapping[str, Any] | None = None,
+    labels: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Time a few sampling steps and say how long all of it would take; nothing is written.
 
@@ -304,6 +341,7 @@ def estimate_generation(
         images: uint8 (N, H, W, 3).
         denoiser_path: what :func:`~clsp_plugin.diffusion.denoiser.load_denoiser` takes.
         cfg: keys of :class:`GenerationSettings`.
+        labels: as for :func:`generate_candidates`.
 
     Returns:
         ``images``, ``candidates``, ``bytes`` of the store, ``seconds`` expected on one process,
@@ -315,7 +353,7 @@ def estimate_generation(
     settings = read_settings(GenerationSettings, cfg)
     unet, scheduler_config = load_denoiser(denoiser_path)
     _check_size(images, unet)
-    drawer = Drawer(images, unet, scheduler_config, settings)
+    drawer = Drawer(images, unet, scheduler_config, settings, labels)
     candidates = len(images) * settings.num_candidates
     seconds = drawer.seconds_per_step() * settings.steps * candidates
     return {
@@ -337,6 +375,7 @@ def generate_candidates(
     dataset: str = "",
     desc: str = "candidates",
     digests: np.ndarray | None = None,
+    labels: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Draw the candidates of a data set into a store, continuing an unfinished one.
 
@@ -357,6 +396,7 @@ def generate_candidates(
         dataset: name of the images, for people.
         desc: what the progress bar calls the work.
         digests: uint8 (N, 16), names of the single images, see ``ImageArray.digests``.
+        labels: int64 (N,), classes from 0, which only a class-conditional denoiser looks at.
 
     Returns:
         ``images`` and ``candidates`` drawn by this process in this call, the ``seconds`` they
@@ -371,7 +411,7 @@ def generate_candidates(
     settings = read_settings(GenerationSettings, cfg)
     unet, scheduler_config = load_denoiser(denoiser_path)
     _check_size(images, unet)
-    drawer = Drawer(images, unet, scheduler_config, settings)
+    drawer = Drawer(images, unet, scheduler_config, settings, labels)
     manifest = _manifest(images, fingerprint, dataset, unet, settings)
     writer = StoreWriter(out, manifest, digests)
     rank, world_size = _process()

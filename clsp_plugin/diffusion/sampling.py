@@ -20,7 +20,13 @@ from diffusers import (
 )
 
 from clsp_plugin.data.random import Purpose, derive_key, key_normal, keys_for
-from clsp_plugin.diffusion.interpolation import check_unet, check_weight, interpolated_noise
+from clsp_plugin.diffusion.interpolation import (
+    check_unet,
+    check_weight,
+    guided_noise,
+    interpolated_noise,
+    is_conditional,
+)
 from clsp_plugin.diffusion.settings import PRECISIONS, precision_name
 from clsp_plugin.errors import ClspError
 
@@ -224,11 +230,13 @@ def denoise(
     eta: float,
     precision: str | int = "32-true",
     num_steps: int | None = None,
+    labels: torch.Tensor | None = None,
+    guidance: float = 0.0,
 ) -> torch.Tensor:
     """Run the sampler from pure noise to images.
 
     Args:
-        unet: an unconditional denoiser in evaluation mode.
+        unet: a denoiser in evaluation mode.
         scheduler: from :func:`make_scheduler`.
         anchors: float (B * K, 3, H, W) in [-1, 1], or (B, 3, H, W) where candidates share one.
         noise: of B images with K candidates each.
@@ -236,6 +244,8 @@ def denoise(
         eta: in [0, 1]; 1 with DDPM, 0 with DPM-Solver++.
         precision: of the UNet; all else is float32.
         num_steps: stop after so many of the sampler's steps; by default after all of them.
+        labels: int64 (B * K,), classes from 0, for a class-conditional denoiser.
+        guidance: of the classes, see :func:`~clsp_plugin.diffusion.interpolation.guided_noise`.
 
     Returns:
         float32 (B * K, 3, H, W).
@@ -248,7 +258,10 @@ def denoise(
             a = scheduler.alphas_cumprod[t]
             x_anchor = a.sqrt() * anchors + (1 - a).sqrt() * noise.anchor(t)
         with _autocast(x.device, precision):
-            estimate = interpolated_noise(unet, x, x_anchor, t, w)
+            if labels is None:
+                estimate = interpolated_noise(unet, x, x_anchor, t, w)
+            else:
+                estimate = guided_noise(unet, x, x_anchor, t, w, labels, guidance)
         x = _advance(scheduler, estimate.float(), t, x, noise, eta)
     return x
 
@@ -265,6 +278,8 @@ def sample_candidates(
     eta: float,
     share_anchor: bool = False,
     precision: str | int = "32-true",
+    labels: torch.Tensor | None = None,
+    guidance: float = 0.0,
 ) -> torch.Tensor:
     """Draw candidates of a batch of anchors.
 
@@ -272,7 +287,7 @@ def sample_candidates(
     whatever the batch, the order, the number of processes and the other candidates are.
 
     Args:
-        unet: an unconditional denoiser; it is put in evaluation mode.
+        unet: a denoiser; it is put in evaluation mode.
         scheduler: from :func:`make_scheduler`.
         anchors: uint8 (B, H, W, 3).
         seed: of the noise.
@@ -286,6 +301,8 @@ def sample_candidates(
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; only the UNet is computed
             in less than float32. An image that this is not enough for is sampled again in
             float32, from the same noise, with a warning.
+        labels: int64 (B,), the anchors' classes from 0, for a class-conditional denoiser.
+        guidance: of the classes, see :func:`~clsp_plugin.diffusion.interpolation.guided_noise`.
 
     Returns:
         uint8 (B, K, H, W, 3), on the device of the model.
@@ -303,7 +320,12 @@ def sample_candidates(
     noise = CandidateNoise(seed, indexes.to(device), numbers, tuple(x.shape[1:]), share_anchor)
     if not share_anchor:
         x = x.repeat_interleave(len(numbers), dim=0)
-    x = denoise(unet, scheduler, x, noise, w=w, eta=eta, precision=precision)
+    keys = {"w": w, "eta": eta, "guidance": guidance}
+    classes = None
+    if is_conditional(unet):
+        assert labels is not None, "a class-conditional denoiser needs the anchors' classes"
+        classes = labels.to(device).repeat_interleave(len(numbers))
+    x = denoise(unet, scheduler, x, noise, precision=precision, labels=classes, **keys)
     out = to_uint8(x).unflatten(0, (len(anchors), len(numbers)))
     broken = (~torch.isfinite(x)).flatten(1).any(1).view(len(anchors), -1).any(1).cpu()
     if broken.any():
@@ -324,9 +346,9 @@ def sample_candidates(
             seed=seed,
             indexes=indexes[broken.to(indexes.device)],
             candidates=candidates,
-            w=w,
-            eta=eta,
             share_anchor=share_anchor,
+            labels=None if labels is None else labels[broken.to(labels.device)],
+            **keys,
         )
         out[broken.to(out.device)] = again
     return out

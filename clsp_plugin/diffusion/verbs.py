@@ -80,6 +80,7 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
         dataset=array.name,
         desc=title,
         digests=array.digests,
+        labels=array.targets,
     )
     drawn = f"{summary['candidates']} drawn in {summary['seconds']:.0f} s"
     print(f"Candidates: {own['out']} ({drawn if summary['candidates'] else 'already complete'})")
@@ -90,7 +91,7 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
 
 
 def _estimate(array: ImageArray, denoiser_path: str, settings: GenerationSettings):
-    found = estimate_generation(array.images, denoiser_path, settings)
+    found = estimate_generation(array.images, denoiser_path, settings, array.targets)
     seconds = found["seconds"]
     time = f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min"
     print(
