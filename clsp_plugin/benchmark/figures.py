@@ -49,6 +49,7 @@ def candidate_sheet(
     scale: int = 3,
     title: str = "",
     caption: str = "",
+    columns: Sequence[str] = (),
 ) -> None:
     """Write a PNG with an anchor a row, at its left, and its candidates beside it.
 
@@ -61,6 +62,7 @@ def candidate_sheet(
         scale: screen pixels a pixel.
         title: above.
         caption: below, such as :func:`store_caption`.
+        columns: names of the K columns of candidates; without them one for all.
     """
     number, count, height, width, _ = candidates.shape
     assert anchors.shape == (number, height, width, 3)
@@ -81,7 +83,8 @@ def candidate_sheet(
     for line, words in enumerate(titles):
         draw.text((_MARGIN, _MARGIN + 24 * line), words, _INK, heading)
     draw.text((_MARGIN, top - 22), "anchor", _INK, text)
-    draw.text((first, top - 22), "candidates" if count > 1 else "candidate", _INK, text)
+    for column, name in enumerate(columns or ["candidates" if count > 1 else "candidate"]):
+        draw.text((first + column * (cell_w + _GAP), top - 22), name, _INK, text)
     rule = first - _ANCHOR_GAP // 2
     draw.line((rule, top - 20, rule, bottom - 1), _RULE, 2)
     for row in range(number):
@@ -182,7 +185,7 @@ def similarity_histogram(
     figure.set_layout_engine("constrained")
     axis = figure.subplots()
     lowest = min(float(values.min()) for values in pairs.values())
-    edges = np.linspace(lowest, 1, 61)
+    edges = np.linspace(lowest, 1, 31)
     for (name, values), style in zip(pairs.items(), _styles(), strict=False):
         share = np.histogram(values, edges)[0] / len(values) * 100
         label = f"{name} (mean {values.mean():.2f})"

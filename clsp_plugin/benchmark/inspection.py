@@ -358,8 +358,8 @@ def inspect_store(
             drawn[shown].numpy(),
             out / "weights.png",
             title="One candidate under several weights of the sample's middle feature",
-            caption=f"From the left: w = {', '.join(f'{w:g}' for w in WEIGHTS)}; 0 is the anchor's "
-            f"middle feature alone, 1 an unconditional sample.",
+            caption="w = 0 is the anchor's middle feature alone, 1 an unconditional sample.",
+            columns=[f"w = {w:g}" for w in WEIGHTS],
         )
     text = json.dumps(report, indent=2)
     write_whole(out / "report.json", lambda file: file.write(text.encode()))
