@@ -385,7 +385,8 @@ def generate_candidates(
     Under torchrun each process draws the shards whose number is its own modulo the number of
     processes; they do not talk. On the same device and with the same ``batch_size`` the bytes of
     a store are reproducible, stopped and continued or not. Another batch size draws from the same
-    noise, and differs by what floating point does in another order: rarely a level of a pixel.
+    noise, and differs by what floating point does in another order: in float32 rarely a level of
+    a pixel, in half precision a few levels of many.
 
     Args:
         images: uint8 (N, H, W, 3).
