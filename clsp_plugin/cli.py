@@ -29,6 +29,8 @@ _HYDRA_VERBS = {
     "knn": ("nearest-neighbour accuracy of a checkpoint's features", "knn"),
 }
 _PLAIN_VERBS = {
+    "import-denoiser": "convert a denoiser of the authors' code",
+    "inspect": "what a candidate store holds, and how good it is",
     "table": "turn the records of runs into a table",
     "demo": "the whole of CLSP on the offline data set, in minutes",
     "doctor": "what is installed, which solo-learn is seen, and what is wrong",
@@ -44,7 +46,7 @@ def _names(verb: str) -> list[str]:
 
 def _overview() -> str:
     verbs = {verb: text for verb, (text, _) in _HYDRA_VERBS.items()} | _PLAIN_VERBS
-    lines = "\n".join(f"  {verb:<10} {text}" for verb, text in verbs.items())
+    lines = "\n".join(f"  {verb:<15} {text}" for verb, text in verbs.items())
     return f"""usage: clsp VERB ...
 
 Contrastive learning with synthetic positives (clsp-plugin {__version__}).
@@ -237,6 +239,79 @@ def _table(args: list[str]) -> None:
         options.out.write_text(text)
 
 
+def _import_denoiser(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="clsp import-denoiser",
+        description="Convert a checkpoint of the authors' train_diffusion.py or "
+        "train_conditional_diffusion.py (ckpt_ema_*.pt) to a denoiser in diffusers' format, which "
+        "`clsp generate denoiser=DIR` takes.",
+    )
+    parser.add_argument("file", type=Path, help="the .pt file")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--image-size", type=int, default=32, help="in pixels (default 32)")
+    parser.add_argument("--beta-start", type=float, default=1e-4, help="default 1e-4")
+    parser.add_argument(
+        "--beta-end",
+        type=float,
+        default=0.02,
+        help="default 0.02; the class-conditional recipe has 0.028",
+    )
+    options = parser.parse_args(args)
+
+    from clsp_plugin.diffusion.authors import import_denoiser
+
+    name = import_denoiser(**vars(options))
+    print(f"Denoiser: {options.out} ({name}, from {options.file})")
+
+
+def _inspect(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="clsp inspect",
+        description="Print a store's manifest, and write a report and pictures of its candidates: "
+        "a sheet, and how near they are to their anchors.",
+    )
+    parser.add_argument("store", type=Path, help="a store that `clsp generate` wrote")
+    parser.add_argument(
+        "data", nargs="*", metavar="data.key=value", help="as they were given to `clsp generate`"
+    )
+    parser.add_argument("--config-name", "-cn", help="that was given to `clsp generate`")
+    parser.add_argument("--out", type=Path, help="folder to write to (default STORE/report)")
+    parser.add_argument(
+        "--encoder",
+        type=Path,
+        help="a checkpoint: adds the similarity of positive pairs, the agreement of labels and a "
+        "Frechet distance in its features",
+    )
+    parser.add_argument("--denoiser", help="the store's: adds a sheet of several weights w")
+    parser.add_argument("--fid", action="store_true", help="adds the FID (needs torch-fidelity)")
+    parser.add_argument("--limit", type=int, default=1000, help="anchors looked at (default 1000)")
+    options = parser.parse_intermixed_args(args)
+
+    from clsp_plugin.benchmark.inspection import inspect_store, summary
+    from clsp_plugin.data.images import load_images
+    from clsp_plugin.data.store import CandidateStore
+    from clsp_plugin.engine.config import Data, typed
+
+    manifest = CandidateStore(options.store).manifest
+    of_digits = manifest is not None and manifest.dataset.startswith("digits")
+    name = options.config_name or f"{'digits' if of_digits else 'cifar'}/generate"
+    strangers = [arg for arg in options.data if not re.match(r"data\.\w+=", arg)]
+    if strangers:
+        raise ClspError(f"{strangers[0]} is not a data.key=value.")
+    data = typed(compose("generate", name, options.data).data, Data)
+    report = inspect_store(
+        options.store,
+        load_images(data, "train"),
+        options.out or options.store / "report",
+        encoder=options.encoder,
+        denoiser=options.denoiser,
+        fid=options.fid,
+        limit=options.limit,
+    )
+    print(summary(report))
+    print(f"Written to {options.out or options.store / 'report'}")
+
+
 def _demo(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="clsp demo",
@@ -283,6 +358,10 @@ def _dispatch(argv: list[str]) -> None:
             _hydra(verb, args)
     elif verb == "table":
         _table(args)
+    elif verb == "import-denoiser":
+        _import_denoiser(args)
+    elif verb == "inspect":
+        _inspect(args)
     elif verb == "demo":
         _demo(args)
     elif verb == "doctor":

@@ -46,7 +46,17 @@ def the_run(root):
 def test_help_names_every_verb_and_every_configuration(clsp):
     code, out, _ = clsp("--help")
     assert code == 0
-    for verb in ("denoiser", "generate", "pretrain", "linear", "knn", "table", "demo"):
+    for verb in (
+        "denoiser",
+        "generate",
+        "pretrain",
+        "linear",
+        "knn",
+        "table",
+        "demo",
+        "import-denoiser",
+        "inspect",
+    ):
         assert verb in out
         code, text, _ = clsp(verb, "--help")
         assert code == 0
@@ -63,6 +73,14 @@ def test_the_whole_way_by_hand(clsp, tmp_path):
     assert code == 0
     assert np.load("all.npy").shape == (48, 2, 16, 16, 3)
     assert "already complete" in clsp("generate", *TINY_GENERATE)[1]
+    code, out, err = clsp("inspect", "candidates/digits", "data.num_train=48")
+    assert code == 0, err
+    assert "nearer to its own in" in out
+    assert (tmp_path / "candidates/digits/report/sheet.png").exists()
+    assert "were made for 48 images" in clsp("inspect", "candidates/digits")[2]
+    code, out, _ = clsp("generate", *TINY_GENERATE, "out=elsewhere", "dry_run=True")
+    assert "96 candidates of 48 images in 2 steps would take about" in out
+    assert not (tmp_path / "elsewhere").exists()
     assert clsp("pretrain", "--config-name", "clsp_simclr", *TINY)[0] == 0
     run = the_run(tmp_path)
     code, out, _ = clsp("linear", f"pretrained_feature_extractor={run}", "max_epochs=5",
@@ -138,6 +156,8 @@ BAD = {
     "a checkpoint's name": (["knn", "pretrained_feature_extractor=a/b-ep=3.ckpt"],
                             "no checkpoint at a/b-ep=3.ckpt"),
     "checkpoint not named": (["knn"], "pretrained_feature_extractor is not set"),
+    "no checkpoint to import": (["import-denoiser", "a.pt", "--out", "b"], "no file a.pt"),
+    "no store": (["inspect", "nowhere"], "no candidate store at nowhere"),
     "no records": (["table", "."], "record"),
     "demo size": (["demo", "--seeds", "0"], "at least 1"),
 }  # fmt: skip

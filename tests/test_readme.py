@@ -1,5 +1,6 @@
 """Every command in the README runs, at a small size, in the README's order."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from clsp_plugin import cli
@@ -24,13 +26,14 @@ SMALL = {
                  "precision=32-true", "data.num_train=48", "data.num_val=20"],
     "linear": ["max_epochs=2", "lr_decay_steps=[1]"],
     "knn": ["k=[1,5]"],
+    "inspect": ["data.num_train=48"],
     "demo": ["--scale", "0.02", "--seeds", "1"],
 }  # fmt: skip
 
 
-def commands():
-    """What the README's bash blocks say, joined where a line is continued."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def commands(page="README.md"):
+    """What a page's bash blocks say, joined where a line is continued."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     return [line for block in blocks for line in block.strip().splitlines()]
 
 
@@ -55,7 +58,9 @@ def place(tmp_path, monkeypatch):
 
 
 def run_clsp(words, monkeypatch):
-    monkeypatch.setattr(sys, "argv", words + SMALL.get(words[1], []))
+    given = {word.partition("=")[0] for word in words}
+    small = [word for word in SMALL.get(words[1], []) if word.partition("=")[0] not in given]
+    monkeypatch.setattr(sys, "argv", words + small)
     cli.main()
 
 
@@ -75,6 +80,24 @@ def test_commands_run_in_their_order(place, monkeypatch, capfd):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert list(place.glob("trained_models/clsp_simclr/*/clsp_simclr-cifar10-*.ckpt"))
+
+
+def test_the_page_on_candidates(place, monkeypatch, capfd):
+    make_authors_checkpoint(place / "ckpt_ema_1999_.pt")
+    for line in commands("docs/candidates.md"):
+        run_clsp(shlex.split(line), monkeypatch)
+    out = capfd.readouterr().out
+    assert "Denoiser: denoisers/authors" in out
+    assert "192 drawn" in out  # 48 images, 2 candidates each at first and 6 in the end
+    assert (place / "candidates/digits/report/weights.png").exists()
+
+
+def make_authors_checkpoint(path):
+    file = ROOT / "tests/diffusion/test_authors.py"
+    spec = importlib.util.spec_from_file_location("authors_checkpoint", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch.save(module.weights(**module.SMALL), path)
 
 
 def test_demo(place, monkeypatch, capfd):

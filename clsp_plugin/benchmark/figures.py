@@ -19,7 +19,7 @@ from clsp_plugin.data.store import StoreManifest
 from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError
 
-__all__ = ["candidate_sheet", "store_caption", "training_curves"]
+__all__ = ["candidate_sheet", "similarity_histogram", "store_caption", "training_curves"]
 
 _INK, _MUTED, _PAPER, _RULE = "#1a1a1a", "#5f6368", "#ffffff", "#9aa0a6"
 _MARGIN, _GAP, _ANCHOR_GAP = 24, 4, 36  # pixels
@@ -49,6 +49,7 @@ def candidate_sheet(
     scale: int = 3,
     title: str = "",
     caption: str = "",
+    columns: Sequence[str] = (),
 ) -> None:
     """Write a PNG with an anchor a row, at its left, and its candidates beside it.
 
@@ -61,6 +62,7 @@ def candidate_sheet(
         scale: screen pixels a pixel.
         title: above.
         caption: below, such as :func:`store_caption`.
+        columns: names of the K columns of candidates; without them one for all.
     """
     number, count, height, width, _ = candidates.shape
     assert anchors.shape == (number, height, width, 3)
@@ -81,7 +83,8 @@ def candidate_sheet(
     for line, words in enumerate(titles):
         draw.text((_MARGIN, _MARGIN + 24 * line), words, _INK, heading)
     draw.text((_MARGIN, top - 22), "anchor", _INK, text)
-    draw.text((first, top - 22), "candidates" if count > 1 else "candidate", _INK, text)
+    for column, name in enumerate(columns or ["candidates" if count > 1 else "candidate"]):
+        draw.text((first + column * (cell_w + _GAP), top - 22), name, _INK, text)
     rule = first - _ANCHOR_GAP // 2
     draw.line((rule, top - 20, rule, bottom - 1), _RULE, 2)
     for row in range(number):
@@ -161,6 +164,43 @@ def training_curves(records: Records, path: str | Path) -> None:
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False,
         handlelength=3.4, title=_spread(groups.values()),
+    )  # fmt: skip
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def similarity_histogram(
+    pairs: Mapping[str, np.ndarray], path: str | Path, title: str = "", caption: str = ""
+) -> None:
+    """Write a PNG with the distribution of the similarity of each kind of pair.
+
+    Args:
+        pairs: kind to cosine similarities, (N,).
+        path: of the PNG.
+        title: above.
+        caption: below.
+    """
+    figure = Figure(figsize=(6.8, 4.4), dpi=160)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained")
+    axis = figure.subplots()
+    lowest = min(float(values.min()) for values in pairs.values())
+    edges = np.linspace(lowest, 1, 31)
+    for (name, values), style in zip(pairs.items(), _styles(), strict=False):
+        share = np.histogram(values, edges)[0] / len(values) * 100
+        label = f"{name} (mean {values.mean():.2f})"
+        line = {"color": style["color"], "linestyle": style["linestyle"]}
+        axis.stairs(share, edges, label=label, linewidth=1.8, **line)
+        axis.stairs(share, edges, fill=True, color=style["color"], alpha=0.12)
+    axis.set_title(title, fontsize=11)
+    axis.set(xlabel="cosine similarity", ylabel="pairs (%)")
+    axis.set_ylim(bottom=0)
+    axis.grid(color="#e4e6e8", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False,
+        handlelength=3.4, title=caption,
     )  # fmt: skip
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

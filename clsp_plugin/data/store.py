@@ -4,13 +4,18 @@ A store is a directory of uint8 shards of shape (n, K, H, W, 3), memory-mapped, 
 ``manifest.json`` that names the images they were made for. Opening it against other images,
 another order or a subset is an error. ``images.npy`` names each of the images by its pixels, for
 hosts whose data sets have an order of their own. A shard is whole or absent; writing continues
-where it was stopped.
+where it was stopped. While a store is extended to more candidates an image, some of its shards
+hold the new number and the others still the old one.
 """
 
+import contextlib
+import errno
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +40,7 @@ class StoreManifest:
 
     Attributes:
         num_images: N, images with candidates.
-        num_candidates: K, candidates an image.
+        num_candidates: K, candidates an image, once the store is complete.
         height: H in pixels.
         width: W in pixels.
         fingerprint: of the images and their order, see ``ImageArray.fingerprint``.
@@ -50,6 +55,7 @@ class StoreManifest:
         clip: whether each sampling step clipped its estimate of the image to [-1, 1].
         share_anchor: whether an anchor's K candidates shared one noised anchor a step.
         shard_size: images a shard.
+        guidance: of a class-conditional denoiser by the anchors' labels; 0 without one.
     """
 
     num_images: int
@@ -68,6 +74,7 @@ class StoreManifest:
     clip: bool
     share_anchor: bool
     shard_size: int
+    guidance: float = 0.0
 
     @property
     def num_shards(self) -> int:
@@ -82,22 +89,36 @@ class StoreManifest:
         start, stop = self.shard_range(shard)
         return (stop - start, self.num_candidates, self.height, self.width, 3)
 
+    @property
+    def seal(self) -> str:
+        """Hash of the content, which an edit by hand breaks."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+
     def save(self, path: Path) -> None:
-        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
+        text = json.dumps({"format": FORMAT, **asdict(self), "seal": self.seal}, indent=2)
         write_whole(path / MANIFEST, lambda file: file.write(text.encode()))
 
     @classmethod
     def load(cls, path: Path) -> "StoreManifest":
+        file = path / MANIFEST
         try:
-            content = json.loads((path / MANIFEST).read_text())
+            content = json.loads(file.read_text())
             if content.pop("format") != FORMAT:
-                raise ClspError(f"{path / MANIFEST} has another format than {FORMAT}.")
-            return cls(**content)
+                raise ClspError(f"{file} has another format than {FORMAT}.")
+            seal = content.pop("seal")
+            manifest = cls(**content)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ClspError(
-                f"{path / MANIFEST} is not a candidate store's manifest ({error}); "
+                f"{file} is not a candidate store's manifest ({error}); "
                 f"make the store again with `{generate_command(path)}` in an empty directory."
             ) from error
+        if seal != manifest.seal:
+            raise ClspError(
+                f"{file} was changed by hand, so it may not say how the candidates were made; "
+                f"undo that, or make the store again with `{generate_command(path)}` in an empty "
+                f"directory."
+            )
+        return manifest
 
 
 def generate_command(path: str | Path, data: Mapping[str, Any] | None = None) -> str:
@@ -122,6 +143,7 @@ def _shard_path(path: Path, shard: int) -> Path:
 
 
 def _map_shard(path: Path, shard: int, manifest: StoreManifest) -> np.ndarray:
+    """A shard, memory-mapped: uint8 (n, k, H, W, 3), k at most the manifest's K."""
     file = _shard_path(path, shard)
     try:
         array = np.load(file, mmap_mode="r")
@@ -131,7 +153,8 @@ def _map_shard(path: Path, shard: int, manifest: StoreManifest) -> np.ndarray:
             f"`clsp generate` with the same settings again, which makes only what is missing."
         ) from error
     expected = manifest.shard_shape(shard)
-    if array.shape != expected or array.dtype != np.uint8:
+    fits = array.ndim == 5 and array.shape[:1] + array.shape[2:] == expected[:1] + expected[2:]
+    if array.dtype != np.uint8 or not fits or not 1 <= array.shape[1] <= expected[1]:
         raise ClspError(
             f"{file} holds {array.dtype} {array.shape}, its manifest says uint8 {expected}; "
             f"delete that file and run `clsp generate` with the same settings again."
@@ -139,12 +162,42 @@ def _map_shard(path: Path, shard: int, manifest: StoreManifest) -> np.ndarray:
     return array
 
 
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold a lock until the block or the process ends; yields whether nobody else has it.
+
+    Where the file system knows no locks, it is taken for free: two writers of one store waste
+    work, they do not harm it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield True
+        return
+    free = True
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            free = error.errno not in (errno.EAGAIN, errno.EACCES)
+        if free:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        try:
+            yield free
+        finally:
+            if free:
+                path.unlink(missing_ok=True)
+
+
 class StoreWriter:
-    """Creates a store or continues an unfinished one.
+    """Creates a store, continues an unfinished one, or extends one to more candidates.
 
     Args:
         path: directory of the store; made if absent.
-        manifest: what the store will hold. An existing store must have the same.
+        manifest: what the store will hold. An existing store must have the same, but may have
+            fewer candidates an image.
         digests: of the images, see ``ImageArray.digests``; without them the store fits only a
             data set in the order it was made for.
 
@@ -168,15 +221,25 @@ class StoreWriter:
                     f"{self.path} holds files that are not a candidate store; choose another out=."
                 )
             if not self._begun():
-                manifest.save(self.path)
-        self._check_same(StoreManifest.load(self.path))
+                self._save()
+        existing = StoreManifest.load(self.path)
+        self._check_same(existing)
+        if existing.num_candidates < manifest.num_candidates:
+            self._save()
         if digests is not None and not (self.path / DIGESTS).exists():
-            write_whole(self.path / DIGESTS, lambda file: np.save(file, digests))
+            with self._room():
+                write_whole(self.path / DIGESTS, lambda file: np.save(file, digests))
 
     def _begun(self) -> bool:
         return (self.path / MANIFEST).exists()
 
+    def _save(self) -> None:
+        with self._room():
+            self.manifest.save(self.path)
+
     def _check_same(self, existing: StoreManifest) -> None:
+        if existing.num_candidates < self.manifest.num_candidates:
+            existing = replace(existing, num_candidates=self.manifest.num_candidates)
         names = [field.name for field in fields(StoreManifest)]
         different = [n for n in names if getattr(existing, n) != getattr(self.manifest, n)]
         if different:
@@ -189,12 +252,60 @@ class StoreWriter:
                 f"choose another out= or use the settings it was made with."
             )
 
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """Say so where there is no room left; what was written whole stays."""
+        try:
+            yield
+        except OSError as error:
+            # numpy's own error, of a file that it could write a part of, has no number
+            if error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            reason = error.strerror or error
+            raise ClspError(
+                f"There is no room for another shard in {self.path} ({reason}); what is there is "
+                f"whole: make room and run the same `clsp generate` again."
+            ) from error
+
+    @contextlib.contextmanager
+    def lock(self, rank: int = 0, world_size: int = 1) -> Iterator[None]:
+        """Write alone: one of ``world_size`` processes that share the shards by number.
+
+        The lock ends with the process, however that ends.
+
+        Raises:
+            ClspError: another process writes the same shards.
+        """
+        own = self.path / f".{rank}-of-{world_size}.lock"
+        with _locked(own) as free:
+            others = [own] if not free else []
+            for other in self.path.glob(".*-of-*.lock"):
+                if not other.name.endswith(f"-of-{world_size}.lock"):
+                    with _locked(other) as unused:
+                        others += [] if unused else [other]
+            if others:
+                who = others[0].read_text() if others[0].exists() else ""
+                raise ClspError(
+                    f"{self.path} is being written by another `clsp generate`"
+                    f"{f' ({who})' if who else ''}; wait for it, or give this one another out=."
+                )
+            for left in self.path.glob(".shard-*.tmp"):  # of a process that was killed
+                if int(left.name.split("-")[1].split(".")[0]) % world_size == rank:
+                    left.unlink(missing_ok=True)
+            yield
+
+    def present(self, shard: int) -> int:
+        """Candidates an image that a shard holds already: 0 to K."""
+        if not _shard_path(self.path, shard).exists():
+            return 0
+        return _map_shard(self.path, shard, self.manifest).shape[1]
+
     def missing(self) -> list[tuple[int, int, int]]:
         """The shards still to write, as (shard number, first image, one past the last)."""
         return [
             (shard, *self.manifest.shard_range(shard))
             for shard in range(self.manifest.num_shards)
-            if not _shard_path(self.path, shard).exists()
+            if self.present(shard) < self.manifest.num_candidates
         ]
 
     def write(self, shard: int, candidates: np.ndarray) -> None:
@@ -202,11 +313,22 @@ class StoreWriter:
 
         Args:
             shard: its number.
-            candidates: uint8 (n, K, H, W, 3).
+            candidates: uint8 (n, K, H, W, 3), or (n, K - k, H, W, 3) where k are present: they
+                are kept, and these are put behind them.
+
+        Raises:
+            ClspError: there is no room left.
         """
+        have = self.present(shard)
+        if have == self.manifest.num_candidates:
+            return  # another process was faster, and drew the same
+        if have:
+            before = _map_shard(self.path, shard, self.manifest)
+            candidates = np.concatenate([before, candidates], axis=1)
         assert candidates.dtype == np.uint8
         assert candidates.shape == self.manifest.shard_shape(shard)
-        write_whole(_shard_path(self.path, shard), lambda file: np.save(file, candidates))
+        with self._room():
+            write_whole(_shard_path(self.path, shard), lambda file: np.save(file, candidates))
 
 
 class CandidateStore:
@@ -241,7 +363,8 @@ class CandidateStore:
                 f"`{generate_command(self.path, data)}`, or name another with synthetic.path=."
             )
         self.num_images = sum(len(shard) for shard in self._shards)
-        self.total_candidates, self.height, self.width = self._shards[0].shape[1:4]
+        self.total_candidates = self._present(num_candidates)
+        self.height, self.width = self._shards[0].shape[2:4]
         self.num_candidates = num_candidates or self.total_candidates
         if not 1 <= self.num_candidates <= self.total_candidates:
             raise ClspError(
@@ -273,6 +396,19 @@ class CandidateStore:
                 f"made it again, it continues where it stopped."
             )
         return [_map_shard(self.path, shard, self.manifest) for shard in shards]
+
+    def _present(self, num_candidates: int | None) -> int:
+        """Candidates that every image has, which are fewer while a store is extended."""
+        present = min(shard.shape[1] for shard in self._shards)
+        complete = self.manifest is None or present == self.manifest.num_candidates
+        if not complete and num_candidates is None:
+            raise ClspError(
+                f"The candidate store {self.path} is being extended from {present} to "
+                f"{self.manifest.num_candidates} candidates an image; run the `clsp generate` "
+                f"that extends it again, or draw from the first ones with "
+                f"synthetic.num_candidates={present}."
+            )
+        return present
 
     def check(self, num_images: int, height: int, width: int, fingerprint: str, name: str) -> None:
         """Refuse images that the candidates were not made for.

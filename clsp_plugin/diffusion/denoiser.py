@@ -1,6 +1,7 @@
 """The denoiser: its architecture, and its directory in diffusers' format."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -13,12 +14,14 @@ from typing import Any
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from safetensors import SafetensorError
+from torch import nn
 
 from clsp_plugin.diffusion.interpolation import check_unet
 from clsp_plugin.diffusion.settings import Settings, read_settings, setting
 from clsp_plugin.errors import ClspError
 
 __all__ = [
+    "AuthorsConditionalUNet",
     "UNetSettings",
     "build_unet",
     "check_absent",
@@ -126,13 +129,40 @@ def build_unet(image_size: int, cfg: UNetSettings | Mapping[str, Any] | None = N
     )
 
 
+class AuthorsConditionalUNet(UNet2DModel):
+    """The network of the authors' class-conditional recipe.
+
+    It halves the resolution with a convolution of 5x5 pixels, and doubles it with a transposed
+    one and another one behind it, for which ``UNet2DModel`` has no setting.
+    """
+
+    @functools.wraps(UNet2DModel.__init__)  # its signature is what diffusers reads settings by
+    def __init__(self, *args: Any, **keys: Any):
+        super().__init__(*args, **keys)
+        for block in self.down_blocks:
+            for sampler in block.downsamplers or ():
+                channels = sampler.conv.in_channels
+                sampler.conv = nn.Conv2d(channels, channels, 5, stride=2, padding=2)
+        for block in self.up_blocks:
+            for sampler in block.upsamplers or ():
+                channels = sampler.conv.in_channels
+                sampler.use_conv_transpose = True
+                sampler.conv = nn.Sequential(
+                    nn.ConvTranspose2d(channels, channels, 5, 2, padding=2, output_padding=1),
+                    nn.Conv2d(channels, channels, 3, padding=1),
+                )
+
+
+_NETWORKS = {cls.__name__: cls for cls in (UNet2DModel, AuthorsConditionalUNet)}
+
+
 def _problem_with(config: Mapping[str, Any]) -> str | None:
     """Why the network of a configuration file is not a denoiser, or None."""
     kind = config.get("_class_name")
-    if kind != "UNet2DModel":
-        return f"is a {kind}, not an unconditional UNet2DModel"
-    if config.get("num_class_embeds") is not None or config.get("class_embed_type") is not None:
-        return "is class-conditional, the method needs an unconditional one"
+    if kind not in _NETWORKS:
+        return f"is a {kind}, not a UNet2DModel"
+    if config.get("class_embed_type") is not None:
+        return "is conditioned on something else than class numbers"
     return None
 
 
@@ -174,11 +204,12 @@ def _scheduler_config(folder: Path) -> dict[str, Any]:
 
 def _load_unet(folder: Path) -> UNet2DModel:
     """Load a network, and refuse one whose weights are not all there."""
-    problem = _problem_with(_read_json(folder / "config.json"))
+    config = _read_json(folder / "config.json")
+    problem = _problem_with(config)
     if problem:
         raise ClspError(f"The network in {folder} {problem}; `clsp denoiser` trains one.")
     try:
-        unet, info = UNet2DModel.from_pretrained(
+        unet, info = _NETWORKS[config["_class_name"]].from_pretrained(
             folder, output_loading_info=True, low_cpu_mem_usage=False, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
@@ -210,7 +241,7 @@ def load_denoiser(source: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
 
     Raises:
         ClspError: there is no such directory, it is not in that format, its weights are not all
-            there, or the network is not an unconditional one of RGB images.
+            there, or the network is not one of RGB images.
     """
     if Path(source).is_file():
         raise ClspError(f"{source} is a file; a denoiser is a directory in diffusers' format.")

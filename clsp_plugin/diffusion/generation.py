@@ -2,23 +2,36 @@
 
 import dataclasses
 import os
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from tqdm import tqdm
 
 from clsp_plugin.data.store import StoreManifest, StoreWriter
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
-from clsp_plugin.diffusion.sampling import make_scheduler, sample_candidates
+from clsp_plugin.diffusion.interpolation import is_conditional
+from clsp_plugin.diffusion.sampling import (
+    SAMPLERS,
+    CandidateNoise,
+    denoise,
+    make_scheduler,
+    sample_candidates,
+    to_float,
+)
 from clsp_plugin.diffusion.settings import Settings, precision_name, read_settings, setting
 from clsp_plugin.errors import ClspError
 
-__all__ = ["GenerationSettings", "generate_candidates"]
+__all__ = ["Drawer", "GenerationSettings", "estimate_generation", "generate_candidates"]
+
+T = TypeVar("T")
+
+_LARGEST_BATCH = {"cuda": 8192, "cpu": 256}  # where batch_size is null; memory may allow less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +41,15 @@ class GenerationSettings(Settings):
     Attributes:
         num_candidates: K, candidates an image.
         w: weight of the SAMPLE's middle feature, 0 to 1; 0.1 is 90 % anchor.
+        sampler: ``ddim``, the paper's; ``ddpm``; or ``dpmpp``, DPM-Solver++ of second order, for
+            few steps.
         steps: sampling steps, a divisor of the steps of training.
-        eta: DDIM's, 0 (no fresh noise) to 1.
+        eta: DDIM's, 0 (no fresh noise) to 1; None is the paper's 0.1. The other samplers have
+            none.
         seed: of the sampling noise.
-        batch_size: images that the denoiser sees at once, so ``batch_size // num_candidates``
-            anchors with all their candidates, but at least one. Lower it when the memory of the
-            device does not suffice.
+        batch_size: images that the denoiser sees at once, in whole anchors with all their
+            candidates where it is large enough; None takes many. Where the memory of the device
+            does not suffice, it is halved until it does.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         clip: clip every step's estimate of the image to [-1, 1]; the paper clips at the end
             alone, a denoiser that was trained briefly needs it.
@@ -41,27 +57,34 @@ class GenerationSettings(Settings):
             each as in the paper; nearly halves the time.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         shard_size: images a file of the store.
+        guidance: of a class-conditional denoiser by the anchors' labels, 0 or more; the authors'
+            second recipe is ``w=1 guidance=1.8 eta=1``, in which the anchor gives only its label.
     """
 
     num_candidates: int = setting(8, int, low=1)
     w: float = setting(0.1, float, low=0.0, high=1.0)
+    sampler: str = setting("ddim", str, choices=tuple(SAMPLERS))
     steps: int = setting(100, int, low=1, high=1000)
-    eta: float = setting(0.1, float, low=0.0, high=1.0)
+    eta: float | None = setting(None, float, low=0.0, high=1.0, optional=True)
     seed: int = setting(0, int)
-    batch_size: int = setting(256, int, low=1)
+    batch_size: int | None = setting(None, int, low=1, optional=True)
     precision: str | int = setting("32-true", None)
     clip: bool = setting(False, bool)
     share_anchor: bool = setting(False, bool)
     device: str = setting("auto", str)
     shard_size: int = setting(1024, int, low=1)
-
-    @property
-    def anchors_per_batch(self) -> int:
-        return max(1, self.batch_size // self.num_candidates)
+    guidance: float = setting(0.0, float, low=0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "precision", precision_name(self.precision))
+        if self.eta is None:
+            object.__setattr__(self, "eta", SAMPLERS[self.sampler])
+        elif self.sampler != "ddim" and self.eta != SAMPLERS[self.sampler]:
+            raise ClspError(
+                f"eta={self.eta:g} is DDIM's and sampler={self.sampler} has none; leave it out, "
+                f"or set eta=null."
+            )
 
 
 def _process() -> tuple[int, int]:
@@ -117,7 +140,7 @@ def _manifest(
         dataset=dataset,
         denoiser=denoiser_hash(unet),
         w=settings.w,
-        sampler="ddim",
+        sampler=settings.sampler,
         steps=settings.steps,
         eta=settings.eta,
         seed=settings.seed,
@@ -125,37 +148,221 @@ def _manifest(
         clip=settings.clip,
         share_anchor=settings.share_anchor,
         shard_size=settings.shard_size,
+        guidance=settings.guidance,
     )
 
 
-def _draw_shard(
-    images: torch.Tensor,
-    start: int,
-    stop: int,
-    unet: UNet2DModel,
-    scheduler: DDIMScheduler,
-    settings: GenerationSettings,
-    progress: tqdm,
-) -> np.ndarray:
-    """Candidates of images start .. stop - 1: uint8 (stop - start, K, H, W, 3)."""
-    parts = []
-    for first in range(start, stop, settings.anchors_per_batch):
-        indexes = torch.arange(first, min(first + settings.anchors_per_batch, stop))
-        candidates = sample_candidates(
-            unet,
-            scheduler,
-            images[first : first + len(indexes)],
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's or the machine's memory does not suffice."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _classes(
+    unet: UNet2DModel, labels: torch.Tensor | None, settings: GenerationSettings
+) -> torch.Tensor | None:
+    """The images' classes, where the denoiser takes them."""
+    if not is_conditional(unet):
+        if settings.guidance:
+            raise ClspError(
+                f"guidance={settings.guidance:g} needs a class-conditional denoiser, and this one "
+                f"is not; leave it out."
+            )
+        return None
+    if labels is None or bool((labels < 0).any()):
+        raise ClspError("This denoiser is class-conditional, and the images have no labels.")
+    # one row more than classes: the first stands for none
+    known, there = unet.class_embedding.num_embeddings - 1, int(labels.max()) + 1
+    if there > known:
+        raise ClspError(
+            f"This denoiser knows {known} classes, the images have {there}; use one that was "
+            f"trained on them."
+        )
+    return labels
+
+
+class Drawer:
+    """Draws candidates of any images in batches that fit into memory.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        unet: the denoiser; moved to the settings' device.
+        scheduler_config: of its training, as ``load_denoiser`` gives it.
+        settings: how to draw.
+        labels: int64 (N,), of the images, for a class-conditional denoiser.
+
+    Attributes:
+        batch_size: images that the denoiser sees at once; halved where memory did not suffice.
+    """
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        unet: UNet2DModel,
+        scheduler_config: Mapping[str, Any],
+        settings: GenerationSettings,
+        labels: torch.Tensor | None = None,
+    ):
+        self.device = _device(settings.device)
+        self.labels = _classes(unet, labels, settings)
+        self.images, self.settings = images, settings
+        self.scheduler = make_scheduler(
+            scheduler_config, settings.steps, settings.clip, settings.sampler
+        )
+        self.unet = unet.to(self.device)
+        self.batch_size = settings.batch_size or _LARGEST_BATCH.get(self.device.type, 256)
+
+    def _sample(self, indexes: torch.Tensor, candidates: range) -> np.ndarray:
+        settings = self.settings
+        drawn = sample_candidates(
+            self.unet,
+            self.scheduler,
+            self.images[indexes],
             seed=settings.seed,
             indexes=indexes,
-            candidates=range(settings.num_candidates),
+            candidates=candidates,
             w=settings.w,
             eta=settings.eta,
             share_anchor=settings.share_anchor,
             precision=settings.precision,
+            labels=None if self.labels is None else self.labels[indexes],
+            guidance=settings.guidance,
         )
-        parts.append(candidates.cpu().numpy())
-        progress.update(len(indexes))
-    return np.concatenate(parts)
+        return drawn.cpu().numpy()
+
+    def _halve(self, error: BaseException) -> None:
+        """Take half the batch after memory ran out."""
+        if self.batch_size == 1:
+            raise ClspError(
+                f"The memory of {self.device} does not suffice for the candidates of a single "
+                f"image ({str(error).splitlines()[0][:100]}); free some, or use another device=."
+            ) from error
+        self.batch_size = (self.batch_size + 1) // 2
+        tqdm.write(f"Out of memory: continuing with batch_size={self.batch_size}.")
+
+    def _fitting(self, attempt: Callable[..., T], *args: Any) -> T:
+        """Call a function again, with half the batch, while memory does not suffice for it."""
+        while True:
+            try:
+                return attempt(*args)
+            except Exception as error:
+                if not _out_of_memory(error):
+                    raise
+                self._halve(error)
+            # behind the handler, where the failed attempt's tensors are no longer held
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _batch(self, start: int, stop: int, candidates: range) -> np.ndarray:
+        """Candidates of the first of these images, as many as one batch has room for."""
+        size = self.batch_size
+        indexes = torch.arange(start, min(start + max(1, size // len(candidates)), stop))
+        parts = [candidates[first : first + size] for first in range(0, len(candidates), size)]
+        return np.concatenate([self._sample(indexes, part) for part in parts], axis=1)
+
+    def draw(self, start: int, stop: int, candidates: range, progress: tqdm) -> np.ndarray:
+        """Candidates of images start .. stop - 1: uint8 (stop - start, len(candidates), H, W, 3).
+
+        All noise is keyed, so how they are divided into batches changes no more than rounding.
+        """
+        rows = []
+        while start < stop:
+            rows.append(self._fitting(self._batch, start, stop, candidates))
+            progress.update(len(rows[-1]))
+            start += len(rows[-1])
+        return np.concatenate(rows)
+
+    def seconds_per_step(self) -> float:
+        """Measured time of one sampling step of one candidate, in a full batch."""
+        return self._fitting(self._time_steps)
+
+    def _time_steps(self, num_steps: int = 3) -> float:
+        settings, size = self.settings, self.batch_size
+        indexes = torch.arange(min(max(1, size // settings.num_candidates), len(self.images)))
+        numbers = torch.arange(min(size, settings.num_candidates))
+        x = to_float(self.images[indexes].to(self.device))
+        noise = CandidateNoise(
+            settings.seed,
+            indexes.to(self.device),
+            numbers.to(self.device),
+            tuple(x.shape[1:]),
+            settings.share_anchor,
+        )
+        x = x if settings.share_anchor else x.repeat_interleave(len(numbers), dim=0)
+        keys = {"w": settings.w, "eta": settings.eta, "precision": settings.precision}
+        if self.labels is not None:
+            labels = self.labels[indexes].to(self.device).repeat_interleave(len(numbers))
+            keys |= {"labels": labels, "guidance": settings.guidance}
+        seconds = 0.0
+        for steps in (1, num_steps):  # the first time warms up
+            began = time.perf_counter()
+            denoise(self.unet, self.scheduler, x, noise, num_steps=steps, **keys).sum().item()
+            seconds = (time.perf_counter() - began) / steps
+        return seconds / (len(indexes) * len(numbers))
+
+
+def _work(writer: StoreWriter, rank: int, world_size: int) -> list[tuple[int, int, int, range]]:
+    """This process's unfinished shards: (shard, first image, one past the last, candidates)."""
+    # by number and not by place in the list: the others may have begun to fill the list's gaps
+    return [
+        (shard, start, stop, range(writer.present(shard), writer.manifest.num_candidates))
+        for shard, start, stop in writer.missing()
+        if shard % world_size == rank
+    ]
+
+
+def _check_room(writer: StoreWriter, out: Path) -> None:
+    """Refuse to begin what the disk has no room for."""
+    manifest = writer.manifest
+    shards = [np.prod(manifest.shard_shape(shard), dtype=int) for shard, *_ in writer.missing()]
+    free = shutil.disk_usage(out).free
+    if sum(shards) > free:
+        raise ClspError(
+            f"The candidates still to draw need {_size(sum(shards))} and there are {_size(free)} "
+            f"free at {out}; make room, or choose another out=."
+        )
+
+
+def _size(number: int) -> str:
+    return f"{number / 2**30:.1f} GiB" if number >= 2**29 else f"{number / 2**20:.1f} MiB"
+
+
+def estimate_generation(
+    images: torch.Tensor,
+    denoiser_path: str | Path,
+    cfg: GenerationSettings | Mapping[str, Any] | None = None,
+    labels: torch.Tensor | None = None,
+) -> dict[str, Any]:
+    """Time a few sampling steps and say how long all of it would take; nothing is written.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        denoiser_path: what :func:`~clsp_plugin.diffusion.denoiser.load_denoiser` takes.
+        cfg: keys of :class:`GenerationSettings`.
+        labels: as for :func:`generate_candidates`.
+
+    Returns:
+        ``images``, ``candidates``, ``bytes`` of the store, ``seconds`` expected on one process,
+        and the ``device`` they were measured on.
+
+    Raises:
+        ClspError: as :func:`generate_candidates`.
+    """
+    settings = read_settings(GenerationSettings, cfg)
+    unet, scheduler_config = load_denoiser(denoiser_path)
+    _check_size(images, unet)
+    drawer = Drawer(images, unet, scheduler_config, settings, labels)
+    candidates = len(images) * settings.num_candidates
+    seconds = drawer.seconds_per_step() * settings.steps * candidates
+    return {
+        "images": len(images),
+        "candidates": candidates,
+        "bytes": candidates * images[0].numel(),
+        "seconds": seconds,
+        "device": str(drawer.device),
+    }
 
 
 def generate_candidates(
@@ -168,13 +375,18 @@ def generate_candidates(
     dataset: str = "",
     desc: str = "candidates",
     digests: np.ndarray | None = None,
+    labels: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Draw the candidates of a data set into a store, continuing an unfinished one.
+
+    A store with fewer candidates an image that was made with the same settings is extended: the
+    candidates there are kept, and the new ones are drawn.
 
     Under torchrun each process draws the shards whose number is its own modulo the number of
     processes; they do not talk. On the same device and with the same ``batch_size`` the bytes of
     a store are reproducible, stopped and continued or not. Another batch size draws from the same
-    noise, and differs by what floating point does in another order: rarely a level of a pixel.
+    noise, and differs by what floating point does in another order: in float32 rarely a level of
+    a pixel, in half precision a few levels of many.
 
     Args:
         images: uint8 (N, H, W, 3).
@@ -185,39 +397,42 @@ def generate_candidates(
         dataset: name of the images, for people.
         desc: what the progress bar calls the work.
         digests: uint8 (N, 16), names of the single images, see ``ImageArray.digests``.
+        labels: int64 (N,), classes from 0, which only a class-conditional denoiser looks at.
 
     Returns:
         ``images`` and ``candidates`` drawn by this process in this call, the ``seconds`` they
         took, ``candidates_per_second`` (None if there was nothing left to draw), the
-        ``denoiser``'s hash, ``out`` and the ``device``.
+        ``denoiser``'s hash, ``out``, the ``device`` and the ``batch_size`` that fitted.
 
     Raises:
         ClspError: a setting, the denoiser or the device is not valid, the denoiser is for images
-            of another size, or the store holds something else.
+            of another size, the store holds something else or is being written by another
+            process, there is no room on the disk, or no image fits into memory.
     """
     settings = read_settings(GenerationSettings, cfg)
     unet, scheduler_config = load_denoiser(denoiser_path)
     _check_size(images, unet)
-    scheduler = make_scheduler(scheduler_config, settings.steps, settings.clip)
-    device = _device(settings.device)
-    writer = StoreWriter(out, _manifest(images, fingerprint, dataset, unet, settings), digests)
-    unet.to(device)
+    drawer = Drawer(images, unet, scheduler_config, settings, labels)
+    manifest = _manifest(images, fingerprint, dataset, unet, settings)
+    writer = StoreWriter(out, manifest, digests)
     rank, world_size = _process()
-    # by number and not by place in the list: the others may have begun to fill the list's gaps
-    shards = [shard for shard in writer.missing() if shard[0] % world_size == rank]
-    total = sum(stop - start for _, start, stop in shards)
-    began = time.perf_counter()
-    with tqdm(total=total, desc=desc, unit="image", disable=rank != 0) as progress:
-        for shard, start, stop in shards:
-            drawn = _draw_shard(images, start, stop, unet, scheduler, settings, progress)
-            writer.write(shard, drawn)
+    began, drawn = time.perf_counter(), 0
+    with writer.lock(rank, world_size):
+        _check_room(writer, Path(out))
+        work = _work(writer, rank, world_size)
+        total = sum(stop - start for _, start, stop, _ in work)
+        with tqdm(total=total, desc=desc, unit="image", disable=rank != 0) as progress:
+            for shard, start, stop, candidates in work:
+                writer.write(shard, drawer.draw(start, stop, candidates, progress))
+                drawn += (stop - start) * len(candidates)
     seconds = time.perf_counter() - began
     return {
         "images": total,
-        "candidates": total * settings.num_candidates,
+        "candidates": drawn,
         "seconds": seconds,
-        "candidates_per_second": total * settings.num_candidates / seconds if total else None,
+        "candidates_per_second": drawn / seconds if drawn else None,
         "denoiser": writer.manifest.denoiser,
         "out": str(out),
-        "device": str(device),
+        "device": str(drawer.device),
+        "batch_size": drawer.batch_size,
     }

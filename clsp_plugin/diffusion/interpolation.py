@@ -8,22 +8,36 @@ step. Skip connections and the time embedding stay the sample's own (Zeng et al.
 
 import torch
 from diffusers import UNet2DModel
+from torch import nn
 
 from clsp_plugin.errors import ClspError
 
-__all__ = ["check_unet", "check_weight", "decode", "encode", "interpolated_noise"]
+__all__ = [
+    "check_unet",
+    "check_weight",
+    "decode",
+    "encode",
+    "guided_noise",
+    "interpolated_noise",
+    "is_conditional",
+]
+
+
+def is_conditional(unet: UNet2DModel) -> bool:
+    """Whether a UNet takes the class of an image."""
+    return unet.class_embedding is not None
 
 
 def check_unet(unet: UNet2DModel) -> None:
-    """Refuse a UNet that is not an unconditional model of RGB images with a middle block.
+    """Refuse a UNet that is not a model of RGB images with a middle block.
 
     Raises:
         ClspError: naming what is in the way.
     """
     config = unet.config
     problem = None
-    if unet.class_embedding is not None:
-        problem = "is class-conditional (the method needs an unconditional one)"
+    if is_conditional(unet) and not isinstance(unet.class_embedding, nn.Embedding):
+        problem = f"takes no class numbers (class_embed_type {config.class_embed_type!r})"
     elif (config.in_channels, config.out_channels) != (3, 3):
         problem = (
             f"maps {config.in_channels} channels to {config.out_channels} "
@@ -46,26 +60,35 @@ def check_weight(w: float) -> None:
         )
 
 
-def _time_embedding(unet: UNet2DModel, t: int | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _embedding(
+    unet: UNet2DModel, t: int | torch.Tensor, x: torch.Tensor, labels: torch.Tensor | None
+) -> torch.Tensor:
+    """Of the step, and of the class where the UNet takes one."""
     t = torch.as_tensor(t, device=x.device)
     t = t.expand(x.shape[0]) if t.ndim == 0 else t
     # the sinusoids are float32 whatever the weights are
-    return unet.time_embedding(unet.time_proj(t).to(dtype=unet.dtype))
+    emb = unet.time_embedding(unet.time_proj(t).to(dtype=unet.dtype))
+    assert (labels is not None) == is_conditional(unet), "a class for networks that take one"
+    return emb if labels is None else emb + unet.class_embedding(labels).to(dtype=unet.dtype)
 
 
 def encode(
-    unet: UNet2DModel, x: torch.Tensor, t: int | torch.Tensor
+    unet: UNet2DModel,
+    x: torch.Tensor,
+    t: int | torch.Tensor,
+    labels: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
     """Run a UNet up to and with its middle block.
 
     Args:
-        unet: an unconditional ``UNet2DModel``.
+        unet: a ``UNet2DModel``.
         x: noisy images in about [-1, 1], float (B, 3, H, W).
         t: the step, an int or int64 (B,), in 0 .. T - 1.
+        labels: int64 (B,), rows of the class embedding of a class-conditional UNet, else None.
 
     Returns:
         The middle feature (B, C, h, w), the skip connections from the first to the last, and
-        the time embedding (B, E). ``decode(unet, *encode(unet, x, t))`` is
+        the embedding of step and class (B, E). ``decode(unet, *encode(unet, x, t))`` is
         ``unet(x, t).sample`` to the last bit.
 
     Raises:
@@ -74,7 +97,7 @@ def encode(
     check_unet(unet)
     if unet.config.center_input_sample:
         x = 2 * x - 1.0
-    emb = _time_embedding(unet, t, x)
+    emb = _embedding(unet, t, x, labels)
     pyramid = x  # what blocks with a "skip_conv" add to their output at every resolution
     h = unet.conv_in(x)
     skips = (h,)
@@ -120,6 +143,7 @@ def interpolated_noise(
     x_t_anchor: torch.Tensor,
     t: int,
     w: float,
+    labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Estimate the noise in a sample with the semantics of an anchor.
 
@@ -130,13 +154,14 @@ def interpolated_noise(
     unconditional estimate, and the anchor is then not even looked at.
 
     Args:
-        unet: an unconditional ``UNet2DModel``.
+        unet: a ``UNet2DModel``.
         x_t: the samples being denoised, float (B * K, 3, H, W), the K candidates of an anchor
             side by side.
         x_t_anchor: the anchors, noised to the same step with fresh noise: (B * K, 3, H, W), or
             (B, 3, H, W) where the K candidates of an anchor share its feature.
         t: the step, in 0 .. T - 1.
         w: weight of the sample, in [0, 1].
+        labels: int64 (B * K,), the classes that a class-conditional UNet is given, else None.
 
     Returns:
         The noise estimate (B * K, 3, H, W), or the velocity if that is what the UNet predicts.
@@ -145,12 +170,48 @@ def interpolated_noise(
         ClspError: w is out of range, or the UNet is not supported.
     """
     check_weight(w)
-    h, skips, emb = encode(unet, x_t, t)
+    h, skips, emb = encode(unet, x_t, t, labels)
     if w < 1.0:
         candidates, rest = divmod(len(x_t), len(x_t_anchor))
         assert rest == 0, f"{len(x_t)} samples do not divide among {len(x_t_anchor)} anchors"
-        h_anchor = encode(unet, x_t_anchor, t)[0]
+        own = None if labels is None else labels[::candidates]
+        h_anchor = encode(unet, x_t_anchor, t, own)[0]
         if candidates > 1:
             h_anchor = h_anchor.repeat_interleave(candidates, dim=0)
         h = w * h + (1.0 - w) * h_anchor
     return decode(unet, h, skips, emb)
+
+
+def guided_noise(
+    unet: UNet2DModel,
+    x_t: torch.Tensor,
+    x_t_anchor: torch.Tensor,
+    t: int,
+    w: float,
+    labels: torch.Tensor,
+    guidance: float,
+) -> torch.Tensor:
+    r"""Estimate the noise in a sample of a class, away from what is common to all classes.
+
+    .. math:: (1 + g) \, eps(x_t, c) - g \, eps(x_t, none)
+
+    Classifier-free guidance (Ho and Salimans, 2022) over :func:`interpolated_noise`.
+
+    Args:
+        unet: a class-conditional ``UNet2DModel``; row 0 of its class embedding stands for no
+            class, row ``c + 1`` for class c.
+        x_t: as there.
+        x_t_anchor: as there.
+        t: as there.
+        w: as there.
+        labels: int64 (B * K,), classes from 0.
+        guidance: g, at least 0, and then the class alone.
+
+    Returns:
+        The noise estimate (B * K, 3, H, W).
+    """
+    estimate = interpolated_noise(unet, x_t, x_t_anchor, t, w, labels + 1)
+    if guidance == 0:
+        return estimate
+    without = interpolated_noise(unet, x_t, x_t_anchor, t, w, torch.zeros_like(labels))
+    return (1 + guidance) * estimate - guidance * without

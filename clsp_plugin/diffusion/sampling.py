@@ -1,24 +1,40 @@
-"""DDIM sampling of candidates: images with the semantics of an anchor and another background.
+"""Sampling of candidates: images with the semantics of an anchor and another background.
 
-Song, Meng and Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, with the estimate of the
-noise of :mod:`clsp_plugin.diffusion.interpolation`.
+Three samplers, each with the estimate of the noise of
+:mod:`clsp_plugin.diffusion.interpolation`: DDIM (Song, Meng and Ermon, ICLR 2021), the paper's;
+DDPM (Ho, Jain and Abbeel, NeurIPS 2020); DPM-Solver++ of second order (Lu et al., 2022), for few
+steps.
 """
 
 import contextlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    UNet2DModel,
+)
 
 from clsp_plugin.data.random import Purpose, derive_key, key_normal, keys_for
-from clsp_plugin.diffusion.interpolation import check_unet, check_weight, interpolated_noise
+from clsp_plugin.diffusion.interpolation import (
+    check_unet,
+    check_weight,
+    guided_noise,
+    interpolated_noise,
+    is_conditional,
+)
 from clsp_plugin.diffusion.settings import PRECISIONS, precision_name
 from clsp_plugin.errors import ClspError
 
 __all__ = [
     "PREDICTIONS",
+    "SAMPLERS",
     "CandidateNoise",
+    "Scheduler",
     "denoise",
     "make_scheduler",
     "sample_candidates",
@@ -29,12 +45,38 @@ __all__ = [
 # What a network may predict, in diffusers' words: the noise, or the velocity.
 PREDICTIONS = ("epsilon", "v_prediction")
 
+# The samplers, and the eta of each where none is given: 0 adds no noise after a step, 1 all of it.
+SAMPLERS = {"ddim": 0.1, "ddpm": 1.0, "dpmpp": 0.0}
+
 _BETA_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
+class _AncestralScheduler(DDIMScheduler):
+    """DDPM: DDIM at eta = 1, whose fresh noise has the variance beta of the step.
+
+    DDIM at eta = 1 adds noise of the posterior's variance, the smaller of DDPM's two; the authors
+    take the larger one. Their means are the same.
+    """
+
+    def step(self, model_output, timestep, sample, *, variance_noise, **keys):
+        then = timestep - self.config.num_train_timesteps // self.num_inference_steps
+        if then >= 0:  # the last step adds nothing
+            now, before = self.alphas_cumprod[timestep], self.alphas_cumprod[then]
+            variance_noise = variance_noise * ((1 - now) / (1 - before)).sqrt()
+        return super().step(
+            model_output, timestep, sample, eta=1.0, variance_noise=variance_noise, **keys
+        )
+
+
+Scheduler = DDIMScheduler | DPMSolverMultistepScheduler
+
+
 def make_scheduler(
-    train_config: Mapping[str, Any] | None, steps: int, clip: bool = False
-) -> DDIMScheduler:
+    train_config: Mapping[str, Any] | None,
+    steps: int,
+    clip: bool = False,
+    sampler: str = "ddim",
+) -> Scheduler:
     """Make the sampler that fits a denoiser's training.
 
     Steps are evenly spaced and start at the last of training: 999, 989, .., 9 for 100 of 1000.
@@ -48,6 +90,7 @@ def make_scheduler(
             ``T // steps``.
         clip: whether every step clips its estimate of the image to [-1, 1]. The paper does not;
             a denoiser that was trained briefly needs it.
+        sampler: one of :data:`SAMPLERS`.
 
     Raises:
         ClspError: the denoiser predicts something else, its betas end in pure noise, or steps do
@@ -81,14 +124,20 @@ def make_scheduler(
             f"steps={steps} does not divide the {total} steps of the denoiser's training; "
             f"the nearest that do are {', '.join(map(str, near))}."
         )
-    scheduler = DDIMScheduler(
-        num_train_timesteps=total,
-        trained_betas=betas.tolist(),
-        timestep_spacing="trailing",
-        prediction_type=prediction,
-        clip_sample=clip,
-        set_alpha_to_one=True,
-    )
+    common = {
+        "num_train_timesteps": total,
+        "trained_betas": betas.tolist(),
+        "timestep_spacing": "trailing",
+        "prediction_type": prediction,
+    }
+    if sampler == "dpmpp":
+        # a threshold of 1 at every quantile is plain clipping
+        scheduler = DPMSolverMultistepScheduler(
+            **common, final_sigmas_type="zero", thresholding=clip, sample_max_value=1.0
+        )
+    else:
+        kind = _AncestralScheduler if sampler == "ddpm" else DDIMScheduler
+        scheduler = kind(**common, clip_sample=clip, set_alpha_to_one=True)
     scheduler.set_timesteps(steps)
     return scheduler
 
@@ -149,54 +198,77 @@ def _autocast(device: torch.device, precision: str | int) -> contextlib.Abstract
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
+def _advance(
+    scheduler: Scheduler,
+    estimate: torch.Tensor,
+    t: int,
+    x: torch.Tensor,
+    noise: CandidateNoise,
+    eta: float,
+) -> torch.Tensor:
+    """The samples at the next step."""
+    if isinstance(scheduler, DPMSolverMultistepScheduler):
+        assert eta == 0.0, "this solver adds no noise"
+        return scheduler.step(estimate, t, x).prev_sample
+    keys = {"variance_noise": noise.sample(t) if eta > 0 else None}
+    keys["use_clipped_model_output"] = scheduler.config.clip_sample
+    if isinstance(scheduler, _AncestralScheduler):
+        assert eta == 1.0, "DDPM has no other eta"
+    else:
+        keys["eta"] = eta
+    return scheduler.step(estimate, t, x, **keys).prev_sample
+
+
 @torch.inference_mode()
 def denoise(
     unet: UNet2DModel,
-    scheduler: DDIMScheduler,
+    scheduler: Scheduler,
     anchors: torch.Tensor,
     noise: CandidateNoise,
     *,
     w: float,
     eta: float,
     precision: str | int = "32-true",
+    num_steps: int | None = None,
+    labels: torch.Tensor | None = None,
+    guidance: float = 0.0,
 ) -> torch.Tensor:
     """Run the sampler from pure noise to images.
 
     Args:
-        unet: an unconditional denoiser in evaluation mode.
+        unet: a denoiser in evaluation mode.
         scheduler: from :func:`make_scheduler`.
         anchors: float (B * K, 3, H, W) in [-1, 1], or (B, 3, H, W) where candidates share one.
         noise: of B images with K candidates each.
         w: weight of the SAMPLE's middle feature, in [0, 1].
-        eta: in [0, 1].
+        eta: in [0, 1]; 1 with DDPM, 0 with DPM-Solver++.
         precision: of the UNet; all else is float32.
+        num_steps: stop after so many of the sampler's steps; by default after all of them.
+        labels: int64 (B * K,), classes from 0, for a class-conditional denoiser.
+        guidance: of the classes, see :func:`~clsp_plugin.diffusion.interpolation.guided_noise`.
 
     Returns:
         float32 (B * K, 3, H, W).
     """
+    scheduler.set_timesteps(scheduler.num_inference_steps)  # a multistep solver has a memory
     x = noise.sample(scheduler.config.num_train_timesteps)
-    for t in scheduler.timesteps.tolist():
+    for t in scheduler.timesteps[:num_steps].tolist():
         x_anchor = anchors
         if w < 1.0:  # an unconditional sample never looks at the anchor
-            steps = torch.full((len(anchors),), t, device=anchors.device)
-            x_anchor = scheduler.add_noise(anchors, noise.anchor(t), steps)
+            a = scheduler.alphas_cumprod[t]
+            x_anchor = a.sqrt() * anchors + (1 - a).sqrt() * noise.anchor(t)
         with _autocast(x.device, precision):
-            estimate = interpolated_noise(unet, x, x_anchor, t, w)
-        fresh = noise.sample(t) if eta > 0 else None
-        x = scheduler.step(
-            estimate.float(),
-            t,
-            x,
-            eta=eta,
-            use_clipped_model_output=scheduler.config.clip_sample,
-            variance_noise=fresh,
-        ).prev_sample
+            if labels is None:
+                estimate = interpolated_noise(unet, x, x_anchor, t, w)
+            else:
+                estimate = guided_noise(unet, x, x_anchor, t, w, labels, guidance)
+        x = _advance(scheduler, estimate.float(), t, x, noise, eta)
     return x
 
 
 def sample_candidates(
     unet: UNet2DModel,
-    scheduler: DDIMScheduler,
+    scheduler: Scheduler,
     anchors: torch.Tensor,
     *,
     seed: int,
@@ -206,6 +278,8 @@ def sample_candidates(
     eta: float,
     share_anchor: bool = False,
     precision: str | int = "32-true",
+    labels: torch.Tensor | None = None,
+    guidance: float = 0.0,
 ) -> torch.Tensor:
     """Draw candidates of a batch of anchors.
 
@@ -213,7 +287,7 @@ def sample_candidates(
     whatever the batch, the order, the number of processes and the other candidates are.
 
     Args:
-        unet: an unconditional denoiser; it is put in evaluation mode.
+        unet: a denoiser; it is put in evaluation mode.
         scheduler: from :func:`make_scheduler`.
         anchors: uint8 (B, H, W, 3).
         seed: of the noise.
@@ -225,14 +299,17 @@ def sample_candidates(
         share_anchor: False, the paper's, noises an anchor afresh for each of its candidates; True
             once a step for all of them, which encodes the anchor once instead of K times.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; only the UNet is computed
-            in less than float32.
+            in less than float32. An image that this is not enough for is sampled again in
+            float32, from the same noise, with a warning.
+        labels: int64 (B,), the anchors' classes from 0, for a class-conditional denoiser.
+        guidance: of the classes, see :func:`~clsp_plugin.diffusion.interpolation.guided_noise`.
 
     Returns:
         uint8 (B, K, H, W, 3), on the device of the model.
 
     Raises:
         ClspError: w or precision is not valid, the UNet is not supported, or the samples are not
-            finite.
+            finite in float32 either.
     """
     check_unet(unet)
     check_weight(w)
@@ -243,10 +320,35 @@ def sample_candidates(
     noise = CandidateNoise(seed, indexes.to(device), numbers, tuple(x.shape[1:]), share_anchor)
     if not share_anchor:
         x = x.repeat_interleave(len(numbers), dim=0)
-    x = denoise(unet, scheduler, x, noise, w=w, eta=eta, precision=precision)
-    if not torch.isfinite(x).all():
-        raise ClspError(
-            f"The candidates sampled with precision={precision} are not finite; use "
-            f"precision=32-true, or another denoiser if that is what was used."
+    keys = {"w": w, "eta": eta, "guidance": guidance}
+    classes = None
+    if is_conditional(unet):
+        assert labels is not None, "a class-conditional denoiser needs the anchors' classes"
+        classes = labels.to(device).repeat_interleave(len(numbers))
+    x = denoise(unet, scheduler, x, noise, precision=precision, labels=classes, **keys)
+    out = to_uint8(x).unflatten(0, (len(anchors), len(numbers)))
+    broken = (~torch.isfinite(x)).flatten(1).any(1).view(len(anchors), -1).any(1).cpu()
+    if broken.any():
+        if precision_name(precision) == "32-true":
+            raise ClspError(
+                f"The candidates of image {int(indexes[broken.to(indexes.device)][0])} are not "
+                f"finite in float32: this denoiser is broken; use another."
+            )
+        warnings.warn(
+            f"Candidates sampled with precision={precision} were not finite; their images are "
+            f"sampled again in float32.",
+            stacklevel=2,
         )
-    return to_uint8(x).unflatten(0, (len(anchors), len(numbers)))
+        again = sample_candidates(
+            unet,
+            scheduler,
+            anchors[broken.to(anchors.device)],
+            seed=seed,
+            indexes=indexes[broken.to(indexes.device)],
+            candidates=candidates,
+            share_anchor=share_anchor,
+            labels=None if labels is None else labels[broken.to(labels.device)],
+            **keys,
+        )
+        out[broken.to(out.device)] = again
+    return out

@@ -37,6 +37,7 @@ from clsp_plugin.diffusion.denoiser import (
     save_denoiser,
 )
 from clsp_plugin.diffusion.interpolation import decode, encode
+from clsp_plugin.diffusion.samples import SampleSheets
 from clsp_plugin.diffusion.sampling import PREDICTIONS, to_float
 from clsp_plugin.diffusion.settings import precision_name, read_settings, setting
 from clsp_plugin.engine.progress import quiet
@@ -48,7 +49,7 @@ __all__ = ["DenoiserModule", "TrainingSettings", "train_denoiser"]
 _WEIGHTS, _DROPOUT, _CHOICES, _NOISE, _RENOISED, _RENOISE = range(6)
 
 # Settings that a resumed run may change, since they do not change what is learned.
-_FREE = frozenset({"checkpoint_every", "accelerator", "devices", "strategy"})
+_FREE = frozenset({"checkpoint_every", "sample_every", "accelerator", "devices", "strategy"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,7 @@ class TrainingSettings(UNetSettings):
         devices: Lightning's.
         strategy: Lightning's.
         checkpoint_every: epochs between checkpoints.
+        sample_every: epochs between sheets of samples in ``<out>.samples``; 0 draws none.
     """
 
     seed: int = setting(0, int)
@@ -97,6 +99,7 @@ class TrainingSettings(UNetSettings):
     devices: int | str | Sequence[int] = setting(1, None)
     strategy: str = setting("auto", str)
     checkpoint_every: int = setting(50, int, low=1)
+    sample_every: int = setting(0, int, low=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,8 +210,9 @@ class DenoiserModule(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Adam with a linear warm-up, stepped every batch."""
         warmup = self.settings.warmup_steps
-        # Lightning cannot clip the gradients of a fused optimiser that unscales them itself
-        fused = self.settings.precision != "16-mixed"
+        # under mixed precision Lightning does not clip the gradients of a fused optimiser, which
+        # may unscale them itself
+        fused = self.settings.precision == "32-true"
         adam = torch.optim.Adam(self.unet.parameters(), lr=self.settings.lr, fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             adam, lambda step: min(1.0, (step + 1) / warmup) if warmup else 1.0
@@ -414,7 +418,11 @@ def train_denoiser(
     if checkpoint is None:
         (workspace / "settings.json").write_text(json.dumps(identity, indent=2))
     with quiet():
-        trainer = _make_trainer(settings, workspace, callbacks or ())
+        callbacks = list(callbacks or ())
+        if settings.sample_every:
+            folder = out.with_name(f"{out.name}.samples")
+            callbacks.append(SampleSheets(folder, settings.sample_every, settings.prediction))
+        trainer = _make_trainer(settings, workspace, callbacks)
         trainer.fit(module, datamodule=_Data(images, settings), ckpt_path=checkpoint)
     if len(module.losses) < settings.max_epochs:  # Lightning may return from an interrupt
         raise ClspError(

@@ -8,7 +8,11 @@ from omegaconf import DictConfig, OmegaConf
 from clsp_plugin.data.images import ImageArray, load_images
 from clsp_plugin.data.store import CandidateStore, export_npy
 from clsp_plugin.diffusion.denoiser import check_absent
-from clsp_plugin.diffusion.generation import GenerationSettings, generate_candidates
+from clsp_plugin.diffusion.generation import (
+    GenerationSettings,
+    estimate_generation,
+    generate_candidates,
+)
 from clsp_plugin.diffusion.settings import read_settings
 from clsp_plugin.diffusion.training import TrainingSettings, train_denoiser
 from clsp_plugin.engine.config import Data, typed
@@ -55,14 +59,18 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
 
     Args:
         given: ``data`` as in pre-training, ``denoiser``, ``out``, ``export_npy`` (a file to write
-            the authors' array to, or null) and the keys of ``GenerationSettings``.
+            the authors' array to, or null), ``dry_run`` (only say how long it would take and how
+            large it would be) and the keys of ``GenerationSettings``.
         title: what the progress bar says.
     """
     export = given.get("export_npy")
     own, rest = _split(given, "data", "denoiser", "out")
     rest.pop("export_npy", None)
+    dry_run = rest.pop("dry_run", False)
     settings = read_settings(GenerationSettings, rest)
     array = _images(own["data"])
+    if dry_run:
+        return _estimate(array, own["denoiser"], settings)
     summary = generate_candidates(
         array.images,
         array.fingerprint,
@@ -72,6 +80,7 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
         dataset=array.name,
         desc=title,
         digests=array.digests,
+        labels=array.targets,
     )
     drawn = f"{summary['candidates']} drawn in {summary['seconds']:.0f} s"
     print(f"Candidates: {own['out']} ({drawn if summary['candidates'] else 'already complete'})")
@@ -79,3 +88,15 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
         export_npy(CandidateStore(own["out"]), export)
         print(f"The authors' array: {export}")
     return summary
+
+
+def _estimate(array: ImageArray, denoiser_path: str, settings: GenerationSettings):
+    found = estimate_generation(array.images, denoiser_path, settings, array.targets)
+    seconds = found["seconds"]
+    time = f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min"
+    print(
+        f"Dry run: {found['candidates']} candidates of {found['images']} images in "
+        f"{settings.steps} steps would take about {time} on one process ({found['device']}) and "
+        f"{found['bytes'] / 2**20:.0f} MiB; nothing was written."
+    )
+    return found

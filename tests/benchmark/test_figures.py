@@ -82,6 +82,15 @@ def test_title_and_caption_may_be_left_out(tmp_path, monkeypatch):
     assert [text for _, text in drawn] == ["anchor", "candidate"]
 
 
+def test_columns_have_names(tmp_path, monkeypatch):
+    columns = ["w = 0", "w = 1", "x"]
+    drawn = texts(monkeypatch, images(2), images(2, 3), tmp_path / "a.png", 3, "", "", columns)
+    places = [xy[0] for xy, text in drawn if text in columns]
+    assert places == sorted(places)
+    assert len(set(places)) == 3
+    assert "candidates" not in [text for _, text in drawn]
+
+
 def test_the_caption_says_how_the_candidates_were_made():
     assert store_caption(MANIFEST) == (
         "w = 0.1 (90 % anchor in the middle features), DDIM, 100 steps, eta = 0.1, denoiser "

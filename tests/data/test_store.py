@@ -1,7 +1,9 @@
 """The candidate store: whole or absent, and never for other images."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,8 +86,8 @@ def test_truncated_shard_is_named(store):
 
 
 def test_shard_of_another_shape_is_named(store):
-    np.save(store / "shard-00000.npy", np.zeros((20, 2, 16, 16, 3), np.uint8))
-    with pytest.raises(ClspError, match=r"shard-00000.npy holds uint8 \(20, 2"):
+    np.save(store / "shard-00000.npy", np.zeros((20, 4, 16, 16, 3), np.uint8))
+    with pytest.raises(ClspError, match=r"shard-00000.npy holds uint8 \(20, 4"):
         CandidateStore(store)
 
 
@@ -95,6 +97,9 @@ def test_edited_manifest_is_refused(store):
     del content["w"]
     file.write_text(json.dumps(content))
     with pytest.raises(ClspError, match="not a candidate store's manifest"):
+        CandidateStore(store)
+    file.write_text(json.dumps({**content, "w": 0.2}))
+    with pytest.raises(ClspError, match="was changed by hand"):
         CandidateStore(store)
     file.write_text("{")
     with pytest.raises(ClspError, match="not a candidate store's manifest"):
@@ -176,3 +181,38 @@ def test_names_of_images_that_contradict_the_manifest_are_refused(store, digits4
     (store / "images.npy").unlink()
     with pytest.raises(ClspError, match="does not name its images one by one"):
         CandidateStore(store).rows_of(digits48.digests, "theirs")
+
+
+def test_a_store_that_is_being_extended(store):
+    more = replace(StoreManifest.load(store), num_candidates=4)
+    three = CandidateStore(store)
+    writer = StoreWriter(store, more)
+    assert [shard for shard, _, _ in writer.missing()] == [0, 1, 2]
+    new = np.full((20, 1, 16, 16, 3), 7, np.uint8)
+    writer.write(1, new)
+    assert [writer.present(shard) for shard in range(3)] == [3, 4, 3]
+    assert (np.load(store / "shard-00001.npy")[:, 3] == 7).all()
+    with pytest.raises(ClspError, match=r"being extended from 3 to 4 .*[.]num_candidates=3"):
+        CandidateStore(store)
+    assert (CandidateStore(store, 3).images(range(48)) == three.images(range(48))).all()
+    writer.write(0, new)
+    writer.write(2, new[:8])
+    assert CandidateStore(store).images([47])[0, 3].max() == 7
+    with pytest.raises(ClspError, match=r"num_candidates=4 \(now 3\)"):
+        StoreWriter(store, replace(more, num_candidates=3))
+
+
+def test_a_writer_is_alone(store):
+    manifest = StoreManifest.load(store)
+    with StoreWriter(store, manifest).lock(0, 2):
+        with StoreWriter(store, manifest).lock(1, 2):  # its partner
+            pass
+        for rank, world_size in ((0, 2), (0, 1), (2, 3)):
+            with (
+                pytest.raises(ClspError, match=rf"written by another .*process {os.getpid()} on"),
+                StoreWriter(store, manifest).lock(rank, world_size),
+            ):
+                pass
+    with StoreWriter(store, manifest).lock(0, 1):
+        pass
+    assert not list(store.glob(".*"))

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
 from clsp_plugin.diffusion.denoiser import (
+    AuthorsConditionalUNet,
     build_unet,
     check_absent,
     denoiser_hash,
@@ -205,7 +206,7 @@ def widen(path):
     ("damage", "message"),
     [
         (break_json, "config.json cannot be read"),
-        (other_network, "is a UNet2DConditionModel, not an unconditional UNet2DModel"),
+        (other_network, "is a UNet2DConditionModel, not a UNet2DModel"),
         (truncate, "weights in .* cannot be loaded"),
         (forget, "are not those of its config.json .*1 missing_keys"),
         (invent, "are not those of its config.json .*1 unexpected_keys"),
@@ -224,11 +225,17 @@ def test_directories_that_are_refused(unet, tmp_path, damage, message):
         load_denoiser(path)
 
 
-def test_a_class_conditional_network_is_refused(unet, tmp_path):
+def test_a_class_conditional_network_is_read(unet, tmp_path):
     config = {k: v for k, v in unet.config.items() if k[0] != "_"}
-    UNet2DModel(**{**config, "num_class_embeds": 10}).save_pretrained(tmp_path / "classes")
-    with pytest.raises(ClspError, match="class-conditional"):
-        load_denoiser(tmp_path / "classes")
+    for cls in (UNet2DModel, AuthorsConditionalUNet):
+        network = cls(**{**config, "num_class_embeds": 11})
+        save_denoiser(network, tmp_path / cls.__name__)
+        loaded, _ = load_denoiser(tmp_path / cls.__name__)
+        assert type(loaded) is cls
+        assert denoiser_hash(loaded) == denoiser_hash(network)
+    UNet2DModel(**{**config, "class_embed_type": "timestep"}).save_pretrained(tmp_path / "other")
+    with pytest.raises(ClspError, match="conditioned on something else than class numbers"):
+        load_denoiser(tmp_path / "other")
 
 
 def test_paths_that_are_no_directory(tmp_path):

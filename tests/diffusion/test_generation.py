@@ -100,14 +100,14 @@ def test_a_batch_counts_what_the_denoiser_sees(images, denoiser, tmp_path, monke
     assert rows == [6] * 8
     rows.clear()
     generate_candidates(images, "abc", denoiser, tmp_path / "b", {**cfg, "batch_size": 2})
-    assert rows == [3] * 16
+    assert rows == [2, 1] * 16
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"w": 0.9}, {"eta": 0.0}, {"seed": 1}, {"share_anchor": True}, {"steps": 4},
-        {"precision": "bf16-mixed"}, {"clip": True},
+        {"precision": "bf16-mixed"}, {"clip": True}, {"sampler": "ddpm"}, {"sampler": "dpmpp"},
     ],
 )  # fmt: skip
 def test_every_setting_counts(images, denoiser, tmp_path, change):
@@ -133,9 +133,95 @@ def test_errors(images, denoiser, tmp_path):
         generate(device="abacus")
     with pytest.raises(ClspError, match="Unknown key 'weight'"):
         generate(weight=0.1)
+    with pytest.raises(ClspError, match=r"eta=0.5 is DDIM's and sampler=dpmpp has none"):
+        generate(sampler="dpmpp", eta=0.5)
+    with pytest.raises(ClspError, match="sampler='euler' is not valid; it is one of ddim, ddpm"):
+        generate(sampler="euler")
     assert not (tmp_path / "store").exists()
 
 
 def test_the_bar_says_what_is_done(images, denoiser, tmp_path, capfd):
     generate_candidates(images, "abc", denoiser, tmp_path / "store", CFG, desc="[2/9] candidates")
     assert "[2/9] candidates: 100%" in capfd.readouterr().err
+
+
+def test_a_store_is_extended_to_more_candidates(images, denoiser, tmp_path):
+    first = generate_candidates(images, "abc", denoiser, tmp_path / "grown", CFG)
+    two = read(tmp_path / "grown")
+    cfg = {**CFG, "num_candidates": 5}
+    more = generate_candidates(images, "abc", denoiser, tmp_path / "grown", cfg)
+    assert (first["candidates"], more["candidates"]) == (16 * 2, 16 * 3)
+    five = read(tmp_path / "grown")
+    assert np.array_equal(five[:, :2], two)
+    generate_candidates(images, "abc", denoiser, tmp_path / "at once", cfg)
+    assert np.abs(five.astype(int) - read(tmp_path / "at once")).max() <= 1
+    with pytest.raises(ClspError, match=r"num_candidates=5 \(now 2\)"):
+        generate_candidates(images, "abc", denoiser, tmp_path / "grown", CFG)
+
+
+def run_out_of_memory(unet, rows, how):
+    """Let a network's first layer fail on more images than so many."""
+
+    def fail(module, args):
+        if len(args[0]) > rows:
+            how()
+
+    return unet.conv_in.register_forward_pre_hook(fail)
+
+
+def cuda_error():
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+
+
+@pytest.mark.parametrize("how", [cuda_error, lambda: torch.empty(2**52)])  # the second is real
+def test_out_of_memory_halves_the_batch(images, denoiser, tmp_path, monkeypatch, how):
+    generate_candidates(images, "abc", denoiser, tmp_path / "a", {**CFG, "batch_size": 3})
+    load = generation.load_denoiser
+
+    def spoilt(path):
+        unet, config = load(path)
+        run_out_of_memory(unet, 4, how)
+        return unet, config
+
+    monkeypatch.setattr(generation, "load_denoiser", spoilt)
+    for batch_size in (12, None):
+        out = tmp_path / f"b{batch_size}"
+        cfg = {**CFG, "batch_size": batch_size}
+        found = generate_candidates(images, "abc", denoiser, out, cfg)
+        assert found["batch_size"] in (3, 4)
+        assert np.abs(read(tmp_path / "a").astype(int) - read(out)).max() <= 1
+    assert generation.estimate_generation(images, denoiser, CFG)["seconds"] > 0
+
+
+def test_memory_for_not_even_one_is_refused(images, denoiser, tmp_path, monkeypatch):
+    load = generation.load_denoiser
+
+    def spoilt(path):
+        unet, config = load(path)
+        run_out_of_memory(unet, 0, cuda_error)
+        return unet, config
+
+    monkeypatch.setattr(generation, "load_denoiser", spoilt)
+    with pytest.raises(ClspError, match=r"memory of cpu does not suffice .* of a single image"):
+        generate_candidates(images, "abc", denoiser, tmp_path / "a", CFG)
+
+
+def test_a_dry_run_says_how_long_and_writes_nothing(images, denoiser, tmp_path):
+    found = generation.estimate_generation(images, denoiser, {**CFG, "steps": 10})
+    assert (found["images"], found["candidates"]) == (16, 32)
+    assert found["bytes"] == read_bytes(images, denoiser, tmp_path)
+    assert found["seconds"] > 0
+    twice = {**CFG, "steps": 1000}  # not slower for it: only a few steps are run
+    assert generation.estimate_generation(images, denoiser, twice)["seconds"] > found["seconds"]
+
+
+def read_bytes(images, denoiser, tmp_path):
+    generate_candidates(images, "abc", denoiser, tmp_path / "store", CFG)
+    return read(tmp_path / "store").nbytes
+
+
+def test_too_small_a_disk_is_refused(images, denoiser, tmp_path, monkeypatch):
+    usage = generation.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(generation.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ClspError, match=r"need 0.0 MiB and there are 0.0 MiB free"):
+        generate_candidates(images, "abc", denoiser, tmp_path / "store", CFG)

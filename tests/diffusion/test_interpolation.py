@@ -4,7 +4,13 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from clsp_plugin.diffusion.interpolation import check_unet, decode, encode, interpolated_noise
+from clsp_plugin.diffusion.interpolation import (
+    check_unet,
+    decode,
+    encode,
+    guided_noise,
+    interpolated_noise,
+)
 from clsp_plugin.errors import ClspError
 
 BASE = {
@@ -126,6 +132,26 @@ def test_an_anchor_is_shared_by_its_candidates():
     assert rows == [6, 2]
 
 
+def test_a_class_goes_with_its_sample_and_its_anchor():
+    unet, x, anchors = make(num_class_embeds=5), noisy(6), noisy(2, seed=1)
+    labels = torch.tensor([1, 1, 1, 4, 4, 4])
+    with torch.no_grad():
+        expected = unet(x, 9, class_labels=labels).sample
+        assert torch.equal(decode(unet, *encode(unet, x, 9, labels)), expected)
+        assert not torch.allclose(encode(unet, x, 9, labels)[0], encode(unet, x, 9, 0 * labels)[0])
+        own = encode(unet, anchors, 9, labels[[0, 3]])[0].repeat_interleave(3, 0)
+        h, skips, emb = encode(unet, x, 9, labels)
+        expected = decode(unet, 0.1 * h + (1 - 0.1) * own, skips, emb)
+        assert torch.equal(interpolated_noise(unet, x, anchors, 9, 0.1, labels), expected)
+        parts = [
+            interpolated_noise(unet, x, anchors, 9, 0.1, part) for part in (labels, 0 * labels)
+        ]
+        guided = guided_noise(unet, x, anchors, 9, 0.1, labels - 1, 1.8)
+        torch.testing.assert_close(guided, 2.8 * parts[0] - 1.8 * parts[1])
+        alone = guided_noise(unet, x, anchors, 9, 0.1, labels - 1, 0.0)
+        assert torch.equal(alone, parts[0])
+
+
 @pytest.mark.parametrize("w", [-0.1, 1.1, float("nan")])
 def test_a_weight_out_of_range_is_refused(w):
     with pytest.raises(ClspError, match=r"w=.* is not between 0 .* and 1"):
@@ -135,8 +161,7 @@ def test_a_weight_out_of_range_is_refused(w):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"num_class_embeds": 10}, "class-conditional"),
-        ({"class_embed_type": "timestep"}, "class-conditional"),
+        ({"class_embed_type": "timestep"}, "takes no class numbers"),
         ({"time_embedding_type": "fourier"}, "noise levels"),
         ({"mid_block_type": None}, "no middle block"),
         ({"in_channels": 1, "out_channels": 1}, "1 channels to 1"),

@@ -6,6 +6,7 @@ from diffusers import DDPMScheduler
 
 from clsp_plugin.data.random import Purpose, derive_key, key_normal, keys_for
 from clsp_plugin.diffusion.sampling import (
+    SAMPLERS,
     CandidateNoise,
     denoise,
     make_scheduler,
@@ -153,6 +154,96 @@ def test_clipping_every_step_is_asked_for(unet):
     torch.testing.assert_close(x, expected.float(), atol=1e-4, rtol=0)
 
 
+def estimate_in_float64(unet, x, anchor, t, index, candidate, w, abar):
+    """The interpolated estimate of one image's noise, by hooks."""
+    noise = draw(Purpose.ANCHOR_NOISE, 0, index, t, candidate).double()
+    x_anchor = abar[t].sqrt() * anchor + (1 - abar[t]).sqrt() * noise
+    features = []
+    hook = unet.mid_block.register_forward_hook(lambda m, a, o: features.append(o))
+    unet(x_anchor, t)
+    unet(x, t)
+    hook.remove()
+    hook = unet.mid_block.register_forward_hook(
+        lambda m, a, o: w * features[1] + (1 - w) * features[0]
+    )
+    eps = unet(x, t).sample
+    hook.remove()
+    return eps
+
+
+def ddpm_in_float64(x, t, then, eps, betas, abar, fresh, clip):
+    """Algorithm 2 of DDPM where a step goes from t to ``then``, with the larger variance."""
+    before = abar[then] if then >= 0 else torch.tensor(1.0).double()
+    alpha = abar[t] / before
+    if clip:
+        x_0 = ((x - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()).clamp(-1, 1)
+        eps = (x - abar[t].sqrt() * x_0) / (1 - abar[t]).sqrt()
+    mean = (x - (1 - alpha) / (1 - abar[t]).sqrt() * eps) / alpha.sqrt()
+    return mean + ((1 - alpha).sqrt() * fresh if then >= 0 else 0)
+
+
+class DpmPlusPlus:
+    """DPM-Solver++(2M), algorithm 2 of Lu et al., 2022; first order at both ends."""
+
+    def __init__(self):
+        self.before = None
+
+    def __call__(self, x, t, then, eps, abar, clip):
+        a, s = abar[t].sqrt(), (1 - abar[t]).sqrt()
+        x_0 = (x - s * eps) / a
+        x_0 = x_0.clamp(-1, 1) if clip else x_0
+        if then < 0:
+            return x_0
+        a_next, s_next = abar[then].sqrt(), (1 - abar[then]).sqrt()
+        h = (a_next / s_next).log() - (a / s).log()
+        blend = x_0
+        if self.before is not None:
+            r = self.before[1] / h
+            blend = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * self.before[0]
+        self.before = (x_0, h)
+        return s_next / s * x - a_next * ((-h).exp() - 1) * blend
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp"])
+def test_the_other_samplers_against_their_formulas(unet, sampler, clip):
+    scheduler = make_scheduler(None, 10, clip, sampler)
+    anchor = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    eta = SAMPLERS[sampler]
+    noise = make_noise([7], [5])
+    for _ in range(2):  # the second run does not remember the first
+        drawn = denoise(unet, scheduler, anchor, noise, w=0.1, eta=eta)
+    betas = scheduler.betas.double()
+    abar = torch.cumprod(1 - betas, 0)
+    times = list(range(999, -1, -100))
+    assert scheduler.timesteps.tolist() == times
+    unet, anchor, solver = unet.double(), anchor.double(), DpmPlusPlus()
+    x = draw(Purpose.NOISE, 0, 7, 1000, 5).double()
+    with torch.no_grad():
+        for t, then in zip(times, [*times[1:], -1], strict=True):
+            eps = estimate_in_float64(unet, x, anchor, t, 7, 5, 0.1, abar)
+            if sampler == "ddpm":
+                fresh = draw(Purpose.NOISE, 0, 7, t, 5).double()
+                x = ddpm_in_float64(x, t, then, eps, betas, abar, fresh, clip)
+            else:
+                x = solver(x, t, then, eps, abar, clip)
+    scale = x.abs().max()
+    torch.testing.assert_close(drawn / scale, x.float() / scale, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp"])
+def test_the_other_samplers_do_not_see_the_batch(unet, images, sampler):
+    scheduler = make_scheduler(None, 5, sampler=sampler)
+    keys = {"seed": 1, "w": 0.1, "eta": SAMPLERS[sampler]}
+    whole = sample_candidates(
+        unet, scheduler, images[:4], indexes=torch.arange(4), candidates=range(3), **keys
+    )
+    part = sample_candidates(
+        unet, scheduler, images[2:3], indexes=torch.tensor([2]), candidates=[1], **keys
+    )
+    assert (part[0, 0].int() - whole[2, 1].int()).abs().max() <= 1
+
+
 def starts(unet, anchors, indexes, candidates, **keys):
     """What the UNet is given: the samples and the anchors at the first two steps."""
     seen = []
@@ -267,8 +358,28 @@ def test_an_unknown_precision_is_refused(unet, images, precision):
 def test_samples_that_are_not_finite_are_refused(unet, images):
     with torch.no_grad():
         unet.conv_out.bias.fill_(torch.inf)
-    with pytest.raises(ClspError, match=r"precision=bf16-mixed are not finite; use precision=32-"):
-        starts(unet, images[:1], [0], [0], precision="bf16-mixed")
+    with pytest.raises(ClspError, match="of image 5 are not finite in float32"):
+        starts(unet, images[:1], [5], [0])
+    with (
+        pytest.warns(UserWarning, match="sampled again in float32"),
+        pytest.raises(ClspError, match="of image 5 are not finite in float32"),
+    ):
+        starts(unet, images[:1], [5], [0], precision="bf16-mixed")
+
+
+def test_what_half_precision_is_too_small_for_is_sampled_again(unet, images):
+    _, plain = starts(unet, images[:3], [0, 1, 2], [0, 1])
+
+    def overflow(module, args, out):  # beyond what float16 holds, for the second image alone
+        if out.dtype == torch.float16:
+            out[2:4] *= 1e6
+        return out
+
+    unet.conv_in.register_forward_hook(overflow)
+    with pytest.warns(UserWarning, match="precision=16-mixed were not finite; their images"):
+        _, out = starts(unet, images[:3], [0, 1, 2], [0, 1], precision="16-mixed")
+    assert (out[1].int() - plain[1].int()).abs().max() <= 1
+    assert not torch.equal(out[[0, 2]], plain[[0, 2]])  # these stayed as they were
 
 
 def test_a_bad_weight_is_refused_before_any_work(unet, images):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
 
 from clsp_plugin.data.random import Purpose, derive_key, key_normal, key_uniform, keys_for
 from clsp_plugin.diffusion import training
@@ -335,3 +336,20 @@ def test_a_batch_that_does_not_divide_among_processes(images):
     data.trainer = Trainer()
     with pytest.raises(ClspError, match="batch_size=6 does not divide among 4"):
         data.train_dataloader()
+
+
+def test_mixed_precision_clips_gradients(images, tmp_path):
+    cfg = {**CFG, "max_epochs": 1, "precision": "bf16-mixed", "gradient_clip": 0.1}
+    assert train_denoiser(images, cfg, tmp_path / "out")["epochs"] == 1
+
+
+def test_sheets_of_samples_change_nothing(images, tmp_path):
+    train_denoiser(images, CFG, tmp_path / "plain")
+    train_denoiser(images, {**CFG, "sample_every": 3}, tmp_path / "watched")
+    names = sorted(path.name for path in (tmp_path / "watched.samples").iterdir())
+    assert names == ["epoch-00003.png", "epoch-00004.png"]
+    with Image.open(tmp_path / "watched.samples" / names[1]) as sheet:
+        assert sheet.size == (8 * 8, 4 * 8)
+        assert len(sheet.getcolors(2048)) > 100  # it is not blank
+    hashes = [denoiser_hash(load_denoiser(tmp_path / n)[0]) for n in ("plain", "watched")]
+    assert hashes[0] == hashes[1]

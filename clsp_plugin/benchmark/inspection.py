@@ -1,0 +1,430 @@
+"""``clsp inspect``: what a candidate store holds, and how good its candidates are.
+
+Without an encoder: a sheet, and how near candidates are to their anchors in colour and layout.
+With one (a checkpoint of ours): the similarity of positive pairs (figure 2 of Zeng et al., ECCV
+2024), the agreement of labels, and a Frechet distance. With a denoiser: what w does (figure 4a).
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clsp_plugin.benchmark.figures import candidate_sheet, similarity_histogram, store_caption
+from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
+from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.images import ImageArray, channel_statistics
+from clsp_plugin.data.random import Purpose, derive_key, keys_for
+from clsp_plugin.data.store import CandidateStore, StoreManifest
+from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
+from clsp_plugin.diffusion.sampling import make_scheduler, sample_candidates
+from clsp_plugin.errors import ClspError
+from clsp_plugin.evaluation.backbone import load_backbone
+from clsp_plugin.evaluation.knn import weighted_knn
+
+__all__ = [
+    "Encoder",
+    "closeness",
+    "frechet_distance",
+    "inspect_store",
+    "label_agreement",
+    "summary",
+]
+
+WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+_SHEET_ROWS = 8
+_NEIGHBOURS = 20
+
+
+class Encoder(nn.Module):
+    """A frozen backbone of a checkpoint, on uint8 images.
+
+    Args:
+        path: a checkpoint or a run's directory.
+        device: where it runs.
+    """
+
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
+        super().__init__()
+        self.backbone, self.args, checkpoint = load_backbone(path)
+        self.backbone.eval().to(device)
+        self.mean, self.std = channel_statistics(self.args["data"], self.args["augmentations"])
+        self.device = torch.device(device)
+        self.name = f"{self.args['method']} ({self.args['backbone']['name']}, {checkpoint.name})"
+        with torch.no_grad():
+            self.num_features = self.backbone(torch.zeros(1, 3, 32, 32, device=device)).shape[1]
+
+    def pipelines(self) -> list[BatchAugmentation]:
+        """The augmentations of its first two views."""
+        blocks = [
+            block
+            for block in self.args["augmentations"]
+            for _ in range(int(block.get("num_crops", 1)))
+        ]
+        configs = [AugmentationConfig.from_cfg(block) for block in (blocks * 2)[:2]]
+        return [BatchAugmentation(config, self.mean, self.std) for config in configs]
+
+    @torch.no_grad()
+    def views(self, pipeline: BatchAugmentation, images: torch.Tensor, view: int) -> torch.Tensor:
+        """Features of augmented images: uint8 (N, H, W, 3) to float32 (N, D)."""
+        keys = keys_for(derive_key(0, Purpose.AUGMENTATION, 0, view), torch.arange(len(images)))
+        parts = zip(images.split(256), keys.split(256), strict=True)
+        return torch.cat(
+            [
+                self.backbone(pipeline(part.to(self.device), own.to(self.device))).float().cpu()
+                for part, own in parts
+            ]
+        )
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Features of images as they are: uint8 (N, 3, H, W) to float32 (N, D)."""
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        parts = [
+            self.backbone(((part.float() / 255 - mean) / std).to(self.device)).float().cpu()
+            for part in images.cpu().split(256)
+        ]
+        return torch.cat(parts)
+
+
+def _looks(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Colour (.., 3) and layout (.., 48) of uint8 images (.., H, W, 3), in levels of a pixel.
+
+    The layout is the mean of each cell of a 4x4 grid, less the mean of the image.
+    """
+    flat = images.reshape(-1, *images.shape[-3:]).permute(0, 3, 1, 2).float()
+    colour = flat.mean((2, 3))
+    grid = F.adaptive_avg_pool2d(flat, 4) - colour[:, :, None, None]
+    shape = images.shape[:-3]
+    return {"colour": colour.view(*shape, 3), "layout": grid.reshape(*shape, 48)}
+
+
+def _others(number: int) -> torch.Tensor:
+    """For each of so many images another one, each once, in an order that is random and fixed."""
+    order = keys_for(derive_key(0, Purpose.ORDER), torch.arange(number)).argsort()
+    other = torch.empty_like(order)
+    other[order] = order.roll(1)
+    return other
+
+
+def closeness(anchors: torch.Tensor, candidates: torch.Tensor) -> dict[str, dict[str, float]]:
+    """How near candidates are to their anchors, and to images they were not made for.
+
+    Each candidate is held against its own anchor and against another one, drawn at random.
+
+    Args:
+        anchors: uint8 (A, H, W, 3), A at least 2.
+        candidates: uint8 (A, K, H, W, 3).
+
+    Returns:
+        For ``colour`` and ``layout``: ``own`` and ``other``, the root mean square differences in
+        levels of a pixel, ``ratio`` of the two, ``closer``, the share of candidates that are
+        nearer to their own anchor (0.5 is chance), and ``error``, its standard error over the
+        anchors.
+    """
+    theirs, ours = _looks(anchors), _looks(candidates)
+    another, out = _others(len(anchors)), {}
+    for name, looks in ours.items():
+        own = (looks - theirs[name][:, None]).square().mean(2)
+        other = (looks - theirs[name][another][:, None]).square().mean(2)
+        closer = (own < other).float() + 0.5 * (own == other).float()
+        distances = own.mean().sqrt().item(), other.mean().sqrt().item()
+        out[name] = {
+            "own": distances[0],
+            "other": distances[1],
+            "ratio": distances[0] / max(distances[1], 1e-9),
+            "closer": closer.mean().item(),
+            "error": (closer.mean(1).std() / len(anchors) ** 0.5).item(),
+        }
+    return out
+
+
+def pair_similarities(
+    encoder: Encoder, anchors: torch.Tensor, candidates: torch.Tensor
+) -> dict[str, np.ndarray]:
+    """Cosine similarities of the features of positive pairs, as in the paper's figure 2.
+
+    Args:
+        encoder: of the features.
+        anchors: uint8 (A, H, W, 3).
+        candidates: uint8 (A, K, H, W, 3); the first of each counts.
+
+    Returns:
+        float32 (A,) each: two augmented views of an image, a view and an augmented candidate,
+        and a view and the candidate of another image.
+    """
+    first, second = encoder.pipelines()
+    view = F.normalize(encoder.views(first, anchors, 0), dim=1)
+    other = F.normalize(encoder.views(second, anchors, 1), dim=1)
+    third = F.normalize(encoder.views(first, candidates[:, 0], 2), dim=1)
+    pairs = {
+        "two augmented views": other,
+        "a view and a candidate": third,
+        "a view and another image's candidate": third[_others(len(anchors))],
+    }
+    return {name: (view * features).sum(1).numpy() for name, features in pairs.items()}
+
+
+def label_agreement(
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    array: ImageArray,
+    candidates: torch.Tensor,
+    rows: Sequence[int],
+) -> dict[str, float]:
+    """Whether the nearest real images give candidates the labels of their anchors.
+
+    Args:
+        encode: uint8 (N, 3, H, W) to features (N, D).
+        array: the labelled images; those that are not anchors here are the neighbours.
+        candidates: uint8 (A, K, H, W, 3).
+        rows: the anchors' indexes, A of them.
+
+    Returns:
+        Percent: ``candidates`` whose label by 20 nearest neighbours is their anchor's; the same
+        for the ``anchors`` themselves, which is as good as the encoder gets; and ``chance``, for
+        candidates held against another anchor's label.
+    """
+    rest = np.setdiff1d(np.arange(len(array)), rows)
+    train = encode(array.images[rest].permute(0, 3, 1, 2))
+    labels, targets = array.targets[rest], array.targets[list(rows)]
+    count = candidates.shape[1]
+    feats = encode(candidates.flatten(0, 1).permute(0, 3, 1, 2))
+    anchors = encode(array.images[list(rows)].permute(0, 3, 1, 2))
+
+    def score(features: torch.Tensor, wanted: torch.Tensor) -> float:
+        number = int(array.targets.max()) + 1
+        keys = {"ks": [_NEIGHBOURS], "num_classes": number}
+        return weighted_knn(train, labels, features, wanted, **keys)[_NEIGHBOURS][0]
+
+    others = targets[_others(len(targets))].repeat_interleave(count)
+    return {
+        "candidates": score(feats, targets.repeat_interleave(count)),
+        "anchors": score(anchors, targets),
+        "chance": score(feats, others),
+    }
+
+
+def frechet_distance(feature: int | nn.Module, real: torch.Tensor, drawn: torch.Tensor) -> float:
+    """Frechet distance of two sets of images in the features of a network.
+
+    Args:
+        feature: 2048 for the Inception network of the FID, whose weights torch-fidelity fetches;
+            or a module with ``num_features``, uint8 (N, 3, H, W) to features (N, D), and then
+            the number is no FID.
+        real: uint8 (N, H, W, 3).
+        drawn: uint8 (M, H, W, 3).
+
+    Raises:
+        ClspError: torch-fidelity or its weights are not there.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    try:
+        metric = FrechetInceptionDistance(feature=feature)
+    except (ModuleNotFoundError, OSError, RuntimeError) as error:
+        raise ClspError(
+            f"The FID needs torch-fidelity and the weights that it fetches "
+            f"({str(error).splitlines()[0]}); `pip install torch-fidelity`, or leave --fid out."
+        ) from error
+    for images, is_real in ((real, True), (drawn, False)):
+        for part in images.permute(0, 3, 1, 2).split(256):
+            metric.update(part, real=is_real)
+    return float(metric.compute())
+
+
+def _images_of(store: CandidateStore, rows: Sequence[int]) -> torch.Tensor:
+    return torch.from_numpy(store.images(rows))
+
+
+def _draw_weights(
+    manifest: StoreManifest, denoiser: str | Path, array: ImageArray, rows: Sequence[int]
+) -> torch.Tensor:
+    """One candidate of each anchor under each weight: uint8 (A, len(WEIGHTS), H, W, 3)."""
+    unet, config = load_denoiser(denoiser)
+    if denoiser_hash(unet) != manifest.denoiser:
+        raise ClspError(
+            f"{denoiser} is not the denoiser of this store ({denoiser_hash(unet)} instead of "
+            f"{manifest.denoiser}); name that one."
+        )
+    unet.to("cuda" if torch.cuda.is_available() else "cpu")
+    scheduler = make_scheduler(config, manifest.steps, manifest.clip, manifest.sampler)
+    keys = {"seed": manifest.seed, "eta": manifest.eta, "precision": manifest.dtype}
+    keys |= {"labels": array.targets[rows], "guidance": manifest.guidance}
+    anchors = array.images[rows]
+    drawn = [
+        sample_candidates(
+            unet, scheduler, anchors, indexes=torch.tensor(rows), candidates=[0], w=w,
+            share_anchor=manifest.share_anchor, **keys,
+        ).cpu()
+        for w in WEIGHTS
+    ]  # fmt: skip
+    return torch.cat(drawn, dim=1)
+
+
+def _weight_report(
+    drawn: torch.Tensor, anchors: torch.Tensor, encoder: Encoder | None
+) -> list[dict[str, float]]:
+    out = []
+    for column, w in enumerate(WEIGHTS):
+        images = drawn[:, column : column + 1]
+        row = {"w": w}
+        for name, found in closeness(anchors, images).items():
+            row |= {f"{name}_own": found["own"], f"{name}_closer": found["closer"]}
+        if encoder is not None:
+            feats = [
+                F.normalize(encoder(x.permute(0, 3, 1, 2)), dim=1) for x in (anchors, images[:, 0])
+            ]
+            row["similarity"] = (feats[0] * feats[1]).sum(1).mean().item()
+        out.append(row)
+    return out
+
+
+def _spread_rows(number: int, total: int) -> list[int]:
+    """So many indexes, evenly spaced: class folders come one class after another."""
+    return [int(row) for row in np.linspace(0, total - 1, min(number, total)).round()]
+
+
+def inspect_store(
+    path: str | Path,
+    array: ImageArray,
+    out: str | Path,
+    *,
+    encoder: str | Path | None = None,
+    denoiser: str | Path | None = None,
+    fid: bool = False,
+    limit: int = 1000,
+) -> dict[str, Any]:
+    """Write a report about a store: ``report.json``, ``sheet.png`` and further pictures.
+
+    Args:
+        path: of the store.
+        array: the images that it was made for.
+        out: a folder; files of an earlier report in it are replaced.
+        encoder: a checkpoint of ours: adds ``similarity.png``, the agreement of labels and
+            Frechet distances in its features, from the images that are not looked at to the first
+            candidates and to as many real images (which is what a perfect generator would get).
+        denoiser: that of the store: adds ``weights.png``, anchors under several w.
+        fid: adds the FID of the first candidates against all images.
+        limit: anchors that are looked at, at most half of the images.
+
+    Returns:
+        What ``report.json`` says.
+
+    Raises:
+        ClspError: the store is incomplete or for other images, or what was asked for is missing.
+    """
+    store, out = CandidateStore(path), Path(out)
+    store.check(len(array), *array.size, array.fingerprint, array.name)
+    if store.manifest is None:
+        raise ClspError(f"{path} has no manifest; name a store that `clsp generate` wrote.")
+    rows = _spread_rows(min(limit, max(2, len(array) // 2)), len(array))
+    anchors, candidates = array.images[rows], _images_of(store, rows)
+    report: dict[str, Any] = {
+        "store": str(path),
+        "manifest": vars(store.manifest),
+        "anchors": len(rows),
+        "closeness": closeness(anchors, candidates),
+    }
+    sheet = _spread_rows(_SHEET_ROWS, len(rows))
+    candidate_sheet(
+        anchors[sheet].numpy(),
+        candidates[sheet].numpy(),
+        out / "sheet.png",
+        title="Anchors and their candidates",
+        caption=store_caption(store.manifest),
+    )
+    network = None
+    if encoder is not None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        network = Encoder(encoder, device)
+        report["encoder"] = network.name
+        report |= _encoder_report(network, array, anchors, candidates, rows, out)
+    if fid:
+        drawn = _images_of(store, range(len(array)))[:, 0]
+        report["fid"] = frechet_distance(2048, array.images, drawn)
+    if denoiser is not None:
+        some = _spread_rows(64, len(rows))
+        numbers = [rows[i] for i in some]
+        drawn = _draw_weights(store.manifest, denoiser, array, numbers)
+        report["weights"] = _weight_report(drawn, anchors[some], network)
+        shown = _spread_rows(_SHEET_ROWS, len(some))
+        candidate_sheet(
+            anchors[some][shown].numpy(),
+            drawn[shown].numpy(),
+            out / "weights.png",
+            title="One candidate under several weights of the sample's middle feature",
+            caption="w = 0 is the anchor's middle feature alone, 1 an unconditional sample.",
+            columns=[f"w = {w:g}" for w in WEIGHTS],
+        )
+    text = json.dumps(report, indent=2)
+    write_whole(out / "report.json", lambda file: file.write(text.encode()))
+    return report
+
+
+def _encoder_report(
+    encoder: Encoder,
+    array: ImageArray,
+    anchors: torch.Tensor,
+    candidates: torch.Tensor,
+    rows: Sequence[int],
+    out: Path,
+) -> dict[str, Any]:
+    pairs = pair_similarities(encoder, anchors, candidates)
+    similarity_histogram(
+        pairs,
+        out / "similarity.png",
+        title="Feature similarity of positive pairs",
+        caption=f"features of {encoder.name}, {len(rows)} anchors",
+    )
+    found: dict[str, Any] = {
+        "similarity": {
+            name: {"mean": float(values.mean()), "std": float(values.std(ddof=1))}
+            for name, values in pairs.items()
+        },
+    }
+    rest = array.images[np.setdiff1d(np.arange(len(array)), rows)]
+    found["frechet"] = {
+        "candidates": frechet_distance(encoder, rest, candidates[:, 0]),
+        "anchors": frechet_distance(encoder, rest, anchors),
+        "images": len(rest),
+    }
+    if bool((array.targets >= 0).all()):
+        found["agreement"] = label_agreement(encoder, array, candidates, rows)
+    return found
+
+
+def summary(report: dict[str, Any]) -> str:
+    """A report in lines for people."""
+    lines = [f"{name:<15} {value}" for name, value in report["manifest"].items()]
+    lines += ["", f"{report['anchors']} anchors with their candidates:"]
+    for name, found in report["closeness"].items():
+        lines.append(
+            f"  {name}: differs by {found['own']:.1f} levels from its own anchor and by "
+            f"{found['other']:.1f} from another; nearer to its own in "
+            f"{100 * found['closer']:.1f} +- {100 * found['error']:.1f} % (chance: 50)"
+        )
+    if "similarity" in report:
+        lines.append(f"  in the features of {report['encoder']}:")
+        for name, found in report["similarity"].items():
+            lines.append(f"    {name}: similarity {found['mean']:.3f} +- {found['std']:.3f} (std)")
+        frechet = report["frechet"]
+        lines.append(
+            f"    Frechet distance (no FID) {frechet['candidates']:.2f}; of as many real images "
+            f"{frechet['anchors']:.2f}"
+        )
+    if "agreement" in report:
+        agreement = report["agreement"]
+        lines.append(
+            f"    label agrees with the anchor's in {agreement['candidates']:.1f} % (real images: "
+            f"{agreement['anchors']:.1f}, chance: {agreement['chance']:.1f})"
+        )
+    if "fid" in report:
+        lines.append(f"  FID {report['fid']:.2f}")
+    for row in report.get("weights", ()):
+        lines.append("  " + ", ".join(f"{name} {value:.3g}" for name, value in row.items()))
+    return "\n".join(lines)

@@ -1,0 +1,159 @@
+"""The report about a store: its numbers in cases where they are known, and all of it once."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clsp_plugin.benchmark.inspection import (
+    Encoder,
+    closeness,
+    frechet_distance,
+    inspect_store,
+    label_agreement,
+    summary,
+)
+from clsp_plugin.data.images import ImageArray
+from clsp_plugin.data.store import CandidateStore
+from clsp_plugin.diffusion.denoiser import build_unet, save_denoiser
+from clsp_plugin.diffusion.generation import generate_candidates
+from clsp_plugin.engine.pretrain import pretrain
+from clsp_plugin.errors import ClspError
+
+
+def random_images(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    # a colour of its own for each image, and noise that has none
+    colour = torch.randint(0, 200, (*shape, 1, 1, 3), generator=generator)
+    noise = torch.randint(0, 56, (*shape, 8, 8, 3), generator=generator)
+    return (colour + noise).to(torch.uint8)
+
+
+def test_closeness_where_it_is_known():
+    anchors = random_images(50)
+    same = closeness(anchors, anchors[:, None].repeat(1, 2, 1, 1, 1))
+    for found in same.values():
+        assert (found["own"], found["closer"], found["error"]) == (0, 1, 0)
+    # a third of the way to grey: the colours differ by what the formula says, layouts likewise
+    grey = (anchors.float() * 2 / 3).to(torch.uint8)[:, None]
+    expected = (anchors.float().mean((1, 2)) - grey[:, 0].float().mean((1, 2))).square().mean()
+    assert closeness(anchors, grey)["colour"]["own"] == pytest.approx(expected.sqrt().item(), 1e-4)
+    shifted = closeness(anchors, (anchors // 2 + 100)[:, None])
+    assert shifted["colour"]["own"] > 10
+    strangers = closeness(anchors, random_images(50, 4, seed=1))
+    for found in strangers.values():
+        assert abs(found["closer"] - 0.5) < 4 * found["error"] + 0.02
+        assert found["ratio"] == pytest.approx(1, abs=0.15)
+
+
+def test_colour_and_layout_are_told_apart():
+    anchors = random_images(40) // 2
+    brighter = closeness(anchors, (anchors + 100)[:, None])
+    assert brighter["colour"]["own"] == pytest.approx(100, abs=1e-3)
+    assert brighter["layout"]["own"] == pytest.approx(0, abs=1e-3)
+    turned = closeness(anchors, anchors.flip(1)[:, None])  # upside down
+    assert turned["colour"]["own"] == pytest.approx(0, abs=1e-3)
+    assert turned["layout"]["own"] > 1
+
+
+class Pixel(nn.Module):
+    """Features that are known: two numbers of the first pixel."""
+
+    num_features = 2
+
+    def forward(self, images):
+        return images[:, :2, 0, 0].float()
+
+
+def test_label_agreement_where_it_is_known():
+    # the first pixel names the class, in one of its channels
+    targets = torch.arange(40) % 2
+    images = random_images(40)
+    images[:, 0, 0, 0] = torch.where(targets == 0, 255, 10)
+    images[:, 0, 0, 1] = torch.where(targets == 0, 10, 255)
+    array = ImageArray(images, targets, ("a", "b"), "toy")
+    rows = list(range(0, 40, 3))
+    candidates = images[rows][:, None].repeat(1, 3, 1, 1, 1)
+    found = label_agreement(Pixel(), array, candidates, rows)
+    assert (found["candidates"], found["anchors"]) == (100, 100)
+    assert found["chance"] < 100
+    candidates[:, 1] = candidates[:, 1].flip(-1)[..., [1, 2, 0]]  # one of three changes its class
+    assert label_agreement(Pixel(), array, candidates, rows)["candidates"] == pytest.approx(200 / 3)
+
+
+def test_the_frechet_distance_is_its_formula():
+    real, drawn = random_images(400), random_images(300, seed=1)
+    drawn = drawn // 2
+    a, b = (Pixel()(x.permute(0, 3, 1, 2)).numpy().astype(np.float64) for x in (real, drawn))
+    cov = [np.cov(x, rowvar=False) for x in (a, b)]
+    root = np.linalg.eigvals(cov[0] @ cov[1]).real ** 0.5
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + sum(map(np.trace, cov)) - 2 * root.sum()
+    assert frechet_distance(Pixel(), real, drawn) == pytest.approx(expected, rel=1e-4)
+    assert frechet_distance(Pixel(), real, real) == pytest.approx(0, abs=1e-3)
+
+
+@pytest.fixture
+def made(tmp_path, digits48):
+    """A denoiser and its store for 48 digits."""
+    torch.manual_seed(0)
+    settings = {"block_out_channels": [8, 8], "layers_per_block": 1, "attention_resolutions": []}
+    save_denoiser(build_unet(16, settings), tmp_path / "denoiser")
+    cfg = {"num_candidates": 2, "steps": 2, "clip": True, "device": "cpu"}
+    generate_candidates(
+        digits48.images, digits48.fingerprint, tmp_path / "denoiser", tmp_path / "store", cfg,
+        dataset=digits48.name, digests=digits48.digests,
+    )  # fmt: skip
+    return tmp_path
+
+
+def test_all_of_a_report(made, tiny, digits48):
+    run = pretrain(tiny("simclr", "max_epochs=1")).run_dir
+    report = inspect_store(
+        made / "store", digits48, made / "report", encoder=run, denoiser=made / "denoiser"
+    )
+    files = {path.name for path in (made / "report").iterdir()}
+    assert files == {"report.json", "sheet.png", "similarity.png", "weights.png"}
+    assert json.loads((made / "report/report.json").read_text()) == report
+    assert report["anchors"] == 24
+    assert [row["w"] for row in report["weights"]] == [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert set(report["agreement"]) == {"candidates", "anchors", "chance"}
+    text = summary(report)
+    for part in (
+        "share_anchor    False",
+        "nearer to its own in",
+        "no FID",
+        "label agrees",
+        "w 0.1",
+    ):
+        assert part in text
+    # the store still opens, and a report without an encoder leaves those numbers out
+    assert CandidateStore(made / "store").num_candidates == 2
+    assert "agreement" not in inspect_store(made / "store", digits48, made / "report")
+
+
+def test_an_encoder_sees_what_it_was_trained_on(tiny, digits48):
+    encoder = Encoder(pretrain(tiny("simclr", "max_epochs=1")).run_dir)
+    seen = []
+    encoder.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    feats = encoder(digits48.images.permute(0, 3, 1, 2))
+    assert feats.shape == (48, encoder.num_features)
+    torch.testing.assert_close(seen[0][0], (digits48.images[0].permute(2, 0, 1) / 255 - 0.5) / 0.25)
+    first, second = (
+        encoder.views(p, digits48.images, v) for v, p in enumerate(encoder.pipelines())
+    )
+    assert not torch.allclose(first, second)
+
+
+def test_what_is_refused(made, digits48):
+    other = digits48.subset(torch.arange(47), "fewer")
+    with pytest.raises(ClspError, match="were made for 48 images"):
+        inspect_store(made / "store", other, made / "report")
+    save_denoiser(build_unet(16, {"block_out_channels": [8], "attention_resolutions": []}),
+                  made / "other")  # fmt: skip
+    with pytest.raises(ClspError, match="is not the denoiser of this store"):
+        inspect_store(made / "store", digits48, made / "report", denoiser=made / "other")
+    np.save(made / "all.npy", np.zeros((48, 2, 16, 16, 3), np.uint8))
+    with pytest.raises(ClspError, match="has no manifest"):
+        inspect_store(made / "all.npy", digits48, made / "report")
