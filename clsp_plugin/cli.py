@@ -17,7 +17,7 @@ from clsp_plugin import __version__
 from clsp_plugin.configurations import shipped
 from clsp_plugin.errors import ClspError, nearest
 
-__all__ = ["compose", "main", "shipped"]
+__all__ = ["compose", "main", "shipped", "task_of"]
 
 _DEFAULT_DATASET = "digits"
 # verb -> (what it does, configuration used when none is named; None: one must be named)
@@ -29,6 +29,7 @@ _HYDRA_VERBS = {
     "knn": ("nearest-neighbour accuracy of a checkpoint's features", "knn"),
 }
 _PLAIN_VERBS = {
+    "bench": "run a suite of experiments and make its tables and figures",
     "table": "turn the records of runs into a table",
     "demo": "the whole of CLSP on the offline data set, in minutes",
     "doctor": "what is installed, which solo-learn is seen, and what is wrong",
@@ -150,7 +151,7 @@ def compose(verb: str, name: str, overrides: Sequence[str] = ()):
         return hydra.compose(stem, _overrides(overrides, folder))
 
 
-def _task(verb: str) -> Callable:
+def task_of(verb: str) -> Callable:
     if verb == "denoiser":
         from clsp_plugin.diffusion.verbs import denoiser as task
     elif verb == "generate":
@@ -178,7 +179,7 @@ def _hydra(verb: str, args: list[str]) -> None:
     path = _take(args, "--config-path", "-cp")
     name = _take(args, "--config-name", "-cn")
     folder, stem = _locate(verb, path, name)
-    task = _task(verb)
+    task = task_of(verb)
 
     told: list[ClspError] = []
 
@@ -237,6 +238,43 @@ def _table(args: list[str]) -> None:
         options.out.write_text(text)
 
 
+def _bench(args: list[str]) -> None:
+    suites = ", ".join(sorted(file.stem for file in (shipped() / "bench").glob("*.yaml")))
+    parser = argparse.ArgumentParser(
+        prog="clsp bench",
+        description="Run a suite of experiments and make its tables and figures. What is done is "
+        "not run again; stopped at any moment and started again, it continues.",
+        epilog=f"Suites that ship with the package: {suites}.",
+    )
+    parser.add_argument("suite", help="a suite's name, or a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings for every run of the suite"
+    )
+    parser.add_argument("--out", type=Path, help="where to write (default runs/SUITE)")
+    parser.add_argument("--jobs", type=int, help="units at a time (default: one a core or GPU)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost")
+    parser.add_argument("--methods", type=_words, default=[], help="such as simclr,byol")
+    parser.add_argument("--seeds", type=_words, default=[], help="such as 0,1,2")
+    parser.add_argument(
+        "--keep-stale", action="store_true", help="take what older code made; the table marks it"
+    )
+    options = parser.parse_intermixed_args(args)
+    if not all(re.fullmatch(r"\d+", seed) for seed in options.seeds):
+        raise ClspError(f"--seeds {','.join(options.seeds)} are not numbers, such as 0,1,2.")
+
+    from clsp_plugin.benchmark.bench import bench
+
+    bench(
+        options.suite, options.out, jobs=options.jobs, dry_run=options.dry_run,
+        keep_stale=options.keep_stale, methods=options.methods,
+        seeds=[int(seed) for seed in options.seeds], overrides=options.overrides,
+    )  # fmt: skip
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
 def _demo(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="clsp demo",
@@ -283,6 +321,8 @@ def _dispatch(argv: list[str]) -> None:
             _hydra(verb, args)
     elif verb == "table":
         _table(args)
+    elif verb == "bench":
+        _bench(args)
     elif verb == "demo":
         _demo(args)
     elif verb == "doctor":

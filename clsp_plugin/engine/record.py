@@ -35,8 +35,9 @@ RECORD = "record.json"
 FORMAT = 1
 # Fields that came later: a record that was written without them is a record all the same.
 _LATER = {"candidates"}
-# What makes numbers; tables, figures and the command line only show them.
-_ROOMS = ("data", "losses", "methods", "engine", "diffusion", "evaluation")
+# What makes a record's numbers. Candidates are named by their manifest, whatever drew them, and
+# tables, figures and the command line only show numbers.
+_ROOMS = ("data", "losses", "methods", "engine", "evaluation")
 # An evaluation replaces an earlier one that has the same of these.
 _SAME = ("task", "protocol", "dataset", "epoch")
 
@@ -260,14 +261,17 @@ def environment() -> dict[str, Any]:
 
 
 @cache
-def code_hash() -> str:
+def code_hash(*rooms: str) -> str:
     """Which code makes numbers now: 16 digits of a SHA-256 over the sources that do.
 
     A record of another code is stale: it may or may not come out the same today.
+
+    Args:
+        rooms: folders of the package; by default those that a run of a method goes through.
     """
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for file in sorted(file for room in _ROOMS for file in (package / room).rglob("*.py")):
+    for file in sorted(file for room in rooms or _ROOMS for file in (package / room).rglob("*.py")):
         digest.update(f"{file.relative_to(package).as_posix()}\0".encode())
         digest.update(file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
