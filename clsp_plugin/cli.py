@@ -215,7 +215,17 @@ def _table(args: list[str]) -> None:
         prog="clsp table", description="Turn the records of runs into a table."
     )
     parser.add_argument("paths", nargs="+", help="records, or folders that hold some")
-    parser.add_argument("--format", choices=("markdown", "csv"), default="markdown")
+    parser.add_argument(
+        "--format", choices=("markdown", "csv", "latex", "html"), default="markdown"
+    )
+    parser.add_argument(
+        "--layout", default="main", help="main (default), transfer, or ablation (with --by)"
+    )
+    parser.add_argument(
+        "--by", action="append", default=[], metavar="KEY",
+        help="a setting that tells rows apart, such as synthetic.weight or candidates.w",
+    )  # fmt: skip
+    parser.add_argument("--decimals", type=int, choices=range(5), default=1)
     parser.add_argument("--protocol", default="strict", help="strict (default) or paper")
     parser.add_argument(
         "--published", action="store_true", help="put the paper's numbers beside ours"
@@ -227,9 +237,10 @@ def _table(args: list[str]) -> None:
     from clsp_plugin.engine.record import find_records
 
     table = make_table(
-        find_records(options.paths), protocol=options.protocol, published=options.published
-    )
-    text = table.to_markdown() if options.format == "markdown" else table.to_csv()
+        find_records(options.paths), protocol=options.protocol, published=options.published,
+        by=options.by, layout=options.layout, decimals=options.decimals,
+    )  # fmt: skip
+    text = table.render(options.format, options.out and options.out.parent)
     if options.out is None:
         print(text, end="" if text.endswith("\n") else "\n")
     elif options.out.exists():

@@ -20,15 +20,23 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from clsp_plugin.benchmark.figures import candidate_sheet, store_caption, training_curves
+from clsp_plugin.benchmark.grid import FORMATS
 from clsp_plugin.benchmark.suite import Plan, Step, Unit, make_plan, measure, read_suite
+from clsp_plugin.benchmark.table import Absent, make_table
 from clsp_plugin.benchmark.unit import describe
+from clsp_plugin.cli import compose
 from clsp_plugin.data.files import write_whole
-from clsp_plugin.engine.record import Record
+from clsp_plugin.data.images import load_images
+from clsp_plugin.data.store import CandidateStore
+from clsp_plugin.engine.config import Data, typed
+from clsp_plugin.engine.record import Record, find_records
 from clsp_plugin.errors import ClspError
 
-__all__ = ["Outcome", "bench", "run_plan", "show_plan"]
+__all__ = ["Outcome", "bench", "run_plan", "show_plan", "write_results"]
 
 _POLL = 0.5  # seconds
+_SHEET_ROWS = 8
 
 
 @dataclass
@@ -36,12 +44,12 @@ class Outcome:
     """What became of a plan.
 
     Attributes:
-        records: paths of the runs' records, whole and evaluated.
-        failures: a run to why it has no number.
+        runs: those with a number, whole and evaluated.
+        failures: the others, each with why.
     """
 
-    records: list[Path] = field(default_factory=list)
-    failures: dict[Path, str] = field(default_factory=dict)
+    runs: list[Unit] = field(default_factory=list)
+    failures: list[tuple[Unit, str]] = field(default_factory=list)
 
 
 def default_jobs() -> int:
@@ -281,9 +289,9 @@ def run_plan(plan: Plan, jobs: int) -> Outcome:
     outcome = Outcome()
     for unit in plan.runs:
         if unit.path in failures:
-            outcome.failures[unit.path] = failures[unit.path]
+            outcome.failures.append((unit, failures[unit.path]))
         else:
-            outcome.records.append(unit.record)
+            outcome.runs.append(unit)
     return outcome
 
 
@@ -298,6 +306,49 @@ def _claim(plan: Plan) -> None:
         raise ClspError(f"{plan.out} holds other files; choose another --out.")
     else:
         write_whole(file, lambda handle: handle.write(json.dumps({"suite": plan.name}).encode()))
+
+
+def write_results(plan: Plan, outcome: Outcome) -> str:
+    """Write the suite's table in every format, and its pictures.
+
+    Returns:
+        The table as Markdown.
+    """
+    paths = [unit.record for unit in outcome.runs]
+    records = find_records(paths) if paths else []
+    points = {unit.record: unit.about["point"] for unit in outcome.runs}
+    absent = [Absent(**{**unit.about, "reason": reason}) for unit, reason in outcome.failures]
+    settings = plan.suite.table
+    table = make_table(
+        records, protocol=settings.protocol, published=settings.published,
+        by=list(plan.suite.vary), layout=settings.layout, absent=absent, points=points,
+    )  # fmt: skip
+    for name, suffix in FORMATS.items():
+        text = table.render(name, plan.out).encode()
+        write_whole(plan.out / f"table{suffix}", lambda file, text=text: file.write(text))
+    if any(record.curve for _, record in records):
+        for suffix in ("png", "svg"):
+            training_curves(records, plan.out / f"curves.{suffix}")
+    for unit in plan.units:
+        if unit.kind == "candidates" and unit.made:
+            _sheet(unit, plan.out)
+    return table.to_markdown()
+
+
+def _sheet(unit: Unit, out: Path) -> None:
+    """Anchors beside their candidates, for each store; the first images, whatever they are."""
+    step = unit.steps[0]
+    store = CandidateStore(unit.product)
+    data = typed(compose("generate", step.config, step.overrides).data, Data)
+    train = load_images(data, "train")
+    rows = list(range(min(_SHEET_ROWS, len(train))))
+    candidate_sheet(
+        train.images[rows].numpy(),
+        store.images(rows),
+        out / f"{unit.kind}-{unit.path.name}.png",
+        title="Anchors and their candidates",
+        caption=store_caption(store.manifest),
+    )
 
 
 def bench(
@@ -337,6 +388,7 @@ def bench(
         print(show_plan(plan, jobs))
         return None
     outcome = run_plan(plan, jobs)
+    print(f"{suite.title}\n\n{write_results(plan, outcome)}\nWritten to {plan.out}.")
     if outcome.failures:
         raise ClspError(
             f"{len(outcome.failures)} of {len(plan.runs)} runs failed; the table says why, and "

@@ -114,9 +114,8 @@ def read_suite(name: str | Path, overrides: Sequence[str] = ()) -> tuple[str, Di
     if file.suffix not in (".yaml", ".yml"):
         file = folder / f"{name}.yaml"
         if not file.is_file():
-            raise ClspError(
-                f"There is no suite {name}{nearest(str(name), (p.stem for p in folder.glob('*.yaml')))}"
-            )
+            known = (path.stem for path in folder.glob("*.yaml"))
+            raise ClspError(f"There is no suite {name}{nearest(str(name), known)}")
     try:
         content = OmegaConf.load(file)
     except (OSError, OmegaConfBaseException, ValueError) as error:
@@ -204,7 +203,8 @@ class Unit:
         path: of its directory.
         steps: in their order.
         needs: paths of the units that must be there before.
-        about: of a run: ``method``, ``dataset``, ``seed`` and the values of ``vary``.
+        about: of a run: ``method``, ``dataset``, ``seed``, ``budget`` and ``point``, the values of
+            what the suite varies.
     """
 
     kind: str
@@ -409,7 +409,9 @@ class _Planner:
             given = (*_routed(overrides, verb), f"protocol={suite.table.protocol}")
             key = _hash(verb, OmegaConf.to_container(compose(verb, verb, given)))
             steps.append(Step(verb, verb, given, where, _cost(verb, cfg, images), key))
-        about = {"method": method, "dataset": dataset, "seed": seed, "point": point}
+        budget = {"backbone": cfg.backbone.name, "epochs": cfg.max_epochs, "num_train": images}
+        about = {"method": cfg.method, "dataset": cfg.data.dataset, "seed": seed}
+        about |= {"point": point, "budget": budget}
         words = [f"{key}={value}" for key, value in point.items()]
         people = ", ".join([method, dataset, *words, f"seed {seed}"])
         return self.add(Unit("run", people, path, tuple(steps), needs, about))
