@@ -125,12 +125,15 @@ def show_plan(plan: Plan, jobs: int) -> str:
 class _Child:
     """A unit's process, and how far it is by what its progress bar last said."""
 
-    def __init__(self, unit: Unit, threads: int):
+    def __init__(self, unit: Unit):
         self.unit, self.began = unit, time.perf_counter()
         file = describe(unit)
         (unit.path / "failed.json").unlink(missing_ok=True)
         self.log = unit.path / "log.txt"
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if not torch.cuda.is_available():
+            # sums over threads differ in their last bits: the numbers must not depend on --jobs
+            environment.setdefault("OMP_NUM_THREADS", "1")
         with open(self.log, "ab") as log:
             self.start = log.tell()
             self.process = subprocess.Popen(
@@ -190,7 +193,6 @@ class _Pool:
 
     def run(self) -> dict[Path, str]:
         done = len(self.plan.units) - len(self.waiting)
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
         bar = tqdm(
             total=len(self.plan.units), initial=done, desc=self.plan.name, unit="unit",
             dynamic_ncols=True, bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}",
@@ -199,7 +201,7 @@ class _Pool:
         with bar, self._ended():
             while self.waiting or self.running:
                 self._drop_hopeless(bar)
-                self._start(threads)
+                self._start()
                 time.sleep(_POLL)
                 for child in [c for c in self.running if c.process.poll() is not None]:
                     self._end(child, bar)
@@ -215,11 +217,11 @@ class _Pool:
                 self._fail(unit, reason, bar)
                 bar.update()
 
-    def _start(self, threads: int) -> None:
+    def _start(self) -> None:
         for unit in list(self.waiting):
             if len(self.running) < self.jobs and not self.pending & set(unit.needs):
                 self.waiting.remove(unit)
-                self.running.append(_Child(unit, threads))
+                self.running.append(_Child(unit))
 
     def _end(self, child: _Child, bar: tqdm) -> None:
         self.running.remove(child)

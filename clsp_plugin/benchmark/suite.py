@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Optional
 
@@ -290,6 +291,12 @@ def _hash(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
+@cache
+def _composed(verb: str, config: str, overrides: tuple[str, ...]) -> DictConfig:
+    """Each configuration once: a suite's seeds share theirs."""
+    return compose(verb, config, overrides)
+
+
 def _what(cfg: DictConfig) -> dict[str, Any]:
     """A configuration without where and how fast."""
     content = {k: v for k, v in OmegaConf.to_container(cfg).items() if k not in _NOT_WHAT}
@@ -351,7 +358,7 @@ class _Planner:
         """The units of a store and of its denoiser."""
         code = code_hash("data", "diffusion")[:8]
         given = tuple(_routed(overrides, "generate"))
-        cfg = compose("generate", block.generate, given)
+        cfg = _composed("generate", block.generate, given)
         images = _images(cfg.data)
         needs, paths, parts = (), {}, [_what(cfg)]
         if block.denoiser is not None:
@@ -367,7 +374,7 @@ class _Planner:
 
     def _denoiser(self, dataset: str, config: str, overrides: Sequence[str], code: str) -> Unit:
         given = tuple(_routed(overrides, "denoiser"))
-        cfg = compose("denoiser", config, given)
+        cfg = _composed("denoiser", config, given)
         key = _hash({**_what(cfg), "out": None})
         path = self.place("denoisers", dataset, key, code)
         cost = _cost("denoiser", cfg, _images(cfg.data))
@@ -382,10 +389,10 @@ class _Planner:
         varied = [f"{key}={value}" for key, value in point.items()]
         own = [*suite.only.get(method, ()), *suite.only.get(f"{dataset}/{method}", ())]
         overrides = [*block.overrides, *suite.overrides, *own, *varied]
-        given = (*_routed(overrides, "pretrain"), f"seed={seed}")
+        given = tuple(_routed(overrides, "pretrain"))
         config = f"{block.configs}/{method}"
-        cfg = compose("pretrain", config, given)
-        needs, paths, parts = (), {}, [_what(cfg)]
+        cfg = _composed("pretrain", config, given)
+        needs, paths, parts = (), {}, [{**_what(cfg), "seed": seed}]
         if _wants_candidates(cfg):
             if block.candidates is None:
                 raise ClspError(
@@ -403,11 +410,12 @@ class _Planner:
         paths |= {"auto_resume.enabled": True, "auto_resume.max_hours": 1e9}
         images = _images(cfg.data)
         cost = _cost("pretrain", cfg, images)
+        given = (*given, f"seed={seed}")
         steps = [Step("pretrain", config, given, paths, cost, _hash(*parts))]
         where = {"pretrained_feature_extractor": str(path / cfg.method)}
         for verb in suite.evaluate:
             given = (*_routed(overrides, verb), f"protocol={suite.table.protocol}")
-            key = _hash(verb, OmegaConf.to_container(compose(verb, verb, given)))
+            key = _hash(verb, OmegaConf.to_container(_composed(verb, verb, given)))
             steps.append(Step(verb, verb, given, where, _cost(verb, cfg, images), key))
         budget = {"backbone": cfg.backbone.name, "epochs": cfg.max_epochs, "num_train": images}
         about = {"method": cfg.method, "dataset": cfg.data.dataset, "seed": seed}
