@@ -170,7 +170,7 @@ def test_an_unknown_suite_and_what_is_no_yaml(tmp_path):
 
 SMALL = [
     "data.num_train=48", "data.num_val=20", "backbone.kwargs.channels=[8,8,8,8]",
-    "optimizer.batch_size=16", "max_epochs=40", "scheduler.warmup_epochs=0",
+    "optimizer.batch_size=16", "max_epochs=20", "scheduler.warmup_epochs=0",
     "method_kwargs.proj_hidden_dim=16", "checkpoint.frequency=1", "linear.max_epochs=2",
     "linear.lr_decay_steps=[1]", "knn.k=[1,5]",
 ]  # fmt: skip
