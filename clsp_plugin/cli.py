@@ -17,7 +17,7 @@ from clsp_plugin import __version__
 from clsp_plugin.configurations import shipped
 from clsp_plugin.errors import ClspError, nearest
 
-__all__ = ["compose", "main", "shipped"]
+__all__ = ["compose", "main", "shipped", "task_of"]
 
 _DEFAULT_DATASET = "digits"
 # verb -> (what it does, configuration used when none is named; None: one must be named)
@@ -31,6 +31,7 @@ _HYDRA_VERBS = {
 _PLAIN_VERBS = {
     "import-denoiser": "convert a denoiser of the authors' code",
     "inspect": "what a candidate store holds, and how good it is",
+    "bench": "run a suite of experiments and make its tables and figures",
     "table": "turn the records of runs into a table",
     "demo": "the whole of CLSP on the offline data set, in minutes",
     "doctor": "what is installed, which solo-learn is seen, and what is wrong",
@@ -152,7 +153,7 @@ def compose(verb: str, name: str, overrides: Sequence[str] = ()):
         return hydra.compose(stem, _overrides(overrides, folder))
 
 
-def _task(verb: str) -> Callable:
+def task_of(verb: str) -> Callable:
     if verb == "denoiser":
         from clsp_plugin.diffusion.verbs import denoiser as task
     elif verb == "generate":
@@ -180,7 +181,7 @@ def _hydra(verb: str, args: list[str]) -> None:
     path = _take(args, "--config-path", "-cp")
     name = _take(args, "--config-name", "-cn")
     folder, stem = _locate(verb, path, name)
-    task = _task(verb)
+    task = task_of(verb)
 
     told: list[ClspError] = []
 
@@ -216,7 +217,17 @@ def _table(args: list[str]) -> None:
         prog="clsp table", description="Turn the records of runs into a table."
     )
     parser.add_argument("paths", nargs="+", help="records, or folders that hold some")
-    parser.add_argument("--format", choices=("markdown", "csv"), default="markdown")
+    parser.add_argument(
+        "--format", choices=("markdown", "csv", "latex", "html"), default="markdown"
+    )
+    parser.add_argument(
+        "--layout", default="main", help="main (default), transfer, or ablation (with --by)"
+    )
+    parser.add_argument(
+        "--by", action="append", default=[], metavar="KEY",
+        help="a setting that tells rows apart, such as synthetic.weight or candidates.w",
+    )  # fmt: skip
+    parser.add_argument("--decimals", type=int, choices=range(5), default=1)
     parser.add_argument("--protocol", default="strict", help="strict (default) or paper")
     parser.add_argument(
         "--published", action="store_true", help="put the paper's numbers beside ours"
@@ -228,9 +239,10 @@ def _table(args: list[str]) -> None:
     from clsp_plugin.engine.record import find_records
 
     table = make_table(
-        find_records(options.paths), protocol=options.protocol, published=options.published
-    )
-    text = table.to_markdown() if options.format == "markdown" else table.to_csv()
+        find_records(options.paths), protocol=options.protocol, published=options.published,
+        by=options.by, layout=options.layout, decimals=options.decimals,
+    )  # fmt: skip
+    text = table.render(options.format, options.out and options.out.parent)
     if options.out is None:
         print(text, end="" if text.endswith("\n") else "\n")
     elif options.out.exists():
@@ -312,6 +324,43 @@ def _inspect(args: list[str]) -> None:
     print(f"Written to {options.out or options.store / 'report'}")
 
 
+def _bench(args: list[str]) -> None:
+    suites = ", ".join(sorted(file.stem for file in (shipped() / "bench").glob("*.yaml")))
+    parser = argparse.ArgumentParser(
+        prog="clsp bench",
+        description="Run a suite of experiments and make its tables and figures. What is done is "
+        "not run again; stopped at any moment and started again, it continues.",
+        epilog=f"Suites that ship with the package: {suites}.",
+    )
+    parser.add_argument("suite", help="a suite's name, or a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings for every run of the suite"
+    )
+    parser.add_argument("--out", type=Path, help="where to write (default runs/SUITE)")
+    parser.add_argument("--jobs", type=int, help="units at a time (default: one a core or GPU)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost")
+    parser.add_argument("--methods", type=_words, default=[], help="such as simclr,byol")
+    parser.add_argument("--seeds", type=_words, default=[], help="such as 0,1,2")
+    parser.add_argument(
+        "--keep-stale", action="store_true", help="take what older code made; the table marks it"
+    )
+    options = parser.parse_intermixed_args(args)
+    if not all(re.fullmatch(r"\d+", seed) for seed in options.seeds):
+        raise ClspError(f"--seeds {','.join(options.seeds)} are not numbers, such as 0,1,2.")
+
+    from clsp_plugin.benchmark.bench import bench
+
+    bench(
+        options.suite, options.out, jobs=options.jobs, dry_run=options.dry_run,
+        keep_stale=options.keep_stale, methods=options.methods,
+        seeds=[int(seed) for seed in options.seeds], overrides=options.overrides,
+    )  # fmt: skip
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
 def _demo(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="clsp demo",
@@ -362,6 +411,8 @@ def _dispatch(argv: list[str]) -> None:
         _import_denoiser(args)
     elif verb == "inspect":
         _inspect(args)
+    elif verb == "bench":
+        _bench(args)
     elif verb == "demo":
         _demo(args)
     elif verb == "doctor":

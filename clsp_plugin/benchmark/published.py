@@ -22,7 +22,10 @@ from importlib import resources
 
 from clsp_plugin.errors import ClspError, nearest
 
-__all__ = ["BACKBONE", "PAPER_NAMES", "TABLES", "Published", "load", "published"]
+__all__ = [
+    "BACKBONE", "PAPER_NAMES", "TABLES", "Published", "load", "published", "published_ablation",
+    "published_transfer",
+]  # fmt: skip
 
 TABLES = (
     "ablation_candidates",
@@ -63,21 +66,30 @@ PAPER_NAMES = {
 }
 
 
+# What the paper varies to the table that holds it and the column of the values; CLSP-SimCLR.
+_ABLATIONS = {
+    "synthetic.num_candidates": ("ablation_candidates", "num_candidates"),
+    "synthetic.weight": ("ablation_lambda", "lambda"),
+}
+
+
 @dataclass(frozen=True)
 class Published:
-    """A method's row of the main table, for one data set.
+    """A method's numbers in one of the paper's tables, for one data set.
 
     Attributes:
         name: as the paper writes it.
-        epochs: of pre-training.
+        epochs: of pre-training; None where the table does not say.
         linear: top-1 in percent, None where the paper has none.
         knn: top-1 in percent, None where the paper has none.
+        transfer: linear accuracy in percent on another data set, None where the paper has none.
     """
 
     name: str
-    epochs: int
-    linear: float | None
-    knn: float | None
+    epochs: int | None
+    linear: float | None = None
+    knn: float | None = None
+    transfer: float | None = None
 
 
 def load(table: str) -> list[dict[str, str]]:
@@ -92,14 +104,18 @@ def load(table: str) -> list[dict[str, str]]:
     return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
 
 
-def published(method: str, dataset: str) -> Published | None:
-    """The main table's numbers (ResNet-18), of the longest training it has of the method.
+def _number(text: str) -> float | None:
+    return float(text) if text else None
 
-    That is 1000 epochs, but 200 for DCL and 300 for CL-GAN.
+
+def published(method: str, dataset: str, epochs: int | None = None) -> Published | None:
+    """The main table's numbers (ResNet-18).
 
     Args:
         method: a name in ``METHODS``.
         dataset: pre-trained and evaluated on.
+        epochs: of the training that is asked for; where the table has no such training of the
+            method, its longest: 1000 epochs, but 200 for DCL and 300 for CL-GAN.
 
     Returns:
         None for a method or data set that the table does not have.
@@ -108,9 +124,48 @@ def published(method: str, dataset: str) -> Published | None:
     rows = [row for row in load("linear_knn_cifar") if row["method"] == name]
     if not rows or f"{dataset}_linear" not in rows[0]:
         return None
-    row = max(rows, key=lambda row: int(row["epochs"]))
-    linear, knn = (
-        float(row[f"{dataset}_{task}"]) if row[f"{dataset}_{task}"] else None
-        for task in ("linear", "knn")
-    )
+    row = max(rows, key=lambda row: (int(row["epochs"]) == epochs, int(row["epochs"])))
+    linear, knn = (_number(row[f"{dataset}_{task}"]) for task in ("linear", "knn"))
     return Published(row["method"], int(row["epochs"]), linear, knn)
+
+
+def published_ablation(method: str, key: str, value: float, dataset: str) -> Published | None:
+    """The linear accuracy of CLSP-SimCLR at one value of what the paper varies.
+
+    Args:
+        method: a name in ``METHODS``.
+        key: ``synthetic.num_candidates`` or ``synthetic.weight``.
+        value: of it.
+        dataset: pre-trained and evaluated on.
+
+    Returns:
+        None for what the paper did not vary, or not over this value.
+    """
+    if method != "clsp_simclr" or key not in _ABLATIONS:
+        return None
+    table, column = _ABLATIONS[key]
+    for row in load(table):
+        if float(row[column]) == value and dataset in row:
+            return Published("CLSP-SimCLR", 1000, _number(row[dataset]))
+    return None
+
+
+def published_transfer(method: str, dataset: str, target: str) -> Published | None:
+    """The accuracy on another data set than that of the pre-training.
+
+    Args:
+        method: a name in ``METHODS``.
+        dataset: pre-trained on.
+        target: evaluated on.
+
+    Returns:
+        None for what the paper does not have.
+    """
+    name = PAPER_NAMES.get(method)
+    table, column = ("transfer_small", f"{dataset}_to_{target}")
+    if dataset == "imagenet100":
+        table, column = "transfer_imagenet100", target
+    for row in load(table):
+        if row["method"] == name and row.get(column):
+            return Published(name, None, transfer=float(row[column]))
+    return None

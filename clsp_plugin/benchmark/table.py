@@ -5,22 +5,40 @@ import io
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clsp_plugin.benchmark.published import BACKBONE, Published, published
-from clsp_plugin.engine.record import Record
-from clsp_plugin.errors import ClspError
+from scipy.stats import ttest_ind_from_stats
+
+from clsp_plugin.benchmark.grid import Grid, GridCell
+from clsp_plugin.benchmark.published import (
+    BACKBONE,
+    Published,
+    published,
+    published_ablation,
+    published_transfer,
+)
+from clsp_plugin.data.images import DATASETS
+from clsp_plugin.engine.record import Record, code_hash
+from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
 
-__all__ = ["Cell", "Row", "Table", "family_order", "make_table", "varying"]
+__all__ = ["LAYOUTS", "Absent", "Cell", "Row", "Table", "family_order", "make_table", "varying"]
 
 Records = Sequence[tuple[Path, Record]]
 
-TASKS = {"linear": "linear", "knn": "kNN"}  # an evaluation's task to its heading
+TASKS = {"linear": "linear", "knn": "kNN", "transfer": "transfer"}  # an evaluation's heading
+# A layout to the evaluations that it shows.
+LAYOUTS = {"main": ("linear", "knn"), "transfer": ("transfer",), "ablation": ("linear", "knn")}
 BUDGET = ("backbone", "epochs", "num_train")
 _HEADINGS = {"num_train": "images"}
+# Data sets of the paper besides those that ``data.images`` reads.
+_KNOWN = (
+    "caltech101", "cars", "dtd", "flowers", "food101", "imagenet100", "pets", "stl10",
+)  # fmt: skip
+_LEVEL = 0.05  # of the test that makes a number bold
+_STALE = "†"
 # Families stay together: a method, its controls, then the method with synthetic positives.
 _ORDER = (
     "simclr", "simclr_aug", "simclr_ft", "dcl", "clsp_noaug", "clsp_simclr",
@@ -32,35 +50,67 @@ _RECIPE = (
     "backbone", "optimizer", "scheduler", "method_kwargs", "momentum", "synthetic",
     "augmentations", "joint_forward",
 )  # fmt: skip
-_NOT_RECIPE = {"synthetic.path"}
+_NOT_RECIPE = {"synthetic.path", "candidates.seed"}
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A run that was wanted and has no number.
+
+    Attributes:
+        method: its name.
+        dataset: that it was to be pre-trained on.
+        seed: of it.
+        budget: what is known of ``backbone``, ``epochs`` and ``num_train``.
+        reason: why, for people.
+        point: the values of what a suite varies.
+    """
+
+    method: str
+    dataset: str
+    seed: int
+    budget: Mapping[str, Any]
+    reason: str
+    point: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Top-1 accuracy of some seeds, in percent.
+    """Accuracy of some seeds, in percent.
 
     Attributes:
         n: seeds with a number.
         mean: over them; None without any.
         std: sample standard deviation (n - 1 in the denominator); None below two.
+        stale: whether a number was made by other code than today's.
+        failed: seeds that were wanted and have no number.
+        paths: of the records.
     """
 
     n: int
     mean: float | None
     std: float | None
+    stale: bool = False
+    failed: int = 0
+    paths: tuple[Path, ...] = ()
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Cell":
+    def of(cls, values: Sequence[float], **more: Any) -> "Cell":
         return cls(
             len(values),
             statistics.fmean(values) if values else None,
             statistics.stdev(values) if len(values) > 1 else None,
+            **more,
         )
 
-    def __str__(self) -> str:
+    def text(self, decimals: int = 1, *, count: bool = False) -> str:
+        """Mean and deviation, with the number of seeds if asked for, and the marks."""
         if self.mean is None:
-            return ""
-        return f"{self.mean:.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
+            return "failed" if self.failed else ""
+        spread = "" if self.std is None else f" ± {self.std:.{decimals}f}"
+        notes = [f"n = {self.n}"] * count + [f"{self.failed} failed"] * bool(self.failed)
+        more = f" ({', '.join(notes)})" if notes else ""
+        return f"{self.mean:.{decimals}f}{spread}{more}" + _STALE * self.stale
 
 
 @dataclass(frozen=True)
@@ -90,15 +140,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as data; a method's rows of several data sets stand side by side in Markdown.
+    """Rows as data, and how they are laid out.
 
     Attributes:
         rows: by method family, data set and budget.
-        protocol: that chose k and the learning rate.
+        protocol: that chose k, the learning rate or the regularisation.
         published: whether the paper's numbers stand beside ours.
         by: dotted configuration keys that tell rows apart.
         commits: of the code, each once.
         hardware: of the runs, each once.
+        layout: one of ``LAYOUTS``.
+        decimals: of the numbers that are shown; CSV has all.
+        notes: sentences that the caption ends with.
     """
 
     rows: tuple[Row, ...]
@@ -107,44 +160,84 @@ class Table:
     by: tuple[str, ...]
     commits: tuple[str, ...]
     hardware: tuple[str, ...]
+    layout: str = "main"
+    decimals: int = 1
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return LAYOUTS[self.layout]
 
     def to_csv(self) -> str:
         """A line a row: names, ``{task}_n``, ``_mean`` and ``_std`` in percent, the paper's."""
         out = io.StringIO()
         names = ["method", "dataset", "evaluated_on", *BUDGET, *self.by, "protocol"]
-        names += [f"{task}_{part}" for task in TASKS for part in ("n", "mean", "std")]
+        names += [f"{task}_{part}" for task in self.tasks for part in ("n", "mean", "std")]
         if self.published:
-            names += [*(f"paper_{task}" for task in TASKS), "paper_epochs"]
+            names += [*(f"paper_{task}" for task in self.tasks), "paper_epochs"]
         writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
         writer.writeheader()
         for row in self.rows:
             line = {"method": row.method, "dataset": row.dataset, "evaluated_on": row.target}
             line |= {**row.budget, "protocol": self.protocol}
-            for task, cell in row.cells.items():
+            for task in self.tasks:
+                cell = row.cells[task]
                 line |= {f"{task}_{part}": getattr(cell, part) for part in ("n", "mean", "std")}
             if row.paper:
-                line |= {f"paper_{task}": getattr(row.paper, task) for task in TASKS}
+                line |= {f"paper_{task}": getattr(row.paper, task) for task in self.tasks}
                 line["paper_epochs"] = row.paper.epochs
             writer.writerow({key: "" if value is None else value for key, value in line.items()})
         return out.getvalue()
 
-    def to_markdown(self) -> str:
-        """A row a method (and budget, where budgets differ), and a caption below."""
-        extra = (*self._shown_budget(), *self.by)
+    def to_markdown(self, base: Path | None = None) -> str:
+        """See :meth:`render`."""
+        return self.grid().to_markdown(base)
+
+    def render(self, layout: str, base: Path | None = None) -> str:
+        """The table as text.
+
+        Args:
+            layout: one of ``grid.FORMATS``; ``csv`` has a line a row and every digit.
+            base: the folder of the file that it is written to, for links to the records;
+                without it there are none. CSV and LaTeX have none.
+        """
+        return self.to_csv() if layout == "csv" else self.grid().render(layout, base)
+
+    def grid(self) -> Grid:
+        """Rows and columns as they are shown, and a caption."""
+        extra = self._extra()
         lines: dict[tuple, dict[str, Row]] = {}
         for row in self.rows:
-            key = (row.method, *(row.budget[name] for name in extra))
-            lines.setdefault(key, {})[row.heading] = row
-        headings = list(dict.fromkeys(row.heading for row in self.rows))
-        several = len(headings) > 1
-        head = ["method", *(_HEADINGS.get(name, name) for name in extra), "n"]
-        for heading in headings:
-            head += [f"{heading} {name}" if several else name for name in self._columns(heading)]
-        body = [self._line(key, rows, headings) for key, rows in lines.items()]
-        numbers = 1 + len(extra)
-        rule = ["---"] * numbers + ["---:"] * (len(head) - numbers)
-        text = "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
-        return f"{text}\n\n{self._caption()}\n"
+            lines.setdefault(self._key(row, extra), {})[self._column(row)] = row
+        columns = list(dict.fromkeys(map(self._column, self.rows)))
+        names = [_HEADINGS.get(name, name) for name in extra]
+        head = ([] if self.layout == "ablation" else ["method"]) + names
+        left = len(head)
+        head.append("n")
+        for column in columns:
+            head += [
+                f"{column} {n}".strip() if len(columns) > 1 else n for n in self._names(column)
+            ]
+        best = {
+            (column, task): self._best(lines, column, task)
+            for column in columns
+            for task in self.tasks
+        }
+        body = tuple(self._line(key, rows, columns, best) for key, rows in lines.items())
+        return Grid(tuple(head), body, left, self._caption(any(best.values())))
+
+    def _extra(self) -> tuple[str, ...]:
+        """What tells rows apart besides the method."""
+        return (*self.by, *self._shown_budget()) if self.layout == "ablation" else (
+            *self._shown_budget(), *self.by)  # fmt: skip
+
+    def _key(self, row: Row, extra: Sequence[str]) -> tuple:
+        values = tuple(row.budget[name] for name in extra)
+        return values if self.layout == "ablation" else (row.method, *values)
+
+    def _column(self, row: Row) -> str:
+        several = self.layout == "ablation" and len({r.method for r in self.rows}) > 1
+        return f"{row.method} {row.heading}" if several else row.heading
 
     def _shown_budget(self) -> list[str]:
         """The parts of the budget in which rows of one data set differ."""
@@ -152,52 +245,94 @@ class Table:
             (row.dataset, {name: row.budget[name] for name in BUDGET}) for row in self.rows
         )
 
-    def _has_paper(self, heading: str) -> bool:
-        return any(row.paper for row in self.rows if row.heading == heading)
+    def _has_paper(self, column: str) -> bool:
+        return any(row.paper for row in self.rows if self._column(row) == column)
 
-    def _columns(self, heading: str) -> list[str]:
-        names = list(TASKS.values())
-        return [*names, *(f"paper {n}" for n in names)] if self._has_paper(heading) else names
+    def _names(self, column: str) -> list[str]:
+        names = [TASKS[task] if len(self.tasks) > 1 else "" for task in self.tasks]
+        if not self._has_paper(column):
+            return names
+        return [*names, *(f"paper {name}".strip() for name in names)]
 
-    def _line(self, key: tuple, rows: Mapping[str, Row], headings: Sequence[str]) -> list[str]:
-        counts = {cell.n for row in rows.values() for cell in row.cells.values() if cell.n}
-        line = [*map(str, key), _range(counts)]
-        for heading in headings:
-            row = rows.get(heading)
-            for task in TASKS:
-                cell = row.cells[task] if row else Cell.of([])
-                line.append(str(cell) + (f" (n = {cell.n})" if cell.n and len(counts) > 1 else ""))
-            if self._has_paper(heading):
+    def _best(self, lines: Mapping, column: str, task: str) -> tuple | None:
+        """The line whose number is above every other of its column, by the test."""
+        cells = {key: rows[column].cells[task] for key, rows in lines.items() if column in rows}
+        cells = {key: cell for key, cell in cells.items() if cell.mean is not None}
+        if len(cells) < 2:
+            return None
+        best = max(cells, key=lambda key: cells[key].mean)
+        others = (cell for key, cell in cells.items() if key != best)
+        return best if all(_above(cells[best], other) for other in others) else None
+
+    def _line(
+        self, key: tuple, rows: Mapping[str, Row], columns: Sequence[str], best: Mapping
+    ) -> tuple[GridCell, ...]:
+        counts = {rows[c].cells[task].n for c in rows for task in self.tasks} - {0}
+        line = [*(GridCell(str(part)) for part in key), GridCell(_range(counts))]
+        for column in columns:
+            row = rows.get(column)
+            ours = [row.cells[task] if row else Cell.of([]) for task in self.tasks]
+            for task, cell in zip(self.tasks, ours, strict=True):
+                text = cell.text(self.decimals, count=bool(cell.n) and len(counts) > 1)
+                bold = best[column, task] is not None and best[column, task] == key
+                line.append(GridCell(text, bold, cell.paths))
+            if self._has_paper(column):
                 paper = row.paper if row else None
-                numbers = [getattr(paper, task, None) for task in TASKS]
-                line += ["" if number is None else f"{number:.2f}" for number in numbers]
-        return line
+                line += [
+                    GridCell(self._beside(cell, paper, task))
+                    for task, cell in zip(self.tasks, ours, strict=True)
+                ]
+        return tuple(line)
 
-    def _caption(self) -> str:
-        counts = {cell.n for row in self.rows for cell in row.cells.values() if cell.n}
+    def _beside(self, cell: Cell, paper: Published | None, task: str) -> str:
+        """The published number, and how far ours is from it."""
+        if paper is None:
+            return ""
+        number = getattr(paper, task)
+        if number is None:
+            return "none"
+        if cell.mean is None:
+            return f"{number:.2f}"
+        return f"{number:.2f} ({cell.mean - number:+.{self.decimals}f})"
+
+    def _caption(self, any_bold: bool) -> str:
+        counts = {row.cells[task].n for row in self.rows for task in self.tasks} - {0}
         budgets = dict.fromkeys(map(self._budget, self.rows))
+        what = "Top-1 accuracy" if self.layout != "transfer" else (
+            "Linear accuracy of frozen features (mean per class for pets, flowers and caltech101, "
+            "top-1 otherwise)")  # fmt: skip
         parts = [
-            f"Top-1 accuracy in percent on test images. Protocol {self.protocol}: "
+            f"{what} in percent on test images. Protocol {self.protocol}: "
             f"{PROTOCOLS[self.protocol]}.",
             "One seed, so no spread."
             if counts == {1}
             else f"Mean ± sample standard deviation over n = {_range(counts) or 'no'} seeds.",
+            *([self._test(any_bold)] if counts and max(counts) > 1 and len(self.rows) > 1 else []),
             *(f"{budget}." for budget in budgets),
-            f"Commit: {', '.join(self.commits)}.",
-            f"Hardware: {', '.join(self.hardware)}.",
+            f"Commit: {', '.join(self.commits) or 'none'}.",
+            f"Hardware: {', '.join(self.hardware) or 'none'}.",
         ]
         if self.published:
             parts.append(self._sources())
-        return " ".join(parts)
+        return " ".join([*parts, *self.notes])
+
+    @staticmethod
+    def _test(any_bold: bool) -> str:
+        test = f"Welch's t-test over seeds, two-sided p < {_LEVEL}"
+        if any_bold:
+            return f"Bold: above every other number of its column ({test} against each)."
+        return f"No number is bold: none is above every other of its column by {test}."
 
     def _budget(self, row: Row) -> str:
         """A row's share of the budget that is not in a column: ``digits: resnet18, 20 epochs``."""
+        images = row.budget["num_train"]
         phrases = {
             "backbone": f"{row.budget['backbone']}",
             "epochs": f"{row.budget['epochs']} epochs",
-            "num_train": f"{row.budget['num_train']:,} images",
+            "num_train": f"{images:,} images" if isinstance(images, int) else "",
         }
         shown = [phrases[name] for name in BUDGET if name not in self._shown_budget()]
+        shown = [phrase for phrase in shown if phrase]
         return f"Pre-training on {row.dataset}{': ' if shown else ''}{', '.join(shown)}"
 
     def _sources(self) -> str:
@@ -206,13 +341,36 @@ class Table:
             return (
                 f"The paper has no numbers for these (it has CIFAR-10 and CIFAR-100, {BACKBONE})."
             )
+        if self.layout == "transfer":
+            return (
+                "Paper columns: Zeng et al., ECCV 2024, transfer tables; in brackets ours minus "
+                "the paper's."
+            )
         usual = max(epochs.values())
         others = [f"{name} {number}" for name, number in epochs.items() if number != usual]
         but = f" ({', '.join(others)})" if others else ""
+        empty = [
+            f"{row.paper.name} on {row.target}, {TASKS[task]}"
+            for row in self.rows
+            if row.paper and self.layout == "main"
+            for task in self.tasks
+            if getattr(row.paper, task) is None
+        ]
+        none = f" The paper leaves empty: {'; '.join(empty)}." if empty else ""
         return (
             f"Paper columns: Zeng et al., ECCV 2024, {BACKBONE}, all training images, {usual} "
-            f"epochs{but}, best k on the test images."
+            f"epochs{but}, best k on the test images; in brackets ours minus the paper's.{none}"
         )
+
+
+def _above(best: Cell, other: Cell) -> bool:
+    """Whether Welch's t-test tells two means apart; no spread, no test."""
+    if best.std is None or other.std is None or best.std == other.std == 0:
+        return False
+    p = ttest_ind_from_stats(
+        best.mean, best.std, best.n, other.mean, other.std, other.n, equal_var=False
+    ).pvalue
+    return bool(best.mean > other.mean and p < _LEVEL)
 
 
 def _range(counts: Iterable[int]) -> str:
@@ -221,7 +379,15 @@ def _range(counts: Iterable[int]) -> str:
 
 
 def make_table(
-    records: Records, *, protocol: str = "strict", published: bool = False, by: Sequence[str] = ()
+    records: Records,
+    *,
+    protocol: str = "strict",
+    published: bool = False,
+    by: Sequence[str] = (),
+    layout: str = "main",
+    decimals: int = 1,
+    absent: Sequence[Absent] = (),
+    points: Mapping[Path, Mapping[str, Any]] | None = None,
 ) -> Table:
     """Average records over seeds.
 
@@ -230,34 +396,108 @@ def make_table(
 
     Args:
         records: with the paths they were loaded from, as ``find_records`` returns them.
-        protocol: whose evaluations to show; other evaluations are left out.
+        protocol: whose evaluations to show; other evaluations are left out, and the caption says
+            which records have no other.
         published: put the paper's numbers beside ours, where it has the method and data set and
             the backbone is the paper's.
-        by: dotted configuration keys, such as ``synthetic.weight``, that tell rows apart too.
+        by: dotted configuration keys, such as ``synthetic.weight``, that tell rows apart too;
+            ``candidates.KEY`` is of the candidate store's manifest.
+        layout: ``main``, linear and kNN; ``transfer``, a column a downstream data set;
+            ``ablation``, a row a value of ``by``.
+        decimals: of what is shown.
+        absent: runs that were wanted and have no number.
+        points: a record's path to values of ``by`` that its configuration does not hold.
 
     Raises:
-        ClspError: an unknown protocol, no evaluation of this one but of another, two records of
-            one group with the same seed, or records of one group whose recipes differ.
+        ClspError: an unknown protocol or layout, no evaluation of this protocol but of another,
+            two records of one group with the same seed, records of one group whose recipes
+            differ, or an ablation of nothing.
     """
     check_protocol(protocol)
+    if layout not in LAYOUTS:
+        raise ClspError(f"layout {layout} is not known{nearest(layout, LAYOUTS)}")
+    if layout == "ablation" and not by:
+        raise ClspError("An ablation needs a setting: --by KEY, such as --by synthetic.weight.")
     _check_evaluated(records, protocol)
     groups: dict[tuple, list[tuple[Path, Record]]] = {}
     for path, record in records:
-        groups.setdefault(_group(record, by), []).append((path, record))
+        key = _group(record, by, (points or {}).get(path, {}))
+        groups.setdefault(key, []).append((path, record))
     for members in groups.values():
         _check_seeds(members)
         _check_recipes(members, by)
-    first_seen = {record.method: None for _, record in records}
-    order = {method: place for place, method in enumerate(family_order(first_seen))}
-    rows = [row for members in groups.values() for row in _rows(members, protocol, published, by)]
+    missing = _missing(groups, absent, by)
+    rows = [
+        row
+        for key in [*groups, *(key for key in missing if key not in groups)]
+        for row in _rows(
+            key, groups.get(key, []), missing.get(key, []), protocol, published, by, layout
+        )
+    ]
+    order = {m: n for n, m in enumerate(family_order(row.method for row in rows))}
+    notes = [*_notes(records, protocol, rows), *_reasons(absent)]
     return Table(
-        tuple(sorted(rows, key=lambda r: (order[r.method], r.budget["epochs"]))),
+        tuple(sorted(rows, key=lambda row: _place(row, order, by, layout))),
         protocol,
         published,
         tuple(by),
         tuple(dict.fromkeys(_commit(record) for _, record in records)),
         tuple(dict.fromkeys(_hardware(record) for _, record in records)),
+        layout,
+        decimals,
+        tuple(notes),
     )
+
+
+def _place(row: Row, order: Mapping[str, int], by: Sequence[str], layout: str) -> tuple:
+    budget = (order[row.method], row.budget["epochs"])
+    if layout != "ablation":
+        return budget
+    values = (row.budget[key] for key in by)
+    return (*((isinstance(v, str), v) for v in values), *budget)
+
+
+def _missing(
+    groups: Mapping[tuple, Any], absent: Sequence[Absent], by: Sequence[str]
+) -> dict[tuple, list[Absent]]:
+    """Absent runs by the group that they would be in."""
+    out: dict[tuple, list[Absent]] = {}
+    for run in absent:
+        budget = tuple(run.budget.get(name) for name in BUDGET)
+        key = (run.method, run.dataset, *budget, *(run.point.get(name, "") for name in by))
+        # what is not known of it is as in the other runs on its data set
+        likely = next((k for k in groups if k[1] == run.dataset), key)
+        key = tuple(b if a is None else a for a, b in zip(key, likely, strict=True))
+        out.setdefault(key, []).append(run)
+    return out
+
+
+def _reasons(absent: Sequence[Absent]) -> list[str]:
+    return [
+        f"Failed: {run.method} on {run.dataset}, seed {run.seed}"
+        + "".join(f", {key}={value}" for key, value in run.point.items())
+        + f": {run.reason.rstrip('.')}."
+        for run in absent
+    ]
+
+
+def _notes(records: Records, protocol: str, rows: Sequence[Row]) -> list[str]:
+    """What a reader of the table has to know of the records."""
+    notes = []
+    if any(cell.stale for row in rows for cell in row.cells.values()):
+        notes.append(f"{_STALE} made by other code than that of this version; run it again.")
+    other = [
+        f"{record.method} on {record.dataset}, seed {record.seed}"
+        for _, record in records
+        if record.evaluations and all(e["protocol"] != protocol for e in record.evaluations)
+    ]
+    if other:
+        notes.append(f"Evaluated with another protocol alone and left out: {'; '.join(other)}.")
+    known = {*DATASETS, *_KNOWN}
+    strange = dict.fromkeys(d for row in rows for d in (row.dataset, row.target) if d not in known)
+    if strange:
+        notes.append(f"Not data sets that this version knows: {', '.join(strange)}.")
+    return notes
 
 
 def family_order(methods: Iterable[str]) -> list[str]:
@@ -287,9 +527,11 @@ def _setting(config: Mapping[str, Any], key: str) -> Any:
     return json.dumps(value) if isinstance(value, (Mapping, list)) else value
 
 
-def _group(record: Record, by: Sequence[str]) -> tuple:
+def _group(record: Record, by: Sequence[str], point: Mapping[str, Any]) -> tuple:
     budget = (getattr(record, name) for name in BUDGET)
-    return (record.method, record.dataset, *budget, *(_setting(record.config, k) for k in by))
+    settings = {**record.config, "candidates": record.candidates or {}}
+    values = (point[key] if key in point else _setting(settings, key) for key in by)
+    return (record.method, record.dataset, *budget, *values)
 
 
 def _check_evaluated(records: Records, protocol: str) -> None:
@@ -322,7 +564,7 @@ def _flat(block: Any, prefix: str) -> dict[str, str]:
 
 
 def _recipe(record: Record) -> dict[str, str]:
-    flat: dict[str, str] = {}
+    flat = _flat(record.candidates or {}, "candidates")
     for block in _RECIPE:
         flat |= _flat(record.config.get(block), block)
     return {key: value for key, value in flat.items() if key not in _NOT_RECIPE}
@@ -343,24 +585,54 @@ def _check_recipes(members: Records, by: Sequence[str]) -> None:
                 )
 
 
-def _rows(members: Records, protocol: str, with_paper: bool, by: Sequence[str]) -> list[Row]:
+def _rows(
+    key: tuple,
+    members: Records,
+    absent: Sequence[Absent],
+    protocol: str,
+    with_paper: bool,
+    by: Sequence[str],
+    layout: str,
+) -> list[Row]:
     """A group's row for its own data set, and one for each other it was evaluated on."""
-    _, record = members[0]
-    budget = {name: getattr(record, name) for name in BUDGET}
-    budget |= {key: _setting(record.config, key) for key in by}
-    targets = [record.dataset]
+    method, dataset, *values = key
+    budget = dict(zip((*BUDGET, *by), values, strict=True))
+    tasks = LAYOUTS[layout]
+    targets = [] if layout == "transfer" else [dataset]
     for _, member in members:
-        targets += [e["dataset"] for e in member.evaluations if e["protocol"] == protocol]
+        targets += [
+            e["dataset"]
+            for e in member.evaluations
+            if e["protocol"] == protocol and e["task"] in tasks
+        ]
     rows = []
-    for target in dict.fromkeys(targets):
-        known = with_paper and target == record.dataset and record.backbone == BACKBONE
-        paper = published(record.method, target) if known else None
-        cells = {task: _cell(members, task, protocol, target) for task in TASKS}
-        rows.append(Row(record.method, record.dataset, target, budget, cells, paper))
+    for target in dict.fromkeys(targets or [dataset]):
+        known = with_paper and budget["backbone"] == BACKBONE
+        paper = _published(method, dataset, target, budget, by, layout) if known else None
+        cells = {task: _cell(members, task, protocol, target, len(absent)) for task in tasks}
+        rows.append(Row(method, dataset, target, budget, cells, paper))
     return rows
 
 
-def _cell(members: Records, task: str, protocol: str, target: str) -> Cell:
+def _published(
+    method: str,
+    dataset: str,
+    target: str,
+    budget: Mapping[str, Any],
+    by: Sequence[str],
+    layout: str,
+) -> Published | None:
+    """The paper's numbers for a row."""
+    if layout == "transfer":
+        return published_transfer(method, dataset, target)
+    if target != dataset:
+        return None
+    if layout == "ablation":
+        return published_ablation(method, by[0], budget[by[0]], dataset) if len(by) == 1 else None
+    return published(method, target, budget["epochs"])
+
+
+def _cell(members: Records, task: str, protocol: str, target: str, failed: int) -> Cell:
     """The accuracies of the members' latest checkpoints."""
     latest: list[tuple[Path, dict[str, Any]]] = []
     for path, record in members:
@@ -373,14 +645,24 @@ def _cell(members: Records, task: str, protocol: str, target: str) -> Cell:
             latest.append((path, max(found, key=lambda e: e["epoch"])))
     for path, evaluation in latest[1:]:
         first_path, first = latest[0]
-        for name in ("epoch", "num_train", "num_test", "settings"):
+        for name in ("epoch", "metric", "num_train", "num_test", "settings"):
             ours, theirs = (_measured(e, name) for e in (first, evaluation))
             if ours != theirs:
                 raise ClspError(
                     f"The latest {TASKS[task]} evaluations of {first_path} and {path} differ in "
                     f"{name} ({ours} and {theirs}); evaluate both in the same way."
                 )
-    return Cell.of([e["top1"] for _, e in latest])
+    return Cell.of(
+        [e["top1"] if e.get("metric") is None else e[e["metric"]] for _, e in latest],
+        stale=any(_is_stale(record) for path, record in members if path in dict(latest)),
+        failed=failed,
+        paths=tuple(path for path, _ in latest),
+    )
+
+
+def _is_stale(record: Record) -> bool:
+    """Whether other code than today's made it; a record that does not say is not accused."""
+    return record.versions.get("code") not in (None, code_hash())
 
 
 def _measured(evaluation: Mapping[str, Any], name: str) -> Any:

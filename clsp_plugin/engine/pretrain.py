@@ -1,7 +1,7 @@
 """``clsp pretrain``: from images to a checkpoint and a record."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.data.augmentation import can_compile
 from clsp_plugin.data.extra import inflate
-from clsp_plugin.data.images import ImageArray, channel_statistics, load_images
+from clsp_plugin.data.images import channel_statistics, load_images
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.random import Purpose, derive_key
 from clsp_plugin.engine.checkpoint import (
@@ -26,7 +26,7 @@ from clsp_plugin.engine.checkpoint import (
 )
 from clsp_plugin.engine.config import parse_cfg, trainer_kwargs
 from clsp_plugin.engine.progress import Bar, History, quiet
-from clsp_plugin.engine.record import Record, environment
+from clsp_plugin.engine.record import RECORD, Record, environment
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.synthetic import SyntheticPositives
@@ -82,7 +82,7 @@ def pretrain(
     checkpoint = _continue_from(cfg)
     if checkpoint is not None and epoch_of(checkpoint) + 1 >= cfg.max_epochs:
         print(f"Already complete: {checkpoint} (auto_resume.enabled=False trains anew).")
-        return Finished(checkpoint.parent, checkpoint, checkpoint.parent / "record.json")
+        return _complete(cfg, checkpoint, len(train))
 
     pl.seed_everything(cfg.seed)
     model = METHODS[cfg.method](cfg)
@@ -97,7 +97,7 @@ def pretrain(
         cfg.data.mean, cfg.data.std, compile=compiled, places=places,
     )  # fmt: skip
     run_dir = checkpoint.parent if checkpoint is not None else new_run_dir(cfg)
-    history = History()
+    history = History({"environment": environment(), "candidates": _candidates(model)})
     bar = Bar(title or f"pre-train {cfg.method}", position=position)
     trainer = _trainer(cfg, run_dir, [bar, history], val is not None, checkpoint)
     if checkpoint is not None and trainer.is_global_zero:
@@ -108,7 +108,12 @@ def pretrain(
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
     if trainer.interrupted:  # Lightning may return from an interrupt
         raise KeyboardInterrupt
-    return _finish(cfg, trainer, run_dir, history, train, time.perf_counter() - started)
+    checkpoint = run_dir / f"{cfg.name}-{run_dir.name}-ep={trainer.max_epochs - 1}.ckpt"
+    finished = Finished(run_dir, checkpoint, run_dir / RECORD)
+    if trainer.is_global_zero:
+        timings = {"last_start_seconds": time.perf_counter() - started}
+        _record(cfg, finished, history, len(train), timings).save(finished.record)
+    return finished
 
 
 def _check_extra(cfg: DictConfig) -> None:
@@ -198,39 +203,50 @@ def _wandb(cfg: DictConfig, checkpoint: Path | None) -> Any:
     return logger
 
 
-def _finish(
+def _candidates(model: pl.LightningModule) -> dict[str, Any] | None:
+    """The manifest of the candidate store that a method draws from, if it draws from one."""
+    manifest = getattr(getattr(model, "_pool", None), "manifest", None)
+    return None if manifest is None else asdict(manifest)
+
+
+def _complete(cfg: DictConfig, checkpoint: Path, num_train: int) -> Finished:
+    """A run that needs no more training; one killed before its record was written gets it now."""
+    finished = Finished(checkpoint.parent, checkpoint, checkpoint.parent / RECORD)
+    if not finished.record.exists():
+        history = History()
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        history.load_state_dict(content["callbacks"][history.state_key])
+        _record(cfg, finished, history, num_train, {}).save(finished.record)
+        print(f"Its record was missing and is written from the checkpoint: {finished.record}")
+    return finished
+
+
+def _record(
     cfg: DictConfig,
-    trainer: pl.Trainer,
-    run_dir: Path,
+    finished: Finished,
     history: History,
-    train: ImageArray,
-    seconds: float,
-) -> Finished:
-    """Write the record, on the first process."""
-    checkpoint = run_dir / f"{cfg.name}-{run_dir.name}-ep={trainer.max_epochs - 1}.ckpt"
-    record = run_dir / "record.json"
-    if not trainer.is_global_zero:
-        return Finished(run_dir, checkpoint, record)
-    steps = trainer.num_training_batches * cfg.optimizer.batch_size * trainer.world_size
-    epochs_timed = max(len(history.curve), 1)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    Record(
+    num_train: int,
+    timings: dict[str, float],
+) -> Record:
+    about = history.about
+    images = about["steps"] * cfg.optimizer.batch_size * about["processes"] * len(history.curve)
+    return Record(
         method=cfg.method,
         dataset=cfg.data.dataset,
         backbone=cfg.backbone.name,
         epochs=history.curve[-1]["epoch"],
         seed=cfg.seed,
-        num_train=len(train),
-        checkpoint=checkpoint.name if cfg.checkpoint.enabled else None,
+        num_train=num_train,
+        checkpoint=finished.checkpoint.name if cfg.checkpoint.enabled else None,
         curve=history.curve,
         timings={
             "train_seconds": history.seconds,
-            "last_start_seconds": seconds,
-            "images_per_second": steps * epochs_timed / max(history.seconds, 1e-9),
-            "processes": trainer.world_size,
+            "images_per_second": images / max(history.seconds, 1e-9),
+            "processes": about["processes"],
+            **timings,
         },
+        candidates=about["candidates"],
         config=OmegaConf.to_container(cfg),
         evaluations=[],
-        **environment(),
-    ).save(record)
-    return Finished(run_dir, checkpoint, record)
+        **about["environment"],
+    )

@@ -108,12 +108,25 @@ class Bar(ProgressBar):
 
 
 class History(Callback):
-    """The means of every epoch and the seconds spent, carried over when a run is continued."""
+    """What a record tells of a training; it lies in the checkpoint, so a run cannot lose it.
 
-    def __init__(self) -> None:
+    Args:
+        about: facts that the record needs and that only this process knows, such as the machine.
+
+    Attributes:
+        curve: the means of every epoch, carried over when a run is continued.
+        seconds: spent in epochs, carried over too.
+        about: as given, with ``steps`` an epoch and ``processes``; of the last start.
+    """
+
+    def __init__(self, about: dict[str, Any] | None = None) -> None:
         self.curve: list[dict[str, float]] = []
         self.seconds = 0.0
+        self.about: dict[str, Any] = dict(about or {})
         self._since: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.about |= {"steps": trainer.num_training_batches, "processes": trainer.world_size}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._since = time.perf_counter()
@@ -125,7 +138,8 @@ class History(Callback):
         self.curve.append({"epoch": trainer.current_epoch + 1, **row})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"curve": self.curve, "seconds": self.seconds}
+        return {"curve": self.curve, "seconds": self.seconds, "about": self.about}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.curve, self.seconds = list(state["curve"]), state["seconds"]
+        self.about = {**state["about"], **self.about}

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ __all__ = [
     "RECORD",
     "Record",
     "add_evaluation",
+    "code_hash",
     "environment",
     "find_records",
     "record_path",
@@ -31,6 +33,11 @@ __all__ = [
 
 RECORD = "record.json"
 FORMAT = 1
+# Fields that came later: a record that was written without them is a record all the same.
+_LATER = {"candidates"}
+# What makes a record's numbers. Candidates are named by their manifest, whatever drew them, and
+# tables, figures and the command line only show numbers.
+_ROOMS = ("data", "losses", "methods", "engine", "evaluation")
 # An evaluation replaces an earlier one that has the same of these.
 _SAME = ("task", "protocol", "dataset", "epoch")
 
@@ -55,6 +62,7 @@ class Record:
         config: the whole configuration.
         evaluations: of ``evaluation.protocol``, each with ``dataset`` (evaluated on) and
             ``epoch`` (of the checkpoint) besides.
+        candidates: the manifest of the candidate store that was drawn from, if one was.
         format: of the file.
         digest: SHA-256 of everything else; set when saved, checked when loaded.
     """
@@ -73,6 +81,7 @@ class Record:
     commit: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    candidates: dict[str, Any] | None = None
     format: int = FORMAT
     digest: str = ""
 
@@ -110,10 +119,11 @@ class Record:
                 f"run the evaluation again on a record that was not touched."
             )
         names = {field.name for field in fields(cls)}
-        if set(content) != names:
+        other = (set(content) ^ names) - (_LATER - set(content))
+        if other:
             raise ClspError(
                 f"{path} is not a record of this version; it differs in the fields "
-                f"{', '.join(sorted(set(content) ^ names))}."
+                f"{', '.join(sorted(other))}."
             )
         return cls(**content)
 
@@ -227,8 +237,9 @@ def environment() -> dict[str, Any]:
     Returns:
         ``hardware``: ``cpu`` (model), ``cores`` (that this process may use), ``gpu`` (name, or
         None), ``memory_gib``. ``versions``: of Python, torch, lightning, timm, diffusers and
-        clsp_plugin, None where not installed. ``commit``: hash of the checkout that this package
-        is run from, with ``-dirty`` if the package differs from it; None outside a checkout.
+        clsp_plugin, None where not installed, and ``code``, see :func:`code_hash`. ``commit``:
+        hash of the checkout that this package is run from, with ``-dirty`` if the package differs
+        from it; None outside a checkout.
     """
     versions = {name: _version(name) for name in ("lightning", "timm", "diffusers")}
     return {
@@ -243,9 +254,27 @@ def environment() -> dict[str, Any]:
             "torch": str(torch.__version__),
             **versions,
             "clsp_plugin": __version__,
+            "code": code_hash(),
         },
         "commit": _commit(Path(__file__).parents[1]),
     }
+
+
+@cache
+def code_hash(*rooms: str) -> str:
+    """Which code makes numbers now: 16 digits of a SHA-256 over the sources that do.
+
+    A record of another code is stale: it may or may not come out the same today.
+
+    Args:
+        rooms: folders of the package; by default those that a run of a method goes through.
+    """
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(file for room in rooms or _ROOMS for file in (package / room).rglob("*.py")):
+        digest.update(f"{file.relative_to(package).as_posix()}\0".encode())
+        digest.update(file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def _version(name: str) -> str | None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from clsp_plugin.benchmark.table import family_order, make_table
-from clsp_plugin.engine.record import Record
+from clsp_plugin.benchmark.published import PAPER_NAMES, load
+from clsp_plugin.benchmark.table import Absent, family_order, make_table
+from clsp_plugin.engine.record import Record, code_hash, find_records
 from clsp_plugin.errors import ClspError
 
 
@@ -150,7 +151,7 @@ def test_other_data_sets_than_that_of_the_training_are_named():
     assert body(table) == [
         ["method", "n", "cifar10 linear", "cifar10 kNN", "cifar10 paper linear",
          "cifar10 paper kNN", "cifar10 → cifar100 linear", "cifar10 → cifar100 kNN"],
-        ["simclr", "1", "90.0", "", "91.47", "88.57", "55.0", ""],
+        ["simclr", "1", "90.0", "", "91.47 (-1.5)", "88.57", "55.0", ""],
     ]  # fmt: skip
     assert [line["evaluated_on"] for line in lines(table)] == ["cifar10", "cifar100"]
 
@@ -265,9 +266,9 @@ def test_published_numbers_stand_beside_ours():
     table = make_table([*map(cifar, ("clsp_simclr", "dcl", "cl_gan", "mine"))], published=True)
     assert body(table) == [
         ["method", "n", "linear", "kNN", "paper linear", "paper kNN"],
-        ["dcl", "1", "50.0", "40.0", "85.90", "84.40"],
-        ["clsp_simclr", "1", "50.0", "40.0", "94.37", "93.59"],
-        ["cl_gan", "1", "50.0", "40.0", "92.94", ""],
+        ["dcl", "1", "50.0", "40.0", "85.90 (-35.9)", "84.40 (-44.4)"],
+        ["clsp_simclr", "1", "50.0", "40.0", "94.37 (-44.4)", "93.59 (-53.6)"],
+        ["cl_gan", "1", "50.0", "40.0", "92.94 (-42.9)", "none"],
         ["mine", "1", "50.0", "40.0", "", ""],
     ]
     assert "1000 epochs (DCL 200, CL-GAN 300)" in table.to_markdown()
@@ -295,3 +296,180 @@ def test_markdown_is_rectangular():
     text = make_table([*SEEDS, cifar("clsp_simclr")], published=True).to_markdown()
     counts = {len(re.findall(r"\|", line)) for line in text.splitlines() if line.startswith("|")}
     assert len(counts) == 1
+
+
+def published_as_records(folder):
+    """The paper's main table as records on disk, one a method, length of training and data set."""
+    names = {paper: ours for ours, paper in PAPER_NAMES.items() if ours != "clsp_mocov2plus"}
+    for row in load("linear_knn_cifar"):
+        for dataset in ("cifar10", "cifar100"):
+            numbers = [row[f"{dataset}_{task}"] for task in ("linear", "knn")]
+            found = evaluations(*(float(n) if n else None for n in numbers), "paper", dataset)
+            method, epochs = names[row["method"]], int(row["epochs"])
+            _, record = run(method, dataset=dataset, epochs=epochs, num_train=50000, found=found)
+            record.save(folder / method / f"{dataset}-{epochs}" / "record.json")
+    return find_records([folder])
+
+
+def test_published_numbers_as_records_give_the_paper_s_table(tmp_path):
+    records = published_as_records(tmp_path)
+    assert len(records) == 44
+    table = make_table(records, protocol="paper", published=True, decimals=2)
+    head, *rows = body(table)
+    assert head == [
+        "method", "epochs", "n",
+        "cifar10 linear", "cifar10 kNN", "cifar10 paper linear", "cifar10 paper kNN",
+        "cifar100 linear", "cifar100 kNN", "cifar100 paper linear", "cifar100 paper kNN",
+    ]  # fmt: skip
+    made = {(PAPER_NAMES[row[0]], row[1]): row[3:5] + row[7:9] for row in rows}
+    wanted = {
+        (row["method"], row["epochs"]): [
+            row[f"{dataset}_{task}"]
+            for dataset in ("cifar10", "cifar100")
+            for task in ("linear", "knn")
+        ]
+        for row in load("linear_knn_cifar")
+    }
+    assert made == wanted
+    # beside each stands the same number with no difference, and "none" in exactly two cells
+    cells = [(row[0], cell) for row in rows for cell in row[5:7] + row[9:11]]
+    assert [method for method, cell in cells if cell == "none"] == ["cl_gan", "cl_gan"]
+    assert all(cell.endswith("(+0.00)") for _, cell in cells if cell != "none")
+    empty = "The paper leaves empty: CL-GAN on cifar10, kNN; CL-GAN on cifar100, kNN."
+    assert empty in table.to_markdown()
+
+
+def seeds(method, *values, **changes):
+    return [run(method, n, evaluations(v), **changes) for n, v in enumerate(values)]
+
+
+def test_bold_only_where_the_difference_exceeds_the_noise():
+    clear = [*seeds("simclr", 60, 61, 62), *seeds("byol", 70, 71, 72)]
+    assert [row[2] for row in body(make_table(clear))[1:]] == ["61.0 ± 1.0", "**71.0 ± 1.0**"]
+    assert "Welch's t-test over seeds, two-sided p < 0.05 against each" in (
+        make_table(clear).to_markdown()
+    )
+    # Welch's t of 60, 61, 62 against 61, 62, 63 is -1 / sqrt(2 / 3): p = 0.29
+    noise = [*seeds("simclr", 60, 61, 62), *seeds("byol", 61, 62, 63)]
+    assert "**" not in make_table(noise).to_markdown()
+    assert "No number is bold" in make_table(noise).to_markdown()
+    # one row that is not told apart is enough
+    third = [*clear, *seeds("dcl", 69, 70, 72)]
+    assert "**" not in make_table(third).to_markdown()
+    # and so is one that has no spread
+    assert "**" not in make_table([*clear, *seeds("dcl", 10)]).to_markdown()
+
+
+def test_stale_numbers_are_marked():
+    new, old = ({"code": code} for code in (code_hash(), "0" * 16))
+    records = [*seeds("simclr", 60, 61, versions=new), *seeds("byol", 60, 61, versions=old)]
+    table = make_table(records)
+    assert [row[2] for row in body(table)[1:]] == ["60.5 ± 0.7", "60.5 ± 0.7†"]
+    assert "† made by other code" in table.to_markdown()
+    assert "†" not in make_table(records[:2]).to_markdown()
+
+
+def absent(method="simclr", seed=9, **point):
+    budget = {"backbone": "resnet18", "epochs": 20, "num_train": None}
+    return Absent(method, "digits", seed, budget, "out of memory", point)
+
+
+def test_failed_runs_stand_in_their_cells():
+    table = make_table(SEEDS, absent=[absent(), absent("byol")])
+    assert [row[2:] for row in body(table)[1:]] == [
+        ["61.4 ± 1.7 (1 failed)", "51.0 ± 1.7 (1 failed)"],
+        ["failed", "failed"],
+    ]
+    text = table.to_markdown()
+    assert "Failed: simclr on digits, seed 9: out of memory." in text
+    assert "Failed: byol on digits, seed 9: out of memory." in text
+    assert body(make_table([], absent=[absent()]))[1] == ["simclr", "", "failed", "failed"]
+
+
+def test_only_other_protocols_and_strange_data_sets_are_named():
+    only_paper = run("byol", found=evaluations(98, protocol="paper"))
+    text = make_table([*SEEDS, only_paper]).to_markdown()
+    assert "another protocol alone and left out: byol on digits, seed 0." in text
+    strange = run(dataset="digts", found=evaluations(60, dataset="digts"))
+    assert "Not data sets that this version knows: digts." in make_table([strange]).to_markdown()
+
+
+def test_ablation_is_a_row_a_value():
+    found = [
+        run(method, found=evaluations(60 + weight), config={"synthetic": {"weight": weight}})
+        for weight in (1.0, 0.2)
+        for method in ("clsp_simclr", "clsp_mocov2")
+    ]
+    assert body(make_table(found, by=["synthetic.weight"], layout="ablation")) == [
+        ["synthetic.weight", "n", "clsp_simclr digits linear", "clsp_simclr digits kNN",
+         "clsp_mocov2 digits linear", "clsp_mocov2 digits kNN"],
+        ["0.2", "1", "60.2", "", "60.2", ""],
+        ["1.0", "1", "61.0", "", "61.0", ""],
+    ]  # fmt: skip
+    with pytest.raises(ClspError, match="--by"):
+        make_table(found, layout="ablation")
+
+
+def test_ablation_beside_the_paper_s():
+    config = {"synthetic": {"num_candidates": 4}}
+    found = evaluations(90.15, dataset="cifar10")
+    record = run("clsp_simclr", dataset="cifar10", found=found, config=config)
+    table = make_table([record], by=["synthetic.num_candidates"], layout="ablation", published=True)
+    assert body(table)[1] == ["4", "1", "90.2", "", "93.95 (-3.8)", "none"]
+
+
+def test_transfer_has_a_column_a_data_set():
+    found = [
+        {"task": "transfer", "protocol": "strict", "dataset": target, "epoch": 20, "top1": top1,
+         "mean_class": 1.0, "metric": metric}
+        for target, top1, metric in (("cifar100", 50.0, "top1"), ("pets", 9.0, "mean_class"))
+    ]  # fmt: skip
+    record = run("clsp_simclr", dataset="cifar10", found=[*evaluations(90), *found])
+    table = make_table([record], layout="transfer", published=True)
+    assert body(table) == [
+        ["method", "n", "cifar10 → cifar100", "cifar10 → cifar100 paper", "cifar10 → pets"],
+        ["clsp_simclr", "1", "50.0", "61.64 (-11.6)", "1.0"],
+    ]
+    assert "mean per class for pets" in table.to_markdown()
+
+
+def test_candidates_are_part_of_the_recipe():
+    stores = [{"w": 0.1, "seed": 0}, {"w": 0.3, "seed": 0}]
+    records = [
+        run("clsp_simclr", seed, evaluations(60 + seed), candidates=store)
+        for seed, store in enumerate(stores)
+    ]
+    with pytest.raises(ClspError, match=r"candidates\.w is 0\.1 in one and 0\.3"):
+        make_table(records)
+    table = make_table(records, by=["candidates.w"])
+    assert [row[1] for row in body(table)[1:]] == ["0.1", "0.3"]
+    points = {path: {"generate.w": n} for n, (path, _) in enumerate(records)}
+    table = make_table(records, by=["generate.w"], points=points)
+    assert [row[1] for row in body(table)[1:]] == ["0", "1"]
+
+
+def test_cells_link_to_their_records():
+    text = make_table(SEEDS[:2]).to_markdown(Path("runs/tables"))
+    assert "[60.5 ± 0.7](../simclr-digits-0-20/record.json) [2](../simclr-digits-1-20/r" in text
+    assert 'href="simclr-digits-0-20/record.json"' in make_table(SEEDS[:1]).render(
+        "html", Path("runs")
+    )
+
+
+def test_latex_is_booktabs_with_every_special_sign_written():
+    text = make_table([*SEEDS, run("simclr_aug", found=evaluations(9))]).render("latex")
+    for line in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{lrrr}"):
+        assert line in text
+    assert r"simclr & 3 & 61.4 $\pm$ 1.7 (n = 3) & 51.0 $\pm$ 1.7 (n = 3) \\" not in text
+    assert r"simclr & 3 & 61.4 $\pm$ 1.7 & 51.0 $\pm$ 1.7 \\" in text
+    assert r"simclr\_aug & 1" in text
+    assert text.isascii()
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {line.count("&") for line in rows} == {3}
+
+
+def test_html_is_escaped():
+    record = run("<b>", found=evaluations(60))
+    text = make_table([record]).render("html")
+    assert "<td>&lt;b&gt;</td>" in text
+    assert "<b>" not in text

@@ -65,6 +65,33 @@ def test_a_complete_run_is_not_run_again(tiny, capsys):
     assert other.run_dir != first.run_dir
 
 
+@pytest.mark.parametrize("method", ["simclr", "clsp_simclr"])
+def test_a_run_killed_before_its_record_gets_it_from_the_checkpoint(
+    tiny, store, monkeypatch, capsys, method
+):
+    settings = ("auto_resume.enabled=True", f"synthetic.path={store}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "save", lambda *_: (_ for _ in ()).throw(Stopped))
+        with pytest.raises(Stopped):
+            pretrain(tiny(method, *settings))
+    again = pretrain(tiny(method, *settings))
+    out = capsys.readouterr().out
+    assert "Already complete" in out
+    assert "Its record was missing" in out
+    undisturbed = pretrain(tiny(method, *settings, f"checkpoint.dir={store.parent / 'second'}"))
+    first, second = (Record.load(f.record) for f in (again, undisturbed))
+    for name in ("method", "epochs", "seed", "num_train", "hardware", "versions", "commit",
+                 "candidates"):  # fmt: skip
+        assert getattr(first, name) == getattr(second, name)
+    losses = [[row["train_loss"] for row in r.curve] for r in (first, second)]
+    assert losses[0] == losses[1]
+    assert first.timings["train_seconds"] > 0
+    assert first.timings["processes"] == 1
+    assert first.checkpoint == again.checkpoint.name
+    assert (first.candidates is not None) == method.startswith("clsp_")
+    assert not first.candidates or first.candidates["w"] == 0.1
+
+
 def test_checkpoints_lie_where_solo_learn_s_do(tiny):
     finished = pretrain(tiny("simclr", "name=mine"))
     run = finished.run_dir

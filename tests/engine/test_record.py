@@ -186,7 +186,7 @@ def test_environment():
     assert out["versions"]["clsp_plugin"] == clsp_plugin.__version__
     assert out["versions"]["torch"] == torch.__version__
     assert set(out["versions"]) == {
-        "python", "torch", "lightning", "timm", "diffusers", "clsp_plugin",
+        "python", "torch", "lightning", "timm", "diffusers", "clsp_plugin", "code",
     }  # fmt: skip
     hardware = out["hardware"]
     assert hardware["cpu"]
@@ -251,3 +251,30 @@ def test_outside_a_checkout_or_without_git_there_is_no_commit(checkout, tmp_path
 
 def test_versions_of_what_is_not_installed():
     assert records._version("no-such-distribution-here") is None
+
+
+def test_a_record_from_before_a_field_was_added_is_still_read(tmp_path):
+    path = tmp_path / "record.json"
+    make_record().save(path)
+    content = json.loads(path.read_text())
+    del content["candidates"]
+    content["digest"] = records._digest(content)
+    path.write_text(json.dumps(content))
+    assert Record.load(path).candidates is None
+
+
+def test_the_code_s_hash_changes_with_any_source_that_makes_numbers(tmp_path, monkeypatch):
+    package = tmp_path / "clsp_plugin"
+    for name in ("methods/simclr.py", "engine/record.py", "benchmark/table.py"):
+        (package / name).parent.mkdir(parents=True)
+        (package / name).write_text("a = 1\n")
+    monkeypatch.setattr(records, "__file__", str(package / "engine/record.py"))
+    code_hash = records.code_hash.__wrapped__
+    before = code_hash()
+    (package / "benchmark/table.py").write_text("a = 2\n")
+    assert code_hash() == before
+    (package / "methods/simclr.py").rename(package / "methods/other.py")
+    renamed = code_hash()
+    assert renamed != before
+    (package / "methods/other.py").write_text("a = 2\n")
+    assert code_hash() not in (before, renamed)

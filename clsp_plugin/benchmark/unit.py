@@ -1,0 +1,116 @@
+"""One unit of a suite in a process of its own: ``python -m clsp_plugin.benchmark.unit FILE``.
+
+A process a unit, because a run that dies of memory or of a signal must not take the suite along.
+The process ends by itself when the one that started it is gone.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from clsp_plugin.benchmark.suite import Step, Unit
+from clsp_plugin.cli import compose, task_of
+from clsp_plugin.data.files import write_whole
+from clsp_plugin.errors import ClspError
+
+__all__ = ["describe", "run_unit"]
+
+
+def describe(unit: Unit) -> Path:
+    """Write what a unit's process has to know; returns the file."""
+    content = json.dumps({**asdict(unit), "path": str(unit.path), "needs": []}, indent=1)
+    file = unit.path / "unit.json"
+    write_whole(file, lambda handle: handle.write(content.encode()))
+    return file
+
+
+def _read(file: Path) -> Unit:
+    content = json.loads(file.read_text())
+    steps = tuple(
+        Step(**{**step, "overrides": tuple(step["overrides"])}) for step in content["steps"]
+    )
+    return Unit(**{**content, "path": Path(content["path"]), "steps": steps, "needs": ()})
+
+
+def run_unit(unit: Unit) -> None:
+    """Run the steps of a unit that are not done yet.
+
+    Raises:
+        ClspError: another process is at it, or see the verbs.
+    """
+    with _alone(unit.path):
+        for number, step in enumerate(unit.steps, 1):
+            if step not in unit.missing:
+                continue
+            print(f"\n[{number}/{len(unit.steps)}] {step.command}", flush=True)
+            began = time.perf_counter()
+            # a denoiser is whole once it is there; only the note may be missing
+            if not (step.verb == "denoiser" and unit.made):
+                task_of(step.verb)(_configuration(step))
+            if os.environ.get("LOCAL_RANK", "0") != "0":
+                return  # a process that Lightning started for the training alone
+            unit.finish(step, time.perf_counter() - began)
+
+
+def _configuration(step: Step):
+    cfg = compose(step.verb, step.config, step.overrides)
+    OmegaConf.set_struct(cfg, False)
+    for key, value in step.paths.items():
+        OmegaConf.update(cfg, key, value, force_add=True)
+    return cfg
+
+
+class _alone:
+    """Hold a unit's lock, which the system takes back from a process that dies."""
+
+    def __init__(self, path: Path):
+        self.path, self.handle = path, None
+
+    def __enter__(self) -> None:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            return
+        self.handle = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ClspError(f"another process is running {self.path}; wait for it.") from None
+
+    def __exit__(self, *_) -> None:
+        if self.handle is not None:
+            os.close(self.handle)
+
+
+def _end_with_parent() -> None:
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(130)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(argv: list[str]) -> int:
+    """Run the unit that a file describes; one sentence and exit code 2 where it cannot."""
+    _end_with_parent()
+    try:
+        run_unit(_read(Path(argv[0])))
+    except ClspError as error:
+        print(f"clsp: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,248 @@
+"""A suite is planned from what its runs are made from, and survives what happens to them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from clsp_plugin.benchmark import suite as suites
+from clsp_plugin.benchmark.bench import bench, show_plan
+from clsp_plugin.benchmark.suite import make_plan, read_suite
+from clsp_plugin.cli import shipped
+from clsp_plugin.engine.record import Record, find_records
+from clsp_plugin.errors import ClspError
+
+DIGITS = {
+    "title": "A test",
+    "datasets": {
+        "digits": {
+            "configs": "digits",
+            "candidates": {"denoiser": "digits/denoiser", "generate": "digits/generate"},
+        }
+    },
+    "methods": ["simclr", "clsp_simclr"],
+    "seeds": [0, 1],
+}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """Plan a suite that differs from ``DIGITS`` in some keys."""
+
+    def make(overrides=(), keep_stale=False, **changes):
+        file = tmp_path / "mine.yaml"
+        OmegaConf.save({**DIGITS, **changes}, file)
+        return make_plan(*read_suite(file, overrides), tmp_path / "out", keep_stale)
+
+    return make
+
+
+def paths(plan):
+    return [unit.path for unit in plan.units]
+
+
+def test_a_plan_is_what_it_needs_before_what_needs_it(plan):
+    made = plan()
+    kinds = [unit.kind for unit in made.units]
+    assert kinds == ["denoiser", "candidates", "run", "run", "run", "run"]
+    denoiser, store, *runs = made.units
+    assert store.needs == (denoiser.path,)
+    for run in runs:
+        assert run.needs == ((store.path,) if run.about["method"] == "clsp_simclr" else ())
+    assert {(run.about["method"], run.about["seed"]) for run in runs} == {
+        ("simclr", 0), ("simclr", 1), ("clsp_simclr", 0), ("clsp_simclr", 1)}  # fmt: skip
+    assert [step.verb for step in runs[0].steps] == ["pretrain", "linear", "knn"]
+    assert not (made.out).exists()  # planning writes nothing
+
+
+def test_every_shipped_suite_can_be_planned(tmp_path):
+    names = sorted(file.stem for file in (shipped() / "bench").glob("*.yaml"))
+    assert "digits" in names
+    for name in names:
+        made = make_plan(*read_suite(name), tmp_path / name)
+        assert made.runs
+        assert "to do" in show_plan(made, 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("optimizer.lr=0.3", {"run"}),
+        ("data.num_train=100", {"denoiser", "candidates", "run"}),
+        ("denoiser.max_epochs=3", {"denoiser", "candidates", "clsp run"}),
+        ("generate.w=0.3", {"candidates", "clsp run"}),
+        ("linear.max_epochs=3", set()),  # the same run, evaluated anew
+        ("name=other", set()),  # a name is not what is run
+        ("data.num_workers=1", set()),
+    ],
+)
+def test_what_a_unit_is_made_from_names_it(plan, override, changed):
+    before, after = plan(), plan([override])
+    found = set()
+    for old, new in zip(before.units, after.units, strict=True):
+        if old.path != new.path:
+            clsp = old.kind == "run" and old.about["method"].startswith("clsp")
+            found.add("clsp run" if clsp and changed - {"run"} == changed else old.kind)
+    assert found == changed
+    steps = [unit.steps[-2].key for unit in (before.units[-1], after.units[-1])]
+    assert (steps[0] != steps[1]) == override.startswith("linear.")
+
+
+def test_other_code_is_another_run_unless_the_old_is_wanted(plan, monkeypatch):
+    before = plan()
+    for unit in before.units:
+        unit.path.mkdir(parents=True)
+        unit.finish(unit.steps[0], 1.0)
+    monkeypatch.setattr(suites, "code_hash", lambda *rooms: "f" * 16)
+    assert not set(paths(plan())) & set(paths(before))
+    assert paths(plan(keep_stale=True)) == paths(before)
+    changed = plan(["optimizer.lr=0.3"], keep_stale=True)
+    assert not set(paths(changed)[2:]) & set(paths(before))  # other settings are never taken
+
+
+def test_what_is_varied_reaches_its_verb(plan):
+    made = plan(
+        methods=["clsp_simclr"], seeds=[0], vary={"generate.w": [0.1, 0.5], "optimizer.lr": [1, 2]}
+    )
+    kinds = [unit.kind for unit in made.units]
+    assert kinds == ["denoiser", "candidates", "candidates", "run", "run", "run", "run"]
+    assert [run.about["point"] for run in made.runs] == [
+        {"generate.w": w, "optimizer.lr": lr} for w in (0.1, 0.5) for lr in (1, 2)
+    ]
+    assert "w=0.5" in made.units[2].steps[0].overrides
+    assert "optimizer.lr=2" in made.runs[-1].steps[0].overrides
+    assert made.runs[-1].needs == (made.units[2].path,)
+
+
+def test_overrides_of_one_method(plan):
+    made = plan(only={"clsp_simclr": ["synthetic.weight=0.7"], "digits/simclr": ["max_epochs=3"]})
+    for run in made.runs:
+        clsp = run.about["method"] == "clsp_simclr"
+        assert ("synthetic.weight=0.7" in run.steps[0].overrides) == clsp
+        assert ("max_epochs=3" in run.steps[0].overrides) == (not clsp)
+
+
+def test_a_control_and_a_weight_of_zero_need_no_candidates(plan):
+    assert [u.kind for u in plan(methods=["simclr_aug"], seeds=[0]).units] == ["run"]
+    made = plan(["synthetic.weight=0"], methods=["clsp_simclr"], seeds=[0])
+    assert [unit.kind for unit in made.units] == ["run"]
+
+
+BAD = {
+    "misspelt": ({"metods": ["simclr"]}, "did you mean 'methods'"),
+    "no title": ({"title": "???"}, "title is not set"),
+    "no methods": ({"methods": []}, "methods is empty"),
+    "twice": ({"seeds": [1, 1]}, "names one twice"),
+    "no such method": ({"methods": ["simclrr"]}, "simclr"),
+    "verb": ({"evaluate": ["liner"]}, "did you mean 'linear'"),
+    "only": ({"only": {"byol": ["seed=1"]}}, "only names byol"),
+    "override": ({"overrides": ["lr"]}, "lr is not a setting"),
+    "protocol": ({"table": {"protocol": "honest"}}, "protocol=honest"),
+    "layout": ({"table": {"layout": "wide"}}, "table.layout=wide"),
+    "block": ({"datasets": {"digits": {"config": "digits"}}}, "did you mean 'configs'"),
+    "candidates": ({"datasets": {"digits": {"configs": "digits"}}}, "clsp_simclr needs candidates"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_suites_are_refused(plan, name):
+    changes, message = BAD[name]
+    with pytest.raises(ClspError, match=message):
+        plan(**changes)
+
+
+def test_an_unknown_suite_and_what_is_no_yaml(tmp_path):
+    with pytest.raises(ClspError, match="There is no suite digts; did you mean 'digits'"):
+        read_suite("digts")
+    with pytest.raises(ClspError, match="not a readable suite"):
+        read_suite(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ClspError, match="not YAML"):
+        read_suite(tmp_path / "bad.yaml")
+
+
+SMALL = [
+    "data.num_train=48", "data.num_val=20", "backbone.kwargs.channels=[8,8,8,8]",
+    "optimizer.batch_size=16", "max_epochs=20", "scheduler.warmup_epochs=0",
+    "method_kwargs.proj_hidden_dim=16", "checkpoint.frequency=1", "linear.max_epochs=2",
+    "linear.lr_decay_steps=[1]", "knn.k=[1,5]",
+]  # fmt: skip
+
+
+def lines(out):
+    """The table without the caption, whose hardware and commit may differ, and without links."""
+    text = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", (out / "table.md").read_text())
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def test_killed_and_started_again_it_ends_with_the_same_table(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    suite = {**DIGITS, "methods": ["simclr", "byol"], "seeds": [0]}
+    suite["only"] = {"byol": ["optimizer.lr=-1"]}  # fails
+    OmegaConf.save(suite, "mine.yaml")
+    with pytest.raises(ClspError, match="1 of 2 runs failed"):
+        bench("mine.yaml", Path("alone"), jobs=1, overrides=SMALL)
+    table = lines(Path("alone"))
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| simclr", "| byol"]
+    assert "| failed | failed |" in table[3]
+    assert "optimizer.lr=-1.0 must be at least 0" in (Path("alone") / "table.md").read_text()
+    made = {file.name for file in Path("alone").iterdir()}
+    assert made >= {"table.md", "table.csv", "table.tex", "table.html", "curves.png", "curves.svg"}
+
+    command = [sys.executable, "-m", "clsp_plugin.cli", "bench", "mine.yaml", "--out", "killed",
+               "--methods", "simclr", "--jobs", "1", *SMALL]  # fmt: skip
+    suite_process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: list(Path("killed").glob("runs/*/simclr/*/*.ckpt")))
+    finally:
+        os.kill(suite_process.pid, signal.SIGKILL)
+        suite_process.wait()
+    (unit,) = Path("killed/runs").iterdir()
+    until(lambda: not locked(unit))  # the run ends by itself
+    assert not list(unit.glob("*/*/record.json"))
+    with pytest.raises(ClspError, match="1 of 2 runs failed"):
+        bench("mine.yaml", Path("killed"), jobs=2, overrides=SMALL)
+    assert "Continuing from" in (unit / "log.txt").read_text()
+    assert lines(Path("killed")) == table
+    curves = [find_records([out / "runs"])[0][1].curve for out in (Path("alone"), Path("killed"))]
+    assert [row["train_loss"] for row in curves[0]] == [row["train_loss"] for row in curves[1]]
+
+    # what is done is not run again, and a record that was edited is not believed
+    (record,) = Path("alone").glob("runs/*/simclr/*/record.json")
+    before = record.stat().st_mtime_ns
+    outcome = bench("mine.yaml", Path("alone"), methods=["simclr"], overrides=SMALL)
+    assert [unit.record for unit in outcome.runs] == [record]
+    assert record.stat().st_mtime_ns == before
+    assert Record.load(record).evaluations
+    content = json.loads(record.read_text())
+    content["evaluations"][0]["top1"] = 99.0
+    record.write_text(json.dumps(content))
+    with pytest.raises(ClspError, match="edited by hand"):
+        bench("mine.yaml", Path("alone"), methods=["simclr"], overrides=SMALL)
+    with pytest.raises(ClspError, match="holds the suite mine"):
+        bench("digits", Path("alone"), jobs=1)
+
+
+def until(true, seconds=120):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def locked(unit):
+    import fcntl
+
+    with open(unit / "lock") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
