@@ -205,7 +205,7 @@ def _wandb(cfg: DictConfig, checkpoint: Path | None) -> Any:
 
 def _candidates(model: pl.LightningModule) -> dict[str, Any] | None:
     """The manifest of the candidate store that a method draws from, if it draws from one."""
-    manifest = getattr(getattr(model, "_pool", None), "manifest", None)
+    manifest = getattr(getattr(getattr(model, "_third", None), "source", None), "manifest", None)
     return None if manifest is None else asdict(manifest)
 
 
