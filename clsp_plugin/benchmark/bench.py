@@ -2,8 +2,8 @@
 
 Units run as child processes of ours, so many at a time. Hydra's launchers run one application's
 configurations; a suite's runs have an order (denoiser, candidates, run), several verbs each, and
-must go on when one of them dies, so on one machine a pool of processes is the simpler thing. On a
-cluster the launchers are what is wanted: see :func:`launch`.
+must go on when one of them dies, so on one machine a pool of processes is the simpler thing. There
+is no path to a cluster's scheduler.
 """
 
 import json
