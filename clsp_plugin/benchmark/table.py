@@ -20,7 +20,8 @@ from clsp_plugin.benchmark.published import (
     published_transfer,
 )
 from clsp_plugin.data.images import DATASETS
-from clsp_plugin.engine.record import Record, code_hash
+from clsp_plugin.engine.code import evaluation_code, method_code
+from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
 
@@ -654,15 +655,20 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
                 )
     return Cell.of(
         [e["top1"] if e.get("metric") is None else e[e["metric"]] for _, e in latest],
-        stale=any(_is_stale(record) for path, record in members if path in dict(latest)),
+        stale=any(
+            _is_stale(record, dict(latest)[path])
+            for path, record in members
+            if path in dict(latest)
+        ),
         failed=failed,
         paths=tuple(path for path, _ in latest),
     )
 
 
-def _is_stale(record: Record) -> bool:
+def _is_stale(record: Record, evaluation: Mapping[str, Any]) -> bool:
     """Whether other code than today's made it; a record that does not say is not accused."""
-    return record.versions.get("code") not in (None, code_hash())
+    trained = record.versions.get("code") not in (None, method_code(record.method))
+    return trained or evaluation.get("code") not in (None, evaluation_code(evaluation["task"]))
 
 
 def _measured(evaluation: Mapping[str, Any], name: str) -> Any:

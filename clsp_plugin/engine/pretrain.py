@@ -97,7 +97,7 @@ def pretrain(
         cfg.data.mean, cfg.data.std, compile=compiled, places=places,
     )  # fmt: skip
     run_dir = checkpoint.parent if checkpoint is not None else new_run_dir(cfg)
-    history = History({"environment": environment(), "candidates": _candidates(model)})
+    history = History({"environment": environment(cfg.method), "candidates": _candidates(model)})
     bar = Bar(title or f"pre-train {cfg.method}", position=position)
     trainer = _trainer(cfg, run_dir, [bar, history], val is not None, checkpoint)
     if checkpoint is not None and trainer.is_global_zero:

@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 
 from clsp_plugin import __version__
 from clsp_plugin.data.files import write_whole
+from clsp_plugin.engine.code import evaluation_code, method_code
 from clsp_plugin.errors import ClspError
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "RECORD",
     "Record",
     "add_evaluation",
-    "code_hash",
     "environment",
     "find_records",
     "record_path",
@@ -35,9 +34,6 @@ RECORD = "record.json"
 FORMAT = 1
 # Fields that came later: a record that was written without them is a record all the same.
 _LATER = {"candidates"}
-# What makes a record's numbers. Candidates are named by their manifest, whatever drew them, and
-# tables, figures and the command line only show numbers.
-_ROOMS = ("data", "losses", "methods", "engine", "evaluation")
 # An evaluation replaces an earlier one that has the same of these.
 _SAME = ("task", "protocol", "dataset", "epoch")
 
@@ -60,8 +56,8 @@ class Record:
         versions: see :func:`environment`.
         commit: see :func:`environment`.
         config: the whole configuration.
-        evaluations: of ``evaluation.protocol``, each with ``dataset`` (evaluated on) and
-            ``epoch`` (of the checkpoint) besides.
+        evaluations: of ``evaluation.protocol``, each with ``dataset`` (evaluated on), ``epoch``
+            (of the checkpoint) and ``code`` (see ``engine.code``) besides.
         candidates: the manifest of the candidate store that was drawn from, if one was.
         format: of the file.
         digest: SHA-256 of everything else; set when saved, checked when loaded.
@@ -189,7 +185,7 @@ def add_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> Record:
     """
     path = Path(path)
     assert all(key in evaluation for key in _SAME), f"an evaluation has {', '.join(_SAME)}"
-    evaluation = _plain(evaluation)
+    evaluation = {**_plain(evaluation), "code": evaluation_code(evaluation["task"])}
     name = [evaluation[key] for key in _SAME]
     with _locked(path.parent):
         record = Record.load(path)
@@ -231,13 +227,16 @@ def find_records(paths: Iterable[str | Path]) -> list[tuple[Path, Record]]:
     return [(file, Record.load(file)) for file in found.values()]
 
 
-def environment() -> dict[str, Any]:
+def environment(method: str | None = None) -> dict[str, Any]:
     """What a run ran on.
+
+    Args:
+        method: that is pre-trained here; without it the code is not known.
 
     Returns:
         ``hardware``: ``cpu`` (model), ``cores`` (that this process may use), ``gpu`` (name, or
         None), ``memory_gib``. ``versions``: of Python, torch, lightning, timm, diffusers and
-        clsp_plugin, None where not installed, and ``code``, see :func:`code_hash`. ``commit``:
+        clsp_plugin, None where not installed, and ``code``, see ``engine.code``. ``commit``:
         hash of the checkout that this package is run from, with ``-dirty`` if the package differs
         from it; None outside a checkout.
     """
@@ -254,27 +253,10 @@ def environment() -> dict[str, Any]:
             "torch": str(torch.__version__),
             **versions,
             "clsp_plugin": __version__,
-            "code": code_hash(),
+            "code": None if method is None else method_code(method),
         },
         "commit": _commit(Path(__file__).parents[1]),
     }
-
-
-@cache
-def code_hash(*rooms: str) -> str:
-    """Which code makes numbers now: 16 digits of a SHA-256 over the sources that do.
-
-    A record of another code is stale: it may or may not come out the same today.
-
-    Args:
-        rooms: folders of the package; by default those that a run of a method goes through.
-    """
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for file in sorted(file for room in rooms or _ROOMS for file in (package / room).rglob("*.py")):
-        digest.update(f"{file.relative_to(package).as_posix()}\0".encode())
-        digest.update(file.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def _version(name: str) -> str | None:

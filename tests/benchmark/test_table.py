@@ -7,7 +7,8 @@ import pytest
 
 from clsp_plugin.benchmark.published import PAPER_NAMES, load
 from clsp_plugin.benchmark.table import Absent, family_order, make_table
-from clsp_plugin.engine.record import Record, code_hash, find_records
+from clsp_plugin.engine.code import evaluation_code, method_code
+from clsp_plugin.engine.record import Record, find_records
 from clsp_plugin.errors import ClspError
 
 
@@ -361,12 +362,18 @@ def test_bold_only_where_the_difference_exceeds_the_noise():
 
 
 def test_stale_numbers_are_marked():
-    new, old = ({"code": code} for code in (code_hash(), "0" * 16))
+    new, old = ({"code": code} for code in (method_code("simclr"), "0" * 16))
     records = [*seeds("simclr", 60, 61, versions=new), *seeds("byol", 60, 61, versions=old)]
     table = make_table(records)
     assert [row[2] for row in body(table)[1:]] == ["60.5 ± 0.7", "60.5 ± 0.7†"]
     assert "† made by other code" in table.to_markdown()
     assert "†" not in make_table(records[:2]).to_markdown()
+    # the evaluation's code counts as well
+    for _, record in records[:2]:
+        record.evaluations[0]["code"] = evaluation_code(record.evaluations[0]["task"])
+    assert "†" not in make_table(records[:2]).to_markdown()
+    records[0][1].evaluations[0]["code"] = "0" * 16
+    assert "60.5 ± 0.7†" in make_table(records[:2]).to_markdown()
 
 
 def absent(method="simclr", seed=9, **point):
