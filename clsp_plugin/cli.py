@@ -337,8 +337,18 @@ def _bench(args: list[str]) -> None:
         "overrides", nargs="*", metavar="key=value", help="settings for every run of the suite"
     )
     parser.add_argument("--out", type=Path, help="where to write (default runs/SUITE)")
+    parser.add_argument(
+        "--artifacts", type=Path, help="where denoisers, candidates and runs lie, which suites can "
+        "share (default: in --out if it is given, else runs/artifacts)",
+    )  # fmt: skip
+    parser.add_argument("--protocol", help="strict or paper, in place of the suite's")
     parser.add_argument("--jobs", type=int, help="units at a time (default: one a core or GPU)")
+    parser.add_argument(
+        "--launcher", help="a launcher of Hydra's instead: joblib, submitit_slurm, submitit_local, "
+        "ray or basic; its settings are overrides, such as hydra.launcher.partition=gpu",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost")
+    parser.add_argument("--datasets", type=_words, default=[], help="such as digits,cifar10")
     parser.add_argument("--methods", type=_words, default=[], help="such as simclr,byol")
     parser.add_argument("--seeds", type=_words, default=[], help="such as 0,1,2")
     parser.add_argument(
@@ -351,9 +361,11 @@ def _bench(args: list[str]) -> None:
     from clsp_plugin.benchmark.bench import bench
 
     bench(
-        options.suite, options.out, jobs=options.jobs, dry_run=options.dry_run,
-        keep_stale=options.keep_stale, methods=options.methods,
-        seeds=[int(seed) for seed in options.seeds], overrides=options.overrides,
+        options.suite, options.out, artifacts=options.artifacts, jobs=options.jobs,
+        launcher=options.launcher, dry_run=options.dry_run, keep_stale=options.keep_stale,
+        datasets=options.datasets, methods=options.methods,
+        seeds=[int(seed) for seed in options.seeds], protocol=options.protocol,
+        overrides=options.overrides,
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """A suite: which runs make a table, as a small YAML, and the plan that it stands for.
 
-A plan is three kinds of unit, each a directory: denoisers, the candidates that they draw, and
-runs (one pre-training and its evaluations). A unit's directory is named by what it is made from,
-so a changed setting, or changed code, is another unit and nothing old is taken for it.
+A plan is of units, each a directory: denoisers, the candidates that they draw, runs (one
+pre-training and its evaluations) and, where asked for, how good each denoiser is. A unit's
+directory is named by what it is made from, so a changed setting, or changed code, is another unit
+and nothing old is taken for it; suites that share a folder of units share what they have in common.
 """
 
 import hashlib
@@ -20,8 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clsp_plugin.cli import compose, shipped
 from clsp_plugin.data.files import write_whole
+from clsp_plugin.engine.code import code_hash, evaluation_code, method_code
 from clsp_plugin.engine.config import typed
-from clsp_plugin.engine.record import code_hash
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import check_protocol
 
@@ -29,16 +30,19 @@ __all__ = ["EVALUATIONS", "Plan", "Step", "Suite", "Unit", "make_plan", "read_su
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
-EVALUATIONS = ("linear", "knn")
-_KINDS = ("denoiser", "candidates", "run")
+EVALUATIONS = ("linear", "knn", "transfer")
+# An encoder is a run that is not in the table.
+_KINDS = ("denoiser", "candidates", "encoder", "run", "quality")
 LAYOUTS = ("main", "transfer", "ablation")
 # Blocks of a configuration that say where and how fast, not what.
 _NOT_WHAT = (
     "auto_resume", "auto_umap", "checkpoint", "dali", "debug_augmentations", "name",
     "performance", "resume_from_checkpoint", "wandb",
 )  # fmt: skip
-# Training images of data sets whose size is known without reading them.
-_SIZES = {"cifar10": 50_000, "cifar100": 50_000}
+# Training images of data sets whose size is known without reading them; and about how many there
+# are where copies differ a little, for the cost alone.
+_SIZES = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000}
+_ABOUT = {"imagenet100": 126_689}
 
 
 @dataclass
@@ -52,16 +56,39 @@ class _Candidates:
 
 @dataclass
 class _DataSet:
-    """``configs``: a folder of ``scripts/pretrain``, with a configuration a method."""
+    """Where the configurations of a data set are, and what is particular to it.
+
+    Attributes:
+        configs: a folder of ``scripts/pretrain``, with a configuration a method.
+        overrides: of every run on it.
+        only: a method to overrides of its own.
+        evaluations: a verb to the configuration that it takes, where that is not the verb's own.
+        candidates: how they are made.
+        quality: what tells how good a denoiser is: ``fid``, or a method whose run stands in for
+            the FID's network.
+    """
 
     configs: str = MISSING
     overrides: list[str] = field(default_factory=list)
+    only: dict[str, list[str]] = field(default_factory=dict)
+    evaluations: dict[str, str] = field(default_factory=dict)
     candidates: Optional[_Candidates] = None
+    quality: str = "fid"
+
+
+@dataclass
+class _Variant:
+    """A configuration of ``configs``, and overrides."""
+
+    config: str = MISSING
+    overrides: list[str] = field(default_factory=list)
 
 
 @dataclass
 class _Table:
-    layout: str = "main"
+    """``layout``: one of ``LAYOUTS``, or several, each a table."""
+
+    layout: Any = "main"
     protocol: str = "strict"
     published: bool = False
 
@@ -72,40 +99,51 @@ class Suite:
 
     Overrides are ``key=value``. Those that begin with ``denoiser.``, ``generate.``, ``linear.``,
     ``knn.`` or ``transfer.`` are for that verb, those that begin with ``data.`` for all verbs that
-    read the training images, and all others for the pre-training. So are the keys of ``vary``.
+    read the training images, and all others for the pre-training. So are the keys of ``vary``. Of
+    two of one key the later wins: of the data set, of the suite, of a method, of ``vary``, of the
+    command line.
 
     Attributes:
         title: a line for people.
-        datasets: a name to where its configurations are.
-        methods: names of configurations.
+        datasets: names of files in ``scripts/bench/datasets``; or names to what such a file says.
+        methods: names of configurations or of variants.
+        variants: a name to a configuration and overrides, for a method that is run twice.
         seeds: of pre-training.
         overrides: of every run.
         only: a method, or a ``dataset/method``, to overrides of its own.
         vary: settings to the values that they take; every combination is run.
         evaluate: the evaluations' verbs.
+        quality: whether to measure how good each denoiser is.
         table: how it is laid out.
     """
 
     title: str = MISSING
-    datasets: dict[str, Any] = MISSING
+    datasets: Any = MISSING
     methods: list[str] = MISSING
+    variants: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     overrides: list[str] = field(default_factory=list)
     only: dict[str, list[str]] = field(default_factory=dict)
     vary: dict[str, list[Any]] = field(default_factory=dict)
     evaluate: list[str] = field(default_factory=lambda: ["linear", "knn"])
+    quality: bool = False
     table: _Table = field(default_factory=_Table)
 
 
-def read_suite(name: str | Path, overrides: Sequence[str] = ()) -> tuple[str, DictConfig]:
+def read_suite(
+    name: str | Path, overrides: Sequence[str] = (), datasets: Sequence[str] = ()
+) -> tuple[str, DictConfig]:
     """A suite that ships with us by its name, or a YAML file by its path.
 
     Args:
         name: of the suite or path of a file.
-        overrides: ``key=value`` for every run, after those of the file.
+        overrides: ``key=value`` for every run, above those of the file; of a key that the suite
+            varies, the values that it takes instead.
+        datasets: in place of the suite's.
 
     Returns:
-        The suite's name and its content, see :class:`Suite`.
+        The suite's name and its content, see :class:`Suite`; what is left of the overrides is
+        ``given``, and ``table.layout`` a list.
 
     Raises:
         ClspError: there is none, or it is not one.
@@ -117,44 +155,77 @@ def read_suite(name: str | Path, overrides: Sequence[str] = ()) -> tuple[str, Di
         if not file.is_file():
             known = (path.stem for path in folder.glob("*.yaml"))
             raise ClspError(f"There is no suite {name}{nearest(str(name), known)}")
+    suite = typed(_load(file), Suite)
+    suite.variants = {key: typed(value, _Variant) for key, value in suite.variants.items()}
+    suite.table.layout = _several(suite.table.layout)
+    own = suite.datasets if OmegaConf.is_dict(suite.datasets) else {}
+    _check(suite, own or _several(suite.datasets or []), overrides, file)
+    names = list(datasets) or list(own) or _several(suite.datasets)
+    suite.datasets = {name: _block(name, own) for name in names}
+    suite.given = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in suite.vary:
+            suite.vary[key] = _several(OmegaConf.create(f"values: {value}")["values"])
+        else:
+            suite.given.append(override)
+    return file.stem, suite
+
+
+def _load(file: Path) -> DictConfig:
     try:
-        content = OmegaConf.load(file)
+        return OmegaConf.load(file)
     except (OSError, OmegaConfBaseException, ValueError) as error:
         raise ClspError(f"{file} is not a readable suite ({error}).") from error
     except Exception as error:  # PyYAML's errors have no common base below Exception
         raise ClspError(f"{file} is not YAML ({' '.join(str(error).split())}).") from error
-    suite = typed(content, Suite)
-    suite.datasets = {key: typed(value, _DataSet) for key, value in suite.datasets.items()}
-    suite.overrides = [*suite.overrides, *overrides]
-    _check(suite, file)
-    return file.stem, suite
 
 
-def _check(suite: DictConfig, file: Path) -> None:
-    for name in ("datasets", "methods", "seeds"):
-        if not suite[name]:
+def _several(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) or OmegaConf.is_list(value) else [value]
+
+
+def _block(name: str, own: Mapping[str, Any]) -> DictConfig:
+    """What is particular to a data set: as the suite says, or as suites share it."""
+    folder = shipped() / "bench" / "datasets"
+    if name not in own and not (folder / f"{name}.yaml").is_file():
+        known = {*own, *(path.stem for path in folder.glob("*.yaml"))}
+        raise ClspError(f"There is no data set {name} for suites{nearest(str(name), known)}")
+    return typed(own[name] if name in own else _load(folder / f"{name}.yaml"), _DataSet)
+
+
+def _check(
+    suite: DictConfig, datasets: Sequence[str], overrides: Sequence[str], file: Path
+) -> None:
+    for name, values in (
+        ("datasets", datasets),
+        ("methods", suite.methods),
+        ("seeds", suite.seeds),
+    ):
+        if not values:
             raise ClspError(f"{file}: {name} is empty; name at least one.")
-        values = list(suite[name])
         if len(set(values)) < len(values):
             raise ClspError(f"{file}: {name} names one twice: {', '.join(map(str, values))}.")
     for verb in suite.evaluate:
         if verb not in EVALUATIONS:
             raise ClspError(f"{file}: evaluate names {verb}{nearest(verb, EVALUATIONS)}")
-    if suite.table.layout not in LAYOUTS:
-        raise ClspError(f"{file}: table.layout={suite.table.layout}{nearest('', LAYOUTS)}")
+    for layout in suite.table.layout:
+        if layout not in LAYOUTS:
+            raise ClspError(f"{file}: table.layout={layout}{nearest(str(layout), LAYOUTS)}")
     check_protocol(suite.table.protocol)
-    for override in [*suite.overrides, *itertools.chain(*suite.only.values())]:
+    varied = (variant.overrides for variant in suite.variants.values())
+    for override in itertools.chain(suite.overrides, overrides, *suite.only.values(), *varied):
         if not re.match(r"^[A-Za-z_][\w.]*=", override):
             raise ClspError(f"{override} is not a setting; give key=value.")
     for key in suite.only:
         dataset, _, method = key.rpartition("/")
-        if method not in suite.methods or dataset not in ("", *suite.datasets):
+        if method not in suite.methods or dataset not in ("", *datasets):
             raise ClspError(f"{file}: only names {key}, which the suite does not run.")
 
 
 def _routed(overrides: Sequence[str], verb: str) -> list[str]:
     """The overrides of a suite that are for a verb."""
-    verbs = ("denoiser", "generate", "transfer", *EVALUATIONS)
+    verbs = ("denoiser", "generate", *EVALUATIONS)
     out = []
     for override in overrides:
         first, _, rest = override.partition(".")
@@ -190,6 +261,11 @@ class Step:
     @property
     def command(self) -> str:
         """What does the same by hand."""
+        if self.verb == "inspect":
+            data = (override for override in self.overrides if override.startswith("data."))
+            words = ["clsp inspect", self.paths["store"], *data, "--config-name", self.config]
+            judge = ["--encoder", self.paths["encoder"]] if "encoder" in self.paths else ["--fid"]
+            return " ".join([*words, "--out", self.paths["out"], *judge])
         paths = (f"{key}={value}" for key, value in self.paths.items())
         return " ".join(["clsp", self.verb, "--config-name", self.config, *self.overrides, *paths])
 
@@ -199,13 +275,13 @@ class Unit:
     """Steps that follow each other in one directory.
 
     Attributes:
-        kind: ``denoiser``, ``candidates`` or ``run``.
+        kind: ``denoiser``, ``candidates``, ``encoder``, ``run`` or ``quality``.
         label: for people.
         path: of its directory.
         steps: in their order.
         needs: paths of the units that must be there before.
         about: of a run: ``method``, ``dataset``, ``seed``, ``budget`` and ``point``, the values of
-            what the suite varies.
+            what the suite varies; of a quality ``dataset`` and ``point``.
     """
 
     kind: str
@@ -232,19 +308,19 @@ class Unit:
     @property
     def made(self) -> bool:
         """Whether what the unit is for is there."""
-        if self.kind == "run":
+        if self.kind in ("run", "encoder"):
             return self.record is not None
-        name = {"denoiser": "training.json", "candidates": "manifest.json"}[self.kind]
-        return (self.product / name).is_file()
+        name = {"denoiser": "training.json", "candidates": "manifest.json"}
+        return (self.product / name.get(self.kind, "report.json")).is_file()
 
     @property
     def product(self) -> Path:
-        """Where a denoiser or a store lies."""
+        """Where a denoiser, a store or a report lies."""
         return self.path / self.kind
 
     @property
     def record(self) -> Path | None:
-        """Of a run: its record's path, if there is one."""
+        """Of a run or an encoder: its record's path, if there is one."""
         found = sorted(self.path.glob("*/*/record.json"))
         if len(found) > 1:
             raise ClspError(
@@ -262,7 +338,8 @@ class Unit:
 
     def finish(self, step: Step, seconds: float) -> None:
         """Note that a step was finished."""
-        done = {**self.done, step.key: {"verb": step.verb, "cost": step.cost, "seconds": seconds}}
+        note = {"verb": step.verb, "config": step.config, "cost": step.cost, "seconds": seconds}
+        done = {**self.done, step.key: note}
         write_whole(self.path / "done.json", lambda file: file.write(json.dumps(done).encode()))
 
 
@@ -273,13 +350,15 @@ class Plan:
     Attributes:
         name: of the suite.
         suite: what its YAML says.
-        out: the directory of everything.
+        out: the directory of the tables and figures.
+        artifacts: the directory of the units.
         units: in the order in which they are run.
     """
 
     name: str
     suite: DictConfig
     out: Path
+    artifacts: Path
     units: tuple[Unit, ...]
 
     @property
@@ -306,17 +385,18 @@ def _what(cfg: DictConfig) -> dict[str, Any]:
     return content
 
 
-def _images(data: Mapping[str, Any]) -> int | None:
+def _images(data: Mapping[str, Any], sizes: Mapping[str, int] = _SIZES) -> int | None:
     """Training images, where that is known without reading them."""
     number = data.get("num_train", 2000) if data["dataset"] == "digits" else None
-    number = number or _SIZES.get(data["dataset"])
+    number = number or sizes.get(data["dataset"])
     fraction = data.get("fraction", -1)
     return round(number * fraction) if number and fraction > 0 else number
 
 
-def _cost(verb: str, cfg: DictConfig, images: int | None) -> int | None:
+def _cost(verb: str, cfg: DictConfig, data: Mapping[str, Any]) -> int | None:
     """Images trained on, denoised or embedded, each as often as it is."""
-    if images is None:
+    images = _images(data, {**_SIZES, **_ABOUT})
+    if images is None or verb == "transfer":  # of other images, whose number is not known here
         return None
     if verb == "denoiser":
         return images * cfg.max_epochs
@@ -334,16 +414,24 @@ def measure(verb: str) -> str:
     }.get(verb, "embedded images")
 
 
+# The code of a unit, besides that of a method.
+_CODE = {
+    "denoisers": ("diffusion.training", "data.images"),
+    "candidates": ("diffusion.generation", "data.images"),
+    "quality": ("benchmark.inspection", "data.images"),
+}
+
+
 class _Planner:
     """Collects units, each once."""
 
-    def __init__(self, out: Path, keep_stale: bool):
-        self.out, self.keep_stale = out, keep_stale
+    def __init__(self, suite: DictConfig, artifacts: Path, keep_stale: bool):
+        self.suite, self.artifacts, self.keep_stale = suite, artifacts, keep_stale
         self.units: dict[Path, Unit] = {}
 
     def place(self, folder: str, label: str, config: str, code: str) -> Path:
         """A unit's directory; that of older code if it is wanted and there is one."""
-        path = self.out / folder / f"{label}-{config}-{code}"
+        path = self.artifacts / folder / f"{label}-{config}-{code[:8]}"
         if self.keep_stale and not (path / "done.json").exists():
             older = [
                 p for p in path.parent.glob(f"{label}-{config}-*") if (p / "done.json").exists()
@@ -354,43 +442,65 @@ class _Planner:
     def add(self, unit: Unit) -> Unit:
         return self.units.setdefault(unit.path, unit)
 
-    def candidates(self, dataset: str, block: DictConfig, overrides: Sequence[str]) -> Unit:
+    def overrides(self, dataset: str, method: str, point: Mapping[str, Any]) -> list[str]:
+        """Of a run, the strongest last."""
+        suite, block = self.suite, self.suite.datasets[dataset]
+        variant = suite.variants.get(method)
+        return [
+            *block.overrides,
+            *block.only.get(method if variant is None else variant.config, ()),
+            *suite.overrides,
+            *(() if variant is None else variant.overrides),
+            *suite.only.get(method, ()),
+            *suite.only.get(f"{dataset}/{method}", ()),
+            *(f"{key}={value}" for key, value in point.items()),
+            *suite.given,
+        ]
+
+    def candidates(
+        self,
+        dataset: str,
+        overrides: Sequence[str],
+        point: Mapping[str, Any],
+        what: str = "candidates",
+    ) -> Unit:
         """The units of a store and of its denoiser."""
-        code = code_hash("data", "diffusion")[:8]
+        block = self.suite.datasets[dataset].candidates
         given = tuple(_routed(overrides, "generate"))
         cfg = _composed("generate", block.generate, given)
-        images = _images(cfg.data)
-        needs, paths, parts = (), {}, [_what(cfg)]
+        needs, paths, parts = (), {}, [{**_what(cfg), "out": None}]
         if block.denoiser is not None:
-            trained = self._denoiser(dataset, block.denoiser, overrides, code)
+            trained = self._denoiser(dataset, block.denoiser, overrides, point)
             needs, paths = (trained.path,), {"denoiser": str(trained.product)}
-            parts += [trained.steps[0].key]
-        key = _hash(*({**part, "out": None} if isinstance(part, dict) else part for part in parts))
-        path = self.place("candidates", dataset, key, code)
+            parts = [{**parts[0], "denoiser": None}, trained.path.name]
+        key = _hash(*parts)
+        path = self.place("candidates", dataset, key, code_hash(*_CODE["candidates"]))
         paths["out"] = str(path / "candidates")
-        cost = _cost("generate", cfg, images)
-        step = Step("generate", block.generate, given, paths, cost, key)
-        return self.add(Unit("candidates", f"candidates, {dataset}", path, (step,), needs))
+        step = Step("generate", block.generate, given, paths, _cost("generate", cfg, cfg.data), key)
+        people = ", ".join([what, dataset, *_words(point, "denoiser.", "generate.")])
+        return self.add(Unit("candidates", people, path, (step,), needs))
 
-    def _denoiser(self, dataset: str, config: str, overrides: Sequence[str], code: str) -> Unit:
+    def _denoiser(
+        self, dataset: str, config: str, overrides: Sequence[str], point: Mapping[str, Any]
+    ) -> Unit:
         given = tuple(_routed(overrides, "denoiser"))
         cfg = _composed("denoiser", config, given)
         key = _hash({**_what(cfg), "out": None})
-        path = self.place("denoisers", dataset, key, code)
-        cost = _cost("denoiser", cfg, _images(cfg.data))
-        step = Step("denoiser", config, given, {"out": str(path / "denoiser")}, cost, key)
-        return self.add(Unit("denoiser", f"denoiser, {dataset}", path, (step,)))
+        path = self.place("denoisers", dataset, key, code_hash(*_CODE["denoisers"]))
+        paths = {"out": str(path / "denoiser")}
+        step = Step("denoiser", config, given, paths, _cost("denoiser", cfg, cfg.data), key)
+        people = ", ".join(["denoiser", dataset, *_words(point, "denoiser.")])
+        return self.add(Unit("denoiser", people, path, (step,)))
 
     def run(
-        self, suite: DictConfig, dataset: str, method: str, seed: int, point: dict[str, Any]
+        self, dataset: str, method: str, seed: int, point: dict[str, Any], kind: str = "run"
     ) -> Unit:
-        """The unit of a pre-training and its evaluations."""
-        block = suite.datasets[dataset]
-        varied = [f"{key}={value}" for key, value in point.items()]
-        own = [*suite.only.get(method, ()), *suite.only.get(f"{dataset}/{method}", ())]
-        overrides = [*block.overrides, *suite.overrides, *own, *varied]
+        """The unit of a pre-training and, unless it is an encoder, its evaluations."""
+        suite, block = self.suite, self.suite.datasets[dataset]
+        overrides = self.overrides(dataset, method, point)
         given = tuple(_routed(overrides, "pretrain"))
-        config = f"{block.configs}/{method}"
+        variant = suite.variants.get(method)
+        config = f"{block.configs}/{method if variant is None else variant.config}"
         cfg = _composed("pretrain", config, given)
         needs, paths, parts = (), {}, [{**_what(cfg), "seed": seed}]
         if _wants_candidates(cfg):
@@ -399,30 +509,69 @@ class _Planner:
                     f"{method} needs candidates and the suite says for {dataset} none; give its "
                     f"data set a block `candidates`."
                 )
-            store = self.candidates(dataset, block.candidates, overrides)
+            store = self.candidates(dataset, overrides, point)
             needs, paths = (store.path,), {"synthetic.path": str(store.product)}
-            parts.append(store.steps[0].key)
-        words = [f"{key.rpartition('.')[2]}-{value}" for key, value in point.items()]
-        label = "-".join([method, dataset, *words, f"s{seed}"])
-        path = self.place("runs", label, _hash(*parts), code_hash()[:8])
+            parts.append(store.path.name)
+        key = _hash(*parts)
+        label = f"{cfg.method}-{dataset}-s{seed}"
+        path = self.place("runs", label, key, method_code(cfg.method) or "unknown")
         # a suite may take longer than a day and a half, which is where resuming ends by default
         paths |= {"checkpoint.dir": str(path)}
         paths |= {"auto_resume.enabled": True, "auto_resume.max_hours": 1e9}
+        cost = _cost("pretrain", cfg, cfg.data)
+        steps = [Step("pretrain", config, (*given, f"seed={seed}"), paths, cost, key)]
+        if kind == "run":
+            steps += self._evaluations(block, cfg, overrides, path)
         images = _images(cfg.data)
-        cost = _cost("pretrain", cfg, images)
-        given = (*given, f"seed={seed}")
-        steps = [Step("pretrain", config, given, paths, cost, _hash(*parts))]
-        where = {"pretrained_feature_extractor": str(path / cfg.method)}
-        for verb in suite.evaluate:
-            given = (*_routed(overrides, verb), f"protocol={suite.table.protocol}")
-            key = _hash(verb, OmegaConf.to_container(_composed(verb, verb, given)))
-            steps.append(Step(verb, verb, given, where, _cost(verb, cfg, images), key))
         budget = {"backbone": cfg.backbone.name, "epochs": cfg.max_epochs, "num_train": images}
         about = {"method": cfg.method, "dataset": cfg.data.dataset, "seed": seed}
         about |= {"point": point, "budget": budget}
-        words = [f"{key}={value}" for key, value in point.items()]
-        people = ", ".join([method, dataset, *words, f"seed {seed}"])
-        return self.add(Unit("run", people, path, tuple(steps), needs, about))
+        people = ", ".join([method, dataset, *_words(point), f"seed {seed}"])
+        return self.add(Unit(kind, people, path, tuple(steps), needs, about))
+
+    def _evaluations(
+        self, block: DictConfig, cfg: DictConfig, overrides: Sequence[str], path: Path
+    ) -> Iterator[Step]:
+        where = {"pretrained_feature_extractor": str(path / cfg.method)}
+        for verb in self.suite.evaluate:
+            config = block.evaluations.get(verb, verb)
+            given = (*_routed(overrides, verb), f"protocol={self.suite.table.protocol}")
+            composed = _composed(verb, config, given)
+            what, code = _hash(verb, OmegaConf.to_container(composed)), evaluation_code(verb)[:8]
+            done = self._done(path)
+            key = next((k for k in done if k.startswith(f"{what}-")), f"{what}-{code}")
+            yield Step(verb, config, given, where, _cost(verb, composed, cfg.data), key)
+
+    def _done(self, path: Path) -> list[str]:
+        """Keys of what older code evaluated, the last first, if it is wanted."""
+        return list(reversed(Unit("run", "", path, ()).done)) if self.keep_stale else []
+
+    def quality(self, dataset: str, point: dict[str, Any]) -> None:
+        """The unit that measures how good the denoiser of one point is.
+
+        It is judged by samples that no anchor had a say in (w = 1), one for each image.
+        """
+        block = self.suite.datasets[dataset]
+        # the settings of any run that draws from the denoiser; which one does not matter
+        overrides = self.overrides(dataset, self.suite.methods[0], point)
+        overrides += ["generate.w=1", "generate.num_candidates=1"]
+        store = self.candidates(dataset, overrides, point, "samples")
+        needs, paths, parts = (store.path,), {"store": str(store.product)}, [store.path.name]
+        if block.quality != "fid":
+            encoder = self.run(dataset, block.quality, self.suite.seeds[0], {}, "encoder")
+            needs = (*needs, encoder.path)
+            paths["encoder"] = str(encoder.path / encoder.about["method"])
+            parts.append(encoder.path.name)
+        path = self.place("quality", dataset, _hash(*parts), code_hash(*_CODE["quality"]))
+        paths["out"] = str(path / "quality")
+        step = Step("inspect", store.steps[0].config, store.steps[0].overrides, paths, None, "all")
+        people = ", ".join(["quality", dataset, *_words(point)])
+        about = {"dataset": dataset, "point": point}
+        self.add(Unit("quality", people, path, (step,), needs, about))
+
+
+def _words(point: Mapping[str, Any], *begin: str) -> list[str]:
+    return [f"{key}={value}" for key, value in point.items() if key.startswith(begin or "")]
 
 
 def _wants_candidates(cfg: DictConfig) -> bool:
@@ -439,22 +588,34 @@ def _points(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(vary, values, strict=True))
 
 
-def make_plan(name: str, suite: DictConfig, out: Path, keep_stale: bool = False) -> Plan:
+def make_plan(
+    name: str,
+    suite: DictConfig,
+    out: Path,
+    keep_stale: bool = False,
+    artifacts: Path | None = None,
+) -> Plan:
     """Every unit that a suite stands for; nothing is run or written.
 
     Args:
         name: of the suite.
         suite: see :func:`read_suite`.
-        out: the directory of everything.
+        out: the directory of the tables and figures.
         keep_stale: take what older code made where its settings are the same.
+        artifacts: the directory of the units; by default ``out``.
 
     Raises:
         ClspError: a configuration that does not exist, a setting that cannot be read, ...
     """
-    planner = _Planner(out, keep_stale)
-    for seed, point in itertools.product(suite.seeds, _points(suite.vary)):
+    artifacts = out if artifacts is None else artifacts
+    planner = _Planner(suite, artifacts, keep_stale)
+    points = list(_points(suite.vary))
+    for seed, point in itertools.product(suite.seeds, points):
         for dataset, method in itertools.product(suite.datasets, suite.methods):
-            planner.run(suite, dataset, method, seed, point)
+            planner.run(dataset, method, seed, point)
+    if suite.quality:
+        for dataset, point in itertools.product(suite.datasets, points):
+            planner.quality(dataset, point)
     # what others wait for comes first
     units = sorted(planner.units.values(), key=lambda unit: _KINDS.index(unit.kind))
-    return Plan(name, suite, out, tuple(units))
+    return Plan(name, suite, out, artifacts, tuple(units))

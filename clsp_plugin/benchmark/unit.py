@@ -17,9 +17,11 @@ from omegaconf import OmegaConf
 from clsp_plugin.benchmark.suite import Step, Unit
 from clsp_plugin.cli import compose, task_of
 from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.images import load_images
+from clsp_plugin.engine.config import Data, typed
 from clsp_plugin.errors import ClspError
 
-__all__ = ["describe", "run_unit"]
+__all__ = ["describe", "read_unit", "run_unit"]
 
 
 def describe(unit: Unit) -> Path:
@@ -30,7 +32,8 @@ def describe(unit: Unit) -> Path:
     return file
 
 
-def _read(file: Path) -> Unit:
+def read_unit(file: Path) -> Unit:
+    """The unit that a file of :func:`describe` is about."""
     content = json.loads(file.read_text())
     steps = tuple(
         Step(**{**step, "overrides": tuple(step["overrides"])}) for step in content["steps"]
@@ -42,7 +45,7 @@ def run_unit(unit: Unit) -> None:
     """Run the steps of a unit that are not done yet.
 
     Raises:
-        ClspError: another process is at it, or see the verbs.
+        ClspError: see the verbs.
     """
     with _alone(unit.path):
         for number, step in enumerate(unit.steps, 1):
@@ -52,22 +55,36 @@ def run_unit(unit: Unit) -> None:
             began = time.perf_counter()
             # a denoiser is whole once it is there; only the note may be missing
             if not (step.verb == "denoiser" and unit.made):
-                task_of(step.verb)(_configuration(step))
+                _inspect(step) if step.verb == "inspect" else _run(step)
             if os.environ.get("LOCAL_RANK", "0") != "0":
                 return  # a process that Lightning started for the training alone
             unit.finish(step, time.perf_counter() - began)
 
 
-def _configuration(step: Step):
+def _run(step: Step) -> None:
     cfg = compose(step.verb, step.config, step.overrides)
     OmegaConf.set_struct(cfg, False)
     for key, value in step.paths.items():
         OmegaConf.update(cfg, key, value, force_add=True)
-    return cfg
+    task_of(step.verb)(cfg)
+
+
+def _inspect(step: Step) -> None:
+    from clsp_plugin.benchmark.inspection import inspect_store
+
+    data = typed(compose("generate", step.config, step.overrides).data, Data)
+    encoder = step.paths.get("encoder")
+    inspect_store(
+        step.paths["store"], load_images(data, "train"), step.paths["out"],
+        encoder=encoder, fid=encoder is None,
+    )  # fmt: skip
 
 
 class _alone:
-    """Hold a unit's lock, which the system takes back from a process that dies."""
+    """Hold a unit's lock, which the system takes back from a process that dies.
+
+    Suites that share a unit wait for each other, and then find it done.
+    """
 
     def __init__(self, path: Path):
         self.path, self.handle = path, None
@@ -83,7 +100,8 @@ class _alone:
         try:
             fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ClspError(f"another process is running {self.path}; wait for it.") from None
+            print(f"Waiting for another process that runs {self.path}.", flush=True)
+            fcntl.flock(self.handle, fcntl.LOCK_EX)
 
     def __exit__(self, *_) -> None:
         if self.handle is not None:
@@ -105,7 +123,7 @@ def main(argv: list[str]) -> int:
     """Run the unit that a file describes; one sentence and exit code 2 where it cannot."""
     _end_with_parent()
     try:
-        run_unit(_read(Path(argv[0])))
+        run_unit(read_unit(Path(argv[0])))
     except ClspError as error:
         print(f"clsp: {error}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from omegaconf import OmegaConf
 
 from clsp_plugin.benchmark import suite as suites
 from clsp_plugin.benchmark.bench import bench, show_plan
+from clsp_plugin.benchmark.published import PAPER_NAMES, load
 from clsp_plugin.benchmark.suite import make_plan, read_suite
 from clsp_plugin.cli import shipped
 from clsp_plugin.engine.record import Record, find_records
 from clsp_plugin.errors import ClspError
+from clsp_plugin.methods import METHODS
 
 DIGITS = {
     "title": "A test",
@@ -62,13 +65,90 @@ def test_a_plan_is_what_it_needs_before_what_needs_it(plan):
     assert not (made.out).exists()  # planning writes nothing
 
 
-def test_every_shipped_suite_can_be_planned(tmp_path):
-    names = sorted(file.stem for file in (shipped() / "bench").glob("*.yaml"))
-    assert "digits" in names
-    for name in names:
-        made = make_plan(*read_suite(name), tmp_path / name)
-        assert made.runs
-        assert "to do" in show_plan(made, 1)
+SUITES = sorted(file.stem for file in (shipped() / "bench").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_shipped_suite_can_be_planned_and_costs_something(name, tmp_path):
+    made = make_plan(*read_suite(name), tmp_path)
+    assert made.runs
+    assert all(unit.steps[0].cost for unit in made.units if unit.kind != "quality")
+    assert "training images" in show_plan(made, 1)
+    # a run's place is its own, whichever suite it is of
+    assert len(set(paths(made))) == len(made.units)
+
+
+def test_the_paper_s_suites_hold_the_paper_s_rows():
+    for dataset in ("cifar10", "cifar100"):
+        made = make_plan(*read_suite(dataset), Path("out"))
+        rows = {(PAPER_NAMES[r.about["method"]], r.about["budget"]["epochs"]) for r in made.runs}
+        table = {(row["method"], int(row["epochs"])) for row in load("linear_knn_cifar")}
+        assert rows == table
+        (store,) = (unit for unit in made.units if unit.kind == "candidates")
+        assert f"data.dataset={dataset}" in store.steps[0].overrides or dataset == "cifar10"
+    moco = next(r for r in made.runs if r.about["method"] == "clsp_mocov2")
+    assert "synthetic.weight=0.2" in moco.steps[0].overrides
+    assert moco.steps[1].config == "cifar/linear"
+    assert "lr=[10.0,1.0,0.1]" in moco.steps[1].overrides
+    for suite, key in (("candidates", "synthetic.num_candidates"), ("lambda", "synthetic.weight")):
+        made = read_suite(f"ablation_{suite}")[1]
+        column = {"candidates": "num_candidates"}.get(suite, suite)
+        table = [float(row[column]) for row in load(f"ablation_{suite}")]
+        assert [float(value) for value in made.vary[key]] == table
+
+
+def test_the_suite_of_all_methods_has_them_all():
+    own = {m for m in METHODS if not m.startswith("clsp_") and not m.endswith("_aug")}
+    paper = {"clsp_simclr", "clsp_mocov2", "clsp_noaug", "simclr_aug", "mocov2_aug"}
+    assert set(read_suite("methods")[1].methods) == own | paper
+
+
+def test_every_method_has_a_configuration_for_every_data_set():
+    methods = read_suite("methods")[1].methods
+    for folder in ("digits", "cifar", "stl10", "imagenet-100"):
+        there = {file.stem for file in (shipped() / "pretrain" / folder).glob("*.yaml")}
+        assert not set(methods) - there, folder
+
+
+def test_suites_share_what_they_have_in_common():
+    cifar = set(paths(make_plan(*read_suite("cifar10"), Path("a"), artifacts=Path("shared"))))
+    ablation = make_plan(*read_suite("ablation_lambda"), Path("b"), artifacts=Path("shared"))
+    common = cifar & set(paths(ablation))
+    # the denoiser, its candidates, and the run of three seeds at the paper's weight
+    assert len(common) == 5
+    assert ablation.out == Path("b")
+    alone = make_plan(*read_suite("digits"), Path("a"))
+    assert all(path.is_relative_to("a") for path in paths(alone))
+
+
+def test_an_ablation_on_the_offline_data_set_with_other_values():
+    suite = read_suite(
+        "generator_quality", ["denoiser.max_epochs=[1,4]", "max_epochs=2"], ["digits"]
+    )
+    made = make_plan(*suite, Path("out"))
+    kinds = [unit.kind for unit in made.units]
+    assert kinds.count("denoiser") == kinds.count("quality") == 2
+    assert kinds.count("candidates") == 4  # candidates, and samples to judge by
+    assert kinds.count("encoder") == 1
+    assert {run.about["point"]["denoiser.max_epochs"] for run in made.runs} == {1, 4}
+    assert {run.about["budget"]["epochs"] for run in made.runs} == {2}
+    quality = made.units[-1]
+    samples = next(unit for unit in made.units if unit.path == quality.needs[0])
+    assert "w=1" in samples.steps[0].overrides
+    one = read_suite("ablation_lambda", ["synthetic.weight=0.5"], ["digits"])[1]
+    assert list(one.vary["synthetic.weight"]) == [0.5]
+    with pytest.raises(ClspError, match="no data set digts for suites; did you mean 'digits'"):
+        read_suite("ablation_w", [], ["digts"])
+
+
+def test_a_variant_is_a_method_run_twice(plan):
+    variants = {"long": {"config": "simclr", "overrides": ["max_epochs=77"]}}
+    made = plan(methods=["simclr", "long"], variants=variants, seeds=[0])
+    assert [run.about["budget"]["epochs"] for run in made.runs] == [10, 77]
+    assert {run.about["method"] for run in made.runs} == {"simclr"}
+    # the command line has the last word
+    made = plan(["max_epochs=3"], methods=["simclr", "long"], variants=variants, seeds=[0])
+    assert {run.about["budget"]["epochs"] for run in made.runs} == {3}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +180,8 @@ def test_other_code_is_another_run_unless_the_old_is_wanted(plan, monkeypatch):
     for unit in before.units:
         unit.path.mkdir(parents=True)
         unit.finish(unit.steps[0], 1.0)
-    monkeypatch.setattr(suites, "code_hash", lambda *rooms: "f" * 16)
+    for name in ("code_hash", "method_code", "evaluation_code"):
+        monkeypatch.setattr(suites, name, lambda *parts: "f" * 16)
     assert not set(paths(plan())) & set(paths(before))
     assert paths(plan(keep_stale=True)) == paths(before)
     changed = plan(["optimizer.lr=0.3"], keep_stale=True)
@@ -158,6 +239,17 @@ def test_bad_suites_are_refused(plan, name):
         plan(**changes)
 
 
+def test_a_launcher_that_is_not_there(tmp_path):
+    with pytest.raises(ClspError, match="--launcher joblip is not known; did you mean 'joblib'"):
+        bench("digits", tmp_path, launcher="joblip")
+    with pytest.raises(ClspError, match="is for a launcher"):
+        bench("digits", tmp_path, overrides=["hydra.launcher.n_jobs=2"])
+    if find_spec("hydra_plugins.hydra_ray_launcher") is None:
+        with pytest.raises(ClspError, match="pip install hydra-ray-launcher"):
+            bench("digits", tmp_path, launcher="ray")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_suite_and_what_is_no_yaml(tmp_path):
     with pytest.raises(ClspError, match="There is no suite digts; did you mean 'digits'"):
         read_suite("digts")
@@ -208,7 +300,7 @@ def test_killed_and_started_again_it_ends_with_the_same_table(tmp_path, monkeypa
     until(lambda: not locked(unit))  # the run ends by itself
     assert not list(unit.glob("*/*/record.json"))
     with pytest.raises(ClspError, match="1 of 2 runs failed"):
-        bench("mine.yaml", Path("killed"), jobs=2, overrides=SMALL)
+        bench("mine.yaml", Path("killed"), launcher="basic", overrides=SMALL)
     assert "Continuing from" in (unit / "log.txt").read_text()
     assert lines(Path("killed")) == table
     curves = [find_records([out / "runs"])[0][1].curve for out in (Path("alone"), Path("killed"))]

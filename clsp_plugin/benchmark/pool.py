@@ -1,0 +1,236 @@
+"""The units of a plan as processes of their own, so many at a time, with what is left to do."""
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from clsp_plugin.benchmark.suite import Plan, Step, Unit
+from clsp_plugin.benchmark.unit import describe
+from clsp_plugin.data.files import write_whole
+from clsp_plugin.engine.record import Record
+
+__all__ = ["Child", "Pool", "Rates", "default_jobs", "duration"]
+
+_POLL = 0.5  # seconds
+_TELLING = 0.02  # share of a step that says how long the rest takes
+
+
+def default_jobs() -> int:
+    """Networks this small gain from a process a core, not from threads; a GPU is not shared."""
+    return 1 if torch.cuda.is_available() else min(os.cpu_count() or 1, 8)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Rates:
+    """Seconds a cost unit, measured on the units of a plan that are done.
+
+    A method has a rate of its own; until it has one, that of the verb stands in for it.
+    """
+
+    def __init__(self, plan: Plan):
+        self.seconds: dict[tuple[str, str | None], float] = {}
+        self.cost: dict[tuple[str, str | None], float] = {}
+        for unit in plan.units:
+            for note in unit.done.values():
+                if note["cost"]:
+                    self.add(note["verb"], note.get("config"), note["cost"], note["seconds"])
+
+    def add(self, verb: str, config: str | None, cost: float, seconds: float) -> None:
+        for key in {(verb, config), (verb, None)}:
+            self.seconds[key] = self.seconds.get(key, 0.0) + seconds
+            self.cost[key] = self.cost.get(key, 0.0) + cost
+
+    def of(self, step: Step) -> float | None:
+        """Seconds that a step takes; None while no such step was measured."""
+        for key in ((step.verb, step.config), (step.verb, None)):
+            if step.cost and key in self.cost:
+                return step.cost * self.seconds[key] / self.cost[key]
+        return None
+
+
+class Child:
+    """A unit's process, and how far it is by what its progress bar last said."""
+
+    def __init__(self, unit: Unit):
+        self.unit, self.began = unit, time.perf_counter()
+        file = describe(unit)
+        (unit.path / "failed.json").unlink(missing_ok=True)
+        self.log = unit.path / "log.txt"
+        self._step: tuple[int, float] = (0, self.began)  # its number, and since when
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if not torch.cuda.is_available():
+            # sums over threads differ in their last bits: the numbers must not depend on --jobs
+            environment.setdefault("OMP_NUM_THREADS", "1")
+        with open(self.log, "ab") as log:
+            self.start = log.tell()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "clsp_plugin.benchmark.unit", str(file)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+            )  # fmt: skip
+
+    def said(self) -> str:
+        with open(self.log, "rb") as log:
+            log.seek(self.start)
+            return log.read().decode(errors="replace")
+
+    def progress(self) -> tuple[Step | None, float, float]:
+        """The step it is at, the share of it that is done, and the seconds that it took."""
+        text, now = self.said(), time.perf_counter()
+        at = list(re.finditer(r"\[(\d+)/\d+\] clsp ", text))
+        number = int(at[-1][1]) if at else 0
+        if number != self._step[0]:
+            self._step = (number, now)
+        if not number:
+            return None, 0.0, now - self.began
+        found = re.findall(r"(\d+)%\|", text[at[-1].start() :])
+        share = int(found[-1]) / 100 if found else 0.0
+        return self.unit.steps[number - 1], share, now - self._step[1]
+
+    def left(self, rates: Rates) -> float | None:
+        """Seconds until it ends; None where there is nothing to tell it from."""
+        step, share, seconds = self.progress()
+        missing = self.unit.missing
+        parts = [rates.of(other) for other in missing if other != step]
+        if step in missing:
+            known = rates.of(step)
+            guess = seconds / share if share >= _TELLING else None
+            parts.append((1 - share) * (known or guess) if known or guess else None)
+        return None if None in parts else sum(parts)
+
+    def failure(self) -> str | None:
+        """Why it failed, after it ended."""
+        code = self.process.returncode
+        if code == 0:
+            return "it ended without a word" if self.unit.missing else None
+        if code < 0:
+            return f"killed by signal {-code}"
+        lines = [line.strip() for line in re.split(r"[\r\n]+", self.said()) if line.strip()]
+        told = [line for line in lines if line.startswith("clsp: ")]
+        last = told[-1].removeprefix("clsp: ") if told else (lines or ["no output"])[-1]
+        return f"{last} (exit code {code})"
+
+    def note(self, reason: str) -> None:
+        """Leave word of why it failed."""
+        content = json.dumps({"reason": reason}).encode()
+        write_whole(self.unit.path / "failed.json", lambda file: file.write(content))
+
+
+class Pool:
+    """Runs a plan's units, so many at a time, each when those it needs are there."""
+
+    def __init__(self, plan: Plan, jobs: int):
+        self.plan, self.jobs = plan, jobs
+        self.rates = Rates(plan)
+        self.running: list[Child] = []
+        self.waiting = [unit for unit in plan.units if unit.missing]
+        self.pending = {unit.path for unit in self.waiting}
+        self.failed: dict[Path, str] = {}
+        self.labels = {unit.path: unit.label for unit in plan.units}
+
+    def run(self) -> dict[Path, str]:
+        """Returns the units that failed, each with why."""
+        done = len(self.plan.units) - len(self.waiting)
+        bar = tqdm(
+            total=len(self.plan.units), initial=done, desc=self.plan.name, unit="unit",
+            dynamic_ncols=True, bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}",
+            disable=None,  # where it is not seen it is not drawn; what ends is told all the same
+        )  # fmt: skip
+        with bar, self._ended():
+            while self.waiting or self.running:
+                self._drop_hopeless(bar)
+                self._start()
+                time.sleep(_POLL)
+                for child in [c for c in self.running if c.process.poll() is not None]:
+                    self._end(child, bar)
+                bar.set_postfix_str(self._status())
+        return self.failed
+
+    def _drop_hopeless(self, bar: tqdm) -> None:
+        for unit in list(self.waiting):
+            broken = [path for path in unit.needs if path in self.failed]
+            if broken:
+                self.waiting.remove(unit)
+                self._tell(unit, f"{self.labels[broken[0]]} failed: {self.failed[broken[0]]}", bar)
+
+    def _start(self) -> None:
+        for unit in list(self.waiting):
+            if len(self.running) < self.jobs and not self.pending & set(unit.needs):
+                self.waiting.remove(unit)
+                self.running.append(Child(unit))
+
+    def _end(self, child: Child, bar: tqdm) -> None:
+        self.running.remove(child)
+        reason = child.failure()
+        if reason is not None:
+            child.note(reason)
+            self._tell(child.unit, reason, bar)
+            return
+        self.pending.discard(child.unit.path)
+        self.rates = Rates(self.plan)
+        seconds = duration(time.perf_counter() - child.began)
+        self._tell(child.unit, None, bar, f"{_score(child.unit)}{seconds}")
+
+    def _tell(self, unit: Unit, reason: str | None, bar: tqdm, what: str = "") -> None:
+        """A line for a unit that ended, with the number of those that have."""
+        bar.update()
+        if reason is not None:
+            self.failed[unit.path] = reason
+            what = f"FAILED, {reason}; see {unit.path / 'log.txt'}"
+        ended = len(self.plan.units) - len(self.waiting) - len(self.running)
+        line = f"[{ended}/{len(self.plan.units)}] {unit.label}: {what}"
+        bar.write(line, file=sys.stderr)
+
+    def _status(self) -> str:
+        """What runs, how far it is, and how long all of it still takes."""
+        far = [(child, *child.progress()) for child in self.running]
+        rates = copy.deepcopy(self.rates)
+        for _, step, share, seconds in far:  # a first estimate, before anything is done
+            if share >= _TELLING and step.cost and rates.of(step) is None:
+                rates.add(step.verb, step.config, step.cost * share, seconds)
+        left = [child.left(rates) for child in self.running]
+        left += [rates.of(step) for unit in self.waiting for step in unit.missing]
+        known = [seconds for seconds in left if seconds is not None]
+        names = ", ".join(f"{child.unit.label} {share:.0%}" for child, _, share, _ in far)
+        if not known:
+            return names
+        more = "more than " if len(known) < len(left) else ""
+        return f"{names} | {more}{duration(sum(known) / self.jobs)} left"
+
+    @contextmanager
+    def _ended(self) -> Iterator[None]:
+        """However this ends, no process is left behind."""
+        try:
+            yield
+        finally:
+            for child in self.running:
+                child.process.terminate()
+            for child in self.running:
+                try:
+                    child.process.wait(10)
+                except subprocess.TimeoutExpired:
+                    child.process.kill()
+                    child.process.wait()
+
+
+def _score(unit: Unit) -> str:
+    if unit.kind != "run":
+        return ""
+    scores = [
+        (e["task"], e[e.get("metric") or "top1"]) for e in Record.load(unit.record).evaluations
+    ]
+    return "".join(f"{task} {score:.1f} %, " for task, score in scores if score is not None)
