@@ -27,6 +27,7 @@ SMALL = {
     "linear": ["max_epochs=2", "lr_decay_steps=[1]"],
     "knn": ["k=[1,5]"],
     "inspect": ["data.num_train=48"],
+    "bench": ["--dry-run"],  # the demo is one that runs
     "demo": ["--scale", "0.02", "--seeds", "1"],
 }  # fmt: skip
 
@@ -112,6 +113,13 @@ def test_demo(place, monkeypatch, capfd):
     before = (place / "runs/demo/table.md").read_text()
     run_clsp(["clsp", "demo"], monkeypatch)  # everything is there: nothing is run again
     assert (place / "runs/demo/table.md").read_text() == before
+    page = [shlex.split(line) for line in commands("docs/benchmark.md")]
+    assert {words[2] for words in page if words[1] == "bench"} >= {"digits", "cifar10"}
+    for words in page:
+        run_clsp(words, monkeypatch)
+    out = capfd.readouterr().out
+    assert "68 of 68 to do" in out
+    assert "\\toprule" in out
 
 
 def test_files_that_the_readme_shows_are_there():
