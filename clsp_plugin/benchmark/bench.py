@@ -18,7 +18,7 @@ from clsp_plugin.benchmark.grid import FORMATS
 from clsp_plugin.benchmark.launch import check_launcher, launch
 from clsp_plugin.benchmark.pool import Pool, Rates, default_jobs, duration
 from clsp_plugin.benchmark.suite import Plan, Unit, make_plan, measure, read_suite
-from clsp_plugin.benchmark.table import Absent, make_table
+from clsp_plugin.benchmark.table import Absent, Records, make_table
 from clsp_plugin.cli import compose
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.images import load_images
@@ -146,15 +146,20 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
         texts.append(table.to_markdown())
         for name, suffix in FORMATS.items():
             _write(plan.out / f"{_table_name(plan, layout)}{suffix}", table.render(name, plan.out))
-    if any(record.curve for _, record in records):
-        for suffix in ("png", "svg"):
-            training_curves(records, plan.out / f"curves.{suffix}")
+    _draw(plan, records)
     stores = [unit for unit in plan.units if unit.kind == "candidates" and unit.made]
     for unit in stores:
         name = "candidates" if len(stores) == 1 else f"candidates-{unit.path.name}"
         _sheet(unit, plan.out / f"{name}.png")
     _write_quality(plan)
     return "\n".join(texts)
+
+
+def _draw(plan: Plan, records: Records) -> None:
+    """The suite's figures."""
+    if any(record.curve for _, record in records):
+        for suffix in ("png", "svg"):
+            training_curves(records, plan.out / f"curves.{suffix}")
 
 
 def _write(path: Path, text: str) -> None:
@@ -169,7 +174,7 @@ def _table_name(plan: Plan, layout: str) -> str:
 
 
 def _write_quality(plan: Plan) -> None:
-    """``quality.csv``: a line a denoiser, with the distance of its samples to the images."""
+    """``quality.csv``: a line a store, with the distance of its candidates to the images."""
     lines = []
     for unit in plan.units:
         if unit.kind == "quality" and unit.made:

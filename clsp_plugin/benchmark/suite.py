@@ -1,7 +1,7 @@
 """A suite: which runs make a table, as a small YAML, and the plan that it stands for.
 
 A plan is of units, each a directory: denoisers, the candidates that they draw, runs (one
-pre-training and its evaluations) and, where asked for, how good each denoiser is. A unit's
+pre-training and its evaluations) and, where asked for, how good each store is. A unit's
 directory is named by what it is made from, so a changed setting, or changed code, is another unit
 and nothing old is taken for it; suites that share a folder of units share what they have in common.
 """
@@ -64,7 +64,7 @@ class _DataSet:
         only: a method to overrides of its own.
         evaluations: a verb to the configuration that it takes, where that is not the verb's own.
         candidates: how they are made.
-        quality: what tells how good a denoiser is: ``fid``, or a method whose run stands in for
+        quality: what tells how good candidates are: ``fid``, or a method whose run stands in for
             the FID's network.
     """
 
@@ -113,7 +113,7 @@ class Suite:
         only: a method, or a ``dataset/method``, to overrides of its own.
         vary: settings to the values that they take; every combination is run.
         evaluate: the evaluations' verbs.
-        quality: whether to measure how good each denoiser is.
+        quality: whether to measure how good the candidates of each store are.
         table: how it is laid out.
     """
 
@@ -316,7 +316,7 @@ class Unit:
     @property
     def product(self) -> Path:
         """Where a denoiser, a store or a report lies."""
-        return self.path / self.kind
+        return Path(self.steps[0].paths["out"])
 
     @property
     def record(self) -> Path | None:
@@ -457,15 +457,14 @@ class _Planner:
             *suite.given,
         ]
 
-    def candidates(
-        self,
-        dataset: str,
-        overrides: Sequence[str],
-        point: Mapping[str, Any],
-        what: str = "candidates",
-    ) -> Unit:
+    def candidates(self, dataset: str, overrides: Sequence[str], point: Mapping[str, Any]) -> Unit:
         """The units of a store and of its denoiser."""
         block = self.suite.datasets[dataset].candidates
+        if block is None:
+            raise ClspError(
+                f"The suite needs candidates and says for {dataset} none; give its data set a "
+                f"block `candidates`."
+            )
         given = tuple(_routed(overrides, "generate"))
         cfg = _composed("generate", block.generate, given)
         needs, paths, parts = (), {}, [{**_what(cfg), "out": None}]
@@ -477,7 +476,7 @@ class _Planner:
         path = self.place("candidates", dataset, key, code_hash(*_CODE["candidates"]))
         paths["out"] = str(path / "candidates")
         step = Step("generate", block.generate, given, paths, _cost("generate", cfg, cfg.data), key)
-        people = ", ".join([what, dataset, *_words(point, "denoiser.", "generate.")])
+        people = ", ".join(["candidates", dataset, *_words(point, "denoiser.", "generate.")])
         return self.add(Unit("candidates", people, path, (step,), needs))
 
     def _denoiser(
@@ -504,11 +503,6 @@ class _Planner:
         cfg = _composed("pretrain", config, given)
         needs, paths, parts = (), {}, [{**_what(cfg), "seed": seed}]
         if _wants_candidates(cfg):
-            if block.candidates is None:
-                raise ClspError(
-                    f"{method} needs candidates and the suite says for {dataset} none; give its "
-                    f"data set a block `candidates`."
-                )
             store = self.candidates(dataset, overrides, point)
             needs, paths = (store.path,), {"synthetic.path": str(store.product)}
             parts.append(store.path.name)
@@ -547,15 +541,11 @@ class _Planner:
         return list(reversed(Unit("run", "", path, ()).done)) if self.keep_stale else []
 
     def quality(self, dataset: str, point: dict[str, Any]) -> None:
-        """The unit that measures how good the denoiser of one point is.
-
-        It is judged by samples that no anchor had a say in (w = 1), one for each image.
-        """
+        """The unit that measures how good the candidates of one point are; see ``inspect``."""
         block = self.suite.datasets[dataset]
-        # the settings of any run that draws from the denoiser; which one does not matter
+        # by the settings of any method: all draw from the same store
         overrides = self.overrides(dataset, self.suite.methods[0], point)
-        overrides += ["generate.w=1", "generate.num_candidates=1"]
-        store = self.candidates(dataset, overrides, point, "samples")
+        store = self.candidates(dataset, overrides, point)
         needs, paths, parts = (store.path,), {"store": str(store.product)}, [store.path.name]
         if block.quality != "fid":
             encoder = self.run(dataset, block.quality, self.suite.seeds[0], {}, "encoder")
@@ -563,7 +553,7 @@ class _Planner:
             paths["encoder"] = str(encoder.path / encoder.about["method"])
             parts.append(encoder.path.name)
         path = self.place("quality", dataset, _hash(*parts), code_hash(*_CODE["quality"]))
-        paths["out"] = str(path / "quality")
+        paths["out"] = str(store.product / "report")
         step = Step("inspect", store.steps[0].config, store.steps[0].overrides, paths, None, "all")
         people = ", ".join(["quality", dataset, *_words(point)])
         about = {"dataset": dataset, "point": point}

@@ -128,13 +128,13 @@ def test_an_ablation_on_the_offline_data_set_with_other_values():
     made = make_plan(*suite, Path("out"))
     kinds = [unit.kind for unit in made.units]
     assert kinds.count("denoiser") == kinds.count("quality") == 2
-    assert kinds.count("candidates") == 4  # candidates, and samples to judge by
+    assert kinds.count("candidates") == 2
     assert kinds.count("encoder") == 1
     assert {run.about["point"]["denoiser.max_epochs"] for run in made.runs} == {1, 4}
     assert {run.about["budget"]["epochs"] for run in made.runs} == {2}
-    quality = made.units[-1]
-    samples = next(unit for unit in made.units if unit.path == quality.needs[0])
-    assert "w=1" in samples.steps[0].overrides
+    quality, store = made.units[-1], made.runs[-1].needs[0]
+    assert quality.needs[0] == store
+    assert quality.product == store / "candidates/report"
     one = read_suite("ablation_lambda", ["synthetic.weight=0.5"], ["digits"])[1]
     assert list(one.vary["synthetic.weight"]) == [0.5]
     with pytest.raises(ClspError, match="no data set digts for suites; did you mean 'digits'"):
@@ -228,7 +228,7 @@ BAD = {
     "protocol": ({"table": {"protocol": "honest"}}, "protocol=honest"),
     "layout": ({"table": {"layout": "wide"}}, "table.layout=wide"),
     "block": ({"datasets": {"digits": {"config": "digits"}}}, "did you mean 'configs'"),
-    "candidates": ({"datasets": {"digits": {"configs": "digits"}}}, "clsp_simclr needs candidates"),
+    "candidates": ({"datasets": {"digits": {"configs": "digits"}}}, "says for digits none"),
 }
 
 
