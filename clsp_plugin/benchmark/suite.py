@@ -105,7 +105,7 @@ class Suite:
 
     Attributes:
         title: a line for people.
-        datasets: names of files in ``scripts/bench/datasets``; or names to what such a file says.
+        datasets: names of files in ``scripts/bench/dataset``; or names to what such a file says.
         methods: names of configurations or of variants.
         variants: a name to a configuration and overrides, for a method that is run twice.
         seeds: of pre-training.
@@ -187,7 +187,7 @@ def _several(value: Any) -> list[Any]:
 
 def _block(name: str, own: Mapping[str, Any]) -> DictConfig:
     """What is particular to a data set: as the suite says, or as suites share it."""
-    folder = shipped() / "bench" / "datasets"
+    folder = shipped() / "bench" / "dataset"
     if name not in own and not (folder / f"{name}.yaml").is_file():
         known = {*own, *(path.stem for path in folder.glob("*.yaml"))}
         raise ClspError(f"There is no data set {name} for suites{nearest(str(name), known)}")
