@@ -40,9 +40,7 @@ def check_launcher(name: str) -> None:
         raise ClspError(f"--launcher {name} is not known{nearest(name, LAUNCHERS)}")
     package = LAUNCHERS[name]
     if package and find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:
-        raise ClspError(
-            f"--launcher {name} needs Hydra's plugin for it: `pip install {package} --upgrade`."
-        )
+        raise ClspError(f"--launcher {name} needs Hydra's plugin for it: `pip install {package}`.")
 
 
 def launch(plan: Plan, launcher: str, settings: Sequence[str] = ()) -> dict[Path, str]:

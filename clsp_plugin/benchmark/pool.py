@@ -22,6 +22,7 @@ from clsp_plugin.engine.record import Record
 __all__ = ["Child", "Pool", "Rates", "default_jobs", "duration"]
 
 _POLL = 0.5  # seconds
+_TAIL = 8192  # bytes of a log that hold the last state of a bar
 _TELLING = 0.02  # share of a step that says how long the rest takes
 
 
@@ -71,7 +72,7 @@ class Child:
         file = describe(unit)
         (unit.path / "failed.json").unlink(missing_ok=True)
         self.log = unit.path / "log.txt"
-        self._step: tuple[int, float] = (0, self.began)  # its number, and since when
+        self._step, self._since = next(iter(unit.missing), None), self.began
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if not torch.cuda.is_available():
             # sums over threads differ in their last bits: the numbers must not depend on --jobs
@@ -83,30 +84,26 @@ class Child:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
             )  # fmt: skip
 
-    def said(self) -> str:
+    def said(self, last: int | None = None) -> str:
+        """What it wrote, or the end of it, of so many bytes."""
         with open(self.log, "rb") as log:
-            log.seek(self.start)
+            log.seek(max(self.start, log.seek(0, os.SEEK_END) - last) if last else self.start)
             return log.read().decode(errors="replace")
 
     def progress(self) -> tuple[Step | None, float, float]:
         """The step it is at, the share of it that is done, and the seconds that it took."""
-        text, now = self.said(), time.perf_counter()
-        at = list(re.finditer(r"\[(\d+)/\d+\] clsp ", text))
-        number = int(at[-1][1]) if at else 0
-        if number != self._step[0]:
-            self._step = (number, now)
-        if not number:
-            return None, 0.0, now - self.began
-        found = re.findall(r"(\d+)%\|", text[at[-1].start() :])
-        share = int(found[-1]) / 100 if found else 0.0
-        return self.unit.steps[number - 1], share, now - self._step[1]
+        step = next(iter(self.unit.missing), None)
+        if step != self._step:
+            self._step, self._since = step, time.perf_counter()
+        text = self.said(_TAIL)
+        found = re.findall(r"(\d+)%\|", text[max(0, text.rfind("] clsp ")) :])
+        return step, int(found[-1]) / 100 if found else 0.0, time.perf_counter() - self._since
 
     def left(self, rates: Rates) -> float | None:
         """Seconds until it ends; None where there is nothing to tell it from."""
         step, share, seconds = self.progress()
-        missing = self.unit.missing
-        parts = [rates.of(other) for other in missing if other != step]
-        if step in missing:
+        parts = [rates.of(other) for other in self.unit.missing if other != step]
+        if step is not None:
             known = rates.of(step)
             guess = seconds / share if share >= _TELLING else None
             parts.append((1 - share) * (known or guess) if known or guess else None)
@@ -200,7 +197,7 @@ class Pool:
         far = [(child, *child.progress()) for child in self.running]
         rates = copy.deepcopy(self.rates)
         for _, step, share, seconds in far:  # a first estimate, before anything is done
-            if share >= _TELLING and step.cost and rates.of(step) is None:
+            if step and share >= _TELLING and step.cost and rates.of(step) is None:
                 rates.add(step.verb, step.config, step.cost * share, seconds)
         left = [child.left(rates) for child in self.running]
         left += [rates.of(step) for unit in self.waiting for step in unit.missing]
