@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from clsp_plugin.benchmark import suite as suites
-from clsp_plugin.benchmark.bench import bench, show_plan
+from clsp_plugin.benchmark.bench import _write_quality, bench, show_plan
 from clsp_plugin.benchmark.published import PAPER_NAMES, load
-from clsp_plugin.benchmark.suite import make_plan, read_suite
+from clsp_plugin.benchmark.suite import Unit, make_plan, read_suite
+from clsp_plugin.benchmark.unit import _alone, run_unit
 from clsp_plugin.cli import shipped
 from clsp_plugin.engine.record import Record, find_records
 from clsp_plugin.errors import ClspError
@@ -179,11 +181,15 @@ def test_other_code_is_another_run_unless_the_old_is_wanted(plan, monkeypatch):
     before = plan()
     for unit in before.units:
         unit.path.mkdir(parents=True)
-        unit.finish(unit.steps[0], 1.0)
+        for step in unit.steps:
+            unit.finish(step, 1.0)
     for name in ("code_hash", "method_code", "evaluation_code"):
         monkeypatch.setattr(suites, name, lambda *parts: "f" * 16)
     assert not set(paths(plan())) & set(paths(before))
     assert paths(plan(keep_stale=True)) == paths(before)
+    keys = [[step.key for step in unit.steps] for unit in before.units]
+    assert [[step.key for step in unit.steps] for unit in plan(keep_stale=True).units] == keys
+    assert [[step.key for step in unit.steps[1:]] for unit in plan().units[2:]] != keys[2:]
     changed = plan(["optimizer.lr=0.3"], keep_stale=True)
     assert not set(paths(changed)[2:]) & set(paths(before))  # other settings are never taken
 
@@ -237,6 +243,37 @@ def test_bad_suites_are_refused(plan, name):
     changes, message = BAD[name]
     with pytest.raises(ClspError, match=message):
         plan(**changes)
+
+
+def test_quality_is_collected_from_the_reports_of_the_stores(tmp_path):
+    suite = read_suite("generator_quality", ["denoiser.max_epochs=[1,4]"], ["digits"])
+    made = make_plan(*suite, tmp_path)
+    for number, unit in enumerate(unit for unit in made.units if unit.kind == "quality"):
+        assert unit.missing
+        unit.product.mkdir(parents=True)
+        report = {"manifest": {"denoiser": "abc"}, "frechet": {"candidates": 2.5 + number}}
+        (unit.product / "report.json").write_text(json.dumps(report))
+        unit.finish(unit.steps[0], 1.0)
+        assert not unit.missing
+    _write_quality(made)
+    assert (tmp_path / "quality.csv").read_text().splitlines() == [
+        "dataset,denoiser.max_epochs,denoiser,fid,frechet",
+        "digits,1,abc,,2.5",
+        "digits,4,abc,,3.5",
+    ]
+
+
+def test_two_suites_that_share_a_unit_wait_for_each_other(plan):
+    unit = plan(methods=["simclr"], seeds=[0]).units[0]
+    done = Unit(unit.kind, unit.label, unit.path, ())  # nothing left to do
+    unit.path.mkdir(parents=True)
+    with _alone(unit.path):
+        other = threading.Thread(target=run_unit, args=(done,))
+        other.start()
+        other.join(0.3)
+        assert other.is_alive()
+    other.join(10)
+    assert not other.is_alive()
 
 
 def test_a_launcher_that_is_not_there(tmp_path):
