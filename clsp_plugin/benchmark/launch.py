@@ -68,7 +68,7 @@ def launch(plan: Plan, launcher: str, settings: Sequence[str] = ()) -> dict[Path
                 failed[unit.path] = f"{labels[broken[0]]} failed: {failed[broken[0]]}"
                 ready.remove(unit)
         if ready:
-            print(f"{plan.name}: {len(ready)} of {kinds[-1]} through {launcher}", file=sys.stderr)
+            print(f"{plan.name}, {kinds[-1]}: {len(ready)} through {launcher}", file=sys.stderr)
             error = _multirun(plan, ready, launcher, settings)
             lost = f"the launcher did not run it ({error or 'it gave no reason'})"
             failed |= {unit.path: unit.failure or lost for unit in ready if unit.missing}
