@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from clsp_plugin.benchmark.bench import _write_quality, bench, show_plan
 from clsp_plugin.benchmark.published import PAPER_NAMES, load
 from clsp_plugin.benchmark.suite import Unit, make_plan, read_suite
 from clsp_plugin.benchmark.unit import _alone, run_unit
-from clsp_plugin.cli import shipped
+from clsp_plugin.cli import compose, shipped
+from clsp_plugin.diffusion.generation import GenerationSettings
+from clsp_plugin.diffusion.settings import read_settings
+from clsp_plugin.diffusion.training import TrainingSettings
 from clsp_plugin.engine.record import Record, find_records
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods import METHODS
@@ -375,3 +379,24 @@ def locked(unit):
         except BlockingIOError:
             return True
     return False
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings"), [("denoiser", TrainingSettings), ("generate", GenerationSettings)]
+)
+def test_shipped_denoisers_and_candidates_are_complete(verb, settings):
+    files = sorted((shipped() / verb).glob("*/*.yaml"))
+    assert {file.parent.name for file in files} >= {"digits", "cifar", "stl10", "imagenet-100"}
+    for file in files:
+        cfg = OmegaConf.to_container(compose(verb, f"{file.parent.name}/{file.stem}"))
+        data = cfg.pop("data")
+        own = {field.name for field in fields(settings)}
+        paths = {"out", "denoiser", "export_npy", "dry_run"}
+        read_settings(
+            settings, {key: value for key, value in cfg.items() if key not in paths - own}
+        )
+        # images are those of the pre-training, by which a store is known
+        name = "imagenet-100" if data["dataset"] == "imagenet100" else file.parent.name
+        training = compose("pretrain", f"{name}/simclr").data
+        assert data.get("image_size") == training.get("image_size")
+        assert data.get("train_path") == training.get("train_path")
