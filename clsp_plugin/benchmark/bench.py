@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from clsp_plugin.benchmark.figures import candidate_sheet, store_caption, training_curves
+from clsp_plugin.benchmark.figures.draw import write_figures
 from clsp_plugin.benchmark.grid import FORMATS
 from clsp_plugin.benchmark.suite import Plan, Step, Unit, make_plan, measure, read_suite
 from clsp_plugin.benchmark.table import Absent, make_table
@@ -331,6 +332,9 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
     if any(record.curve for _, record in records):
         for suffix in ("png", "svg"):
             training_curves(records, plan.out / f"curves.{suffix}")
+    if records:
+        folder = plan.out / "figures"
+        write_figures(records, folder, protocol=settings.protocol, published=settings.published)
     for unit in plan.units:
         if unit.kind == "candidates" and unit.made:
             _sheet(unit, plan.out)

@@ -109,7 +109,11 @@ class Grid:
         """
         if href is None and base is not None:
             href = partial(_relative, base=base)
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.head)
+        kinds = [""] * self.left + [' class="number"'] * (len(self.head) - self.left)
+        head = "".join(
+            f"<th{kind}>{html.escape(name)}</th>"
+            for kind, name in zip(kinds, self.head, strict=True)
+        )
         rows = "\n".join(
             f"<tr>{''.join(self._html(n, cell, href) for n, cell in enumerate(row))}</tr>"
             for row in self.rows

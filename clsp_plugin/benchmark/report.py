@@ -2,6 +2,7 @@
 
 import base64
 import html
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 
 from clsp_plugin import __version__
 from clsp_plugin.benchmark.figures.draw import draw
-from clsp_plugin.benchmark.figures.groups import CANDIDATES, group, settings, telling, value_of
+from clsp_plugin.benchmark.figures.groups import group, settings, symbol, telling, value_of
 from clsp_plugin.benchmark.figures.picture import Options, Picture
 from clsp_plugin.benchmark.figures.sheets import candidate_sheet, store_caption
 from clsp_plugin.benchmark.figures.style import rendered
@@ -55,7 +56,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { caption-side: bottom; text-align: left; padding-top: .5rem;
   min-width: min(56rem, 88vw); }
 th, td { padding: .3rem .8rem .3rem 0; text-align: left; white-space: nowrap;
-  border-bottom: 1px solid var(--line); } td.number { text-align: right; }
+  border-bottom: 1px solid var(--line); } .number { text-align: right; }
 thead th { border-bottom: 2px solid var(--muted); } sup { font-size: .7em; }
 figure { margin: 1rem 0 2rem; } figure img { display: block; max-width: 100%; height: auto;
   background: #fff; border: 1px solid var(--line); border-radius: 4px; padding: .4rem; }
@@ -103,7 +104,7 @@ def write_report(
     sheets, absent = _sheets(records)
     places = {path: f"run-{number}" for number, (path, _) in enumerate(records, 1)}
     parts = [
-        _head(records),
+        _head(records, sheets),
         "<h2 id=tables>Tables</h2>",
         *_tables(records, published, places),
         "<h2 id=figures>Figures</h2>",
@@ -122,7 +123,7 @@ def _is_report(path: Path) -> bool:
     return path.is_file() and _MARK.encode() in path.read_bytes()[:1000]
 
 
-def _head(records: Records) -> str:
+def _head(records: Records, sheets: Sequence[str]) -> str:
     methods = len({record.method for _, record in records})
     datasets = ", ".join(dict.fromkeys(record.dataset for _, record in records))
     lead = (
@@ -130,7 +131,8 @@ def _head(records: Records) -> str:
         f"clsp-plugin {__version__}. A number in a table leads to its runs."
     )
     links = " ".join(
-        f'<a href="#{name}">{name.capitalize()}</a>' for name in ("tables", "figures", "runs")
+        f'<a href="#{name}">{name.capitalize()}</a>'
+        for name in ("tables", "figures", *(["candidates"] if sheets else []), "runs")
     )
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{_MARK}\n'
@@ -146,8 +148,12 @@ def _tables(records: Records, published: bool, places: Mapping[Path, str]) -> It
     tasks = {(e["protocol"], e["task"]) for _, record in records for e in record.evaluations}
     if not tasks:
         yield f'<p class="flag">{_words("No run was evaluated: run `clsp linear`.")}</p>'
-    by = _telling_settings(records)
-    points = {path: {CANDIDATES: value_of(record, CANDIDATES)} for path, record in records}
+    told = _telling_settings(records)
+    points = {path: {symbol(k): _scalar(record, k) for k in told} for path, record in records}
+    by = [symbol(key) for key in told]
+    records = sorted(
+        records, key=lambda p: [(isinstance(v, str), v) for v in points[p[0]].values()]
+    )
     for protocol in PROTOCOLS:
         for layout in ("main", "transfer"):
             if not any((protocol, task) in tasks for task in LAYOUTS[layout]):
@@ -172,6 +178,13 @@ def _telling_settings(records: Records) -> list[str]:
         budget = tuple(getattr(record, name) for name in BUDGET)
         alike.setdefault((record.method, record.dataset, budget), []).append(settings(record))
     return list(dict.fromkeys(key for flat in alike.values() for key in telling(flat)))
+
+
+def _scalar(record: Record, key: str) -> float | str:
+    value = value_of(record, key)
+    if value is None:
+        return ""
+    return value if isinstance(value, int | float | str) else json.dumps(value)
 
 
 def _embedded(content: bytes, kind: str) -> str:
@@ -211,8 +224,9 @@ def _missing(lines: Sequence[str]) -> list[str]:
 def _sheets(records: Records) -> tuple[list[str], list[str]]:
     """A sheet of every store that is still there, and a line for those that are not."""
     parts, absent, seen = [], [], []
-    for path, record in records:
-        if record.candidates is None or record.candidates in seen:
+    drew = [(path, record) for path, record in records if record.candidates is not None]
+    for path, record in sorted(drew, key=lambda p: (p[1].dataset, p[1].candidates["w"])):
+        if record.candidates in seen:
             continue
         seen.append(record.candidates)
         try:

@@ -126,9 +126,9 @@ def tsne(records: Records, options: Options) -> Iterator[Picture | str]:
         axis.set_title(f"{wrapped(run.label, 3.0)}\n{about}", fontsize=9.5)
         axis.set(xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)", xticks=[], yticks=[])
     note = (
-        f"Of each method the longest run. Colour and mark: class. Features of test images, of unit length; t-SNE with perplexity "
-        f"{_PERPLEXITY} (fewer below 91 images), from the principal components, seed 0. Distances "
-        f"between groups of points mean nothing."
+        f"Of each method the longest run. Colour and mark: class. Features of test images, of "
+        f"unit length; t-SNE with perplexity {_PERPLEXITY} (less below 91 images), from the "
+        f"principal components, seed 0. Distances between groups of points mean nothing."
     )
     legend(figure, axes[: len(panels)], note, columns=5, markerscale=1.6)
     yield Picture("tsne", "t-SNE of the features", note, figure)

@@ -7,8 +7,13 @@ from typing import Any
 
 from clsp_plugin.benchmark.table import BUDGET, Records, family_order, recipe, varying
 from clsp_plugin.engine.record import Record
+from clsp_plugin.methods import METHODS
+from clsp_plugin.methods.synthetic import SyntheticPositives
 
-__all__ = ["CANDIDATES", "WEIGHT", "Group", "families", "group", "settings", "telling", "value_of"]
+__all__ = [
+    "CANDIDATES", "WEIGHT", "Group", "families", "group", "settings", "symbol", "telling",
+    "value_of",
+]  # fmt: skip
 
 CANDIDATES, WEIGHT = "synthetic.num_candidates", "synthetic.weight"
 _SYMBOLS = {CANDIDATES: "K", WEIGHT: "λ", "candidates.w": "w", "optimizer.lr": "lr"}
@@ -43,10 +48,13 @@ def settings(record: Record) -> dict[str, str]:
     A run draws from the first ``synthetic.num_candidates`` of a store, or from all it has.
     """
     out = recipe(record)
+    method = METHODS.get(record.method)
+    if method is not None and not issubclass(method, SyntheticPositives):
+        out = {key: value for key, value in out.items() if not key.startswith("synthetic")}
+        return out  # its block is there and unused
     stored = out.pop("candidates.num_candidates", "null")
     if out.get(CANDIDATES, "null") == "null":
         out[CANDIDATES] = stored
-    out.pop("synthetic", None)  # of a method without third view: an empty block
     return out
 
 
@@ -97,7 +105,7 @@ def _names(keys: Sequence[tuple], several: bool) -> list[str]:
         differ = telling(rivals)
         parts = [dataset] * several + [_UNITS[name].format(budget[name]) for name in shown]
         told = [k for k in differ if own.get(k, "null") != "null"]
-        parts += [f"{_symbol(k)} = {_plain(own[k])}" for k in told[:_MOST]]
+        parts += [f"{symbol(k)} = {_plain(own[k])}" for k in told[:_MOST]]
         names.append(", ".join([method, *parts]))
     counts = {name: names.count(name) for name in names}
     seen: dict[str, int] = {}
@@ -128,8 +136,9 @@ def _rank(key: str) -> tuple[int, str]:
     return (known.index(key) if key in known else len(known), key)
 
 
-def _symbol(key: str) -> str:
-    return _SYMBOLS.get(key, key.rpartition(".")[2].replace("_", " "))
+def symbol(key: str) -> str:
+    """What people call a setting."""
+    return _SYMBOLS.get(key, key)
 
 
 def _plain(text: str) -> str:

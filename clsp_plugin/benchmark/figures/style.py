@@ -83,6 +83,7 @@ def legend(
 def wrapped(text: str, width: float) -> str:
     """A text in lines of so many inches; a line break in it stays."""
     length = max(20, int(width / _CHARACTER))
+    text = text.replace(" = ", "\u00a0=\u00a0")  # stays on one line
     return "\n".join(textwrap.fill(line, length) for line in text.splitlines())
 
 

@@ -233,7 +233,8 @@ def _picture(
             _draw_published(axis, published[dataset])
         for line in lines:
             if line.panel == panel:
-                _draw(axis, line, names[line.name], connect=which.key != "distance")
+                label = _label(line.name, lines)
+                _draw(axis, line, label, names[line.name], connect=which.key != "distance")
         dress(
             axis,
             f"{dataset}: {HEADINGS[task]}",
@@ -267,13 +268,19 @@ def _panels(
     return figure, axes, figure.add_subplot(grid[-1, :]) if strip is not None else None
 
 
-def _draw(axis: Axes, line: _Line, style: dict[str, Any], connect: bool) -> None:
-    cells = list(line.points.values())
+def _label(name: str, lines: Sequence[_Line]) -> str:
+    """A family's, one for all panels."""
+    cells = [cell for line in lines if line.name == name for cell in line.points.values()]
     mark = " †" if any(cell.stale for cell in cells) else ""
+    return f"{name} ({among([cell.n for cell in cells])}){mark}"
+
+
+def _draw(axis: Axes, line: _Line, label: str, style: dict[str, Any], connect: bool) -> None:
+    cells = list(line.points.values())
     axis.errorbar(
         list(line.points), [cell.mean for cell in cells], [cell.std or 0.0 for cell in cells],
-        label=f"{line.name} ({among([cell.n for cell in cells])}){mark}", linewidth=1.8,
-        markersize=6, capsize=3, elinewidth=1.2, markeredgecolor="white", markeredgewidth=0.6,
+        label=label, linewidth=1.8, markersize=6, capsize=3, elinewidth=1.2,
+        markeredgecolor="white", markeredgewidth=0.6,
         **{**style, "linestyle": style["linestyle"] if connect else "none"},
     )  # fmt: skip
 
