@@ -175,7 +175,7 @@ def test_published_numbers_only_when_asked_and_marked():
     curves, _ = one(ours[:1], "epochs", published=True)
     (theirs,) = [x for x in curves.figure.axes[0].lines if "published" in x.get_label()]
     assert float(theirs.get_xdata()[-1]) == 1000
-    assert "authors" in theirs.get_label()
+    assert "authors' runs, as published" in curves.caption
 
 
 def test_curves_say_which_probe_they_are_of():
@@ -326,3 +326,12 @@ def test_files_are_written_replaced_and_never_taken_from_others(tmp_path):
 
 def test_every_figure_has_a_title():
     assert set(KINDS) == set(drawing._TITLES)
+
+
+def test_a_method_looks_the_same_on_every_data_set():
+    records = [run(dataset=name, weight=w) for name in ("cifar10", "digits") for w in (0.2, 1.0)]
+    for kind in ("lambda", "epochs"):
+        picture, _ = one(records[:: 1 if kind == "lambda" else 2], kind)
+        assert legend(picture) == ["clsp_simclr (n = 1)"]
+        first, second = picture.figure.axes
+        assert first.lines[0].get_color() == second.lines[0].get_color()

@@ -45,7 +45,7 @@ def training_curves(records: Records, path: str | Path) -> None:
             f"None of the {len(records)} records has a training curve; name records of runs that "
             f"`clsp pretrain` finished."
         )
-    figure = new_figure(5.2 * len(present) + 0.6, 4.4 + 0.2 * (len(groups) // 4))
+    figure = new_figure(5.2 * len(present) + 0.6, 3.7)
     axes = figure.subplots(1, len(present), squeeze=False)[0]
     for axis, (key, title, label) in zip(axes, present, strict=True):
         for one, style in zip(groups, styles(), strict=False):
@@ -109,13 +109,15 @@ def _accuracy_picture(
     groups = [one for one in groups if any(one in lines for _, _, lines in panels)]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = new_figure(4.9 * columns + 1.2, 3.6 * rows + 1 + 0.12 * len(groups))
+    figure = new_figure(4.9 * columns + 1.2, 3.7 * rows)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for spare in axes[len(panels) :]:
         spare.remove()
     drawn: list = []
+    looks = dict(zip(dict.fromkeys(one.name for one in groups), styles(), strict=False))
     for axis, (dataset, task, lines) in zip(axes, panels, strict=False):
-        for one, style in zip(groups, styles(), strict=False):
+        for one in groups:
+            style = looks[one.name]
             if one in lines:
                 drawn += one.records
                 _draw(axis, lines[one], _counted(one), style)
@@ -128,6 +130,8 @@ def _accuracy_picture(
         words.append("the online probe learns beside the backbone, from augmented views")
     if any(task for _, task, _ in panels):
         words.append(measured(options.protocol))
+    if options.published and any(_published(one) for one in groups):
+        words.append("hollow marks: linear accuracy of the authors' runs, as published")
     note = " ".join(f"{text[0].upper()}{text[1:]}." for text in words) + stale_note(drawn)
     legend(figure, axes[: len(panels)], note)
     return Picture("accuracy-epochs", "Accuracy against epochs", note, figure)
@@ -158,9 +162,9 @@ def _draw_published(axis: Axes, one: Group, style: Mapping[str, Any]) -> None:
     curve = _published(one)
     if curve:
         axis.plot(
-            list(curve), list(curve.values()), label=f"{one.method}, published: authors' run, "
-            "linear (n = 1)", color=style["color"], marker=style["marker"], linewidth=0.9,
-            linestyle=(0, (1, 2)), markersize=5, markerfacecolor="white",
+            list(curve), list(curve.values()), label=f"{one.method}, published (n = 1)",
+            color=style["color"], marker=style["marker"], linewidth=0.9, linestyle=(0, (1, 2)),
+            markersize=5, markerfacecolor="white",
         )  # fmt: skip
 
 

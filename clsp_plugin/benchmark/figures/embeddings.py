@@ -112,7 +112,7 @@ def tsne(records: Records, options: Options) -> Iterator[Picture | str]:
         raise ClspError(why)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = new_figure(max(6.0, 3.2 * columns + 0.4), 3.3 * rows + 1.2)
+    figure = new_figure(max(6.0, 3.2 * columns + 0.4), 3.3 * rows)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for spare in axes[len(panels) :]:
         spare.remove()

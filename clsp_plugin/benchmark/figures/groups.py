@@ -95,7 +95,7 @@ def _matches(key: str, without: Collection[str]) -> bool:
 
 
 def _names(keys: Sequence[tuple], several: bool) -> list[str]:
-    """A name for each group, no two alike."""
+    """A name for each group, no two on a data set alike."""
     budgets = [dict(zip(BUDGET, budget, strict=True)) for _, _, budget, _ in keys]
     shown = varying((key[1], budget) for key, budget in zip(keys, budgets, strict=True))
     flat = [dict(items) for *_, items in keys]
@@ -107,12 +107,12 @@ def _names(keys: Sequence[tuple], several: bool) -> list[str]:
         told = [k for k in differ if own.get(k, "null") != "null"]
         parts += [f"{symbol(k)} = {_plain(own[k])}" for k in told[:_MOST]]
         names.append(", ".join([method, *parts]))
-    counts = {name: names.count(name) for name in names}
-    seen: dict[str, int] = {}
-    for place, name in enumerate(names):
-        if counts[name] > 1:
-            seen[name] = seen.get(name, 0) + 1
-            names[place] = f"{name} ({seen[name]})"
+    seen: dict[tuple[str, str], int] = {}
+    alike = [(key[1], name) for key, name in zip(keys, names, strict=True)]
+    for place, one in enumerate(alike):
+        if alike.count(one) > 1:
+            seen[one] = seen.get(one, 0) + 1
+            names[place] = f"{names[place]} ({seen[one]})"
     return names
 
 
@@ -150,6 +150,8 @@ def _plain(text: str) -> str:
 def families(records: Records, key: str) -> list[Group]:
     """Groups in which one setting takes several values and everything else agrees.
 
+    Their names do not say the data set.
+
     A run whose synthetic positives weigh nothing draws from no store; it belongs to the families
     of lambda that differ from it only in the candidates, those of several values before others.
 
@@ -164,7 +166,7 @@ def families(records: Records, key: str) -> list[Group]:
     ]
     apart = [key, CANDIDATES, "candidates."]
     own = [pair for pair in records if pair not in zero and value_of(pair[1], key) is not None]
-    found = group(own, [key])
+    found = group(own, [key], several=False)
     found = [one for one in found if _several(one.records, key)] or (found if zero else [])
     out = []
     for one in found:

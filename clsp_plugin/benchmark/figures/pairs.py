@@ -20,7 +20,7 @@ def similarity_figure(panels: Mapping[str, Mapping[str, np.ndarray]], caption: s
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = new_figure(5.2 * columns + 1.6 * (columns == 1), 3.4 * rows + 1)
+    figure = new_figure(5.2 * columns + 1.6 * (columns == 1), 3.4 * rows)
     axes = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
     for spare in axes[len(panels) :]:
         spare.remove()

@@ -27,7 +27,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
-_CHARACTER = 0.088  # inches, of the notes below a figure
+_CHARACTER, _LINE = 0.088, 0.2  # inches, of the notes below a figure
 
 
 def styles() -> Iterator[dict[str, Any]]:
@@ -59,6 +59,8 @@ def legend(
 ) -> None:
     """One legend below for all axes, each label once, and a note at its head.
 
+    The figure grows by as much as these need.
+
     Args:
         figure: that has them.
         axes: not every label has to be in each.
@@ -70,13 +72,16 @@ def legend(
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    width = figure.get_size_inches()[0]
+    width, height = figure.get_size_inches()
     if columns is None:
         longest = max(map(len, found), default=0) * _CHARACTER + 0.75  # with its piece of line
         columns = max(1, min(4, len(found), int(width / longest)))
+    note = wrapped(note, width)
+    rows = -(-len(found) // columns) + note.count("\n") + 1
+    figure.set_size_inches(width, height + _LINE * rows + 0.15)
     figure.legend(
         list(found.values()), list(found), loc="outside lower center", ncols=columns,
-        frameon=False, handlelength=3.4, title=wrapped(note, width), **more,
+        frameon=False, handlelength=3.4, title=note, **more,
     )  # fmt: skip
 
 

@@ -247,7 +247,7 @@ def _picture(
         draw_tiles(below, *strip, gaps={1: 0.4})
     note = f"{_BARS}. {measured(options.protocol).capitalize()}."
     if published:
-        note += " Published numbers: best k and rate on the test images."
+        note += " Published numbers: protocol paper."
     note += about + stale_note(records)
     legend(figure, axes, note)
     return Picture(which.name, which.title, note, figure)
@@ -261,7 +261,7 @@ def _panels(
     rows = -(-number // columns)
     width = _WIDTH * columns + 1.6 * (columns == 1)
     height = 0.95 * _ANCHORS if strip is not None else 0.0
-    figure = new_figure(width, 3.5 * rows + height + 1.0)
+    figure = new_figure(width, 3.5 * rows + height)
     heights = [3.5] * rows + [height] * (strip is not None)
     grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
     axes = [figure.add_subplot(grid[n // columns, n % columns]) for n in range(number)]
