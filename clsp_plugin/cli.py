@@ -273,7 +273,8 @@ def _figures(args: list[str]) -> None:
 
     drawn = write_figures(
         find_records(options.paths), options.out, protocol=options.protocol,
-        published=options.published, limit=options.limit, only=options.only,
+        published=options.published, limit=options.limit, reports=options.reports,
+        only=options.only,
     )  # fmt: skip
     for path in drawn.files:
         print(path)
@@ -292,6 +293,10 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=int, default=1000,
         help="images that figures of features look at, at most (default 1000)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reports", action="append", default=[], metavar="PATH",
+        help="of `clsp inspect`, or a folder of some, besides those in the stores",
     )  # fmt: skip
 
 
@@ -312,7 +317,7 @@ def _report(args: list[str]) -> None:
 
     write_report(
         find_records(options.paths), options.out, protocol=options.protocol,
-        published=options.published, limit=options.limit,
+        published=options.published, limit=options.limit, reports=options.reports,
     )  # fmt: skip
     print(f"Written to {options.out}")
 

@@ -5,7 +5,7 @@ are looked for there, from the current directory, and beside the record, upwards
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,16 @@ from clsp_plugin.engine.config import Data, typed
 from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError
 
-__all__ = ["checkpoints_of", "images_of", "some_of_each", "store_of", "store_report"]
+__all__ = [
+    "checkpoints_of",
+    "images_of",
+    "read_reports",
+    "some_of_each",
+    "store_of",
+    "store_report",
+]
 
+_REPORT = "report.json"
 _FETCHED = ("cifar10", "cifar100", "stl10")  # by torchvision, into the folder that is named
 
 
@@ -68,19 +76,56 @@ def _same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     return all(ours.get(k) == v for k, v in theirs.items() if k != "num_candidates")
 
 
-def store_report(path: Path, record: Record) -> dict[str, Any]:
+def read_reports(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Reports of ``clsp inspect``.
+
+    Args:
+        paths: of them, or folders that are searched for ``report.json``.
+
+    Raises:
+        ClspError: a path that does not exist, or a file that is no report.
+    """
+    out = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise ClspError(f"{path} does not exist; name a report of `clsp inspect`.")
+        for file in sorted(path.rglob(_REPORT)) if path.is_dir() else [path]:
+            report = _read(file)
+            if report is None:
+                raise ClspError(f"{file} is not a report of `clsp inspect`.")
+            out.append(report)
+    return out
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        report = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) and "manifest" in report else None
+
+
+def store_report(
+    path: Path, record: Record, reports: Sequence[Mapping[str, Any]] = ()
+) -> Mapping[str, Any]:
     """What ``clsp inspect`` wrote about the candidates that a run drew from.
+
+    Args:
+        path: of the record.
+        record: of the run.
+        reports: that are looked through before the one in the store.
 
     Raises:
         ClspError: see :func:`store_of`, or there is no report, or one of another store.
     """
-    store = store_of(path, record)
-    file = store.path / "report/report.json"
-    try:
-        report = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ClspError(f"There is no report on {store.path}; run `clsp inspect` on it.") from error
-    if not _same(report.get("manifest") or {}, record.candidates):
+    for report in reports:
+        if record.candidates is not None and _same(report["manifest"], record.candidates):
+            return report
+    file = store_of(path, record).path / "report" / _REPORT
+    report = _read(file)
+    if report is None:
+        raise ClspError(f"There is no report on {file.parents[1]}; run `clsp inspect` on it.")
+    if not _same(report["manifest"], record.candidates):
         raise ClspError(f"{file} is about other candidates; run `clsp inspect` on the store again.")
     return report
 

@@ -18,17 +18,24 @@ from clsp_plugin.benchmark.figures.picture import Options, Picture
 from clsp_plugin.benchmark.figures.sheets import candidate_sheet, store_caption
 from clsp_plugin.benchmark.figures.style import rendered
 from clsp_plugin.benchmark.inspection import summary
-from clsp_plugin.benchmark.origins import images_of, some_of_each, store_of, store_report
+from clsp_plugin.benchmark.origins import (
+    images_of,
+    read_reports,
+    some_of_each,
+    store_of,
+    store_report,
+)
 from clsp_plugin.benchmark.table import (
     BUDGET,
     LAYOUTS,
     Records,
     commit_of,
     hardware_of,
+    is_stale,
     make_table,
 )
 from clsp_plugin.data.files import write_whole
-from clsp_plugin.engine.record import Record, code_hash
+from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.protocol import PROTOCOLS
 
@@ -84,6 +91,7 @@ def write_report(
     protocol: str = "strict",
     published: bool = False,
     limit: int = 1000,
+    reports: Sequence[str | Path] = (),
 ) -> None:
     """Write a page with tables, figures, sheets of candidates, and every run behind them.
 
@@ -93,6 +101,7 @@ def write_report(
         protocol: whose evaluations the figures draw; there is a table for each.
         published: put published numbers beside ours.
         limit: images that figures of features look at, at most.
+        reports: of ``clsp inspect``, or folders that hold some, besides those in the stores.
 
     Raises:
         ClspError: a bad option, or another file is there.
@@ -100,8 +109,9 @@ def write_report(
     out = Path(out)
     if out.exists() and not _is_report(out):
         raise ClspError(f"{out} exists and is no report of ours; choose another --out.")
-    drawn = draw(records, Options(protocol, published, limit))
-    sheets, absent = _sheets(records)
+    options = Options(protocol, published, limit, read_reports(reports))
+    drawn = draw(records, options)
+    sheets, absent = _sheets(records, options)
     places = {path: f"run-{number}" for number, (path, _) in enumerate(records, 1)}
     parts = [
         _head(records, sheets),
@@ -221,7 +231,7 @@ def _missing(lines: Sequence[str]) -> list[str]:
     return ["<h3>Not drawn, and what it needs</h3>", f'<ul class="quiet">{items}</ul>']
 
 
-def _sheets(records: Records) -> tuple[list[str], list[str]]:
+def _sheets(records: Records, options: Options) -> tuple[list[str], list[str]]:
     """A sheet of every store that is still there, and a line for those that are not."""
     parts, absent, seen = [], [], []
     drew = [(path, record) for path, record in records if record.candidates is not None]
@@ -230,13 +240,13 @@ def _sheets(records: Records) -> tuple[list[str], list[str]]:
             continue
         seen.append(record.candidates)
         try:
-            parts.append(_sheet(path, record))
+            parts.append(_sheet(path, record, options))
         except ClspError as error:
             absent.append(f"Sheet of candidates: {error}")
     return parts, absent
 
 
-def _sheet(path: Path, record: Record) -> str:
+def _sheet(path: Path, record: Record, options: Options) -> str:
     store, array = store_of(path, record), images_of(path, record, "train")
     store.check(len(array), *array.size, array.fingerprint, array.name)
     rows = some_of_each(array, _ANCHORS)
@@ -251,7 +261,9 @@ def _sheet(path: Path, record: Record) -> str:
     width = int.from_bytes(content[16:20], "big")  # of a PNG
     text = _shown(_embedded(content, "png"), title, "", width, caption)
     try:
-        return text + _details("What clsp inspect found", summary(store_report(path, record)))
+        return text + _details(
+            "What clsp inspect found", summary(store_report(path, record, options.reports))
+        )
     except ClspError:
         return text  # it is no part of a run
 
@@ -265,7 +277,7 @@ def _runs(records: Records, places: Mapping[Path, str]) -> Iterator[str]:
 
 def _run(path: Path, record: Record, place: str) -> str:
     versions = (f"{k} {v}" for k, v in record.versions.items() if v and k != "code")
-    stale = record.versions.get("code") not in (None, code_hash())
+    stale = is_stale(record)
     facts = {
         "pre-training": f"{record.dataset}, {record.backbone}, {record.epochs} epochs, "
         f"{record.num_train:,} images",

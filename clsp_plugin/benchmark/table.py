@@ -26,7 +26,7 @@ from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
 
 __all__ = [
     "BUDGET", "LAYOUTS", "TASKS", "Absent", "Cell", "Row", "Table", "check_seeds", "commit_of",
-    "family_order", "hardware_of", "make_table", "recipe", "varying",
+    "family_order", "hardware_of", "is_stale", "make_table", "recipe", "varying",
 ]  # fmt: skip
 
 Records = Sequence[tuple[Path, Record]]
@@ -659,13 +659,13 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
                 )
     return Cell.of(
         [e["top1"] if e.get("metric") is None else e[e["metric"]] for _, e in latest],
-        stale=any(_is_stale(record) for path, record in members if path in dict(latest)),
+        stale=any(is_stale(record) for path, record in members if path in dict(latest)),
         failed=failed,
         paths=tuple(path for path, _ in latest),
     )
 
 
-def _is_stale(record: Record) -> bool:
+def is_stale(record: Record) -> bool:
     """Whether other code than today's made it; a record that does not say is not accused."""
     return record.versions.get("code") not in (None, code_hash())
 

@@ -234,7 +234,7 @@ def test_images_under_w(on_stores, digits48):
     assert "the images under it" in lines[0]
 
 
-def test_quality_names_its_distance(on_stores):
+def test_quality_names_its_distance(on_stores, tmp_path):
     records, stores = on_stores
     frechet = {"candidates": 3.0, "images": 100}
     report(stores[0], fid=20.0, encoder="a", frechet=frechet)
@@ -250,6 +250,12 @@ def test_quality_names_its_distance(on_stores):
     picture, _ = one(records, "quality")
     assert "no FID" in picture.figure.axes[0].get_xlabel()
     assert "in the features of a, 100 real images" in picture.caption
+    moved = stores[0].path / "report/report.json"
+    moved.rename(tmp_path / "report.json")
+    assert "There is no report" in missing(records, "quality")
+    given = write_figures(records, tmp_path / "out", reports=[tmp_path], only=["quality"])
+    assert [picture.name for picture in given.pictures] == ["accuracy-quality"]
+    report(stores[0], encoder="a", frechet=frechet)
     report(stores[1], encoder="a", manifest={}, frechet=frechet)
     assert "about other candidates" in missing(records, "quality")
 

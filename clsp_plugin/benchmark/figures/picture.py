@@ -1,12 +1,12 @@
 """What a figure is before it is a file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from clsp_plugin.benchmark.table import Records
-from clsp_plugin.engine.record import code_hash
+from clsp_plugin.benchmark.table import Records, is_stale
 from clsp_plugin.evaluation.protocol import PROTOCOLS
 
 __all__ = ["HEADINGS", "Options", "Picture", "among", "measured", "stale_note"]
@@ -22,11 +22,13 @@ class Options:
         protocol: whose evaluations are drawn.
         published: put published numbers beside ours.
         limit: images that figures of features look at, at most.
+        reports: of ``clsp inspect`` about the stores, besides those that lie in them.
     """
 
     protocol: str = "strict"
     published: bool = False
     limit: int = 1000
+    reports: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def measured(protocol: str) -> str:
 
 def stale_note(records: Records) -> str:
     """A sentence, with a space before it, where numbers were made by other code than today's."""
-    stale = sum(record.versions.get("code") not in (None, code_hash()) for _, record in records)
+    stale = sum(is_stale(record) for _, record in records)
     if not stale:
         return ""
     return f" † {stale} of {len(records)} records were made by other code than this version's."

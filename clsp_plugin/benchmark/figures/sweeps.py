@@ -128,12 +128,12 @@ def sweep(which: Sweep, records: Records, options: Options) -> Iterator[Picture 
 def quality(records: Records, options: Options) -> Iterator[Picture | str]:
     """Accuracy against the distance of the candidates from real images, where they alone differ.
 
-    The distance is the one that ``clsp inspect`` wrote beside the stores: the FID where all have
-    it, else the Frechet distance in the features of one encoder, which is no FID.
+    The distance is the one that ``clsp inspect`` wrote: the FID, or the Frechet distance in the
+    features of one encoder, which is no FID; the one that most runs' candidates have.
 
     Args:
         records: with their paths.
-        options: see there.
+        options: ``reports`` are taken besides those in the stores.
 
     Yields:
         A picture, and what could not be drawn.
@@ -145,7 +145,7 @@ def quality(records: Records, options: Options) -> Iterator[Picture | str]:
     for path, record in records:
         if record.candidates is not None:
             try:
-                reports[path] = store_report(path, record)
+                reports[path] = store_report(path, record, options.reports)
             except ClspError as error:
                 why = why or str(error)
     name, values = _distances(reports)
