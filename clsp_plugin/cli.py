@@ -33,6 +33,8 @@ _PLAIN_VERBS = {
     "inspect": "what a candidate store holds, and how good it is",
     "bench": "run a suite of experiments and make its tables and figures",
     "table": "turn the records of runs into a table",
+    "figures": "draw what the records of runs say",
+    "report": "tables, figures and configurations of runs in one HTML file",
     "demo": "the whole of CLSP on the offline data set, in minutes",
     "doctor": "what is installed, which solo-learn is seen, and what is wrong",
 }
@@ -251,6 +253,75 @@ def _table(args: list[str]) -> None:
         options.out.write_text(text)
 
 
+def _figures(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="clsp figures",
+        description="Draw every figure that the records of runs allow, as SVG and PNG, and say "
+        "what the others would need.",
+    )
+    _add_drawing(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--only", type=_words, default=[], help="such as epochs,tsne")
+    parser.epilog = (
+        "Figures: epochs, candidates, lambda, w, quality, similarity, tsne, neighbours. Files of "
+        "an earlier call in the folder are replaced."
+    )
+    options = parser.parse_args(args)
+
+    from clsp_plugin.benchmark.figures.draw import write_figures
+    from clsp_plugin.engine.record import find_records
+
+    drawn = write_figures(
+        find_records(options.paths), options.out, protocol=options.protocol,
+        published=options.published, limit=options.limit, reports=options.reports,
+        only=options.only,
+    )  # fmt: skip
+    for path in drawn.files:
+        print(path)
+    for line in drawn.missing:
+        print(f"Not drawn: {line}")
+    if not drawn.files:
+        raise ClspError("None of the figures could be drawn; the lines above say what they need.")
+
+
+def _add_drawing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", help="records, or folders that hold some")
+    parser.add_argument("--protocol", default="strict", help="strict (default) or paper")
+    parser.add_argument(
+        "--published", action="store_true", help="put published numbers beside ours"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=1000,
+        help="images that figures of features look at, at most (default 1000)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reports", action="append", default=[], metavar="PATH",
+        help="of `clsp inspect`, or a folder of some, besides those in the stores",
+    )  # fmt: skip
+
+
+def _report(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="clsp report",
+        description="Write one HTML file that needs nothing else: tables, figures, sheets of "
+        "candidates, and where every number comes from.",
+    )
+    _add_drawing(parser)
+    parser.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="file to write (default report.html)"
+    )
+    options = parser.parse_args(args)
+
+    from clsp_plugin.benchmark.report import write_report
+    from clsp_plugin.engine.record import find_records
+
+    write_report(
+        find_records(options.paths), options.out, protocol=options.protocol,
+        published=options.published, limit=options.limit, reports=options.reports,
+    )  # fmt: skip
+    print(f"Written to {options.out}")
+
+
 def _import_denoiser(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="clsp import-denoiser",
@@ -419,6 +490,10 @@ def _dispatch(argv: list[str]) -> None:
             _hydra(verb, args)
     elif verb == "table":
         _table(args)
+    elif verb == "figures":
+        _figures(args)
+    elif verb == "report":
+        _report(args)
     elif verb == "import-denoiser":
         _import_denoiser(args)
     elif verb == "inspect":

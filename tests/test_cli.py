@@ -56,6 +56,8 @@ def test_help_names_every_verb_and_every_configuration(clsp):
         "demo",
         "import-denoiser",
         "inspect",
+        "figures",
+        "report",
     ):
         assert verb in out
         code, text, _ = clsp(verb, "--help")
@@ -98,6 +100,12 @@ def test_the_whole_way_by_hand(clsp, tmp_path):
     assert "clsp_simclr" in out
     assert clsp("table", tmp_path, "--format", "csv", "--out", "t.csv")[0] == 0
     assert clsp("table", tmp_path, "--format", "csv", "--out", "t.csv")[0] == 2  # never overwritten
+    code, out, err = clsp("figures", "trained_models", "--out", "pictures")
+    assert code == 0, err
+    assert (tmp_path / "pictures/neighbours.svg").exists()
+    assert "Not drawn: Accuracy against the number of candidates" in out
+    assert clsp("report", "trained_models")[0] == 0
+    assert clsp("report", "trained_models", "--out", "t.csv")[0] == 2
 
 
 def test_a_configuration_of_the_user_s_own(clsp, tmp_path):
@@ -159,6 +167,8 @@ BAD = {
     "no checkpoint to import": (["import-denoiser", "a.pt", "--out", "b"], "no file a.pt"),
     "no store": (["inspect", "nowhere"], "no candidate store at nowhere"),
     "no records": (["table", "."], "record"),
+    "no records to draw": (["figures", ".", "--out", "pictures"], "record"),
+    "no records to report": (["report", "."], "record"),
     "demo size": (["demo", "--seeds", "0"], "at least 1"),
 }  # fmt: skip
 

@@ -28,6 +28,8 @@ SMALL = {
     "knn": ["k=[1,5]"],
     "inspect": ["data.num_train=48"],
     "bench": ["--dry-run"],  # the demo is one that runs
+    "figures": ["--limit", "20"],
+    "report": ["--limit", "20"],
     "demo": ["--scale", "0.02", "--seeds", "1"],
 }  # fmt: skip
 
@@ -67,10 +69,21 @@ def run_clsp(words, monkeypatch):
 
 def test_commands_run_in_their_order(place, monkeypatch, capfd):
     clsp = [shlex.split(line) for line in commands() if line.startswith("clsp ")]
-    assert {words[1] for words in clsp} >= {"denoiser", "generate", "pretrain", "linear", "knn"}
+    assert {words[1] for words in clsp} >= {
+        "denoiser",
+        "generate",
+        "pretrain",
+        "linear",
+        "knn",
+        "report",
+    }
     for words in clsp:
         run_clsp(words, monkeypatch)  # a refusal would exit
     assert "clsp_simclr" in capfd.readouterr().out
+    for line in commands("docs/figures.md"):
+        run_clsp(shlex.split(line), monkeypatch)
+    assert (place / "figures/neighbours.svg").exists()
+    assert (place / "report.html").exists()
     # the scripts after the commands that they ask for
     (script,) = (line for line in commands() if "pretrain/cifar" in line)
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}

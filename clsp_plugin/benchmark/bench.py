@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clsp_plugin.benchmark.figures import candidate_sheet, store_caption, training_curves
+from clsp_plugin.benchmark.figures.draw import write_figures
 from clsp_plugin.benchmark.grid import FORMATS
 from clsp_plugin.benchmark.launch import check_launcher, launch
 from clsp_plugin.benchmark.pool import Pool, Rates, default_jobs, duration
@@ -160,6 +161,13 @@ def _draw(plan: Plan, records: Records) -> None:
     if any(record.curve for _, record in records):
         for suffix in ("png", "svg"):
             training_curves(records, plan.out / f"curves.{suffix}")
+    if records:
+        settings = plan.suite.table
+        reports = [unit.product for unit in plan.units if unit.kind == "quality" and unit.made]
+        write_figures(
+            records, plan.out / "figures", protocol=settings.protocol,
+            published=settings.published, reports=reports,
+        )  # fmt: skip
 
 
 def _write(path: Path, text: str) -> None:

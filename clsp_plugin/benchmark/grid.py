@@ -5,8 +5,9 @@ import html
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 __all__ = ["FORMATS", "Grid", "GridCell"]
@@ -99,11 +100,22 @@ class Grid:
             ]
         )
 
-    def to_html(self, base: Path | None = None) -> str:
-        """A ``table`` element; with links relative to ``base`` if it is given."""
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.head)
+    def to_html(self, base: Path | None = None, href: Callable[[Path], str] | None = None) -> str:
+        """A ``table`` element.
+
+        Args:
+            base: the folder of the file that it is written to, for links; without it none.
+            href: what a file's link is instead of its path from ``base``.
+        """
+        if href is None and base is not None:
+            href = partial(_relative, base=base)
+        kinds = [""] * self.left + [' class="number"'] * (len(self.head) - self.left)
+        head = "".join(
+            f"<th{kind}>{html.escape(name)}</th>"
+            for kind, name in zip(kinds, self.head, strict=True)
+        )
         rows = "\n".join(
-            f"<tr>{''.join(self._html(n, cell, base) for n, cell in enumerate(row))}</tr>"
+            f"<tr>{''.join(self._html(n, cell, href) for n, cell in enumerate(row))}</tr>"
             for row in self.rows
         )
         return (
@@ -111,11 +123,11 @@ class Grid:
             f"<caption>{html.escape(self.caption)}</caption>\n</table>\n"
         )
 
-    def _html(self, column: int, cell: GridCell, base: Path | None) -> str:
+    def _html(self, column: int, cell: GridCell, href: Callable[[Path], str] | None) -> str:
         text = html.escape(cell.text)
         text = f"<strong>{text}</strong>" if cell.bold else text
-        if base is not None and cell.links and text:
-            first, *others = (html.escape(_relative(link, base), True) for link in cell.links)
+        if href is not None and cell.links and text:
+            first, *others = (html.escape(href(link), True) for link in cell.links)
             text = f'<a href="{first}">{text}</a>'
             text += "".join(f' <a href="{o}"><sup>{n}</sup></a>' for n, o in enumerate(others, 2))
         kind = "" if column < self.left else ' class="number"'

@@ -23,8 +23,8 @@ from importlib import resources
 from clsp_plugin.errors import ClspError, nearest
 
 __all__ = [
-    "BACKBONE", "PAPER_NAMES", "TABLES", "Published", "load", "published", "published_ablation",
-    "published_transfer",
+    "BACKBONE", "PAPER_NAMES", "TABLES", "Published", "ablation_curve", "authors_curve", "load",
+    "published", "published_ablation", "published_transfer",
 ]  # fmt: skip
 
 TABLES = (
@@ -70,6 +70,17 @@ PAPER_NAMES = {
 _ABLATIONS = {
     "synthetic.num_candidates": ("ablation_candidates", "num_candidates"),
     "synthetic.weight": ("ablation_lambda", "lambda"),
+}
+
+# A method's name here to its runs in the authors' repository.
+_AUTHORS_NAMES = {
+    "clsp_mocov2": "moco_clsp",
+    "clsp_mocov2plus": "moco_clsp",
+    "clsp_simclr": "simclr_clsp",
+    "mocov2_aug": "moco_aug",
+    "mocov2plus": "moco",
+    "simclr": "simclr",
+    "simclr_aug": "simclr_aug",
 }
 
 
@@ -141,13 +152,42 @@ def published_ablation(method: str, key: str, value: float, dataset: str) -> Pub
     Returns:
         None for what the paper did not vary, or not over this value.
     """
-    if method != "clsp_simclr" or key not in _ABLATIONS:
-        return None
-    table, column = _ABLATIONS[key]
-    for row in load(table):
-        if float(row[column]) == value and dataset in row:
-            return Published("CLSP-SimCLR", 1000, _number(row[dataset]))
-    return None
+    curve = ablation_curve(key, dataset) if method == "clsp_simclr" else {}
+    return Published("CLSP-SimCLR", 1000, curve[value]) if value in curve else None
+
+
+def ablation_curve(key: str, dataset: str) -> dict[float, float]:
+    """The linear accuracy of CLSP-SimCLR after 1000 epochs, in percent, over what was varied.
+
+    Args:
+        key: ``synthetic.num_candidates`` or ``synthetic.weight``.
+        dataset: pre-trained and evaluated on.
+
+    Returns:
+        Value to accuracy; nothing for what the paper did not vary.
+    """
+    table, column = _ABLATIONS.get(key, (None, None))
+    rows = load(table) if table else []
+    return {float(row[column]): float(row[dataset]) for row in rows if dataset in row}
+
+
+def authors_curve(method: str, dataset: str, backbone: str) -> dict[int, float]:
+    """Linear accuracy in percent by epoch, of the one run in the authors' repository.
+
+    Args:
+        method: a name in ``METHODS``.
+        dataset: pre-trained and evaluated on.
+        backbone: its name.
+
+    Returns:
+        Epoch to accuracy; nothing for a run that they did not publish.
+    """
+    wanted = (_AUTHORS_NAMES.get(method), dataset, backbone)
+    return {
+        int(row["epoch"]): float(row["linear_top1"])
+        for row in load("authors_curves")
+        if (row["method"], row["dataset"], row["backbone"]) == wanted
+    }
 
 
 def published_transfer(method: str, dataset: str, target: str) -> Published | None:

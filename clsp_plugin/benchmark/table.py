@@ -25,7 +25,10 @@ from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
 
-__all__ = ["LAYOUTS", "Absent", "Cell", "Row", "Table", "family_order", "make_table", "varying"]
+__all__ = [
+    "BUDGET", "LAYOUTS", "TASKS", "Absent", "Cell", "Row", "Table", "check_seeds", "commit_of",
+    "family_order", "hardware_of", "is_stale", "make_table", "recipe", "varying",
+]  # fmt: skip
 
 Records = Sequence[tuple[Path, Record]]
 
@@ -425,7 +428,7 @@ def make_table(
         key = _group(record, by, (points or {}).get(path, {}))
         groups.setdefault(key, []).append((path, record))
     for members in groups.values():
-        _check_seeds(members)
+        check_seeds(members)
         _check_recipes(members, by)
     missing = _missing(groups, absent, by)
     rows = [
@@ -442,8 +445,8 @@ def make_table(
         protocol,
         published,
         tuple(by),
-        tuple(dict.fromkeys(_commit(record) for _, record in records)),
-        tuple(dict.fromkeys(_hardware(record) for _, record in records)),
+        tuple(dict.fromkeys(commit_of(record) for _, record in records)),
+        tuple(dict.fromkeys(hardware_of(record) for _, record in records)),
         layout,
         decimals,
         tuple(notes),
@@ -545,7 +548,8 @@ def _check_evaluated(records: Records, protocol: str) -> None:
         )
 
 
-def _check_seeds(members: Records) -> None:
+def check_seeds(members: Records) -> None:
+    """Refuse two records of one group with the same seed."""
     seen: dict[int, Path] = {}
     for path, record in members:
         if record.seed in seen:
@@ -564,7 +568,8 @@ def _flat(block: Any, prefix: str) -> dict[str, str]:
     return {prefix: json.dumps(block, sort_keys=True)}
 
 
-def _recipe(record: Record) -> dict[str, str]:
+def recipe(record: Record) -> dict[str, str]:
+    """What records must share to be averaged, by dotted key; values as JSON."""
     flat = _flat(record.candidates or {}, "candidates")
     for block in _RECIPE:
         flat |= _flat(record.config.get(block), block)
@@ -574,9 +579,9 @@ def _recipe(record: Record) -> dict[str, str]:
 def _check_recipes(members: Records, by: Sequence[str]) -> None:
     """Seeds of one recipe are averaged; a mean over two learning rates would mean nothing."""
     path, record = members[0]
-    first = _recipe(record)
+    first = recipe(record)
     for other_path, other_record in members[1:]:
-        other = _recipe(other_record)
+        other = recipe(other_record)
         for key in sorted(first.keys() | other.keys()):
             if first.get(key) != other.get(key):
                 raise ClspError(
@@ -656,7 +661,7 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
     return Cell.of(
         [e["top1"] if e.get("metric") is None else e[e["metric"]] for _, e in latest],
         stale=any(
-            _is_stale(record, dict(latest)[path])
+            is_stale(record, dict(latest)[path])
             for path, record in members
             if path in dict(latest)
         ),
@@ -665,9 +670,16 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
     )
 
 
-def _is_stale(record: Record, evaluation: Mapping[str, Any]) -> bool:
-    """Whether other code than today's made it; a record that does not say is not accused."""
+def is_stale(record: Record, evaluation: Mapping[str, Any] | None = None) -> bool:
+    """Whether other code than today's made it; a record that does not say is not accused.
+
+    Args:
+        record: of a run.
+        evaluation: of its; by default the training alone is judged.
+    """
     trained = record.versions.get("code") not in (None, method_code(record.method))
+    if evaluation is None:
+        return trained
     return trained or evaluation.get("code") not in (None, evaluation_code(evaluation["task"]))
 
 
@@ -678,14 +690,16 @@ def _measured(evaluation: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _commit(record: Record) -> str:
+def commit_of(record: Record) -> str:
+    """The commit of a record's code, for people."""
     if record.commit is None:
         return f"none (clsp-plugin {record.versions.get('clsp_plugin', 'of unknown version')})"
     commit, _, dirty = record.commit.partition("-")
     return commit[:10] + (f"-{dirty}" if dirty else "")
 
 
-def _hardware(record: Record) -> str:
+def hardware_of(record: Record) -> str:
+    """What a record's run ran on, for people."""
     hardware = record.hardware
     cpu = f"{hardware.get('cpu', 'unknown CPU')} ({hardware.get('cores', '?')} cores)"
     return f"{hardware['gpu']}, {cpu}" if hardware.get("gpu") else cpu

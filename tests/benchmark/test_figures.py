@@ -5,8 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from clsp_plugin.benchmark import figures
-from clsp_plugin.benchmark.figures import candidate_sheet, store_caption, training_curves
+from clsp_plugin.benchmark.figures import candidate_sheet, sheets, store_caption, training_curves
 from clsp_plugin.data.store import StoreManifest
 from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError
@@ -48,19 +47,19 @@ def test_every_image_stands_unsmoothed_in_its_row_and_column(tmp_path, scale):
     assert all(len({y for y, _ in row}) == 1 for row in places.tolist())
     assert all(len({x for _, x in column}) == 1 for column in places.transpose(1, 0, 2).tolist())
     gaps = np.diff(places[0, :, 1]) - 6 * scale
-    assert (gaps[1:] == figures._GAP).all()
-    assert gaps[0] >= 4 * figures._GAP  # the anchor stands apart
+    assert (gaps[1:] == sheets._GAP).all()
+    assert gaps[0] >= 4 * sheets._GAP  # the anchor stands apart
 
 
 def texts(monkeypatch, *arguments):
     drawn = []
 
-    class Spy(figures.ImageDraw.ImageDraw):
+    class Spy(sheets.ImageDraw.ImageDraw):
         def text(self, xy, text, *rest, **others):
             drawn.append((xy, text))
             super().text(xy, text, *rest, **others)
 
-    monkeypatch.setattr(figures.ImageDraw, "Draw", Spy)
+    monkeypatch.setattr(sheets.ImageDraw, "Draw", Spy)
     candidate_sheet(*arguments)
     return drawn
 
@@ -72,9 +71,9 @@ def test_headings_and_a_caption_that_fits(tmp_path, monkeypatch):
     assert words[:3] == ["Title", "anchor", "candidates"]
     assert " ".join(words[3:]) == store_caption(MANIFEST)
     ink = np.asarray(Image.open(path)).min(2) < 200
-    assert not ink[:, : figures._MARGIN].any()
-    assert not ink[:, -figures._MARGIN :].any()
-    assert not ink[-figures._MARGIN // 2 :].any()
+    assert not ink[:, : sheets._MARGIN].any()
+    assert not ink[:, -sheets._MARGIN :].any()
+    assert not ink[-sheets._MARGIN // 2 :].any()
 
 
 def test_title_and_caption_may_be_left_out(tmp_path, monkeypatch):

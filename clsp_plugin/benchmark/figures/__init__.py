@@ -1,0 +1,10 @@
+"""Pictures: what the candidates look like, how training went, and what the records say.
+
+``draw.write_figures`` makes all that a list of records allows.
+"""
+
+from clsp_plugin.benchmark.figures.curves import training_curves
+from clsp_plugin.benchmark.figures.pairs import similarity_histogram
+from clsp_plugin.benchmark.figures.sheets import candidate_sheet, store_caption
+
+__all__ = ["candidate_sheet", "similarity_histogram", "store_caption", "training_curves"]

@@ -1,0 +1,149 @@
+"""``clsp figures``: every figure that records allow, and what the others would need."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from clsp_plugin.benchmark.figures.curves import accuracy_curves
+from clsp_plugin.benchmark.figures.embeddings import neighbours, similarities, tsne
+from clsp_plugin.benchmark.figures.picture import Options, Picture
+from clsp_plugin.benchmark.figures.style import save
+from clsp_plugin.benchmark.figures.sweeps import SWEEPS, quality, sweep
+from clsp_plugin.benchmark.origins import read_reports
+from clsp_plugin.benchmark.table import Records
+from clsp_plugin.data.files import write_whole
+from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.evaluation.protocol import check_protocol
+
+__all__ = ["KINDS", "Drawn", "draw", "write_figures"]
+
+KINDS: dict[str, Callable[[Records, Options], Iterator[Picture | str]]] = {
+    "epochs": accuracy_curves,
+    **{name: partial(sweep, which) for name, which in SWEEPS.items()},
+    "quality": quality,
+    "similarity": similarities,
+    "tsne": tsne,
+    "neighbours": neighbours,
+}
+_TITLES = {
+    "epochs": "Accuracy against epochs",
+    **{name: which.title for name, which in SWEEPS.items()},
+    "quality": "Accuracy against the quality of the candidates",
+    "similarity": "Similarity of positive pairs",
+    "tsne": "t-SNE of the features",
+    "neighbours": "Nearest neighbours",
+}
+_INDEX = "figures.json"
+_SUFFIXES = (".svg", ".png")
+
+
+@dataclass
+class Drawn:
+    """What was made of some records.
+
+    Attributes:
+        pictures: with their figures.
+        missing: a line for each thing that could not be drawn, with what it needs.
+        files: that were written.
+    """
+
+    pictures: list[Picture] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+
+def draw(records: Records, options: Options, only: Sequence[str] = ()) -> Drawn:
+    """Draw what the records allow.
+
+    Args:
+        records: with the paths they were loaded from, as ``find_records`` returns them.
+        options: see there.
+        only: names in ``KINDS``; all by default.
+
+    Raises:
+        ClspError: an unknown name, protocol or limit.
+    """
+    check_protocol(options.protocol)
+    if options.limit < 1:
+        raise ClspError(f"--limit {options.limit} must be at least 1.")
+    for name in only:
+        if name not in KINDS:
+            raise ClspError(f"There is no figure {name}{nearest(name, KINDS)}")
+    out = Drawn()
+    for name in only or KINDS:
+        try:
+            for found in KINDS[name](records, options):
+                (out.missing if isinstance(found, str) else out.pictures).append(found)
+        except ClspError as error:
+            out.missing.append(f"{_TITLES[name]}: {error}")
+    out.missing = [line.rstrip(".") + "." for line in dict.fromkeys(out.missing)]
+    return out
+
+
+def write_figures(
+    records: Records,
+    out: str | Path,
+    *,
+    protocol: str = "strict",
+    published: bool = False,
+    limit: int = 1000,
+    reports: Sequence[str | Path] = (),
+    only: Sequence[str] = (),
+) -> Drawn:
+    """Write every figure that the records allow, as SVG and PNG, and ``figures.json`` about them.
+
+    Args:
+        records: with the paths they were loaded from, as ``find_records`` returns them.
+        out: a folder; the figures of an earlier call in it are replaced or removed.
+        protocol: whose evaluations are drawn.
+        published: put published numbers beside ours.
+        limit: images that figures of features look at, at most.
+        reports: of ``clsp inspect``, or folders that hold some, besides those in the stores.
+        only: names in ``KINDS``; all by default.
+
+    Raises:
+        ClspError: a bad option, or the folder holds files of these names that are not ours.
+    """
+    out = Path(out)
+    before = _index(out)
+    drawn = draw(records, Options(protocol, published, limit, read_reports(reports)), only)
+    drawn.files = [out / f"{p.name}{suffix}" for p in drawn.pictures for suffix in _SUFFIXES]
+    strangers = [path for path in drawn.files if path.exists() and path.name not in before]
+    if strangers:
+        raise ClspError(f"{strangers[0]} exists and is no figure of ours; choose another --out.")
+    for picture in drawn.pictures:
+        for suffix in _SUFFIXES:
+            save(picture.figure, out / f"{picture.name}{suffix}")
+    for name in set(before) - {path.name for path in drawn.files}:
+        (out / name).unlink(missing_ok=True)
+    _write_index(out, drawn, records)
+    return drawn
+
+
+def _index(out: Path) -> list[str]:
+    """Names of the files that an earlier call wrote."""
+    if out.exists() and not out.is_dir():
+        raise ClspError(f"{out} is a file; name a folder.")
+    try:
+        names = json.loads((out / _INDEX).read_text())["files"]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ClspError(f"{out / _INDEX} is not ours ({error}); choose another --out.") from error
+    return [name for name in names if Path(name).name == name]
+
+
+def _write_index(out: Path, drawn: Drawn, records: Records) -> None:
+    content: dict[str, Any] = {
+        "figures": [
+            {"name": p.name, "title": p.title, "caption": p.caption} for p in drawn.pictures
+        ],
+        "files": [path.name for path in drawn.files],
+        "missing": drawn.missing,
+        "records": [str(path) for path, _ in records],
+    }
+    text = json.dumps(content, indent=1) + "\n"
+    write_whole(out / _INDEX, lambda file: file.write(text.encode()))

@@ -1,0 +1,67 @@
+"""What a figure is before it is a file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from clsp_plugin.benchmark.table import Records, is_stale
+from clsp_plugin.evaluation.protocol import PROTOCOLS
+
+__all__ = ["HEADINGS", "Options", "Picture", "among", "measured", "stale_note"]
+
+HEADINGS = {"linear": "linear probe", "knn": "kNN"}  # an evaluation's
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for.
+
+    Attributes:
+        protocol: whose evaluations are drawn.
+        published: put published numbers beside ours.
+        limit: images that figures of features look at, at most.
+        reports: of ``clsp inspect`` about the stores, besides those that lie in them.
+    """
+
+    protocol: str = "strict"
+    published: bool = False
+    limit: int = 1000
+    reports: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its words.
+
+    Attributes:
+        name: of its files, without ending.
+        title: for people.
+        caption: what is on it, n, and how the numbers came about.
+        figure: it.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def measured(protocol: str) -> str:
+    """How the accuracies of a protocol came about."""
+    return f"protocol {protocol}: {PROTOCOLS[protocol]}"
+
+
+def stale_note(records: Records) -> str:
+    """A sentence, with a space before it, where numbers were made by other code than today's."""
+    stale = sum(is_stale(record) for _, record in records)
+    if not stale:
+        return ""
+    return f" † {stale} of {len(records)} records were made by other code than this version's."
+
+
+def among(counts: Sequence[int]) -> str:
+    """``n = 3``, or ``n = 1 to 3``."""
+    lowest, highest = min(counts), max(counts)
+    return f"n = {lowest}" if lowest == highest else f"n = {lowest} to {highest}"
