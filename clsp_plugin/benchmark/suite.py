@@ -29,7 +29,7 @@ __all__ = ["EVALUATIONS", "Plan", "Step", "Suite", "Unit", "make_plan", "read_su
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
-EVALUATIONS = ("linear", "knn")
+EVALUATIONS = ("linear", "knn", "transfer")
 _KINDS = ("denoiser", "candidates", "run")
 LAYOUTS = ("main", "transfer", "ablation")
 # Blocks of a configuration that say where and how fast, not what.
@@ -154,7 +154,7 @@ def _check(suite: DictConfig, file: Path) -> None:
 
 def _routed(overrides: Sequence[str], verb: str) -> list[str]:
     """The overrides of a suite that are for a verb."""
-    verbs = ("denoiser", "generate", "transfer", *EVALUATIONS)
+    verbs = ("denoiser", "generate", *EVALUATIONS)
     out = []
     for override in overrides:
         first, _, rest = override.partition(".")
@@ -316,7 +316,7 @@ def _images(data: Mapping[str, Any]) -> int | None:
 
 def _cost(verb: str, cfg: DictConfig, images: int | None) -> int | None:
     """Images trained on, denoised or embedded, each as often as it is."""
-    if images is None:
+    if images is None or verb == "transfer":  # of other images, whose number is not known here
         return None
     if verb == "denoiser":
         return images * cfg.max_epochs
