@@ -159,8 +159,6 @@ BAD = {
     "checkpoint not named": (["knn"], "pretrained_feature_extractor is not set"),
     "no checkpoint to import": (["import-denoiser", "a.pt", "--out", "b"], "no file a.pt"),
     "no store": (["inspect", "nowhere"], "no candidate store at nowhere"),
-    "no data set to transfer to": (["transfer", "pretrained_feature_extractor=a"],
-                                   "No data set is named"),
     "unknown data set": (["transfer", "pretrained_feature_extractor=a", "datasets=[pets,flower]"],
                          "did you mean 'flowers'"),
     "no records": (["table", "."], "record"),

@@ -91,10 +91,7 @@ class ImageStream(Dataset):
             image, target = self.source[index]
             return torch.from_numpy(to_pixels(image, self.size).copy()), int(target), ""
         except (OSError, SyntaxError, ValueError) as error:
-            wrong = (
-                f"{self._path(index)} is not a readable image ({error}); repair it, or delete the "
-                f"folder of the data set to have it downloaded again."
-            )
+            wrong = f"{self._path(index)} is not a readable image ({error}); replace it."
             return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1, wrong
 
     @property

@@ -13,7 +13,16 @@ from clsp_plugin.evaluation.linear import train_probe
 from clsp_plugin.evaluation.logistic import L2, Classifier, fit_logistic
 from clsp_plugin.evaluation.protocol import check_protocol, split_heldout
 
-__all__ = ["TRANSFER_PROTOCOLS", "evaluate_transfer", "split_per_class"]
+__all__ = ["PAPER_TARGETS", "TRANSFER_PROTOCOLS", "evaluate_transfer", "split_per_class"]
+
+_STL10 = ("cifar10", "cifar100", "pets", "flowers", "dtd", "caltech101")
+# What the paper transfers to, by what it pre-trains on.
+PAPER_TARGETS = {
+    "cifar10": ("cifar100",),
+    "cifar100": ("cifar10",),
+    "stl10": _STL10,
+    "imagenet100": (*_STL10, "food101", "cars"),
+}
 
 # What ``PROTOCOLS`` mean here.
 TRANSFER_PROTOCOLS = {

@@ -21,7 +21,7 @@ from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.cache import FeatureCache, cache_folder
 from clsp_plugin.evaluation.features import Features, extract_features
 from clsp_plugin.evaluation.protocol import check_protocol, evaluate_knn, evaluate_linear
-from clsp_plugin.evaluation.transfer import evaluate_transfer
+from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer
 
 __all__ = ["evaluate", "knn", "linear", "transfer"]
 
@@ -75,8 +75,11 @@ class _DownstreamData:
 
 @dataclass
 class Transfer:
-    """One ``dataset`` or several ``datasets``. ``l2`` and ``max_iter`` are of the strict protocol,
-    ``flip``, ``lr``, ``max_epochs`` and ``lr_decay_steps`` of the paper's."""
+    """One ``dataset`` or several ``datasets``, by default the paper's for that of the pre-training.
+
+    ``l2`` and ``max_iter`` are of the strict protocol, ``flip``, ``lr``, ``max_epochs`` and
+    ``lr_decay_steps`` of the paper's.
+    """
 
     pretrained_feature_extractor: str = MISSING
     protocol: str = "strict"
@@ -152,7 +155,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     score: Callable = _score_linear if is_linear else _score_knn
     result = score(cfg, train[1], test[1])
     result = {"dataset": _dataset(cfg, args), "epoch": epoch_of(checkpoint) + 1, **result}
-    record = _note(result, args, checkpoint, len(train[0]))
+    own = result["dataset"] == args["data"]["dataset"]
+    record = _note(result, args, checkpoint, len(train[0]) if own else None)
     what = "linear probe" if is_linear else "kNN"
     chosen = ", ".join(f"{key}={value:g}" for key, value in result["chosen"].items())
     print(
@@ -239,11 +243,19 @@ def _features(cfg: DictConfig, network: _Network, flip: bool):
     return out
 
 
-def _note(result: dict[str, Any], args: dict[str, Any], checkpoint: Path, images: int | None):
-    """Put an evaluation into the checkpoint's record, made if there is none; its path."""
+def _note(
+    result: dict[str, Any], args: dict[str, Any], checkpoint: Path, images: int | None
+) -> Path:
+    """Put an evaluation into the checkpoint's record, made if there is none; its path.
+
+    ``images`` are those pre-trained on, as far as the evaluation knows their number.
+    """
     record = record_path(checkpoint)
     if not record.exists():
         _record_of(args, checkpoint, images).save(record)
+    elif images is not None and (found := Record.load(record)).num_train is None:
+        found.num_train = images
+        found.save(record)
     add_evaluation(record, result)
     return record
 
@@ -259,11 +271,17 @@ def transfer(given: DictConfig) -> list[dict[str, Any]]:
     """
     cfg = typed(given, Transfer)
     check_protocol(cfg.protocol)
-    names = _downstream_names(cfg)
+    names = _downstream_names(cfg)  # before a checkpoint is read
     said = {key: value for key, value in cfg.data.items() if key != "path" and value is not None}
     backbone, args, checkpoint = load_backbone(cfg.pretrained_feature_extractor, said)
     network = _Network(cfg, backbone, args, checkpoint, cfg.data.image_size)
     _check_said(said, args, network.size, checkpoint)
+    names = names or PAPER_TARGETS.get(args["data"]["dataset"], ())
+    if not names:
+        raise ClspError(
+            f"No data set is named, and the paper has none for {args['data']['dataset']}; give "
+            f"dataset=NAME or datasets=[NAME,..] of {', '.join(DOWNSTREAM)}."
+        )
     # all are opened first: one that is missing is told before anything is computed
     opened = [load_downstream(n, Path(cfg.data.path), network.size, cfg.partition) for n in names]
     flip = cfg.protocol == "paper" and (_flips(args) if cfg.flip is None else cfg.flip)
@@ -297,11 +315,6 @@ def _check_said(
 
 def _downstream_names(cfg: DictConfig) -> list[str]:
     names = list(dict.fromkeys([*([cfg.dataset] if cfg.dataset else []), *cfg.datasets]))
-    if not names:
-        raise ClspError(
-            f"No data set is named; give dataset=NAME or datasets=[NAME,..] of "
-            f"{', '.join(DOWNSTREAM)}."
-        )
     for name in names:
         if name not in DOWNSTREAM:
             raise ClspError(f"dataset={name} is not known{nearest(name, DOWNSTREAM)}")

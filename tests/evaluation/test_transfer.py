@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from clsp_plugin.benchmark.published import published_transfer
 from clsp_plugin.benchmark.table import make_table
 from clsp_plugin.data.downstream import DOWNSTREAM
 from clsp_plugin.engine.pretrain import pretrain
@@ -17,8 +18,8 @@ from clsp_plugin.evaluation.features import Features
 from clsp_plugin.evaluation.linear import train_probe
 from clsp_plugin.evaluation.logistic import Classifier, fit_logistic
 from clsp_plugin.evaluation.protocol import split_heldout
-from clsp_plugin.evaluation.transfer import evaluate_transfer, split_per_class
-from clsp_plugin.evaluation.verbs import transfer
+from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer, split_per_class
+from clsp_plugin.evaluation.verbs import knn, transfer
 
 VALUES = (1e-3, 0.1, 10.0)
 FAST = {"epochs": 4, "milestones": (2,), "batch_size": 32}
@@ -139,9 +140,10 @@ def test_unknown_protocol():
         evaluate_transfer(PARTS, "top1", "strikt")
 
 
-def _files():
-    file = Path(__file__).parent.parent / "data/test_downstream.py"
-    spec = importlib.util.spec_from_file_location("downstream_files", file)
+def module_of(path):
+    """A file of tests as a module, for what it writes."""
+    file = Path(__file__).parent.parent / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -150,7 +152,7 @@ def _files():
 @pytest.fixture
 def place(tmp_path, monkeypatch, tiny):
     """A run, and every data set as small files; settings for both."""
-    files = _files()
+    files = module_of("data/test_downstream.py")
     files.take_small_files(monkeypatch)
     for write in files.WRITE.values():
         write(tmp_path / "datasets")
@@ -240,7 +242,7 @@ def test_an_image_that_cannot_be_read_ends_in_a_sentence(place, workers):
 def test_what_cannot_be_meant_is_refused_before_anything_is_computed(place, monkeypatch, tmp_path):
     monkeypatch.setattr(verbs, "extract_features", None)
     for given, message in (
-        ({}, "No data set is named; give dataset=NAME"),
+        ({}, "No data set is named, and the paper has none for digits; give dataset=NAME"),
         ({"dataset": "flower"}, "did you mean 'flowers'"),
         ({"datasets": ["pets", "car"]}, "did you mean 'cars'"),
         ({"dataset": "pets", "data": {"dataset": "pets"}}, "name what to transfer to as dataset="),
@@ -250,3 +252,28 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_computed(place, monk
         with pytest.raises(ClspError, match=message):
             transfer({**place, **given})
     assert find_records([place["pretrained_feature_extractor"]])[0][1].evaluations == []
+
+
+def test_by_default_the_data_sets_of_the_paper(place, monkeypatch, tmp_path):
+    backbones = module_of("evaluation/test_backbone.py")
+    torch.save(backbones.authors_model("resnet18", "small").state_dict(), tmp_path / "clsp.pt")
+    authors = {**place, "pretrained_feature_extractor": str(tmp_path / "clsp.pt")}
+    authors["data"] = {**place["data"], "dataset": "cifar100", "image_size": 8}
+    (result,) = transfer(authors)
+    assert result["dataset"] == "cifar10"
+    ((_, record),) = find_records([tmp_path / "clsp.record.json"])
+    assert (record.dataset, record.num_train) == ("cifar100", None)
+    # what says how many there were fills it in
+    root = place["data"]["path"]
+    data = {"dataset": "cifar100", "train_path": root, "val_path": root, "image_size": 8}
+    knn({"pretrained_feature_extractor": str(tmp_path / "clsp.pt"), "data": data, "k": [1]})
+    ((_, record),) = find_records([tmp_path / "clsp.record.json"])
+    assert record.num_train == 200
+    assert {e["task"] for e in record.evaluations} == {"transfer", "knn"}
+    assert (tmp_path / "clsp.features").is_dir()
+
+
+def test_the_paper_s_data_sets_are_those_of_its_tables():
+    for dataset, targets in PAPER_TARGETS.items():
+        known = [n for n in DOWNSTREAM if published_transfer("clsp_simclr", dataset, n)]
+        assert sorted(targets) == known
