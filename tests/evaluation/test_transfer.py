@@ -65,6 +65,21 @@ def test_strict_by_hand_with_official_validation_images(metric):
     assert json.loads(json.dumps(out)) == out
 
 
+def test_the_choice_is_by_the_metric_that_is_reported():
+    def rare(number, seed):  # one image in ten is of class 1, and a little to the right
+        targets = (torch.arange(number) % 10 == 0).long()
+        feats = torch.randn(1, number, 6, generator=torch.Generator().manual_seed(seed))
+        feats[0, :, 0] += targets
+        return Features(feats, targets)
+
+    parts = {"train": rare(60, 0), "val": rare(200, 10), "test": rare(200, 20)}
+    chosen = {
+        metric: evaluate_transfer(parts, metric, l2=(1e-3, 10.0))["chosen"]["l2"]
+        for metric in ("top1", "mean_class")
+    }
+    assert chosen == {"top1": 10.0, "mean_class": 1e-3}  # never to guess class 1 is right in 90 %
+
+
 def test_strict_holds_a_tenth_out_where_there_are_none():
     out = evaluate_transfer({"train": TRAIN, "test": TEST}, "top1", l2=VALUES, seed=3)
     stay, held = split_heldout(TRAIN.targets, seed=3)
