@@ -53,6 +53,8 @@ setup(
         "diffusers>=0.33",
         "timm>=1.0.12",  # the backbones, LARS
         "scikit-learn>=1.3",
+        # the t-test of tables; torchvision reads the labels of Flowers-102 and Cars with it
+        "scipy>=1.10",
         "matplotlib>=3.7",
         "numpy>=1.24",
         "pillow>=10.1",

@@ -27,6 +27,7 @@ _HYDRA_VERBS = {
     "pretrain": ("pre-train a method, with or without synthetic positives", None),
     "linear": ("linear probe on a checkpoint's frozen features", "linear"),
     "knn": ("nearest-neighbour accuracy of a checkpoint's features", "knn"),
+    "transfer": ("linear accuracy of a checkpoint's features on other data sets", "transfer"),
 }
 _PLAIN_VERBS = {
     "import-denoiser": "convert a denoiser of the authors' code",
@@ -164,6 +165,8 @@ def task_of(verb: str) -> Callable:
         from clsp_plugin.engine.pretrain import pretrain as task
     elif verb == "linear":
         from clsp_plugin.evaluation.verbs import linear as task
+    elif verb == "transfer":
+        from clsp_plugin.evaluation.verbs import transfer as task
     else:
         from clsp_plugin.evaluation.verbs import knn as task
     return task

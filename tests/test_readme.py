@@ -26,6 +26,7 @@ SMALL = {
                  "precision=32-true", "data.num_train=48", "data.num_val=20"],
     "linear": ["max_epochs=2", "lr_decay_steps=[1]"],
     "knn": ["k=[1,5]"],
+    "transfer": ["l2=[0.1,1]", "num_workers=0"],
     "inspect": ["data.num_train=48"],
     "bench": ["--dry-run"],  # the demo is one that runs
     "figures": ["--limit", "20"],
@@ -51,11 +52,15 @@ def write_images(folder, classes, number, size):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A directory with what the README takes for granted: CIFAR-10 and images of one's own."""
+    """A directory with what the pages take for granted: data sets and images of one's own."""
     for split, number in (("train", 4), ("test", 2)):
         write_images(tmp_path / "datasets/cifar10" / split, "abcdefghij", number, 32)
     for split in ("train", "val"):
         write_images(tmp_path / "my" / split, ["cat", "dog"], 12, 16)
+    files = module_of("tests/data/test_downstream.py")
+    files.take_small_files(monkeypatch)
+    for name in ("pets", "dtd", "flowers"):
+        files.WRITE[name](tmp_path / "datasets")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -69,14 +74,8 @@ def run_clsp(words, monkeypatch):
 
 def test_commands_run_in_their_order(place, monkeypatch, capfd):
     clsp = [shlex.split(line) for line in commands() if line.startswith("clsp ")]
-    assert {words[1] for words in clsp} >= {
-        "denoiser",
-        "generate",
-        "pretrain",
-        "linear",
-        "knn",
-        "report",
-    }
+    verbs = {"denoiser", "generate", "pretrain", "linear", "knn", "report", "transfer"}
+    assert {words[1] for words in clsp} >= verbs
     for words in clsp:
         run_clsp(words, monkeypatch)  # a refusal would exit
     assert "clsp_simclr" in capfd.readouterr().out
@@ -106,11 +105,28 @@ def test_the_page_on_candidates(place, monkeypatch, capfd):
     assert (place / "candidates/digits/report/weights.png").exists()
 
 
-def make_authors_checkpoint(path):
-    file = ROOT / "tests/diffusion/test_authors.py"
-    spec = importlib.util.spec_from_file_location("authors_checkpoint", file)
+def test_the_page_on_transfer(place, monkeypatch, capfd):
+    run_clsp(["clsp", "pretrain", "--config-name", "simclr"], monkeypatch)
+    (place / "trained_models/simclr").rename(place / "trained_models/clsp_simclr")
+    authors = module_of("tests/evaluation/test_backbone.py").authors_model("resnet18", "small")
+    torch.save(authors.state_dict(), place / "simclr_clsp_cifar10.pt")
+    for line in commands("docs/transfer.md"):
+        run_clsp(shlex.split(line), monkeypatch)
+    out = capfd.readouterr().out
+    assert "digits → pets" in out
+    assert "transfer of simclr_clsp_cifar10 to dtd: top-1" in out
+
+
+def module_of(path):
+    """A file of tests as a module, for what it writes."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def make_authors_checkpoint(path):
+    module = module_of("tests/diffusion/test_authors.py")
     torch.save(module.weights(**module.SMALL), path)
 
 

@@ -19,11 +19,13 @@ from clsp_plugin.benchmark.published import (
     published_ablation,
     published_transfer,
 )
+from clsp_plugin.data.downstream import DOWNSTREAM
 from clsp_plugin.data.images import DATASETS
 from clsp_plugin.engine.code import evaluation_code, method_code
 from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
+from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
 
 __all__ = [
     "BUDGET", "LAYOUTS", "TASKS", "Absent", "Cell", "Row", "Table", "check_seeds", "commit_of",
@@ -37,10 +39,6 @@ TASKS = {"linear": "linear", "knn": "kNN", "transfer": "transfer"}  # an evaluat
 LAYOUTS = {"main": ("linear", "knn"), "transfer": ("transfer",), "ablation": ("linear", "knn")}
 BUDGET = ("backbone", "epochs", "num_train")
 _HEADINGS = {"num_train": "images"}
-# Data sets of the paper besides those that ``data.images`` reads.
-_KNOWN = (
-    "caltech101", "cars", "dtd", "flowers", "food101", "imagenet100", "pets", "stl10",
-)  # fmt: skip
 _LEVEL = 0.05  # of the test that makes a number bold
 _STALE = "†"
 # Families stay together: a method, its controls, then the method with synthetic positives.
@@ -305,9 +303,10 @@ class Table:
         what = "Top-1 accuracy" if self.layout != "transfer" else (
             "Linear accuracy of frozen features (mean per class for pets, flowers and caltech101, "
             "top-1 otherwise)")  # fmt: skip
+        protocols = TRANSFER_PROTOCOLS if self.layout == "transfer" else PROTOCOLS
         parts = [
             f"{what} in percent on test images. Protocol {self.protocol}: "
-            f"{PROTOCOLS[self.protocol]}.",
+            f"{protocols[self.protocol]}.",
             "One seed, so no spread."
             if counts == {1}
             else f"Mean ± sample standard deviation over n = {_range(counts) or 'no'} seeds.",
@@ -497,7 +496,7 @@ def _notes(records: Records, protocol: str, rows: Sequence[Row]) -> list[str]:
     ]
     if other:
         notes.append(f"Evaluated with another protocol alone and left out: {'; '.join(other)}.")
-    known = {*DATASETS, *_KNOWN}
+    known = {*DATASETS, *DOWNSTREAM}
     strange = dict.fromkeys(d for row in rows for d in (row.dataset, row.target) if d not in known)
     if strange:
         notes.append(f"Not data sets that this version knows: {', '.join(strange)}.")
@@ -661,9 +660,7 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
     return Cell.of(
         [e["top1"] if e.get("metric") is None else e[e["metric"]] for _, e in latest],
         stale=any(
-            is_stale(record, dict(latest)[path])
-            for path, record in members
-            if path in dict(latest)
+            is_stale(record, dict(latest)[path]) for path, record in members if path in dict(latest)
         ),
         failed=failed,
         paths=tuple(path for path, _ in latest),

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = [
     "image_digest",
     "load_image_files",
     "load_images",
+    "open_torchvision",
     "to_pixels",
 ]
 
@@ -42,6 +44,7 @@ DATASETS = tuple(sorted(MEAN_STD))
 _EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 _CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 _STL10 = "stl10_binary"
+_PATHS = "or set data.train_path and data.val_path"
 _NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet100": 100}
 
 
@@ -186,11 +189,12 @@ def _load_cifar(dataset: str, data: Mapping[str, Any], split: str) -> ImageArray
     root, name = _root(data, split), f"{dataset}/{split}"
     folders = root / dataset / ("train" if split == "train" else "test")
     if (root / _CIFAR[dataset]).is_dir() or not (_has_class_folders(root) or folders.is_dir()):
-        source = _torchvision(
+        source = open_torchvision(
             dataset,
+            dataset.upper(),
             root,
             _CIFAR[dataset],
-            f"class folders under {root / dataset}/train and test",
+            f"put class folders under {root / dataset}/train and test, {_PATHS}",
             train=split == "train",
         )
         images, targets = torch.from_numpy(source.data), torch.tensor(source.targets)
@@ -200,11 +204,12 @@ def _load_cifar(dataset: str, data: Mapping[str, Any], split: str) -> ImageArray
 
 def _load_stl10(data: Mapping[str, Any], split: str) -> ImageArray:
     """5,000 labelled and 100,000 unlabelled (-1) images, or the 8,000 for testing; 96 pixels."""
-    source = _torchvision(
+    source = open_torchvision(
         "stl10",
+        "STL10",
         _root(data, split),
         _STL10,
-        "images of your own with data.dataset=custom",
+        f"take images of your own with data.dataset=custom, {_PATHS}",
         split="train+unlabeled" if split == "train" else "test",
     )
     images = source.data.transpose(0, 2, 3, 1)
@@ -218,19 +223,51 @@ def _load_stl10(data: Mapping[str, Any], split: str) -> ImageArray:
     )
 
 
-def _torchvision(dataset: str, root: Path, folder: str, otherwise: str, **which: Any) -> Any:
-    """A data set of torchvision's, downloaded where its folder is not there."""
+def open_torchvision(
+    dataset: str,
+    loader: str,
+    root: Path,
+    folder: str,
+    otherwise: str,
+    download: bool = True,
+    **which: Any,
+) -> Any:
+    """A data set of torchvision's, downloaded where its folder is not there.
+
+    Args:
+        dataset: for people.
+        loader: a class of ``torchvision.datasets``.
+        root: where torchvision keeps, or puts, its files.
+        folder: below ``root``; where it is, nothing is downloaded.
+        otherwise: what else a person can do.
+        download: whether torchvision can.
+        which: further arguments of the class.
+
+    Raises:
+        ClspError: it is not there and cannot be downloaded, or it is not complete.
+    """
     from torchvision import datasets
 
-    present = (root / folder).is_dir()
+    present, before = (root / folder).is_dir(), root.exists()
     try:
-        return getattr(datasets, dataset.upper())(root, download=not present, **which)
-    except (RuntimeError, OSError, EOFError) as error:
+        return getattr(datasets, loader)(root, download=download and not present, **which)
+    except Exception as error:  # whatever the library raises that reads its files or the network
+        if not present:
+            _remove_empty(root, folder, whole=not before)
         what = "is corrupt or incomplete" if present else "was not found and cannot be downloaded"
+        first = (str(error).strip() or repr(error)).splitlines()[0]
         raise ClspError(
-            f"{dataset} {what} at {root} ({str(error).splitlines()[0]}); put torchvision's "
-            f"{folder} there, or {otherwise}, or set data.train_path and data.val_path."
+            f"{dataset} {what} at {root} ({first}); put torchvision's {folder} there, or "
+            f"{otherwise}."
         ) from error
+
+
+def _remove_empty(root: Path, folder: str, whole: bool) -> None:
+    """Remove what a failed download left, as far as it is empty."""
+    parts = Path(folder).parts
+    for depth in range(len(parts), -1 if whole else 0, -1):
+        with suppress(OSError):
+            root.joinpath(*parts[:depth]).rmdir()
 
 
 def _is_image(path: Path) -> bool:

@@ -48,7 +48,7 @@ class Record:
         backbone: its name.
         epochs: of pre-training.
         seed: of pre-training.
-        num_train: images pre-trained on.
+        num_train: images pre-trained on; None where a checkpoint of others does not say.
         checkpoint: path of the last checkpoint, relative to the record; None if none was kept.
         curve: one dict an epoch: ``epoch``, ``train_loss``, ``val_acc1``, ...
         timings: name to seconds.
@@ -68,7 +68,7 @@ class Record:
     backbone: str
     epochs: int
     seed: int
-    num_train: int
+    num_train: int | None
     checkpoint: str | None
     curve: list[dict[str, Any]] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)

@@ -22,6 +22,7 @@ _RESNETS = {
     (True, 6): "resnet50",
     (True, 23): "resnet101",
 }
+_IMAGE_SIZE = {"cifar10": 32, "cifar100": 32, "stl10": 64}  # that they train and evaluate at
 # Where theirs are not solo-learn's.
 _STATISTICS = {"cifar10": ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])}
 
@@ -63,11 +64,15 @@ def authors_args(
     own = {**data}
     if data["dataset"] in _STATISTICS and not data.get("mean"):
         own["mean"], own["std"] = _STATISTICS[data["dataset"]]
+    pipeline: dict[str, Any] = {"horizontal_flip": {"prob": 0.5}}
+    size = data.get("image_size") or _IMAGE_SIZE.get(data["dataset"])
+    if size:
+        pipeline["crop_size"] = size
     args = {
         "method": checkpoint.stem,
         "backbone": backbone,
         "data": own,
-        "augmentations": [{"horizontal_flip": {"prob": 0.5}}],
+        "augmentations": [pipeline],
         "max_epochs": 0,
     }
     return args, {key: value for key, value in state.items() if not key.startswith("fc.")}

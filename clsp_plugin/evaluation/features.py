@@ -1,13 +1,15 @@
 """Features of a frozen backbone, computed once; every evaluation reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from clsp_plugin.data.downstream import ImageStream
 from clsp_plugin.data.images import ImageArray
 from clsp_plugin.errors import ClspError
 
@@ -53,13 +55,14 @@ def _evaluating(module: nn.Module):
 
 def extract_features(
     backbone: nn.Module,
-    array: ImageArray,
+    images: ImageArray | ImageStream,
     *,
     mean: Sequence[float],
     std: Sequence[float],
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     flip: bool,
+    num_workers: int = 0,
     desc: str = "",
 ) -> Features:
     """Run every image through a backbone once, or once plain and once mirrored.
@@ -67,32 +70,29 @@ def extract_features(
     Args:
         backbone: images (B, 3, H, W) to features (B, D); moved to ``device``, otherwise left as
             it was.
-        array: labelled images.
+        images: labelled, in memory or read as they are needed.
         mean: per channel, for pixels in [0, 1].
         std: per channel, for pixels in [0, 1].
         batch_size: images a forward.
         device: where the backbone runs; the features come back to the CPU.
         flip: also the horizontal mirror image, as view 1.
+        num_workers: processes that read a stream; none for 0.
         desc: what the progress bar is called; none without it.
 
     Raises:
-        ClspError: images without labels, or features that are not finite.
+        ClspError: images without labels or that cannot be read, or features that are not finite.
     """
-    if bool((array.targets < 0).any()):
-        raise ClspError(
-            f"{int((array.targets < 0).sum())} of the {len(array)} images of {array.name} have no "
-            f"labels and an evaluation needs them; put each class into a folder of its own and "
-            f"set data.no_labels=False."
-        )
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
     backbone.to(device)
     views: tuple[list[torch.Tensor], ...] = ([], []) if flip else ([],)
-    starts = range(0, len(array), batch_size)
+    targets: list[torch.Tensor] = []
+    batches = _batches(images, batch_size, num_workers)
+    total = -(-len(images) // batch_size)
     with torch.no_grad(), _evaluating(backbone):
-        for start in tqdm(starts, desc=desc, disable=not desc, unit="batch"):
-            images = array.images[start : start + batch_size].to(device)
+        for pixels, labels in tqdm(batches, desc=desc, total=total, disable=not desc, unit="batch"):
+            targets.append(labels)
             # NHWC in memory, seen as NCHW: that is what channels_last means
-            X = images.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+            X = pixels.to(device).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
             for view, feats in enumerate(views):
                 X = X.flip(3).contiguous(memory_format=torch.channels_last) if view else X
                 feats.append(backbone(X).float().cpu())
@@ -101,8 +101,32 @@ def extract_features(
     if not bool(torch.isfinite(feats).all()):
         broken = int((~torch.isfinite(feats)).flatten(2).any(2).any(0).sum())
         raise ClspError(
-            f"The backbone's features of {broken} of the {len(array)} images of {array.name} are "
+            f"The backbone's features of {broken} of the {len(images)} images of {images.name} are "
             f"not finite: the training of this checkpoint diverged; evaluate an earlier one, or "
             f"train again with a smaller optimizer.lr."
         )
-    return Features(feats, array.targets.to(torch.int64).cpu())
+    return Features(feats, torch.cat(targets).to(torch.int64).cpu())
+
+
+def _batches(
+    images: ImageArray | ImageStream, batch_size: int, num_workers: int
+) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    """Pixels uint8 (B, H, W, 3) and targets (B,), in the order of the images."""
+    if isinstance(images, ImageStream):
+        own = torch.Generator()  # else it would draw from the global one
+        return _read(DataLoader(images, batch_size, num_workers=num_workers, generator=own))
+    if bool((images.targets < 0).any()):
+        raise ClspError(
+            f"{int((images.targets < 0).sum())} of the {len(images)} images of {images.name} have "
+            f"no labels and an evaluation needs them; put each class into a folder of its own and "
+            f"set data.no_labels=False."
+        )
+    return zip(images.images.split(batch_size), images.targets.split(batch_size), strict=True)
+
+
+def _read(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for pixels, targets, wrong in loader:
+        told = next(filter(None, wrong), None)
+        if told is not None:  # raised here: from a worker it would come with its traceback
+            raise ClspError(told)
+        yield pixels, targets

@@ -1,6 +1,8 @@
-"""``clsp linear`` and ``clsp knn``: a checkpoint's features once, then a score on them."""
+"""``clsp linear``, ``knn`` and ``transfer``: a checkpoint's features once, then a score on them."""
 
-from collections.abc import Callable
+import hashlib
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -9,23 +11,29 @@ import torch
 import torchvision.transforms.v2.functional as F
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from clsp_plugin.data.downstream import DOWNSTREAM, Downstream, ImageStream, load_downstream
 from clsp_plugin.data.images import ImageArray, channel_statistics, load_images
 from clsp_plugin.engine.checkpoint import epoch_of
 from clsp_plugin.engine.config import Data, typed
 from clsp_plugin.engine.record import Record, add_evaluation, environment, record_path
-from clsp_plugin.errors import ClspError
+from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.backbone import load_backbone
+from clsp_plugin.evaluation.cache import FeatureCache, cache_folder
 from clsp_plugin.evaluation.features import Features, extract_features
 from clsp_plugin.evaluation.protocol import check_protocol, evaluate_knn, evaluate_linear
+from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer
 
-__all__ = ["evaluate", "knn", "linear"]
+__all__ = ["evaluate", "knn", "linear", "transfer"]
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
 
 @dataclass
 class _Evaluation:
-    """``data`` is that of the pre-training, with what is given here on top."""
+    """``data`` is that of the pre-training, with what is given here on top.
+
+    ``cache`` keeps features beside the checkpoint; see ``evaluation.cache``.
+    """
 
     pretrained_feature_extractor: str = MISSING
     protocol: str = "strict"
@@ -33,6 +41,7 @@ class _Evaluation:
     batch_size: int = 256
     seed: int = 5
     device: str = "auto"
+    cache: bool = True
 
 
 @dataclass
@@ -49,6 +58,46 @@ class Linear(_Evaluation):
 class Knn(_Evaluation):
     k: list[int] = field(default_factory=lambda: [5, 10, 20, 50, 100, 200])
     temperature: float = 0.07
+
+
+@dataclass
+class _DownstreamData:
+    """``path``: where the data sets are. ``image_size``: what images are brought to, by default
+    that of the pre-training. The others are of the pre-training, for checkpoints that do not say.
+    """
+
+    path: str = "datasets"
+    dataset: Optional[str] = None
+    image_size: Optional[int] = None
+    mean: Optional[list[float]] = None
+    std: Optional[list[float]] = None
+
+
+@dataclass
+class Transfer:
+    """One ``dataset`` or several ``datasets``, by default the paper's for that of the pre-training.
+
+    ``l2`` and ``max_iter`` are of the strict protocol, ``flip``, ``lr``, ``max_epochs`` and
+    ``lr_decay_steps`` of the paper's.
+    """
+
+    pretrained_feature_extractor: str = MISSING
+    protocol: str = "strict"
+    dataset: Optional[str] = None
+    datasets: list[str] = field(default_factory=list)
+    data: _DownstreamData = field(default_factory=_DownstreamData)
+    partition: int = 1
+    l2: Optional[list[float]] = None
+    max_iter: int = 1000
+    flip: Optional[bool] = None
+    lr: float = 1.0
+    max_epochs: int = 100
+    lr_decay_steps: list[int] = field(default_factory=lambda: [60, 80])
+    batch_size: int = 256
+    num_workers: int = 4
+    seed: int = 5
+    device: str = "auto"
+    cache: bool = True
 
 
 def linear(given: DictConfig) -> dict[str, Any]:
@@ -101,14 +150,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     flip = False
     if is_linear:
         flip = _flips(args) if cfg.flip is None else cfg.flip
-    train, test = _features(cfg, backbone, args, flip)
+    network = _Network(cfg, backbone, args, checkpoint)
+    train, test = _features(cfg, network, flip)
     score: Callable = _score_linear if is_linear else _score_knn
     result = score(cfg, train[1], test[1])
     result = {"dataset": _dataset(cfg, args), "epoch": epoch_of(checkpoint) + 1, **result}
-    record = record_path(checkpoint)
-    if not record.exists():
-        _record_of(args, checkpoint, len(train[0])).save(record)
-    add_evaluation(record, result)
+    own = result["dataset"] == args["data"]["dataset"]
+    record = _note(result, args, checkpoint, len(train[0]) if own else None)
     what = "linear probe" if is_linear else "kNN"
     chosen = ", ".join(f"{key}={value:g}" for key, value in result["chosen"].items())
     print(
@@ -129,15 +177,60 @@ def _dataset(cfg: DictConfig, args: dict[str, Any]) -> str:
     return cfg.data.get("dataset", args["data"]["dataset"])
 
 
-def _features(cfg: DictConfig, backbone, args: dict[str, Any], flip: bool):
+class _Network:
+    """A frozen backbone with what its features depend on, and their cache.
+
+    ``size`` is that of the images that it was pre-trained on, in pixels; None if it is not known.
+    """
+
+    def __init__(
+        self, cfg: DictConfig, backbone, args: dict[str, Any], checkpoint: Path,
+        size: int | None = None,
+    ):  # fmt: skip
+        self.cfg, self.backbone, self.args = cfg, backbone, args
+        self.size = size or (args.get("augmentations") or [{}])[0].get("crop_size")
+        self.mean, self.std = channel_statistics(args["data"], args.get("augmentations"))
+        self.device = cfg.device
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        what = {"backbone": args["backbone"], "mean": self.mean, "std": self.std}
+        what |= {"size": self.size, "device": self.device.partition(":")[0]}
+        self.cache = FeatureCache(cache_folder(checkpoint) if cfg.cache else None, backbone, what)
+
+    def features(self, images: ImageArray | ImageStream, flip: bool, desc: str = "") -> Features:
+        """Of labelled images, brought to the network's size; from the cache if they are there."""
+
+        def key() -> dict[str, Any]:
+            if isinstance(images, ImageStream):
+                return {**images.key, "size": images.size}
+            targets = hashlib.sha256(images.targets.numpy().tobytes()).hexdigest()
+            return {"pixels": images.fingerprint, "targets": targets}
+
+        def compute() -> Features:
+            array = images
+            if isinstance(images, ImageArray):
+                array = _resized(images, self.size or images.size[0])
+            return extract_features(
+                self.backbone,
+                array,
+                mean=self.mean,
+                std=self.std,
+                batch_size=self.cfg.batch_size,
+                device=self.device,
+                flip=flip,
+                num_workers=min(self.cfg.get("num_workers", 0), os.cpu_count() or 1),
+                desc=desc or f"features of {images.name}",
+            )
+
+        return self.cache.features(key, 1 + flip, compute)
+
+
+def _features(cfg: DictConfig, network: _Network, flip: bool):
     """(images, features) of the training and of the test images."""
+    args = network.args
     own = {k: v for k, v in args["data"].items() if k in Data.__dataclass_fields__}
     same = _dataset(cfg, args) == own["dataset"]
     data = typed({**(own if same else {}), **OmegaConf.to_container(cfg.data)}, Data)
-    mean, std = channel_statistics(args["data"], args.get("augmentations"))
-    device = cfg.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     out = []
     for split in ("train", "val"):
         array = load_images(data, split)
@@ -145,24 +238,130 @@ def _features(cfg: DictConfig, backbone, args: dict[str, Any], flip: bool):
             raise ClspError(
                 "There are no images to test on: set data.val_path to a folder of class folders."
             )
-        array = _resized(array.labelled(), args)
-        features = extract_features(
-            backbone,
-            array,
-            mean=mean,
-            std=std,
-            batch_size=cfg.batch_size,
-            device=device,
-            flip=flip and split == "train",
-            desc=f"features of {array.name}",
-        )
-        out.append((array, features))
+        array = array.labelled()
+        out.append((array, network.features(array, flip and split == "train")))
     return out
 
 
-def _resized(array: ImageArray, args: dict[str, Any]) -> ImageArray:
-    """Bring images to the size that the network was pre-trained at."""
-    crop = (args.get("augmentations") or [{}])[0].get("crop_size", array.size[0])
+def _note(
+    result: dict[str, Any], args: dict[str, Any], checkpoint: Path, images: int | None
+) -> Path:
+    """Put an evaluation into the checkpoint's record, made if there is none; its path.
+
+    ``images`` are those pre-trained on, as far as the evaluation knows their number.
+    """
+    record = record_path(checkpoint)
+    if not record.exists():
+        _record_of(args, checkpoint, images).save(record)
+    elif images is not None and (found := Record.load(record)).num_train is None:
+        found.num_train = images
+        found.save(record)
+    add_evaluation(record, result)
+    return record
+
+
+def transfer(given: DictConfig) -> list[dict[str, Any]]:
+    """Linear evaluation on other data sets; prints the scores and adds them to the run's record.
+
+    Returns:
+        The evaluations, as they stand in the record.
+
+    Raises:
+        ClspError: an unknown data set, or one that neither disk nor network has, ...
+    """
+    cfg = typed(given, Transfer)
+    check_protocol(cfg.protocol)
+    names = _downstream_names(cfg)  # before a checkpoint is read
+    said = {key: value for key, value in cfg.data.items() if key != "path" and value is not None}
+    backbone, args, checkpoint = load_backbone(cfg.pretrained_feature_extractor, said)
+    network = _Network(cfg, backbone, args, checkpoint, cfg.data.image_size)
+    _check_said(said, args, network.size, checkpoint)
+    names = names or PAPER_TARGETS.get(args["data"]["dataset"], ())
+    if not names:
+        raise ClspError(
+            f"No data set is named, and the paper has none for {args['data']['dataset']}; give "
+            f"dataset=NAME or datasets=[NAME,..] of {', '.join(DOWNSTREAM)}."
+        )
+    # all are opened first: one that is missing is told before anything is computed
+    opened = [load_downstream(n, Path(cfg.data.path), network.size, cfg.partition) for n in names]
+    flip = cfg.protocol == "paper" and (_flips(args) if cfg.flip is None else cfg.flip)
+    results = []
+    for number, target in enumerate(opened, 1):
+        title = f"[{number}/{len(opened)}] {target.name}"
+        result = _transferred(cfg, network, target, flip, title)
+        result = {"dataset": target.name, "epoch": epoch_of(checkpoint) + 1, **result}
+        record = _note(result, args, checkpoint, None)
+        print(_told(result, args["method"], record))
+        results.append(result)
+    return results
+
+
+def _check_said(
+    said: Mapping[str, Any], args: Mapping[str, Any], size: int | None, checkpoint: Path
+) -> None:
+    for key, value in said.items():
+        own = args["data"].get(key)
+        if key != "image_size" and value != own:
+            raise ClspError(
+                f"data.{key}={value} is of the pre-training, of which {checkpoint} says {own}; "
+                f"leave it out, and name what to transfer to as dataset=NAME."
+            )
+    if size is None:
+        raise ClspError(
+            f"{checkpoint} does not say at which size it was pre-trained; give "
+            f"data.image_size=PIXELS."
+        )
+
+
+def _downstream_names(cfg: DictConfig) -> list[str]:
+    names = list(dict.fromkeys([*([cfg.dataset] if cfg.dataset else []), *cfg.datasets]))
+    for name in names:
+        if name not in DOWNSTREAM:
+            raise ClspError(f"dataset={name} is not known{nearest(name, DOWNSTREAM)}")
+    return names
+
+
+def _transferred(
+    cfg: DictConfig, network: _Network, target: Downstream, flip: bool, title: str
+) -> dict[str, Any]:
+    """One pass over a data set's images, and the score."""
+    parts = {
+        part: network.features(images, flip and part != "test", f"{title}, {part}")
+        for part, images in target.parts.items()
+    }
+    result = evaluate_transfer(
+        parts,
+        target.metric,
+        cfg.protocol,
+        **({} if cfg.l2 is None else {"l2": list(cfg.l2)}),
+        max_iter=cfg.max_iter,
+        lr=cfg.lr,
+        epochs=cfg.max_epochs,
+        milestones=tuple(cfg.lr_decay_steps),
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+        device=network.device,
+        desc=title,
+    )
+    more = {} if target.partition is None else {"partition": target.partition}
+    result["settings"] |= {"image_size": network.size, **more}
+    return result
+
+
+def _told(result: Mapping[str, Any], method: str, record: Path) -> str:
+    metric = result["metric"]
+    what = "mean per class" if metric == "mean_class" else "top-1"
+    chosen = ", ".join(f"{key}={value:.3g}" for key, value in result["chosen"].items())
+    slow = "" if result.get("converged", True) else "; the solver stopped early: raise max_iter"
+    return (
+        f"transfer of {method} to {result['dataset']}: {what} {result[metric]:.2f} % "
+        f"({result['protocol']} protocol, {chosen}, {result['num_train']} training and "
+        f"{result['num_test']} test images{slow}) -> {record}"
+    )
+
+
+def _resized(array: ImageArray, crop: int) -> ImageArray:
+    """Bring images to squares of a size."""
     if array.size == (crop, crop):
         return array
     images = array.images.permute(0, 3, 1, 2)
@@ -174,7 +373,7 @@ def _resized(array: ImageArray, args: dict[str, Any]) -> ImageArray:
     return ImageArray(resized, array.targets, array.classes, array.name)
 
 
-def _record_of(args: dict[str, Any], checkpoint: Path, num_train: int) -> Record:
+def _record_of(args: dict[str, Any], checkpoint: Path, num_train: int | None) -> Record:
     """A record for a checkpoint that came without one, such as solo-learn's."""
     return Record(
         method=args["method"],

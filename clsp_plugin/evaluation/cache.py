@@ -1,0 +1,116 @@
+"""Features on disk, so that the evaluations of a checkpoint extract them once."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clsp_plugin.data.files import write_whole
+from clsp_plugin.engine.code import code_hash
+from clsp_plugin.evaluation.features import Features
+
+__all__ = ["FeatureCache", "cache_folder"]
+
+_FILE = re.compile(r"[0-9a-f]{12}-[0-9a-f]{16}\.pt")
+
+
+def cache_folder(checkpoint: Path) -> Path:
+    """Where a checkpoint's features lie: one folder a run, and one a file without a run."""
+    if checkpoint.suffix == ".ckpt":
+        return checkpoint.parent / "features"
+    return checkpoint.with_suffix(".features")
+
+
+class FeatureCache:
+    """Features of one network, each set of images a file.
+
+    A file is named by the weights and by everything else that the features depend on: the images
+    and their order, statistics, size, device, versions and our code. What does not match is
+    another file, and a file that is not whole is computed again. Files of other weights, earlier
+    epochs of the same run, are removed when one is written, so a run keeps those of one epoch.
+
+    Args:
+        folder: see :func:`cache_folder`; None keeps nothing. It may be deleted at any time.
+        backbone: the network.
+        what: what else the features depend on; made of what JSON has.
+    """
+
+    def __init__(self, folder: Path | None, backbone: nn.Module, what: Mapping[str, Any]):
+        self.folder = folder
+        if folder is not None:
+            self.weights = _weights_digest(backbone)
+            self.what = {
+                **what,
+                "weights": self.weights,
+                "code": code_hash("evaluation.verbs", "evaluation.backbone", "methods.backbones"),
+                **{name: metadata.version(name) for name in ("torch", "torchvision", "timm")},
+            }
+
+    def features(
+        self, images: Callable[[], Mapping[str, Any]], views: int, compute: Callable[[], Features]
+    ) -> Features:
+        """The features of some images, from disk if they are there.
+
+        Args:
+            images: what names them; made of what JSON has. Not called without a folder.
+            views: V, how many are wanted; a file with more serves too.
+            compute: extracts them, if they are not there.
+        """
+        if self.folder is None:
+            return compute()
+        key = json.dumps({**self.what, "images": images()}, sort_keys=True)
+        name = hashlib.sha256(key.encode()).hexdigest()[:16]
+        file = self.folder / f"{self.weights[:12]}-{name}.pt"
+        found = _read(file, key)
+        if found is not None and len(found.feats) >= views:
+            return Features(found.feats[:views], found.targets)
+        features = compute()
+        self._write(file, key, features)
+        return features
+
+    def _write(self, file: Path, key: str, features: Features) -> None:
+        content = {"key": key, "feats": features.feats, "targets": features.targets}
+        content["digest"] = _digest(features.feats, features.targets)
+        try:
+            write_whole(file, lambda handle: torch.save(content, handle))
+            for other in self.folder.iterdir():
+                of_others = not other.name.startswith(file.name[:12])
+                if of_others and _FILE.fullmatch(other.name):
+                    other.unlink(missing_ok=True)
+        except (OSError, RuntimeError) as error:  # no room, no permission: it is only a cache
+            print(f"Features are not kept in {self.folder} ({error}).")
+
+
+def _read(file: Path, key: str) -> Features | None:
+    """What a file holds if it is whole and of this key."""
+    if not file.is_file():
+        return None
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        feats, targets = content["feats"], content["targets"]
+        if content["key"] == key and content["digest"] == _digest(feats, targets):
+            return Features(feats, targets)
+    except Exception:  # whatever is wrong with it, it is computed again
+        pass
+    return None
+
+
+def _digest(*tensors: torch.Tensor) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _weights_digest(module: nn.Module) -> str:
+    state = module.state_dict()
+    names = hashlib.blake2b(repr(sorted(state)).encode(), digest_size=16)
+    names.update(_digest(*(state[name] for name in sorted(state))).encode())
+    return names.hexdigest()
