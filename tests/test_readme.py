@@ -26,6 +26,7 @@ SMALL = {
                  "precision=32-true", "data.num_train=48", "data.num_val=20"],
     "linear": ["max_epochs=2", "lr_decay_steps=[1]"],
     "knn": ["k=[1,5]"],
+    "finetune": ["max_epochs=1", "optimizer.batch_size=16"],
     "inspect": ["data.num_train=48"],
     "demo": ["--scale", "0.02", "--seeds", "1"],
 }  # fmt: skip

@@ -26,7 +26,8 @@ def load_backbone(
     Args:
         path: a ``.ckpt`` file with ``args.json`` beside it, or the directory of a run, of which
             the newest epoch is taken; or a ``.pt`` file of the authors.
-        data: what the user says of the images, which the authors' files need.
+        data: what the user says of the images, which the authors' files need; ``mean`` and
+            ``std`` in it take the place of those of the pre-training.
 
     Returns:
         The backbone, images (B, 3, H, W) to features (B, D); the configuration it was trained
@@ -47,6 +48,8 @@ def load_backbone(
             f"There is no readable args.json beside {checkpoint}; it says which backbone the "
             f"checkpoint is of, so keep the two together."
         )
+    said = {key: data[key] for key in ("mean", "std") if data and data.get(key)}
+    args = {**args, "data": {**args["data"], **said}}
     module, _ = build_backbone(args["backbone"], args["data"]["dataset"])
     _load_exactly(module, state, checkpoint, args["backbone"]["name"])
     return module, args, checkpoint
