@@ -95,7 +95,7 @@ def our_knn(here, folder, k):
     return evaluation["top1"], evaluation["num_test"]
 
 
-def leave_ties_out(folder, cifar10, k, temperature=0.07, tie=1e-4):
+def leave_ties_out(folder, cifar10, k, temperature=0.07, tie=1e-5):
     """Keep the test images whose k-th neighbour and whose vote are no near tie; how many.
 
     The two networks' similarities agree to 1e-6, by the order in which they add, so an image that
