@@ -28,6 +28,7 @@ _HYDRA_VERBS = {
     "linear": ("linear probe on a checkpoint's frozen features", "linear"),
     "knn": ("nearest-neighbour accuracy of a checkpoint's features", "knn"),
     "transfer": ("linear accuracy of a checkpoint's features on other data sets", "transfer"),
+    "finetune": ("train a checkpoint's backbone and a classifier on labels", "finetune"),
 }
 _PLAIN_VERBS = {
     "import-denoiser": "convert a denoiser of the authors' code",
@@ -167,6 +168,8 @@ def task_of(verb: str) -> Callable:
         from clsp_plugin.evaluation.verbs import linear as task
     elif verb == "transfer":
         from clsp_plugin.evaluation.verbs import transfer as task
+    elif verb == "finetune":
+        from clsp_plugin.evaluation.verbs import finetune as task
     else:
         from clsp_plugin.evaluation.verbs import knn as task
     return task
@@ -226,7 +229,9 @@ def _table(args: list[str]) -> None:
         "--format", choices=("markdown", "csv", "latex", "html"), default="markdown"
     )
     parser.add_argument(
-        "--layout", default="main", help="main (default), transfer, or ablation (with --by)"
+        "--layout",
+        default="main",
+        help="main (default), finetune, transfer, or ablation (with --by)",
     )
     parser.add_argument(
         "--by", action="append", default=[], metavar="KEY",
@@ -484,6 +489,8 @@ def _dispatch(argv: list[str]) -> None:
         print(_overview(), end="")
         return
     verb, args = argv[0], argv[1:]
+    if verb == "linear" and "finetune=True" in args:
+        verb = "finetune"  # as solo-learn says it; its settings are another file's
     if verb in ("-V", "--version"):
         print(__version__)
     elif verb in _HYDRA_VERBS:

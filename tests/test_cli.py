@@ -53,6 +53,7 @@ def test_help_names_every_verb_and_every_configuration(clsp):
         "linear",
         "knn",
         "transfer",
+        "finetune",
         "table",
         "demo",
         "import-denoiser",
@@ -93,9 +94,13 @@ def test_the_whole_way_by_hand(clsp, tmp_path):
     code, out, _ = clsp("knn", f"pretrained_feature_extractor={run}", "k=[1,5]", "protocol=paper")
     assert code == 0
     assert "paper protocol" in out
+    code, out, _ = clsp("linear", "finetune=True", f"pretrained_feature_extractor={run}",
+                        "max_epochs=1", "optimizer.batch_size=16")  # fmt: skip
+    assert code == 0
+    assert "fine-tuning of clsp_simclr on digits: top-1" in out
     ((_, record),) = find_records([tmp_path])
     assert {(e["task"], e["protocol"]) for e in record.evaluations} == {
-        ("linear", "strict"), ("knn", "paper")}  # fmt: skip
+        ("linear", "strict"), ("knn", "paper"), ("finetune", "strict")}  # fmt: skip
     code, out, _ = clsp("table", tmp_path)
     assert code == 0
     assert "clsp_simclr" in out
@@ -165,6 +170,7 @@ BAD = {
     "a checkpoint's name": (["knn", "pretrained_feature_extractor=a/b-ep=3.ckpt"],
                             "no checkpoint at a/b-ep=3.ckpt"),
     "checkpoint not named": (["knn"], "pretrained_feature_extractor is not set"),
+    "fine-tuning of nothing": (["finetune"], "pretrained_feature_extractor is not set"),
     "no checkpoint to import": (["import-denoiser", "a.pt", "--out", "b"], "no file a.pt"),
     "no store": (["inspect", "nowhere"], "no candidate store at nowhere"),
     "unknown data set": (["transfer", "pretrained_feature_extractor=a", "datasets=[pets,flower]"],

@@ -27,6 +27,7 @@ SMALL = {
     "linear": ["max_epochs=2", "lr_decay_steps=[1]"],
     "knn": ["k=[1,5]"],
     "transfer": ["l2=[0.1,1]", "num_workers=0"],
+    "finetune": ["max_epochs=1", "optimizer.batch_size=16"],
     "inspect": ["data.num_train=48"],
     "bench": ["--dry-run"],  # the demo is one that runs
     "figures": ["--limit", "20"],

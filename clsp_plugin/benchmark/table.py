@@ -34,9 +34,15 @@ __all__ = [
 
 Records = Sequence[tuple[Path, Record]]
 
-TASKS = {"linear": "linear", "knn": "kNN", "transfer": "transfer"}  # an evaluation's heading
+# An evaluation's heading.
+TASKS = {"linear": "linear", "knn": "kNN", "finetune": "fine-tuned", "transfer": "transfer"}
 # A layout to the evaluations that it shows.
-LAYOUTS = {"main": ("linear", "knn"), "transfer": ("transfer",), "ablation": ("linear", "knn")}
+LAYOUTS = {
+    "main": ("linear", "knn"),
+    "finetune": ("finetune",),
+    "transfer": ("transfer",),
+    "ablation": ("linear", "knn"),
+}
 BUDGET = ("backbone", "epochs", "num_train")
 _HEADINGS = {"num_train": "images"}
 _LEVEL = 0.05  # of the test that makes a number bold
@@ -251,7 +257,7 @@ class Table:
         return any(row.paper for row in self.rows if self._column(row) == column)
 
     def _names(self, column: str) -> list[str]:
-        names = [TASKS[task] if len(self.tasks) > 1 else "" for task in self.tasks]
+        names = [TASKS[task] if self.layout != "transfer" else "" for task in self.tasks]
         if not self._has_paper(column):
             return names
         return [*names, *(f"paper {name}".strip() for name in names)]
@@ -405,8 +411,8 @@ def make_table(
             the backbone is the paper's.
         by: dotted configuration keys, such as ``synthetic.weight``, that tell rows apart too;
             ``candidates.KEY`` is of the candidate store's manifest.
-        layout: ``main``, linear and kNN; ``transfer``, a column a downstream data set;
-            ``ablation``, a row a value of ``by``.
+        layout: ``main``, linear and kNN; ``finetune``; ``transfer``, a column a downstream data
+            set; ``ablation``, a row a value of ``by``.
         decimals: of what is shown.
         absent: runs that were wanted and have no number.
         points: a record's path to values of ``by`` that its configuration does not hold.
@@ -627,7 +633,9 @@ def _published(
     by: Sequence[str],
     layout: str,
 ) -> Published | None:
-    """The paper's numbers for a row."""
+    """The paper's numbers for a row; it fine-tunes nothing."""
+    if layout == "finetune":
+        return None
     if layout == "transfer":
         return published_transfer(method, dataset, target)
     if target != dataset:

@@ -11,7 +11,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clsp_plugin.errors import ClspError, nearest
 
-__all__ = ["Data", "Pretrain", "parse_cfg", "trainer_kwargs", "typed"]
+__all__ = [
+    "Data",
+    "Pretrain",
+    "Training",
+    "parse_cfg",
+    "trainer_kwargs",
+    "training_cfg",
+    "typed",
+]
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
@@ -60,16 +68,22 @@ class Data:
 
 @dataclass
 class Optimizer:
-    """``scale_lr`` multiplies both rates by images a step / 256, as solo-learn always does."""
+    """``scale_lr`` multiplies rates by images a step / 256, as solo-learn always does."""
 
     name: str = MISSING
     batch_size: int = MISSING
     lr: float = MISSING
-    classifier_lr: float = 0.1
     weight_decay: float = 0.0
     exclude_bias_n_norm_wd: bool = False
     scale_lr: bool = True
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ProbedOptimizer(Optimizer):
+    """``classifier_lr`` is that of the probe that learns beside the backbone."""
+
+    classifier_lr: float = 0.1
 
 
 @dataclass
@@ -144,29 +158,19 @@ class AutoUmap:
 
 
 @dataclass
-class Pretrain:
-    """Everything that ``clsp pretrain`` reads; other keys may be arguments of the Trainer."""
+class Training:
+    """What every training by Lightning reads; other keys may be arguments of the Trainer."""
 
     name: str = MISSING
-    method: str = MISSING
-    method_kwargs: dict[str, Any] = field(default_factory=dict)
-    backbone: Backbone = field(default_factory=Backbone)
     data: Data = field(default_factory=Data)
-    augmentations: list[Any] = MISSING
+    augmentations: Any = MISSING
     optimizer: Optimizer = field(default_factory=Optimizer)
     scheduler: Scheduler = field(default_factory=Scheduler)
-    momentum: Momentum = field(default_factory=Momentum)
-    synthetic: Synthetic = field(default_factory=Synthetic)
-    joint_forward: bool = False
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     auto_resume: AutoResume = field(default_factory=AutoResume)
     resume_from_checkpoint: Optional[str] = None
-    knn_eval: KnnEval = field(default_factory=KnnEval)
     performance: Performance = field(default_factory=Performance)
     wandb: Wandb = field(default_factory=Wandb)
-    auto_umap: AutoUmap = field(default_factory=AutoUmap)
-    dali: Any = None
-    debug_augmentations: bool = False
     max_epochs: int = MISSING
     seed: int = 5
     devices: Any = "auto"
@@ -176,6 +180,24 @@ class Pretrain:
     precision: Any = "32-true"
     sync_batchnorm: bool = False
     accumulate_grad_batches: int = 1
+
+
+@dataclass
+class Pretrain(Training):
+    """Everything that ``clsp pretrain`` reads."""
+
+    method: str = MISSING
+    method_kwargs: dict[str, Any] = field(default_factory=dict)
+    backbone: Backbone = field(default_factory=Backbone)
+    augmentations: list[Any] = MISSING
+    optimizer: ProbedOptimizer = field(default_factory=ProbedOptimizer)
+    momentum: Momentum = field(default_factory=Momentum)
+    synthetic: Synthetic = field(default_factory=Synthetic)
+    joint_forward: bool = False
+    knn_eval: KnnEval = field(default_factory=KnnEval)
+    auto_umap: AutoUmap = field(default_factory=AutoUmap)
+    dali: Any = None
+    debug_augmentations: bool = False
 
 
 # What the engine decides itself and so does not take from a configuration.
@@ -261,11 +283,35 @@ def parse_cfg(cfg: Mapping[str, Any] | DictConfig, methods: Mapping[str, type]) 
     Raises:
         ClspError: anything that cannot be run as written.
     """
-    cfg = typed(cfg, Pretrain, extra=_TRAINER - {f.name for f in fields(Pretrain)})
+    cfg = training_cfg(cfg, Pretrain)
     if cfg.method not in methods:
         raise ClspError(f"method={cfg.method} is not known{nearest(cfg.method, methods)}")
-    _check_ranges(cfg)
+    if cfg.knn_eval.enabled:
+        raise ClspError(
+            "knn_eval while training is solo-learn's alone; set knn_eval.enabled=False and run "
+            "`clsp knn` on the checkpoint."
+        )
+    if cfg.auto_umap.enabled:
+        raise ClspError("auto_umap is solo-learn's alone; set auto_umap.enabled=False.")
     _count_crops(cfg)
+    return cfg
+
+
+def training_cfg(cfg: Mapping[str, Any] | DictConfig, schema: type[Training]) -> DictConfig:
+    """Complete and check what a training says of Lightning, the optimiser and the images.
+
+    Args:
+        cfg: what was given; not changed.
+        schema: of it.
+
+    Returns:
+        A new configuration, learning rates scaled.
+
+    Raises:
+        ClspError: anything that cannot be run as written.
+    """
+    cfg = typed(cfg, schema, extra=_TRAINER - {f.name for f in fields(schema)})
+    _check_ranges(cfg)
     _scale_rates(cfg)
     if cfg.optimizer.name in ("sgd", "lars"):
         cfg.optimizer.kwargs = {"momentum": 0.9, **cfg.optimizer.kwargs}
@@ -277,24 +323,21 @@ def _check_ranges(cfg: DictConfig) -> None:
     for key in (*at_least_one, "accumulate_grad_batches"):
         if OmegaConf.select(cfg, key) < 1:
             raise ClspError(f"{key}={OmegaConf.select(cfg, key)} must be at least 1.")
-    for key in ("optimizer.lr", "optimizer.classifier_lr", "optimizer.weight_decay"):
-        if not OmegaConf.select(cfg, key) >= 0:
-            raise ClspError(f"{key}={OmegaConf.select(cfg, key)} must be at least 0.")
+    for key in (*_rates(cfg), "weight_decay"):
+        if not cfg.optimizer[key] >= 0:
+            raise ClspError(f"optimizer.{key}={cfg.optimizer[key]} must be at least 0.")
     num_devices(cfg)
     if cfg.data.format != "image_folder":
         raise ClspError(
             f"data.format={cfg.data.format} is solo-learn's; the engine reads torchvision's files "
             f"and class folders: set data.format=image_folder."
         )
-    if cfg.knn_eval.enabled:
-        raise ClspError(
-            "knn_eval while training is solo-learn's alone; set knn_eval.enabled=False and run "
-            "`clsp knn` on the checkpoint."
-        )
-    if cfg.auto_umap.enabled:
-        raise ClspError("auto_umap is solo-learn's alone; set auto_umap.enabled=False.")
     if cfg.performance.compile_augmentation not in ("auto", True, False):
         raise ClspError("performance.compile_augmentation must be auto, True or False.")
+
+
+def _rates(cfg: DictConfig) -> list[str]:
+    return [key for key in ("lr", "classifier_lr") if key in cfg.optimizer]
 
 
 def _count_crops(cfg: DictConfig) -> None:
@@ -342,11 +385,10 @@ def _scale_rates(cfg: DictConfig) -> None:
     optimizer, scheduler = cfg.optimizer, cfg.scheduler
     if optimizer.scale_lr:
         factor = optimizer.batch_size * num_devices(cfg) * cfg.num_nodes / 256
-        optimizer.lr *= factor
-        optimizer.classifier_lr *= factor
         accumulated = cfg.accumulate_grad_batches
-        optimizer.lr *= accumulated
-        optimizer.classifier_lr *= accumulated
+        for key in _rates(cfg):
+            optimizer[key] *= factor
+            optimizer[key] *= accumulated
         scheduler.min_lr *= accumulated
         scheduler.warmup_start_lr *= accumulated
 

@@ -31,7 +31,7 @@ from clsp_plugin.errors import ClspError
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.synthetic import SyntheticPositives
 
-__all__ = ["Finished", "pretrain"]
+__all__ = ["Finished", "continue_from", "make_trainer", "pretrain", "worth_compiling"]
 
 # Compiling takes about half a minute; it pays from about this many augmented images on.
 _WORTH_COMPILING = 3_000_000
@@ -79,7 +79,7 @@ def pretrain(
     _check_extra(cfg)
     cfg.data.num_classes = max(1, len(train.classes))
     cfg.data.mean, cfg.data.std = channel_statistics(cfg.data, cfg.augmentations)
-    checkpoint = _continue_from(cfg)
+    checkpoint = continue_from(cfg)
     if checkpoint is not None and epoch_of(checkpoint) + 1 >= cfg.max_epochs:
         print(f"Already complete: {checkpoint} (auto_resume.enabled=False trains anew).")
         return _complete(cfg, checkpoint, len(train))
@@ -88,7 +88,7 @@ def pretrain(
     model = METHODS[cfg.method](cfg)
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
-    compiled = _compile(cfg, len(train if places is None else places))
+    compiled = worth_compiling(cfg, len(train if places is None else places))
     model.attach_images(train)
     if isinstance(model, SyntheticPositives):
         model.attach(train, cfg.data.mean, cfg.data.std, compile=compiled)
@@ -99,7 +99,7 @@ def pretrain(
     run_dir = checkpoint.parent if checkpoint is not None else new_run_dir(cfg)
     history = History({"environment": environment(cfg.method), "candidates": _candidates(model)})
     bar = Bar(title or f"pre-train {cfg.method}", position=position)
-    trainer = _trainer(cfg, run_dir, [bar, history], val is not None, checkpoint)
+    trainer = make_trainer(cfg, run_dir, [bar, history], val is not None, checkpoint)
     if checkpoint is not None and trainer.is_global_zero:
         print(f"Continuing from {checkpoint}.")
     started = time.perf_counter()
@@ -126,7 +126,12 @@ def _check_extra(cfg: DictConfig) -> None:
         )
 
 
-def _continue_from(cfg: DictConfig) -> Path | None:
+def continue_from(cfg: DictConfig) -> Path | None:
+    """The checkpoint that a complete configuration goes on from: the one it names, or its own.
+
+    Raises:
+        ClspError: the one it names is of another method or network.
+    """
     if cfg.resume_from_checkpoint is not None:
         checkpoint = find_checkpoint(cfg.resume_from_checkpoint)
         args = load_args(checkpoint.parent)
@@ -142,7 +147,8 @@ def _continue_from(cfg: DictConfig) -> Path | None:
     return find_resumable(cfg) if cfg.auto_resume.enabled else None
 
 
-def _compile(cfg: DictConfig, num_images: int) -> bool:
+def worth_compiling(cfg: DictConfig, num_images: int) -> bool:
+    """Whether to compile the augmentation: as the configuration says, or in long runs."""
     wanted = cfg.performance.compile_augmentation
     if wanted != "auto":
         return bool(wanted)
@@ -150,13 +156,25 @@ def _compile(cfg: DictConfig, num_images: int) -> bool:
     return views >= _WORTH_COMPILING and can_compile()
 
 
-def _trainer(
+def make_trainer(
     cfg: DictConfig,
     run_dir: Path,
     callbacks: list[Callback],
     validate: bool,
     checkpoint: Path | None,
 ) -> pl.Trainer:
+    """Lightning's trainer as a complete configuration says.
+
+    Args:
+        cfg: of any ``engine.config.Training``, with ``method``.
+        run_dir: where to save checkpoints.
+        callbacks: besides those that seed the steps and save.
+        validate: whether there are validation batches.
+        checkpoint: that is gone on from, if one is.
+
+    Raises:
+        ClspError: devices or a precision that this machine does not have.
+    """
     callbacks = [SeedSteps(), *callbacks]
     if cfg.checkpoint.enabled:
         callbacks.append(Checkpointer(cfg, run_dir))

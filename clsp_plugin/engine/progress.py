@@ -21,6 +21,7 @@ _NO_NEWS = (
     ".*The number of training batches.*",
     ".*LeafSpec.*",
     ".*is not supported by the model summary.*",
+    ".*but have no `validation_step`.*",
 )
 
 

@@ -1,6 +1,7 @@
 """The backbone of a checkpoint, with nothing missing and nothing left over."""
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from clsp_plugin.engine.checkpoint import find_checkpoint, load_args
 from clsp_plugin.errors import ClspError
+from clsp_plugin.evaluation import inert
 from clsp_plugin.evaluation.authors import authors_args, is_authors
 from clsp_plugin.methods.backbones import build_backbone
 
@@ -24,7 +26,8 @@ def load_backbone(
     Args:
         path: a ``.ckpt`` file with ``args.json`` beside it, or the directory of a run, of which
             the newest epoch is taken; or a ``.pt`` file of the authors.
-        data: what the user says of the images, which the authors' files need.
+        data: what the user says of the images, which the authors' files need; ``mean`` and
+            ``std`` in it take the place of those of the pre-training.
 
     Returns:
         The backbone, images (B, 3, H, W) to features (B, D); the configuration it was trained
@@ -32,6 +35,7 @@ def load_backbone(
 
     Raises:
         ClspError: no checkpoint, no ``args.json``, or keys that are not exactly the backbone's.
+            Classes and functions that a checkpoint names are neither needed nor called.
     """
     checkpoint = find_checkpoint(path)
     content = _read(checkpoint)
@@ -44,26 +48,40 @@ def load_backbone(
             f"There is no readable args.json beside {checkpoint}; it says which backbone the "
             f"checkpoint is of, so keep the two together."
         )
+    said = {key: data[key] for key in ("mean", "std") if data and data.get(key)}
+    args = {**args, "data": {**args["data"], **said}}
     module, _ = build_backbone(args["backbone"], args["data"]["dataset"])
     _load_exactly(module, state, checkpoint, args["backbone"]["name"])
     return module, args, checkpoint
 
 
 def _read(checkpoint: Path) -> Any:
+    """The content of a file, of which nothing is ever run."""
     try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ClspError(
-            f"{checkpoint} is not a readable checkpoint ({str(error).splitlines()[0]})."
-        ) from error
+        try:
+            return torch.load(checkpoint, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            if not zipfile.is_zipfile(checkpoint):  # neither torch's format nor Lightning's
+                raise
+            # a schedule or settings of classes that weights_only does not know
+            return torch.load(
+                checkpoint, map_location="cpu", pickle_module=inert, weights_only=False
+            )
+    except Exception as error:  # a broken pickle can raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ClspError(f"{checkpoint} is not a readable checkpoint ({reason}).") from error
 
 
 def _backbone_state(content: Any, checkpoint: Path) -> dict[str, torch.Tensor]:
-    if not isinstance(content, dict) or "state_dict" not in content:
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict):
         raise ClspError(f"{checkpoint} is not a checkpoint of a pre-training: no state_dict in it.")
     prefix = "backbone."
-    state = content["state_dict"]
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    strange = [key for key, value in own.items() if not isinstance(value, torch.Tensor)]
+    if strange:
+        raise ClspError(f"{checkpoint} has something else than a tensor in {prefix}{strange[0]}.")
+    return own
 
 
 def _load_exactly(

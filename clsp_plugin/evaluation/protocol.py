@@ -13,7 +13,15 @@ from clsp_plugin.evaluation.features import Features
 from clsp_plugin.evaluation.knn import weighted_knn
 from clsp_plugin.evaluation.linear import train_probe
 
-__all__ = ["KS", "PROTOCOLS", "check_protocol", "evaluate_knn", "evaluate_linear", "split_heldout"]
+__all__ = [
+    "KS",
+    "PROTOCOLS",
+    "check_protocol",
+    "evaluate_knn",
+    "evaluate_linear",
+    "num_classes",
+    "split_heldout",
+]
 
 PROTOCOLS = {
     "strict": "k and learning rate chosen on a held-out tenth of the training images",
@@ -118,10 +126,17 @@ def _percentages(both: tuple[float, float]) -> dict[str, float | None]:
     return {"top1": top1, "top5": top5}
 
 
-def _num_classes(train: Features, test: Features) -> int:
-    """One more than the largest training label; a test label above it is an error."""
-    assert train.dim == test.dim
-    classes, unknown = int(train.targets.max()) + 1, int(test.targets.max())
+def num_classes(train: torch.Tensor, test: torch.Tensor) -> int:
+    """One more than the largest training label.
+
+    Args:
+        train: labels, int64 (N,).
+        test: labels, int64 (M,).
+
+    Raises:
+        ClspError: a test label above all training labels.
+    """
+    classes, unknown = int(train.max()) + 1, int(test.max())
     if unknown >= classes:
         raise ClspError(
             f"The test images have class number {unknown} and the training images only 0 to "
@@ -163,7 +178,7 @@ def evaluate_knn(
         ClspError: an unknown protocol, a k below 1, too few images, unknown classes in ``test``.
     """
     check_protocol(protocol)
-    classes = _num_classes(train, test)
+    classes = num_classes(train.targets, test.targets)
 
     def score(bank: Features, queries: Features, ks: Sequence[int]) -> _Scores:
         return weighted_knn(
@@ -221,7 +236,7 @@ def evaluate_linear(
             f"protocol=paper takes the one published learning rate and {len(lrs)} were given "
             f"({', '.join(map(str, lrs))}); give one, or choose among them with protocol=strict."
         )
-    classes = _num_classes(train, test)
+    classes = num_classes(train.targets, test.targets)
     settings = {"epochs": epochs, "milestones": list(milestones), "batch_size": batch_size}
     settings["seed"] = seed
 

@@ -20,10 +20,11 @@ from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.cache import FeatureCache, cache_folder
 from clsp_plugin.evaluation.features import Features, extract_features
+from clsp_plugin.evaluation.finetune import finetune_cfg, train_and_test
 from clsp_plugin.evaluation.protocol import check_protocol, evaluate_knn, evaluate_linear
 from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer
 
-__all__ = ["evaluate", "knn", "linear", "transfer"]
+__all__ = ["evaluate", "finetune", "knn", "linear", "transfer"]
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
@@ -48,6 +49,7 @@ class _Evaluation:
 class Linear(_Evaluation):
     """``lr`` is a rate, or several that the protocol chooses from."""
 
+    finetune: bool = False
     flip: Optional[bool] = None
     lr: Any = 1.0
     max_epochs: int = 100
@@ -101,13 +103,54 @@ class Transfer:
 
 
 def linear(given: DictConfig) -> dict[str, Any]:
-    """Linear probe on frozen features; prints the score and adds it to the run's record."""
+    """Linear probe on frozen features; prints the score and adds it to the run's record.
+
+    With ``finetune=True``, solo-learn's key, it is :func:`finetune`.
+    """
+    if given.get("finetune"):
+        return finetune(given)
     return evaluate(typed(given, Linear))
 
 
 def knn(given: DictConfig) -> dict[str, Any]:
     """Weighted nearest neighbours; prints the score and adds it to the run's record."""
     return evaluate(typed(given, Knn))
+
+
+def finetune(given: DictConfig) -> dict[str, Any] | None:
+    """Train a checkpoint's backbone and a classifier on labels; prints and records the score.
+
+    Args:
+        given: keys of :class:`~clsp_plugin.evaluation.finetune.Finetune`.
+
+    Returns:
+        The evaluation, as it stands in the record; None on every process but the first.
+
+    Raises:
+        ClspError: a checkpoint of another architecture, images without labels, divergence, ...
+    """
+    given = OmegaConf.to_container(given, resolve=True)
+    if given.get("pretrained_feature_extractor") in (None, "???"):
+        raise ClspError("pretrained_feature_extractor is not set; give a .ckpt or a run's folder.")
+    if given.get("finetune") is False:
+        raise ClspError("finetune=False is the linear probe: `clsp linear`.")
+    own = given.get("data") or {}
+    backbone, args, checkpoint = load_backbone(given["pretrained_feature_extractor"], own)
+    cfg = finetune_cfg({**given, "pretrained_feature_extractor": str(checkpoint)}, args)
+    result = train_and_test(cfg, backbone)
+    if result is None:
+        return None
+    result = {"dataset": cfg.data.dataset, "epoch": epoch_of(checkpoint) + 1, **result}
+    record = record_path(checkpoint)
+    if not record.exists():
+        _record_of(args, checkpoint, result["num_train"]).save(record)
+    add_evaluation(record, result)
+    print(
+        f"fine-tuning of {args['method']} on {result['dataset']}: top-1 {result['top1']:.2f} %, "
+        f"top-5 {result['top5']:.2f} % (after {cfg.max_epochs} epochs, "
+        f"{result['num_test']} test images) -> {record}"
+    )
+    return result
 
 
 def _score_linear(cfg: DictConfig, train: Features, test: Features) -> dict[str, Any]:

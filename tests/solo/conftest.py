@@ -14,6 +14,19 @@ from clsp_plugin.data.images import load_images
 
 CLONE = os.environ.get("SOLO_LEARN_DIR")
 
+# main_knn.py always calls .cuda(), and torchvision compares files with the real CIFAR-10's
+_HERE = """
+import runpy, sys, torch, torchvision
+torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *args, **kwargs: self
+torchvision.datasets.CIFAR10._check_integrity = lambda self: True
+torchvision.datasets.cifar.check_integrity = lambda *args: True
+module, sys.argv = sys.argv[1], sys.argv[1:]
+if module.endswith(".py"):
+    runpy.run_path(module, run_name="__main__")
+else:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
 
 @pytest.fixture(scope="session")
 def clone():
@@ -67,6 +80,20 @@ def run(clone):
         return out
 
     return start
+
+
+@pytest.fixture
+def here(run):
+    """``here(what, *args)``: a script or a module with small files and without a GPU."""
+    return lambda *args, **kwargs: run("-c", _HERE, *args, **kwargs)
+
+
+@pytest.fixture
+def torchvision_takes_small_files(monkeypatch):
+    import torchvision
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *args: True)
 
 
 @pytest.fixture

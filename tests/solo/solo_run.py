@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+PAGE = (Path(__file__).parents[2] / "docs/solo-learn.md").read_text()
 # What solo-learn needs on a machine without a GPU, and what keeps a run short.
 CPU = ["accelerator=cpu", "devices='1'", "strategy=auto", "precision=32"]
 SHORT = ["max_epochs=1", "optimizer.batch_size=16", "data.num_workers=0", "++wandb.enabled=False"]

@@ -3,15 +3,15 @@
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from PIL import Image
-from solo_run import CPU, SHORT
+from solo_run import CPU, PAGE, SHORT
 from torch.utils.data import DataLoader, Dataset
 
-PAGE = (Path(__file__).parents[2] / "docs/solo-learn.md").read_text()
+from clsp_plugin import cli
 
 
 def blocks(language):
@@ -55,15 +55,28 @@ def test_the_commands(run, images, candidates, tmp_path):
         words = shlex.split(line)[1:]
         words = [word.replace("candidates/cifar10", str(candidates)) for word in words]
         run(*words, *small, f"++synthetic.path={candidates}")
-    evaluations = [line for line in lines if line.startswith(("clsp linear", "clsp knn"))]
-    assert len(evaluations) == 2
+    evaluations = [line for line in lines if "=trained_models/clsp_simclr" in line]
+    assert len(evaluations) == 3
     for line in evaluations:
         words = shlex.split(line)[1:]
         extra = ["max_epochs=1"] if words[0] == "linear" else []
+        extra += ["optimizer.batch_size=16"] if "finetune=True" in words else []
         out = run("-m", "clsp_plugin.cli", *words, *extra, cwd=tmp_path)
         assert "of clsp_simclr on custom: top-1" in out.stdout
     assert "clsp doctor" in lines
     assert any("clsp_plugin.solo main_knn.py" in line for line in lines)  # run beside this file
+
+
+@pytest.mark.usefixtures("torchvision_takes_small_files")
+def test_an_authors_checkpoint(cifar10, tmp_path, monkeypatch, capfd):
+    (line,) = (line for block in blocks("bash") for line in block.splitlines() if ".pt " in line)
+    model = torchvision.models.resnet18()
+    model.conv1 = torch.nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    torch.save(model.state_dict(), tmp_path / "simclr_clsp_cifar10.pt")
+    monkeypatch.chdir(tmp_path)  # where the small files are, in datasets/
+    monkeypatch.setattr(sys, "argv", shlex.split(line))
+    cli.main()
+    assert "kNN of simclr_clsp_cifar10 on cifar10: top-1" in capfd.readouterr().out
 
 
 def test_every_method_is_on_the_page(clone, monkeypatch):

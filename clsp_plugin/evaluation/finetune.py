@@ -1,0 +1,234 @@
+"""Fine-tuning: a pre-trained backbone and a new classifier learn together from labels.
+
+As ``main_linear.py finetune=True`` of solo-learn does: cross entropy on one augmented view, one
+learning rate for both, batch normalisation in training mode.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from omegaconf import MISSING, DictConfig, OmegaConf
+from torch import nn
+
+from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
+from clsp_plugin.data.images import ImageArray, channel_statistics, load_images
+from clsp_plugin.data.loader import PretrainData
+from clsp_plugin.engine.checkpoint import new_run_dir
+from clsp_plugin.engine.config import Data, Training, training_cfg
+from clsp_plugin.engine.pretrain import continue_from, make_trainer, worth_compiling
+from clsp_plugin.engine.progress import Bar, History, quiet
+from clsp_plugin.errors import ClspError
+from clsp_plugin.evaluation.protocol import num_classes
+from clsp_plugin.methods.backbones import resolve_stem
+from clsp_plugin.methods.optim import build_optimizer, build_scheduler
+
+__all__ = ["Finetune", "finetune_cfg", "train_and_test"]
+
+# ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
+
+# solo-learn's name of what main_linear.py trains, and of the folder it is saved in
+_METHOD = "linear"
+# solo-learn's crops, for checkpoints that do not say
+_CROP = {"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0}
+
+
+@dataclass
+class Finetune(Training):
+    """``augmentations`` is one pipeline that makes one view; by default the pre-training's first
+    without its colours. ``data`` is that of the pre-training, with what is given on top."""
+
+    name: str = "finetune"
+    pretrained_feature_extractor: str = MISSING
+    finetune: bool = True
+    augmentations: Optional[list[Any]] = None
+    label_smoothing: float = 0.0
+
+
+def finetune_cfg(given: Mapping[str, Any], args: Mapping[str, Any]) -> DictConfig:
+    """Turn what a user wrote into what is run.
+
+    Args:
+        given: keys of :class:`Finetune`; not changed.
+        args: the configuration that the checkpoint was trained with.
+
+    Returns:
+        A new configuration, with the ``backbone`` of the checkpoint.
+
+    Raises:
+        ClspError: anything that cannot be run as written.
+    """
+    said = given.get("data") or {}
+    own = {key: value for key, value in args["data"].items() if key in Data.__dataclass_fields__}
+    data = {**own, **said} if said.get("dataset", own["dataset"]) == own["dataset"] else said
+    cfg = training_cfg({**given, "data": data}, Finetune)
+    if not 0 <= cfg.label_smoothing < 1:
+        raise ClspError(f"label_smoothing={cfg.label_smoothing} must be at least 0 and below 1.")
+    first = (args.get("augmentations") or [{}])[0]
+    blocks = cfg.augmentations or [
+        {
+            "rrc": first.get("rrc") or _CROP,
+            "horizontal_flip": first.get("horizontal_flip"),
+            "crop_size": first.get("crop_size"),
+        }
+    ]
+    if len(blocks) != 1 or blocks[0].get("num_crops", 1) != 1:
+        raise ClspError("Fine-tuning trains on one view; give augmentations of one, num_crops=1.")
+    backbone = {**args["backbone"]}
+    backbone["stem"] = resolve_stem(backbone, args["data"]["dataset"])
+    method = {"method": _METHOD, "pretrain_method": args["method"], "backbone": backbone}
+    cfg = OmegaConf.create({**OmegaConf.to_container(cfg), **method})
+    cfg.augmentations = [{**blocks[0], "num_crops": 1}]
+    cfg.data.num_large_crops, cfg.data.num_small_crops = 1, 0
+    cfg.data.mean, cfg.data.std = channel_statistics(args["data"], args.get("augmentations"))
+    return cfg
+
+
+class _Classifier(pl.LightningModule):
+    """A backbone and a linear layer on it.
+
+    Args:
+        cfg: of :func:`finetune_cfg`.
+        backbone: images (B, 3, H, W) to features (B, D).
+    """
+
+    def __init__(self, cfg: DictConfig, backbone: nn.Module):
+        super().__init__()
+        self.cfg, self.backbone = cfg, backbone
+        self.classifier = nn.Linear(backbone.num_features, cfg.data.num_classes)
+
+    def configure_optimizers(self):
+        groups = [
+            {"name": name, "params": getattr(self, name).parameters()}
+            for name in ("backbone", "classifier")
+        ]
+        optimizer = build_optimizer(groups, self.cfg.optimizer)
+        scheduler = build_scheduler(
+            optimizer,
+            self.cfg.scheduler,
+            total_steps=self.trainer.estimated_stepping_batches,
+            max_epochs=self.cfg.max_epochs,
+        )
+        return optimizer if scheduler is None else ([optimizer], [scheduler])
+
+    def training_step(self, batch: list[Any], batch_idx: int) -> torch.Tensor:
+        """The loss of ``[indexes (B,), [view (B, 3, H, W)], targets (B,)]``."""
+        _, (view,), targets = batch
+        if not self.cfg.performance.disable_channel_last:
+            view = view.contiguous(memory_format=torch.channels_last)
+        logits = self.classifier(self.backbone(view)).float()
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.cfg.label_smoothing)
+        accuracy = (logits.argmax(1) == targets).float().mean() * 100
+        self.log_dict(
+            {"train_loss": loss, "train_acc1": accuracy},
+            on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets),
+        )  # fmt: skip
+        return loss
+
+
+@quiet()
+def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | None:
+    """Fine-tune for a fixed number of epochs, then look at the test images once.
+
+    Nothing is chosen: the rate and the epochs are the configuration's, and the last epoch counts.
+    An unfinished training of the same configuration is continued if ``auto_resume`` is enabled.
+
+    Args:
+        cfg: of :func:`finetune_cfg`.
+        backbone: images (B, 3, H, W) to features (B, D); trained in place.
+
+    Returns:
+        ``task``, ``protocol``, ``top1``, ``top5`` (percent), ``chosen`` (nothing), ``num_train``,
+        ``num_test``, ``settings``, ``seconds``, ``curve`` (one dict an epoch) and ``checkpoint``
+        (where the fine-tuned weights are, None if they are not saved); None on every process but
+        the first.
+
+    Raises:
+        ClspError: images without labels, too few for a batch, or training diverged.
+    """
+    train, test = (_labelled(cfg.data, split) for split in ("train", "val"))
+    (block,) = cfg.augmentations
+    block.crop_size = block.get("crop_size") or train.size[0]
+    cfg.data.num_classes = num_classes(train.targets, test.targets)
+    checkpoint = continue_from(cfg)
+    began = time.perf_counter()
+    pl.seed_everything(cfg.seed)
+    model = _Classifier(cfg, backbone)
+    if not cfg.performance.disable_channel_last:
+        model = model.to(memory_format=torch.channels_last)
+    data = PretrainData(
+        train, None, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed,
+        cfg.data.mean, cfg.data.std, compile=worth_compiling(cfg, len(train)),
+    )  # fmt: skip
+    run_dir = checkpoint.parent if checkpoint is not None else new_run_dir(cfg)
+    history = History()
+    bar = Bar(f"fine-tune {cfg.pretrain_method}", ("train_loss", "train_acc1"))
+    trainer = make_trainer(cfg, run_dir, [bar, history], False, checkpoint)
+    if checkpoint is not None and trainer.is_global_zero:
+        print(f"Continuing from {checkpoint}.")
+    trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+    if trainer.interrupted:  # Lightning may return from an interrupt
+        raise KeyboardInterrupt
+    if not trainer.is_global_zero:
+        return None
+    top1, top5 = _accuracy(model, test, trainer.strategy.root_device)
+    saved = run_dir / f"{cfg.name}-{run_dir.name}-ep={cfg.max_epochs - 1}.ckpt"
+    return {
+        "task": "finetune",
+        "protocol": "strict",
+        "top1": top1,
+        "top5": top5,
+        "chosen": {},
+        "num_train": len(train),
+        "num_test": len(test),
+        "settings": _settings(cfg),
+        "seconds": time.perf_counter() - began,
+        "curve": history.curve,
+        "checkpoint": str(saved) if cfg.checkpoint.enabled else None,
+    }
+
+
+def _labelled(data: DictConfig, split: str) -> ImageArray:
+    """The images that have labels; an error where there are none."""
+    array = load_images(data, split)
+    if array is None:
+        raise ClspError(
+            "There are no images to test on: set data.val_path to a folder of class folders."
+        )
+    array = array.labelled()
+    if bool((array.targets < 0).any()):
+        raise ClspError(
+            f"The images of {array.name} have no labels and fine-tuning needs them; put each class "
+            f"into a folder of its own and set data.no_labels=False."
+        )
+    return array
+
+
+@torch.no_grad()
+def _accuracy(model: _Classifier, test: ImageArray, device: torch.device) -> tuple[float, float]:
+    """Top-1 and top-5 in percent on the images as they are, brought to the size of the views."""
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise ClspError("Fine-tuning diverged; give a smaller optimizer.lr.")
+    cfg = model.cfg
+    size = AugmentationConfig(crop_size=cfg.augmentations[0].crop_size)
+    plain = BatchAugmentation(size, cfg.data.mean, cfg.data.std)
+    model.to(device).eval()
+    hits = torch.zeros(2)
+    batches = (part.split(cfg.optimizer.batch_size) for part in (test.images, test.targets))
+    for images, targets in zip(*batches, strict=True):
+        view = plain(images.to(device), torch.zeros(len(images), dtype=torch.int64, device=device))
+        logits = model.classifier(model.backbone(view)).cpu()
+        hit = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
+        hits += torch.stack([hit[:, 0].sum(), hit.sum()])
+    return tuple((100.0 * hits / len(test)).tolist())
+
+
+def _settings(cfg: DictConfig) -> dict[str, Any]:
+    """What the number depends on, besides the checkpoint and the images."""
+    names = ("optimizer", "scheduler", "augmentations", "label_smoothing", "max_epochs", "seed")
+    out = {name: cfg[name] for name in names}
+    return {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in out.items()}
