@@ -19,7 +19,13 @@ from clsp_plugin.data.store import StoreManifest
 from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError
 
-__all__ = ["candidate_sheet", "similarity_histogram", "store_caption", "training_curves"]
+__all__ = [
+    "candidate_sheet",
+    "label_map",
+    "similarity_histogram",
+    "store_caption",
+    "training_curves",
+]
 
 _INK, _MUTED, _PAPER, _RULE = "#1a1a1a", "#5f6368", "#ffffff", "#9aa0a6"
 _MARGIN, _GAP, _ANCHOR_GAP = 24, 4, 36  # pixels
@@ -119,6 +125,44 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
         else:
             lines.append(word)
     return lines
+
+
+def label_map(
+    places: np.ndarray,
+    targets: np.ndarray,
+    classes: Sequence[str],
+    path: str | Path,
+    title: str = "",
+    caption: str = "",
+) -> None:
+    """Write a PNG with a point an image in a plane, coloured and shaped by its label.
+
+    Args:
+        places: float (N, 2).
+        targets: int (N,), class numbers from 0.
+        classes: their names; numbers where there are fewer names than classes.
+        path: of the PNG.
+        title: above.
+        caption: below.
+    """
+    figure = Figure(figsize=(6.8, 6.6), dpi=160)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained")
+    axis = figure.subplots()
+    for number, style in zip(np.unique(targets), _styles(), strict=False):
+        own = places[targets == number]
+        name = classes[number] if number < len(classes) else str(number)
+        look = {"color": style["color"], "marker": style["marker"], "edgecolors": "none"}
+        axis.scatter(own[:, 0], own[:, 1], s=14, alpha=0.75, label=name, **look)
+    axis.set_title(title, fontsize=11)
+    axis.set(xticks=[], yticks=[])
+    handles, names = axis.get_legend_handles_labels()
+    # more names than fit below are not read anyway
+    figure.legend(
+        handles[:20], names[:20], loc="outside lower center", ncols=5, frameon=False, title=caption
+    )
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
 
 
 def training_curves(records: Records, path: str | Path) -> None:
