@@ -235,7 +235,8 @@ def frechet_distance(feature: int | nn.Module, real: torch.Tensor, drawn: torch.
     except (ModuleNotFoundError, OSError, RuntimeError) as error:
         raise ClspError(
             f"The FID needs torch-fidelity and the weights that it fetches "
-            f"({str(error).splitlines()[0]}); `pip install torch-fidelity`, or leave --fid out."
+            f"({str(error).splitlines()[0]}); `pip install 'clsp-plugin[fid]'`, or leave the FID "
+            f"out and name an encoder instead."
         ) from error
     for images, is_real in ((real, True), (drawn, False)):
         for part in images.permute(0, 3, 1, 2).split(256):

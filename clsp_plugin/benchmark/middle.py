@@ -60,8 +60,10 @@ def middle_features(
 
 def _neighbours(features: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
     """Percent of one half whose label the other half's nearest neighbours give, and of chance."""
+    order = keys_for(derive_key(0, Purpose.ORDER), torch.arange(len(targets))).argsort()
+    one, other = order.chunk(2)
     votes = weighted_knn(
-        features[::2], targets[::2], features[1::2], targets[1::2], [_NEIGHBOURS],
+        features[one], targets[one], features[other], targets[other], [_NEIGHBOURS],
         num_classes=int(targets.max()) + 1,
     )  # fmt: skip
     most = targets.bincount().max().item() / len(targets)

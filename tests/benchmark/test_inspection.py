@@ -114,11 +114,15 @@ def test_all_of_a_report(made, tiny, digits48):
         made / "store", digits48, made / "report", encoder=run, denoiser=made / "denoiser"
     )
     files = {path.name for path in (made / "report").iterdir()}
-    assert files == {"report.json", "sheet.png", "similarity.png", "weights.png"}
+    assert files == {
+        "report.json", "sheet.png", "similarity.png", "weights.png", "masked.png", "middle.png"
+    }  # fmt: skip
     assert json.loads((made / "report/report.json").read_text()) == report
     assert report["anchors"] == 24
     assert [row["w"] for row in report["weights"]] == [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert set(report["agreement"]) == {"candidates", "anchors", "chance"}
+    assert set(report["middle"]) == {"step", "agreement", "largest_class"}
+    assert set(report["masked"]) == {"colour", "layout"}
     text = summary(report)
     for part in (
         "share_anchor    False",
@@ -126,6 +130,8 @@ def test_all_of_a_report(made, tiny, digits48):
         "no FID",
         "label agrees",
         "w 0.1",
+        "middle feature masked",
+        "middle features at step 50",
     ):
         assert part in text
     # the store still opens, and a report without an encoder leaves those numbers out
