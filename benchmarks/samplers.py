@@ -72,11 +72,16 @@ def main() -> None:
         drawn = torch.from_numpy(drawer.draw(0, len(anchors), range(1), _Silent()))
         seconds = (time.perf_counter() - began) / len(anchors)
         near = closeness(anchors, drawn)
-        label = label_agreement(encoder, array, drawn, rows)["candidates"]
+        label = label_agreement(encoder, array, drawn, rows)
         parts = [sampler, steps, f"{seconds:.3f}"]
-        parts += [f"{frechet_distance(encoder, rest, drawn[:, 0]):.2f}", f"{label:.1f}"]
+        parts += [f"{frechet_distance(encoder, rest, drawn[:, 0]):.2f}"]
+        parts += [f"{label['candidates']:.1f}"]
         parts += [f"{100 * n['closer']:.1f} ± {100 * n['error']:.1f}" for n in near.values()]
         print(f"| {' | '.join(map(str, parts))} |", flush=True)
+    print(
+        f"\nLabels agree for the anchors themselves in {label['anchors']:.1f} %, with another "
+        f"anchor's in {label['chance']:.1f} %."
+    )
 
 
 if __name__ == "__main__":
