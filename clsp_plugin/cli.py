@@ -155,11 +155,11 @@ def compose(verb: str, name: str, overrides: Sequence[str] = ()):
         return hydra.compose(stem, _overrides(overrides, folder))
 
 
-def _frechet(name: str) -> Callable:
-    """Distance of two sets of images, ``clsp denoiser``'s fid: inception, or a checkpoint."""
-    from clsp_plugin.benchmark.inspection import Encoder, frechet_distance
+def _frechet(name: str, real) -> Callable:
+    """``clsp denoiser``'s fid, inception or a checkpoint: distance of samples from the images."""
+    from clsp_plugin.benchmark.inspection import Encoder, frechet_from
 
-    return functools.partial(frechet_distance, 2048 if name == "inception" else Encoder(name))
+    return frechet_from(2048 if name == "inception" else Encoder(name), real)
 
 
 def task_of(verb: str) -> Callable:

@@ -27,6 +27,7 @@ SMALL = {
     "linear": ["max_epochs=2", "lr_decay_steps=[1]"],
     "knn": ["k=[1,5]"],
     "inspect": ["data.num_train=48"],
+    "embed": ["data.num_train=48"],
     "demo": ["--scale", "0.02", "--seeds", "1"],
 }  # fmt: skip
 
@@ -90,6 +91,8 @@ def test_the_page_on_candidates(place, monkeypatch, capfd):
     assert "Denoiser: denoisers/authors" in out
     assert "192 drawn" in out  # 48 images, 2 candidates each at first and 6 in the end
     assert (place / "candidates/digits/report/weights.png").exists()
+    for name in ("labels", "rcg", "rcg-cluster"):
+        assert (place / "candidates" / name / "manifest.json").exists()
 
 
 def make_authors_checkpoint(path):

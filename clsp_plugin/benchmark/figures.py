@@ -149,11 +149,12 @@ def label_map(
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained")
     axis = figure.subplots()
-    for number, style in zip(np.unique(targets), _styles(), strict=False):
+    colours = matplotlib.colormaps["tab10"].colors  # ten, as CIFAR and the digits have classes
+    for number in np.unique(targets):
         own = places[targets == number]
         name = classes[number] if number < len(classes) else str(number)
-        look = {"color": style["color"], "marker": style["marker"], "edgecolors": "none"}
-        axis.scatter(own[:, 0], own[:, 1], s=14, alpha=0.75, label=name, **look)
+        look = {"marker": _MARKERS[number // 10 % len(_MARKERS)], "edgecolors": "none"}
+        axis.scatter(*own.T, s=16, alpha=0.8, label=name, color=colours[number % 10], **look)
     axis.set_title(title, fontsize=11)
     axis.set(xticks=[], yticks=[])
     handles, names = axis.get_legend_handles_labels()

@@ -36,6 +36,7 @@ __all__ = [
     "Encoder",
     "closeness",
     "frechet_distance",
+    "frechet_from",
     "inspect_store",
     "label_agreement",
     "summary",
@@ -216,14 +217,21 @@ def label_agreement(
 
 
 def frechet_distance(feature: int | nn.Module, real: torch.Tensor, drawn: torch.Tensor) -> float:
-    """Frechet distance of two sets of images in the features of a network.
+    """Frechet distance of two sets of images, see :func:`frechet_from`; drawn is (M, H, W, 3)."""
+    return frechet_from(feature, real)(drawn)
+
+
+def frechet_from(feature: int | nn.Module, real: torch.Tensor) -> Callable[[torch.Tensor], float]:
+    """Frechet distance of sets of images from one set in the features of a network.
 
     Args:
         feature: 2048 for the Inception network of the FID, whose weights torch-fidelity fetches;
             or a module with ``num_features``, uint8 (N, 3, H, W) to features (N, D), and then
             the number is no FID.
-        real: uint8 (N, H, W, 3).
-        drawn: uint8 (M, H, W, 3).
+        real: uint8 (N, H, W, 3); their features are computed once.
+
+    Returns:
+        uint8 (M, H, W, 3) to their distance from them.
 
     Raises:
         ClspError: torch-fidelity or its weights are not there.
@@ -231,17 +239,25 @@ def frechet_distance(feature: int | nn.Module, real: torch.Tensor, drawn: torch.
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     try:
-        metric = FrechetInceptionDistance(feature=feature)
+        metric = FrechetInceptionDistance(feature=feature, reset_real_features=False)
     except (ModuleNotFoundError, OSError, RuntimeError) as error:
         raise ClspError(
             f"The FID needs torch-fidelity and the weights that it fetches "
             f"({str(error).splitlines()[0]}); `pip install 'clsp-plugin[fid]'`, or leave the FID "
             f"out and name an encoder instead."
         ) from error
-    for images, is_real in ((real, True), (drawn, False)):
+
+    def update(images: torch.Tensor, is_real: bool) -> None:
         for part in images.permute(0, 3, 1, 2).split(256):
             metric.update(part, real=is_real)
-    return float(metric.compute())
+
+    def distance(drawn: torch.Tensor) -> float:
+        metric.reset()  # the real ones stay
+        update(drawn, False)
+        return float(metric.compute())
+
+    update(real, True)
+    return distance
 
 
 def _images_of(store: CandidateStore, rows: Sequence[int]) -> torch.Tensor:

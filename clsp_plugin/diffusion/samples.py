@@ -32,9 +32,8 @@ class SampleSheets(Callback):
             a sheet, where there is a ``score``.
         every: epochs between sheets.
         prediction: what the network predicts, in diffusers' words.
-        images: the training images, uint8 (N, H, W, 3).
-        score: distance of two sets of images from each other, uint8 (N, H, W, 3) each.
-        num_scored: samples to compute it from.
+        score: of samples, uint8 (M, H, W, 3), such as their distance from the images.
+        num_scored: M, samples to compute it from.
     """
 
     def __init__(
@@ -42,12 +41,11 @@ class SampleSheets(Callback):
         folder: Path,
         every: int,
         prediction: str,
-        images: torch.Tensor,
         *,
-        score: Callable[[torch.Tensor, torch.Tensor], float] | None = None,
+        score: Callable[[torch.Tensor], float] | None = None,
         num_scored: int = 1000,
     ):
-        self.folder, self.every, self.images = folder, every, images
+        self.folder, self.every = folder, every
         self.score, self.num_scored = score, num_scored
         self.scheduler = make_scheduler(
             {**LINEAR_BETAS, "prediction_type": prediction}, _STEPS, clip=True, sampler="dpmpp"
@@ -66,7 +64,7 @@ class SampleSheets(Callback):
 
     def _draw(self, module: LightningModule, number: int) -> torch.Tensor:
         """Samples of the averaged weights: uint8 (number, H, W, 3)."""
-        condition = module.condition
+        condition, size = module.condition, module.ema.config.sample_size
         if condition is not None:
             rows = torch.linspace(0, len(condition) - 1, number, dtype=torch.float64).round().long()
             condition = condition[rows.to(condition.device)].cpu()
@@ -74,7 +72,7 @@ class SampleSheets(Callback):
             sample_candidates(
                 module.ema,
                 self.scheduler,
-                torch.zeros(len(indexes), *self.images.shape[1:], dtype=torch.uint8),
+                torch.zeros(len(indexes), size, size, 3, dtype=torch.uint8),
                 seed=0,
                 indexes=indexes,
                 candidates=[0],
@@ -87,17 +85,17 @@ class SampleSheets(Callback):
         return torch.cat(parts)[:, 0].cpu()
 
     def _write_sheet(self, module: LightningModule, done: int) -> None:
-        size = self.images.shape[1]
         drawn = self._draw(module, _ROWS * _COLUMNS)
+        size = drawn.shape[1]
         grid = drawn.view(_ROWS, _COLUMNS, size, size, 3).permute(0, 2, 1, 3, 4)
         sheet = grid.reshape(_ROWS * size, _COLUMNS * size, 3).numpy()
         Image.fromarray(sheet).save(self.folder / f"epoch-{done:05d}.png")
 
     def _write_score(self, module: LightningModule, done: int) -> None:
         began = time.perf_counter()
-        distance = self.score(self.images.cpu(), self._draw(module, self.num_scored))
+        distance = self.score(self._draw(module, self.num_scored))
         row = {"epoch": done, "frechet": f"{distance:.4f}", "samples": self.num_scored}
-        row |= {"images": len(self.images), "seconds": f"{time.perf_counter() - began:.1f}"}
+        row |= {"seconds": f"{time.perf_counter() - began:.1f}"}
         file, rows = self.folder / "scores.csv", []
         if file.exists():  # a resumed training may do an epoch again
             with open(file, newline="") as lines:

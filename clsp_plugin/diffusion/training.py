@@ -429,7 +429,7 @@ def train_denoiser(
     *,
     condition: torch.Tensor | None = None,
     callbacks: Sequence[Callback] | None = None,
-    score: Callable[[torch.Tensor, torch.Tensor], float] | None = None,
+    score: Callable[[torch.Tensor], float] | None = None,
 ) -> dict[str, Any]:
     """Train a denoiser and write it as a pipeline directory.
 
@@ -444,8 +444,7 @@ def train_denoiser(
         condition: makes the denoiser a conditional one: int64 (N,), classes from 0, or float32
             (N, D), features of the images.
         callbacks: further Lightning callbacks; a progress bar among them replaces the default.
-        score: distance of two sets of images, uint8 (N, H, W, 3) each, such as the FID; computed
-            beside each sheet of samples.
+        score: of samples, uint8 (M, H, W, 3), such as the FID; computed beside each sheet of them.
 
     Returns:
         What ``training.json`` says.
@@ -473,7 +472,7 @@ def train_denoiser(
             folder = out.with_name(f"{out.name}.samples")
             keys = {"score": score, "num_scored": settings.fid_images}
             callbacks.append(
-                SampleSheets(folder, settings.sample_every, settings.prediction, images, **keys)
+                SampleSheets(folder, settings.sample_every, settings.prediction, **keys)
             )
         trainer = _make_trainer(settings, workspace, callbacks)
         trainer.fit(module, datamodule=_Data(images, settings), ckpt_path=checkpoint)

@@ -43,7 +43,7 @@ def denoiser(
     given: DictConfig,
     *,
     title: str = "train the denoiser",
-    frechet: Callable[[str], Callable[[torch.Tensor, torch.Tensor], float]] | None = None,
+    frechet: Callable[[str, torch.Tensor], Callable[[torch.Tensor], float]] | None = None,
 ) -> dict[str, Any]:
     """Train a denoiser on the training images and write it in diffusers' format.
 
@@ -52,7 +52,7 @@ def denoiser(
             ``clsp embed``), ``fid`` (null, or what ``frechet`` takes) and the keys of
             ``TrainingSettings``.
         title: what the progress bar says.
-        frechet: makes the distance of two sets of images from ``fid``, for the sample sheets.
+        frechet: ``fid`` and the images to the distance of samples from them.
     """
     own, rest = _split(given, "data", "out")
     condition, fid = rest.pop("condition", None), rest.pop("fid", None)
@@ -60,7 +60,6 @@ def denoiser(
     check_absent(Path(own["out"]))
     if fid is not None and not settings.sample_every:
         raise ClspError(f"fid={fid} is computed beside the sample sheets; set sample_every too.")
-    score = None if fid is None or frechet is None else frechet(fid)
     array = _images(own["data"])
     record = train_denoiser(
         array.images,
@@ -68,7 +67,7 @@ def denoiser(
         own["out"],
         condition=load_condition(condition, array),
         callbacks=[Bar(title, metrics=("loss",))],
-        score=score,
+        score=None if fid is None or frechet is None else frechet(fid, array.images),
     )
     print(f"Denoiser: {own['out']} ({record['epochs']} epochs, {record['seconds']:.0f} s)")
     return record

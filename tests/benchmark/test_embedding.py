@@ -64,3 +64,18 @@ def test_a_store_from_what_was_embedded(encoder, tmp_path, monkeypatch, capsys, 
     with pytest.raises(SystemExit):
         clsp(*inspect)  # the labels are another condition
     assert "was made with another condition" in capsys.readouterr().err
+
+
+def test_a_frechet_distance_while_a_denoiser_is_trained(encoder, tmp_path, monkeypatch, capsys):
+    def train(*words):
+        words = [*DATA, *DENOISER, f"out={tmp_path / 'denoiser'}", f"fid={encoder}", *words]
+        monkeypatch.setattr(sys, "argv", ["clsp", "denoiser", *map(str, words)])
+        cli.main()
+
+    with pytest.raises(SystemExit):
+        train()
+    assert "set sample_every too" in capsys.readouterr().err
+    train("sample_every=1", "fid_images=16")
+    (_, line) = (tmp_path / "denoiser.samples/scores.csv").read_text().splitlines()
+    assert line.startswith("1,")
+    assert float(line.split(",")[1]) > 0

@@ -11,6 +11,7 @@ from clsp_plugin.benchmark.inspection import (
     Encoder,
     closeness,
     frechet_distance,
+    frechet_from,
     inspect_store,
     label_agreement,
     summary,
@@ -92,6 +93,9 @@ def test_the_frechet_distance_is_its_formula():
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + sum(map(np.trace, cov)) - 2 * root.sum()
     assert frechet_distance(Pixel(), real, drawn) == pytest.approx(expected, rel=1e-4)
     assert frechet_distance(Pixel(), real, real) == pytest.approx(0, abs=1e-3)
+    again = frechet_from(Pixel(), real)  # the drawn ones of before are forgotten
+    assert again(real) == pytest.approx(0, abs=1e-3)
+    assert again(drawn) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.fixture

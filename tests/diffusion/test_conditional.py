@@ -162,22 +162,19 @@ def test_a_distance_beside_every_sheet(tmp_path):
     array = coloured(24)
     asked = []
 
-    def score(real, drawn):
-        asked.append((real.shape, drawn.shape, drawn.dtype))
-        return (real.float().mean() - drawn.float().mean()).abs().item()
+    def score(drawn):
+        asked.append((drawn.shape, drawn.dtype))
+        return drawn.float().mean().item()
 
     cfg = {**CFG, "max_epochs": 4, "checkpoint_every": 1, "fid_images": 20}
     for name, keys in (("plain", {}), ("scored", {"sample_every": 2, "fid_images": 20})):
         train_denoiser(
             array.images, {**cfg, **keys}, tmp_path / name, condition=array.targets, score=score
         )
-    assert asked == [((24, 8, 8, 3), (20, 8, 8, 3), torch.uint8)] * 2
+    assert asked == [((20, 8, 8, 3), torch.uint8)] * 2
     with open(tmp_path / "scored.samples/scores.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["epoch"], row["samples"], row["images"]) for row in rows] == [
-        ("2", "20", "24"),
-        ("4", "20", "24"),
-    ]
-    assert float(rows[1]["frechet"]) >= 0
+    assert [(row["epoch"], row["samples"]) for row in rows] == [("2", "20"), ("4", "20")]
+    assert 0 < float(rows[1]["frechet"]) < 255
     hashes = [denoiser_hash(load_denoiser(tmp_path / n)[0]) for n in ("plain", "scored")]
     assert hashes[0] == hashes[1]  # training does not notice
