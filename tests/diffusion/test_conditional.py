@@ -25,14 +25,14 @@ CFG = {
     "norm_num_groups": 2,
     "dropout": 0.0,
     "batch_size": 12,
-    "max_epochs": 25,
+    "max_epochs": 15,
     "warmup_steps": 0,
     "lr": 5e-3,
     "ema_decay": 0.95,
     "prediction": "v_prediction",
-    "checkpoint_every": 25,
+    "checkpoint_every": 15,
 }
-DRAW = {"num_candidates": 2, "steps": 10, "clip": True, "w": 1.0, "eta": 1.0, "device": "cpu"}
+DRAW = {"num_candidates": 2, "steps": 5, "clip": True, "w": 1.0, "eta": 1.0, "device": "cpu"}
 
 
 def coloured(number):
