@@ -58,9 +58,11 @@ setup(
         "matplotlib>=3.7",
         "numpy>=1.24",
         "pillow>=10.1",
+        "torchmetrics>=1.0",  # the Frechet distance; lightning brings it along
         "tqdm>=4.64",  # progress of work that is not training
     ],
     extras_require={
+        "fid": ["torch-fidelity"],  # the Inception network of `clsp inspect --fid`
         "wandb": ["wandb"],
         "test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.6"],
     },

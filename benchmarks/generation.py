@@ -12,6 +12,7 @@ round are compared.
 """
 
 import argparse
+import copy
 import itertools
 import platform
 import statistics
@@ -84,24 +85,34 @@ def ours(
 
 def contestants(args: argparse.Namespace) -> dict[str, Callable[[], np.ndarray]]:
     torch.manual_seed(0)
-    unet = build_unet(
-        args.size,
-        {
-            "block_out_channels": args.channels,
-            "layers_per_block": args.layers,
-            "attention_resolutions": [16] if args.size % 16 == 0 and args.size >= 16 else [],
-        },
-    )
-    unet.eval().to(args.device)
+    settings = {
+        "block_out_channels": args.channels,
+        "layers_per_block": args.layers,
+        "attention_resolutions": [16] if args.size % 16 == 0 and args.size >= 16 else [],
+    }
+    unet = build_unet(args.size, settings).eval().to(args.device)
+
+    def fresh() -> UNet2DModel:
+        """The same network by itself: a layout or a compilation stays with it."""
+        return copy.deepcopy(unet)
+
     shape = (args.images, args.size, args.size, 3)
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     low = {"precision": "bf16-mixed"}
+    compiled = {}
+    if args.compile:
+        compiled["ours, compiled"] = ours(fresh(), images, args, compile=True)
+        compiled["ours, all of it"] = ours(
+            fresh(), images, args, share_anchor=True, compile=True, **low
+        )
     return {
         "the authors' procedure, plainly": lambda: plain(unet, images, args),
         "ours": ours(unet, images, args),
         "ours, bfloat16": ours(unet, images, args, **low),
         "ours, anchors shared by their candidates": ours(unet, images, args, share_anchor=True),
         "ours, both": ours(unet, images, args, share_anchor=True, **low),
+        "ours, channels last": ours(fresh(), images, args, channels_last=True),
+        **compiled,
     }
 
 
@@ -120,6 +131,18 @@ def table(seconds: dict[str, list[float]], args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def differences(drawn: dict[str, np.ndarray]) -> str:
+    """How far the rows of the same noise are from ours, in levels of a pixel."""
+    lines = []
+    for name, images in drawn.items():
+        if name in ("ours, bfloat16", "ours, channels last", "ours, compiled"):
+            gap = np.abs(images.astype(int) - drawn["ours"])
+            lines.append(
+                f"{name}: at most {gap.max()} levels from ours, {gap.mean():.4f} on average"
+            )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=32)
@@ -131,14 +154,16 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1, help="residual blocks a resolution")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="compiled networks too")
     args = parser.parse_args()
 
     runs = contestants(args)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    drawn: dict[str, np.ndarray] = {}
     for number in range(args.rounds + 1):
         for name, run in runs.items():
             began = time.perf_counter()
-            run()
+            drawn[name] = run()
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
     on_cuda = torch.device(args.device).type == "cuda"
@@ -149,7 +174,8 @@ def main() -> None:
         f"{args.rounds} rounds; {platform.machine()}, {torch.get_num_threads()} threads, {device}; "
         f"torch {torch.__version__}, diffusers {diffusers.__version__}\n"
     )
-    print(table(seconds, args))
+    print(table(seconds, args), end="\n\n")
+    print(differences(drawn))
 
 
 if __name__ == "__main__":

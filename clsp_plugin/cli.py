@@ -7,6 +7,7 @@ with the package are found by name alone, as ``NAME`` (of the offline data set) 
 """
 
 import argparse
+import functools
 import os
 import re
 import sys
@@ -32,6 +33,7 @@ _HYDRA_VERBS = {
 }
 _PLAIN_VERBS = {
     "import-denoiser": "convert a denoiser of the authors' code",
+    "embed": "features or clusters of the images, to condition a denoiser on",
     "inspect": "what a candidate store holds, and how good it is",
     "bench": "run a suite of experiments and make its tables and figures",
     "table": "turn the records of runs into a table",
@@ -157,9 +159,18 @@ def compose(verb: str, name: str, overrides: Sequence[str] = ()):
         return hydra.compose(stem, _overrides(overrides, folder))
 
 
+def _frechet(name: str, real) -> Callable:
+    """``clsp denoiser``'s fid, inception or a checkpoint: distance of samples from the images."""
+    from clsp_plugin.benchmark.inspection import Encoder, frechet_from
+
+    return frechet_from(2048 if name == "inception" else Encoder(name), real)
+
+
 def task_of(verb: str) -> Callable:
     if verb == "denoiser":
-        from clsp_plugin.diffusion.verbs import denoiser as task
+        from clsp_plugin.diffusion.verbs import denoiser
+
+        task = functools.partial(denoiser, frechet=_frechet)
     elif verb == "generate":
         from clsp_plugin.diffusion.verbs import generate as task
     elif verb == "pretrain":
@@ -355,6 +366,40 @@ def _import_denoiser(args: list[str]) -> None:
     print(f"Denoiser: {options.out} ({name}, from {options.file})")
 
 
+def _embed(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="clsp embed",
+        description="Write the features of the training images in a pre-trained encoder, or their "
+        "clusters, to a file that `clsp denoiser` and `clsp generate` take as condition=FILE.",
+    )
+    parser.add_argument("encoder", type=Path, help="a checkpoint, or the directory of a run")
+    parser.add_argument(
+        "data", nargs="*", metavar="data.key=value", help="as they are given to `clsp denoiser`"
+    )
+    parser.add_argument("--config-name", "-cn", help="that is given to `clsp denoiser`")
+    parser.add_argument("--out", type=Path, required=True, help="file to write (.npz)")
+    parser.add_argument("--clusters", type=int, help="write k-means clusters, so many of them")
+    parser.add_argument("--seed", type=int, default=0, help="of k-means (default 0)")
+    options = parser.parse_intermixed_args(args)
+
+    from clsp_plugin.benchmark.embedding import embed
+    from clsp_plugin.data.images import load_images
+
+    name = options.config_name or f"{_DEFAULT_DATASET}/denoiser"
+    array = load_images(_data_of("denoiser", name, options.data), "train")
+    print(embed(options.encoder, array, options.out, options.clusters, options.seed))
+
+
+def _data_of(verb: str, name: str, given: list[str]):
+    """The data block of a shipped configuration with the changes on a command line."""
+    from clsp_plugin.engine.config import Data, typed
+
+    strangers = [arg for arg in given if not re.match(r"data\.\w+=", arg)]
+    if strangers:
+        raise ClspError(f"{strangers[0]} is not a data.key=value.")
+    return typed(compose(verb, name, given).data, Data)
+
+
 def _inspect(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="clsp inspect",
@@ -373,7 +418,14 @@ def _inspect(args: list[str]) -> None:
         help="a checkpoint: adds the similarity of positive pairs, the agreement of labels and a "
         "Frechet distance in its features",
     )
-    parser.add_argument("--denoiser", help="the store's: adds a sheet of several weights w")
+    parser.add_argument(
+        "--denoiser",
+        help="the store's: adds a sheet of several weights w, samples with the middle feature "
+        "masked, and a t-SNE of middle features",
+    )
+    parser.add_argument(
+        "--condition", help="with --denoiser, as it was given to `clsp generate`, if it was"
+    )
     parser.add_argument("--fid", action="store_true", help="adds the FID (needs torch-fidelity)")
     parser.add_argument("--limit", type=int, default=1000, help="anchors looked at (default 1000)")
     options = parser.parse_intermixed_args(args)
@@ -381,21 +433,17 @@ def _inspect(args: list[str]) -> None:
     from clsp_plugin.benchmark.inspection import inspect_store, summary
     from clsp_plugin.data.images import load_images
     from clsp_plugin.data.store import CandidateStore
-    from clsp_plugin.engine.config import Data, typed
 
     manifest = CandidateStore(options.store).manifest
     of_digits = manifest is not None and manifest.dataset.startswith("digits")
     name = options.config_name or f"{'digits' if of_digits else 'cifar'}/generate"
-    strangers = [arg for arg in options.data if not re.match(r"data\.\w+=", arg)]
-    if strangers:
-        raise ClspError(f"{strangers[0]} is not a data.key=value.")
-    data = typed(compose("generate", name, options.data).data, Data)
     report = inspect_store(
         options.store,
-        load_images(data, "train"),
+        load_images(_data_of("generate", name, options.data), "train"),
         options.out or options.store / "report",
         encoder=options.encoder,
         denoiser=options.denoiser,
+        condition=options.condition,
         fid=options.fid,
         limit=options.limit,
     )
@@ -506,6 +554,8 @@ def _dispatch(argv: list[str]) -> None:
         _report(args)
     elif verb == "import-denoiser":
         _import_denoiser(args)
+    elif verb == "embed":
+        _embed(args)
     elif verb == "inspect":
         _inspect(args)
     elif verb == "bench":

@@ -32,6 +32,7 @@ SMALL = {
     "bench": ["--dry-run"],  # the demo is one that runs
     "figures": ["--limit", "20"],
     "report": ["--limit", "20"],
+    "embed": ["data.num_train=48"],
     "demo": ["--scale", "0.02", "--seeds", "1"],
 }  # fmt: skip
 
@@ -104,6 +105,8 @@ def test_the_page_on_candidates(place, monkeypatch, capfd):
     assert "Denoiser: denoisers/authors" in out
     assert "192 drawn" in out  # 48 images, 2 candidates each at first and 6 in the end
     assert (place / "candidates/digits/report/weights.png").exists()
+    for name in ("labels", "rcg", "rcg-cluster"):
+        assert (place / "candidates" / name / "manifest.json").exists()
 
 
 def test_the_page_on_transfer(place, monkeypatch, capfd):

@@ -2,7 +2,8 @@
 
 Without an encoder: a sheet, and how near candidates are to their anchors in colour and layout.
 With one (a checkpoint of ours): the similarity of positive pairs (figure 2 of Zeng et al., ECCV
-2024), the agreement of labels, and a Frechet distance. With a denoiser: what w does (figure 4a).
+2024), the agreement of labels, and a Frechet distance. With a denoiser: what w does (figure 4a),
+and what the middle feature holds (figure 1).
 """
 
 import json
@@ -13,15 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DModel
 from torch import nn
 
 from clsp_plugin.benchmark.figures import candidate_sheet, similarity_histogram, store_caption
+from clsp_plugin.benchmark.middle import masked_samples, masked_sheet, middle_report
 from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
+from clsp_plugin.data.condition import condition_digest, load_condition
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.images import ImageArray, channel_statistics
 from clsp_plugin.data.random import Purpose, derive_key, keys_for
 from clsp_plugin.data.store import CandidateStore, StoreManifest
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
+from clsp_plugin.diffusion.interpolation import is_conditional
 from clsp_plugin.diffusion.sampling import make_scheduler, sample_candidates
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.backbone import load_backbone
@@ -31,6 +36,7 @@ __all__ = [
     "Encoder",
     "closeness",
     "frechet_distance",
+    "frechet_from",
     "inspect_store",
     "label_agreement",
     "summary",
@@ -39,6 +45,7 @@ __all__ = [
 WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 _SHEET_ROWS = 8
 _NEIGHBOURS = 20
+_REDRAWN = 64  # anchors whose candidates are drawn again, under several weights
 
 
 class Encoder(nn.Module):
@@ -210,14 +217,21 @@ def label_agreement(
 
 
 def frechet_distance(feature: int | nn.Module, real: torch.Tensor, drawn: torch.Tensor) -> float:
-    """Frechet distance of two sets of images in the features of a network.
+    """Frechet distance of two sets of images, see :func:`frechet_from`; drawn is (M, H, W, 3)."""
+    return frechet_from(feature, real)(drawn)
+
+
+def frechet_from(feature: int | nn.Module, real: torch.Tensor) -> Callable[[torch.Tensor], float]:
+    """Frechet distance of sets of images from one set in the features of a network.
 
     Args:
         feature: 2048 for the Inception network of the FID, whose weights torch-fidelity fetches;
             or a module with ``num_features``, uint8 (N, 3, H, W) to features (N, D), and then
             the number is no FID.
-        real: uint8 (N, H, W, 3).
-        drawn: uint8 (M, H, W, 3).
+        real: uint8 (N, H, W, 3); their features are computed once.
+
+    Returns:
+        uint8 (M, H, W, 3) to their distance from them.
 
     Raises:
         ClspError: torch-fidelity or its weights are not there.
@@ -225,45 +239,75 @@ def frechet_distance(feature: int | nn.Module, real: torch.Tensor, drawn: torch.
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     try:
-        metric = FrechetInceptionDistance(feature=feature)
+        metric = FrechetInceptionDistance(feature=feature, reset_real_features=False)
     except (ModuleNotFoundError, OSError, RuntimeError) as error:
         raise ClspError(
             f"The FID needs torch-fidelity and the weights that it fetches "
-            f"({str(error).splitlines()[0]}); `pip install torch-fidelity`, or leave --fid out."
+            f"({str(error).splitlines()[0]}); `pip install 'clsp-plugin[fid]'`, or leave the FID "
+            f"out and name an encoder instead."
         ) from error
-    for images, is_real in ((real, True), (drawn, False)):
+
+    def update(images: torch.Tensor, is_real: bool) -> None:
         for part in images.permute(0, 3, 1, 2).split(256):
             metric.update(part, real=is_real)
-    return float(metric.compute())
+
+    def distance(drawn: torch.Tensor) -> float:
+        metric.reset()  # the real ones stay
+        update(drawn, False)
+        return float(metric.compute())
+
+    update(real, True)
+    return distance
 
 
 def _images_of(store: CandidateStore, rows: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(store.images(rows))
 
 
-def _draw_weights(
-    manifest: StoreManifest, denoiser: str | Path, array: ImageArray, rows: Sequence[int]
-) -> torch.Tensor:
-    """One candidate of each anchor under each weight: uint8 (A, len(WEIGHTS), H, W, 3)."""
+def _denoiser_of(
+    manifest: StoreManifest, denoiser: str | Path, condition: torch.Tensor
+) -> tuple[UNet2DModel, dict[str, Any]]:
+    """The denoiser that a store was made with, and the configuration of its scheduler."""
     unet, config = load_denoiser(denoiser)
     if denoiser_hash(unet) != manifest.denoiser:
         raise ClspError(
             f"{denoiser} is not the denoiser of this store ({denoiser_hash(unet)} instead of "
             f"{manifest.denoiser}); name that one."
         )
-    unet.to("cuda" if torch.cuda.is_available() else "cpu")
+    if manifest.condition not in (None, condition_digest(condition)):
+        raise ClspError(
+            "The store was made with another condition; give --condition what `clsp generate` was "
+            "given as condition=."
+        )
+    return unet.to("cuda" if torch.cuda.is_available() else "cpu"), config
+
+
+def _draw_like(
+    manifest: StoreManifest,
+    unet: UNet2DModel,
+    config: dict[str, Any],
+    array: ImageArray,
+    rows: Sequence[int],
+    condition: torch.Tensor,
+) -> Callable[[float], torch.Tensor]:
+    """w to the first candidate of each anchor, drawn as the store's: uint8 (A, H, W, 3)."""
+    keys = {
+        "seed": manifest.seed,
+        "eta": manifest.eta,
+        "precision": manifest.dtype,
+        "guidance": manifest.guidance,
+        "share_anchor": manifest.share_anchor,
+        "labels": condition[rows],
+        "indexes": torch.tensor(rows),
+        "candidates": [0],
+    }
     scheduler = make_scheduler(config, manifest.steps, manifest.clip, manifest.sampler)
-    keys = {"seed": manifest.seed, "eta": manifest.eta, "precision": manifest.dtype}
-    keys |= {"labels": array.targets[rows], "guidance": manifest.guidance}
-    anchors = array.images[rows]
-    drawn = [
-        sample_candidates(
-            unet, scheduler, anchors, indexes=torch.tensor(rows), candidates=[0], w=w,
-            share_anchor=manifest.share_anchor, **keys,
-        ).cpu()
-        for w in WEIGHTS
-    ]  # fmt: skip
-    return torch.cat(drawn, dim=1)
+
+    def draw(w: float) -> torch.Tensor:
+        drawn = sample_candidates(unet, scheduler, array.images[rows], w=w, **keys)
+        return drawn[:, 0].cpu()
+
+    return draw
 
 
 def _weight_report(
@@ -296,6 +340,7 @@ def inspect_store(
     *,
     encoder: str | Path | None = None,
     denoiser: str | Path | None = None,
+    condition: str | None = None,
     fid: bool = False,
     limit: int = 1000,
 ) -> dict[str, Any]:
@@ -308,7 +353,9 @@ def inspect_store(
         encoder: a checkpoint of ours: adds ``similarity.png``, the agreement of labels and
             Frechet distances in its features, from the images that are not looked at to the first
             candidates and to as many real images (which is what a perfect generator would get).
-        denoiser: that of the store: adds ``weights.png``, anchors under several w.
+        denoiser: that of the store: adds ``weights.png``, anchors under several w; ``masked.png``,
+            samples without their middle feature; and ``middle.png``, a t-SNE of middle features.
+        condition: of a conditional denoiser, a file of ``clsp embed``; None for the labels.
         fid: adds the FID of the first candidates against all images.
         limit: anchors that are looked at, at most half of the images.
 
@@ -348,22 +395,43 @@ def inspect_store(
         drawn = _images_of(store, range(len(array)))[:, 0]
         report["fid"] = frechet_distance(2048, array.images, drawn)
     if denoiser is not None:
-        some = _spread_rows(64, len(rows))
-        numbers = [rows[i] for i in some]
-        drawn = _draw_weights(store.manifest, denoiser, array, numbers)
-        report["weights"] = _weight_report(drawn, anchors[some], network)
-        shown = _spread_rows(_SHEET_ROWS, len(some))
-        candidate_sheet(
-            anchors[some][shown].numpy(),
-            drawn[shown].numpy(),
-            out / "weights.png",
-            title="One candidate under several weights of the sample's middle feature",
-            caption="w = 0 is the anchor's middle feature alone, 1 an unconditional sample.",
-            columns=[f"w = {w:g}" for w in WEIGHTS],
-        )
+        told = array.targets if condition is None else load_condition(condition, array)
+        unet, config = _denoiser_of(store.manifest, denoiser, told)
+        some = [rows[i] for i in _spread_rows(_REDRAWN, len(rows))]
+        draw = _draw_like(store.manifest, unet, config, array, some, told)
+        report |= _denoiser_report(draw, unet, array.images[some], store.manifest.w, network, out)
+        told = told if is_conditional(unet) else None
+        report["middle"] = middle_report(unet, config, array, rows, told, out / "middle.png")
     text = json.dumps(report, indent=2)
     write_whole(out / "report.json", lambda file: file.write(text.encode()))
     return report
+
+
+def _denoiser_report(
+    draw: Callable[[float], torch.Tensor],
+    unet: UNet2DModel,
+    anchors: torch.Tensor,
+    w: float,
+    encoder: Encoder | None,
+    out: Path,
+) -> dict[str, Any]:
+    """What w does, and what is left where the middle feature is masked."""
+    drawn = torch.stack([draw(weight) for weight in WEIGHTS], dim=1)
+    shown = _spread_rows(_SHEET_ROWS, len(anchors))
+    candidate_sheet(
+        anchors[shown].numpy(),
+        drawn[shown].numpy(),
+        out / "weights.png",
+        title="One candidate under several weights of the sample's middle feature",
+        caption="w = 0 is the anchor's middle feature alone, 1 an unconditional sample.",
+        columns=[f"w = {weight:g}" for weight in WEIGHTS],
+    )
+    columns = masked_samples(unet, draw, w)
+    masked_sheet(anchors[shown], columns[shown], w, out / "masked.png")
+    return {
+        "weights": _weight_report(drawn, anchors, encoder),
+        "masked": closeness(anchors, columns[:, 2:]),
+    }
 
 
 def _encoder_report(
@@ -427,4 +495,13 @@ def summary(report: dict[str, Any]) -> str:
         lines.append(f"  FID {report['fid']:.2f}")
     for row in report.get("weights", ()):
         lines.append("  " + ", ".join(f"{name} {value:.3g}" for name, value in row.items()))
+    if "masked" in report:
+        near = [f"{name} {100 * one['closer']:.1f} %" for name, one in report["masked"].items()]
+        lines.append(f"  samples with the middle feature masked: nearer in {', '.join(near)}")
+    if report.get("middle"):
+        middle = report["middle"]
+        lines.append(
+            f"  middle features at step {middle['step']}: 20 nearest neighbours agree on the label "
+            f"in {middle['agreement']:.1f} % (the largest class has {middle['largest_class']:.1f})"
+        )
     return "\n".join(lines)

@@ -55,7 +55,8 @@ class StoreManifest:
         clip: whether each sampling step clipped its estimate of the image to [-1, 1].
         share_anchor: whether an anchor's K candidates shared one noised anchor a step.
         shard_size: images a shard.
-        guidance: of a class-conditional denoiser by the anchors' labels; 0 without one.
+        guidance: of a conditional denoiser by the anchors' condition; 0 without one.
+        condition: digest of what a conditional denoiser was told; None without one.
     """
 
     num_images: int
@@ -75,6 +76,7 @@ class StoreManifest:
     share_anchor: bool
     shard_size: int
     guidance: float = 0.0
+    condition: str | None = None
 
     @property
     def num_shards(self) -> int:
@@ -92,7 +94,9 @@ class StoreManifest:
     @property
     def seal(self) -> str:
         """Hash of the content, which an edit by hand breaks."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+        # what is not set does not count, as in manifests from before there was a condition
+        content = {name: value for name, value in asdict(self).items() if value is not None}
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
         text = json.dumps({"format": FORMAT, **asdict(self), "seal": self.seal}, indent=2)

@@ -22,6 +22,7 @@ from clsp_plugin.errors import ClspError
 
 __all__ = [
     "AuthorsConditionalUNet",
+    "FeatureConditionalUNet",
     "UNetSettings",
     "build_unet",
     "check_absent",
@@ -88,12 +89,20 @@ def _resolutions(image_size: int, settings: UNetSettings) -> list[int]:
     return [image_size >> level for level in range(levels)]
 
 
-def build_unet(image_size: int, cfg: UNetSettings | Mapping[str, Any] | None = None) -> UNet2DModel:
+def build_unet(
+    image_size: int,
+    cfg: UNetSettings | Mapping[str, Any] | None = None,
+    *,
+    num_classes: int | None = None,
+    num_features: int | None = None,
+) -> UNet2DModel:
     """Make an untrained denoiser.
 
     Args:
         image_size: height and width of the images in pixels.
         cfg: keys of :class:`UNetSettings`.
+        num_classes: of a class-conditional denoiser, whose embedding has a row more.
+        num_features: width of the features that a denoiser is conditioned on.
 
     Returns:
         A ``UNet2DModel``; with the defaults and 32 pixels, that of ``google/ddpm-cifar10-32``
@@ -113,7 +122,9 @@ def build_unet(image_size: int, cfg: UNetSettings | Mapping[str, Any] | None = N
             f"{image_size} pixels; choose among them, or give an empty list."
         )
     attention = [resolution in settings.attention_resolutions for resolution in resolutions]
-    return UNet2DModel(
+    assert num_classes is None or num_features is None
+    network = FeatureConditionalUNet if num_features else UNet2DModel
+    return network(
         sample_size=image_size,
         block_out_channels=settings.block_out_channels,
         layers_per_block=settings.layers_per_block,
@@ -126,6 +137,8 @@ def build_unet(image_size: int, cfg: UNetSettings | Mapping[str, Any] | None = N
         downsample_padding=0,
         flip_sin_to_cos=False,
         freq_shift=1,
+        # row 0 stands for no class
+        num_class_embeds=num_features or (num_classes + 1 if num_classes else None),
     )
 
 
@@ -153,7 +166,23 @@ class AuthorsConditionalUNet(UNet2DModel):
                 )
 
 
-_NETWORKS = {cls.__name__: cls for cls in (UNet2DModel, AuthorsConditionalUNet)}
+class FeatureConditionalUNet(UNet2DModel):
+    """A network that is given features of an image, ``num_class_embeds`` of them.
+
+    They are added to the embedding of the step by a linear map, where ``UNet2DModel`` looks up
+    the row of a class.
+    """
+
+    @functools.wraps(UNet2DModel.__init__)  # its signature is what diffusers reads settings by
+    def __init__(self, *args: Any, **keys: Any):
+        super().__init__(*args, **keys)
+        table = self.class_embedding
+        self.class_embedding = nn.Linear(table.num_embeddings, table.embedding_dim)
+
+
+_NETWORKS = {
+    cls.__name__: cls for cls in (UNet2DModel, AuthorsConditionalUNet, FeatureConditionalUNet)
+}
 
 
 def _problem_with(config: Mapping[str, Any]) -> str | None:

@@ -11,8 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from diffusers import UNet2DModel
+from torch import nn
 from tqdm import tqdm
 
+from clsp_plugin.data.augmentation import can_compile
+from clsp_plugin.data.condition import condition_digest
 from clsp_plugin.data.store import StoreManifest, StoreWriter
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.interpolation import is_conditional
@@ -57,8 +60,12 @@ class GenerationSettings(Settings):
             each as in the paper; nearly halves the time.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         shard_size: images a file of the store.
-        guidance: of a class-conditional denoiser by the anchors' labels, 0 or more; the authors'
+        guidance: of a conditional denoiser by the anchors' condition, 0 or more; the authors'
             second recipe is ``w=1 guidance=1.8 eta=1``, in which the anchor gives only its label.
+        channels_last: keep the channels of a pixel side by side in memory; None does on a GPU
+            alone, since convolutions of few channels gain nothing from it on a CPU.
+        compile: compile the blocks of the denoiser, which takes a minute or more before the first
+            candidate. Like another batch size it changes the rounding of sums, and nothing else.
     """
 
     num_candidates: int = setting(8, int, low=1)
@@ -74,6 +81,8 @@ class GenerationSettings(Settings):
     device: str = setting("auto", str)
     shard_size: int = setting(1024, int, low=1)
     guidance: float = setting(0.0, float, low=0.0)
+    channels_last: bool | None = setting(None, bool, optional=True)
+    compile: bool = setting(False, bool)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,6 +139,7 @@ def _manifest(
     dataset: str,
     unet: UNet2DModel,
     settings: GenerationSettings,
+    condition: str | None,
 ) -> StoreManifest:
     return StoreManifest(
         num_images=len(images),
@@ -149,6 +159,7 @@ def _manifest(
         share_anchor=settings.share_anchor,
         shard_size=settings.shard_size,
         guidance=settings.guidance,
+        condition=condition,
     )
 
 
@@ -160,19 +171,30 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def _classes(
+def _condition(
     unet: UNet2DModel, labels: torch.Tensor | None, settings: GenerationSettings
 ) -> torch.Tensor | None:
-    """The images' classes, where the denoiser takes them."""
+    """The images' classes or features, where the denoiser takes them."""
     if not is_conditional(unet):
         if settings.guidance:
             raise ClspError(
-                f"guidance={settings.guidance:g} needs a class-conditional denoiser, and this one "
-                f"is not; leave it out."
+                f"guidance={settings.guidance:g} needs a conditional denoiser, and this one is "
+                f"not; leave it out."
             )
         return None
-    if labels is None or bool((labels < 0).any()):
-        raise ClspError("This denoiser is class-conditional, and the images have no labels.")
+    takes = unet.class_embedding
+    if isinstance(takes, nn.Linear):
+        if labels is None or labels.ndim != 2 or labels.shape[1] != takes.in_features:
+            raise ClspError(
+                f"This denoiser is conditioned on {takes.in_features} features of each image; give "
+                f"condition=FILE, the file of `clsp embed` that it was trained with."
+            )
+        return labels
+    if labels is None or labels.ndim != 1 or bool((labels < 0).any()):
+        raise ClspError(
+            "This denoiser is class-conditional, and the images have no labels; give "
+            "condition=FILE if it was trained with the clusters of `clsp embed`."
+        )
     # one row more than classes: the first stands for none
     known, there = unet.class_embedding.num_embeddings - 1, int(labels.max()) + 1
     if there > known:
@@ -191,7 +213,8 @@ class Drawer:
         unet: the denoiser; moved to the settings' device.
         scheduler_config: of its training, as ``load_denoiser`` gives it.
         settings: how to draw.
-        labels: int64 (N,), of the images, for a class-conditional denoiser.
+        labels: of the images, for a conditional denoiser: classes, int64 (N,), or features,
+            float32 (N, D).
 
     Attributes:
         batch_size: images that the denoiser sees at once; halved where memory did not suffice.
@@ -206,13 +229,30 @@ class Drawer:
         labels: torch.Tensor | None = None,
     ):
         self.device = _device(settings.device)
-        self.labels = _classes(unet, labels, settings)
+        self.labels = _condition(unet, labels, settings)
         self.images, self.settings = images, settings
         self.scheduler = make_scheduler(
             scheduler_config, settings.steps, settings.clip, settings.sampler
         )
-        self.unet = unet.to(self.device)
+        self.unet = self._prepared(unet)
         self.batch_size = settings.batch_size or _LARGEST_BATCH.get(self.device.type, 256)
+
+    def _prepared(self, unet: UNet2DModel) -> UNet2DModel:
+        """The denoiser on its device, in the layout and the form that were asked for."""
+        wanted = self.settings.channels_last
+        last = self.device.type == "cuda" if wanted is None else wanted
+        layout = torch.channels_last if last else torch.contiguous_format
+        unet = unet.to(self.device, memory_format=layout)
+        if self.settings.compile:
+            if not can_compile():
+                raise ClspError(
+                    "compile=True needs a C++ compiler, and none is here; leave it out."
+                )
+            for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+                # a graph for each size of batch: one for all could round otherwise in a run that
+                # was continued, where the sizes come in another order
+                block.compile(dynamic=False)
+        return unet
 
     def _sample(self, indexes: torch.Tensor, candidates: range) -> np.ndarray:
         settings = self.settings
@@ -293,7 +333,7 @@ class Drawer:
         x = x if settings.share_anchor else x.repeat_interleave(len(numbers), dim=0)
         keys = {"w": settings.w, "eta": settings.eta, "precision": settings.precision}
         if self.labels is not None:
-            labels = self.labels[indexes].to(self.device).repeat_interleave(len(numbers))
+            labels = self.labels[indexes].to(self.device).repeat_interleave(len(numbers), dim=0)
             keys |= {"labels": labels, "guidance": settings.guidance}
         seconds = 0.0
         for steps in (1, num_steps):  # the first time warms up
@@ -397,7 +437,8 @@ def generate_candidates(
         dataset: name of the images, for people.
         desc: what the progress bar calls the work.
         digests: uint8 (N, 16), names of the single images, see ``ImageArray.digests``.
-        labels: int64 (N,), classes from 0, which only a class-conditional denoiser looks at.
+        labels: classes from 0, int64 (N,), or features, float32 (N, D), which only a conditional
+            denoiser looks at.
 
     Returns:
         ``images`` and ``candidates`` drawn by this process in this call, the ``seconds`` they
@@ -413,7 +454,8 @@ def generate_candidates(
     unet, scheduler_config = load_denoiser(denoiser_path)
     _check_size(images, unet)
     drawer = Drawer(images, unet, scheduler_config, settings, labels)
-    manifest = _manifest(images, fingerprint, dataset, unet, settings)
+    condition = None if drawer.labels is None else condition_digest(drawer.labels)
+    manifest = _manifest(images, fingerprint, dataset, unet, settings, condition)
     writer = StoreWriter(out, manifest, digests)
     rank, world_size = _process()
     began, drawn = time.perf_counter(), 0

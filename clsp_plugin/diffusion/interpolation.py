@@ -4,7 +4,13 @@ The UNet is cut after its middle block. :func:`encode` is the first half and :fu
 second; in between, the sample's feature is blended with that of an anchor noised to the same
 step. Skip connections and the time embedding stay the sample's own (Zeng et al.,
 "Contrastive Learning with Synthetic Positives", ECCV 2024).
+
+A conditional UNet is also given a condition of each image: the row of its class in an embedding,
+of which row 0 stands for none, or the image's features in some encoder, of which zeros do.
 """
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from diffusers import UNet2DModel
@@ -20,12 +26,25 @@ __all__ = [
     "guided_noise",
     "interpolated_noise",
     "is_conditional",
+    "known",
+    "masked_middle",
+    "unknown",
 ]
 
 
 def is_conditional(unet: UNet2DModel) -> bool:
-    """Whether a UNet takes the class of an image."""
+    """Whether a UNet takes the class or the features of an image."""
     return unet.class_embedding is not None
+
+
+def known(condition: torch.Tensor) -> torch.Tensor:
+    """What a conditional UNet is given: rows of classes (B,) from 0, or features (B, D)."""
+    return condition if condition.is_floating_point() else condition + 1
+
+
+def unknown(condition: torch.Tensor) -> torch.Tensor:
+    """What stands for no condition, in the form of :func:`known`."""
+    return torch.zeros_like(condition)
 
 
 def check_unet(unet: UNet2DModel) -> None:
@@ -36,7 +55,7 @@ def check_unet(unet: UNet2DModel) -> None:
     """
     config = unet.config
     problem = None
-    if is_conditional(unet) and not isinstance(unet.class_embedding, nn.Embedding):
+    if is_conditional(unet) and not isinstance(unet.class_embedding, (nn.Embedding, nn.Linear)):
         problem = f"takes no class numbers (class_embed_type {config.class_embed_type!r})"
     elif (config.in_channels, config.out_channels) != (3, 3):
         problem = (
@@ -63,13 +82,16 @@ def check_weight(w: float) -> None:
 def _embedding(
     unet: UNet2DModel, t: int | torch.Tensor, x: torch.Tensor, labels: torch.Tensor | None
 ) -> torch.Tensor:
-    """Of the step, and of the class where the UNet takes one."""
+    """Of the step, and of the condition where the UNet takes one."""
     t = torch.as_tensor(t, device=x.device)
     t = t.expand(x.shape[0]) if t.ndim == 0 else t
     # the sinusoids are float32 whatever the weights are
     emb = unet.time_embedding(unet.time_proj(t).to(dtype=unet.dtype))
-    assert (labels is not None) == is_conditional(unet), "a class for networks that take one"
-    return emb if labels is None else emb + unet.class_embedding(labels).to(dtype=unet.dtype)
+    assert (labels is not None) == is_conditional(unet), "a condition for networks that take one"
+    if labels is None:
+        return emb
+    given = labels.to(unet.dtype) if labels.is_floating_point() else labels
+    return emb + unet.class_embedding(given).to(dtype=unet.dtype)
 
 
 def encode(
@@ -84,11 +106,12 @@ def encode(
         unet: a ``UNet2DModel``.
         x: noisy images in about [-1, 1], float (B, 3, H, W).
         t: the step, an int or int64 (B,), in 0 .. T - 1.
-        labels: int64 (B,), rows of the class embedding of a class-conditional UNet, else None.
+        labels: for a conditional UNet, int64 (B,), rows of its class embedding, or float (B, D),
+            features; else None.
 
     Returns:
         The middle feature (B, C, h, w), the skip connections from the first to the last, and
-        the embedding of step and class (B, E). ``decode(unet, *encode(unet, x, t))`` is
+        the embedding of step and condition (B, E). ``decode(unet, *encode(unet, x, t))`` is
         ``unet(x, t).sample`` to the last bit.
 
     Raises:
@@ -161,7 +184,7 @@ def interpolated_noise(
             (B, 3, H, W) where the K candidates of an anchor share its feature.
         t: the step, in 0 .. T - 1.
         w: weight of the sample, in [0, 1].
-        labels: int64 (B * K,), the classes that a class-conditional UNet is given, else None.
+        labels: what a conditional UNet is given, (B * K,) or (B * K, D), else None.
 
     Returns:
         The noise estimate (B * K, 3, H, W), or the velocity if that is what the UNet predicts.
@@ -191,27 +214,41 @@ def guided_noise(
     labels: torch.Tensor,
     guidance: float,
 ) -> torch.Tensor:
-    r"""Estimate the noise in a sample of a class, away from what is common to all classes.
+    r"""Estimate the noise in a sample of a condition, away from what is common to all.
 
     .. math:: (1 + g) \, eps(x_t, c) - g \, eps(x_t, none)
 
     Classifier-free guidance (Ho and Salimans, 2022) over :func:`interpolated_noise`.
 
     Args:
-        unet: a class-conditional ``UNet2DModel``; row 0 of its class embedding stands for no
-            class, row ``c + 1`` for class c.
+        unet: a conditional ``UNet2DModel``; row 0 of a class embedding stands for no class, row
+            ``c + 1`` for class c.
         x_t: as there.
         x_t_anchor: as there.
         t: as there.
         w: as there.
-        labels: int64 (B * K,), classes from 0.
-        guidance: g, at least 0, and then the class alone.
+        labels: int64 (B * K,), classes from 0, or float (B * K, D), features.
+        guidance: g, at least 0; at 0 the condition alone decides.
 
     Returns:
         The noise estimate (B * K, 3, H, W).
     """
-    estimate = interpolated_noise(unet, x_t, x_t_anchor, t, w, labels + 1)
+    estimate = interpolated_noise(unet, x_t, x_t_anchor, t, w, known(labels))
     if guidance == 0:
         return estimate
-    without = interpolated_noise(unet, x_t, x_t_anchor, t, w, torch.zeros_like(labels))
+    without = interpolated_noise(unet, x_t, x_t_anchor, t, w, unknown(labels))
     return (1 + guidance) * estimate - guidance * without
+
+
+@contextlib.contextmanager
+def masked_middle(unet: UNet2DModel) -> Iterator[None]:
+    """Within the block, a UNet's middle feature is zero: the skip connections draw alone."""
+
+    def mask(module: nn.Module, inputs: tuple, h: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(h)
+
+    handle = unet.mid_block.register_forward_hook(mask)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -244,8 +244,9 @@ def denoise(
         eta: in [0, 1]; 1 with DDPM, 0 with DPM-Solver++.
         precision: of the UNet; all else is float32.
         num_steps: stop after so many of the sampler's steps; by default after all of them.
-        labels: int64 (B * K,), classes from 0, for a class-conditional denoiser.
-        guidance: of the classes, see :func:`~clsp_plugin.diffusion.interpolation.guided_noise`.
+        labels: for a conditional denoiser, classes from 0, int64 (B * K,), or features, float
+            (B * K, D).
+        guidance: of the condition, see :func:`~clsp_plugin.diffusion.interpolation.guided_noise`.
 
     Returns:
         float32 (B * K, 3, H, W).
@@ -301,8 +302,9 @@ def sample_candidates(
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; only the UNet is computed
             in less than float32. An image that this is not enough for is sampled again in
             float32, from the same noise, with a warning.
-        labels: int64 (B,), the anchors' classes from 0, for a class-conditional denoiser.
-        guidance: of the classes, see :func:`~clsp_plugin.diffusion.interpolation.guided_noise`.
+        labels: for a conditional denoiser, the anchors' classes from 0, int64 (B,), or features,
+            float (B, D).
+        guidance: of the condition, see :func:`~clsp_plugin.diffusion.interpolation.guided_noise`.
 
     Returns:
         uint8 (B, K, H, W, 3), on the device of the model.
@@ -323,8 +325,8 @@ def sample_candidates(
     keys = {"w": w, "eta": eta, "guidance": guidance}
     classes = None
     if is_conditional(unet):
-        assert labels is not None, "a class-conditional denoiser needs the anchors' classes"
-        classes = labels.to(device).repeat_interleave(len(numbers))
+        assert labels is not None, "a conditional denoiser needs the anchors' condition"
+        classes = labels.to(device).repeat_interleave(len(numbers), dim=0)
     x = denoise(unet, scheduler, x, noise, precision=precision, labels=classes, **keys)
     out = to_uint8(x).unflatten(0, (len(anchors), len(numbers)))
     broken = (~torch.isfinite(x)).flatten(1).any(1).view(len(anchors), -1).any(1).cpu()

@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar, TQDMP
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from clsp_plugin.data.condition import check_condition, condition_digest
 from clsp_plugin.data.loader import IndexBatches, index_loader
 from clsp_plugin.data.random import Purpose, derive_key, key_normal, key_uniform, keys_for
 from clsp_plugin.diffusion.denoiser import (
@@ -36,7 +37,7 @@ from clsp_plugin.diffusion.denoiser import (
     check_absent,
     save_denoiser,
 )
-from clsp_plugin.diffusion.interpolation import decode, encode
+from clsp_plugin.diffusion.interpolation import decode, encode, known, unknown
 from clsp_plugin.diffusion.samples import SampleSheets
 from clsp_plugin.diffusion.sampling import PREDICTIONS, to_float
 from clsp_plugin.diffusion.settings import precision_name, read_settings, setting
@@ -46,10 +47,12 @@ from clsp_plugin.errors import ClspError
 __all__ = ["DenoiserModule", "TrainingSettings", "train_denoiser"]
 
 # Streams of a training; part of what a seed means, never renumber.
-_WEIGHTS, _DROPOUT, _CHOICES, _NOISE, _RENOISED, _RENOISE = range(6)
+_WEIGHTS, _DROPOUT, _CHOICES, _NOISE, _RENOISED, _RENOISE, _UNCONDITIONED = range(7)
 
 # Settings that a resumed run may change, since they do not change what is learned.
-_FREE = frozenset({"checkpoint_every", "sample_every", "accelerator", "devices", "strategy"})
+_FREE = frozenset(
+    {"checkpoint_every", "sample_every", "fid_images", "accelerator", "devices", "strategy"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,8 @@ class TrainingSettings(UNetSettings):
             image under other noise, as a candidate's is from its anchor. The paper's 0 trains the
             denoiser alone; after a short training the skip connections then decide everything, and
             candidates do not show what their anchors do. Training takes up to a half longer.
+        condition_dropout: probability that a conditional denoiser is not told the condition of an
+            image, so that it can be guided; the paper's second recipe has 0.1.
         ema_decay: of the moving average of the weights, which is what is saved.
         ema_warmup: whether the decay of the 0-based step s is at most (1 + s) / (10 + s), so that
             short runs do not keep their first weights.
@@ -81,6 +86,7 @@ class TrainingSettings(UNetSettings):
         strategy: Lightning's.
         checkpoint_every: epochs between checkpoints.
         sample_every: epochs between sheets of samples in ``<out>.samples``; 0 draws none.
+        fid_images: samples drawn for a Frechet distance where one is asked for.
     """
 
     seed: int = setting(0, int)
@@ -91,6 +97,7 @@ class TrainingSettings(UNetSettings):
     gradient_clip: float = setting(1.0, float, low=0.0)
     prediction: str = setting("epsilon", str, choices=PREDICTIONS)
     renoise_middle: float = setting(0.0, float, low=0.0, high=1.0)
+    condition_dropout: float = setting(0.1, float, low=0.0, high=1.0)
     ema_decay: float = setting(0.9999, float, low=0.0, high=1.0)
     ema_warmup: bool = setting(True, bool)
     horizontal_flip: float = setting(0.5, float, low=0.0, high=1.0)
@@ -100,6 +107,7 @@ class TrainingSettings(UNetSettings):
     strategy: str = setting("auto", str)
     checkpoint_every: int = setting(50, int, low=1)
     sample_every: int = setting(0, int, low=0)
+    fid_images: int = setting(1000, int, low=2)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,6 +127,7 @@ class DenoiserModule(LightningModule):
     Args:
         unet: the network.
         settings: see :class:`TrainingSettings`.
+        condition: of a conditional network, for every image: int64 (N,), or float (N, D).
 
     Attributes:
         unet: the network in training.
@@ -127,7 +136,12 @@ class DenoiserModule(LightningModule):
         seconds: training time so far, over all runs.
     """
 
-    def __init__(self, unet: UNet2DModel, settings: TrainingSettings):
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        settings: TrainingSettings,
+        condition: torch.Tensor | None = None,
+    ):
         super().__init__()
         self.settings = settings
         self.unet = unet
@@ -137,6 +151,7 @@ class DenoiserModule(LightningModule):
         alphas = DDPMScheduler(**LINEAR_BETAS).alphas_cumprod
         self.register_buffer("signal", alphas.sqrt(), persistent=False)
         self.register_buffer("sigma", (1.0 - alphas).sqrt(), persistent=False)
+        self.register_buffer("condition", condition, persistent=False)
 
     def _draw(
         self, indexes: torch.Tensor, images: torch.Tensor
@@ -157,23 +172,35 @@ class DenoiserModule(LightningModule):
         signal, sigma = (v[t, None, None, None] for v in (self.signal, self.sigma))
         return signal * x + sigma * noise
 
+    def _given(self, indexes: torch.Tensor) -> torch.Tensor | None:
+        """What a conditional network is told of images: of some, nothing."""
+        if self.condition is None:
+            return None
+        condition = self.condition[indexes]
+        stream = Purpose.TRAINING, _UNCONDITIONED, self.current_epoch
+        u = key_uniform(keys_for(derive_key(self.settings.seed, *stream), indexes), 1)
+        dropped = u < self.settings.condition_dropout
+        dropped = dropped if condition.ndim == 2 else dropped[:, 0]
+        return torch.where(dropped, unknown(condition), known(condition))
+
     def _estimate(
         self, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, indexes: torch.Tensor
     ) -> torch.Tensor:
         """What the network predicts; some images take their middle feature from other noise."""
-        x_t = self._noisy(x, noise, t)
+        x_t, given = self._noisy(x, noise, t), self._given(indexes)
         if self.settings.renoise_middle == 0.0:
-            return self.unet(x_t, t).sample
+            return self.unet(x_t, t, given).sample
         choices, noises = (
             derive_key(self.settings.seed, Purpose.TRAINING, stream, self.current_epoch)
             for stream in (_RENOISED, _RENOISE)
         )
         u = key_uniform(keys_for(choices, indexes), 1)[:, 0]
-        h, skips, emb = encode(self.unet, x_t, t)
+        h, skips, emb = encode(self.unet, x_t, t, given)
         rows = torch.nonzero(u < self.settings.renoise_middle)[:, 0]
         if len(rows):
             fresh = key_normal(keys_for(noises, indexes[rows]), x[0].numel()).view_as(x[rows])
-            other = encode(self.unet, self._noisy(x[rows], fresh, t[rows]), t[rows])[0]
+            own = None if given is None else given[rows]
+            other = encode(self.unet, self._noisy(x[rows], fresh, t[rows]), t[rows], own)[0]
             h = h.index_copy(0, rows, other)
         return decode(self.unet, h, skips, emb)
 
@@ -308,11 +335,18 @@ def _check_images(images: torch.Tensor) -> int:
     return height
 
 
-def _identity(images: torch.Tensor, settings: TrainingSettings) -> dict[str, Any]:
+def _identity(
+    images: torch.Tensor, settings: TrainingSettings, condition: torch.Tensor | None
+) -> dict[str, Any]:
     """What makes two trainings the same one, as JSON would give it back."""
     kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in _FREE}
     digest = hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()
-    return json.loads(json.dumps({**kept, "num_images": len(images), "images": digest}))
+    kept |= {"num_images": len(images), "images": digest}
+    if condition is None:
+        del kept["condition_dropout"]
+    else:
+        kept["condition"] = condition_digest(condition)
+    return json.loads(json.dumps(kept))
 
 
 def _find_checkpoint(workspace: Path, identity: dict[str, Any]) -> Path | None:
@@ -334,10 +368,17 @@ def _find_checkpoint(workspace: Path, identity: dict[str, Any]) -> Path | None:
     return checkpoint
 
 
-def _make_module(image_size: int, settings: TrainingSettings) -> DenoiserModule:
+def _make_module(
+    image_size: int, settings: TrainingSettings, condition: torch.Tensor | None = None
+) -> DenoiserModule:
+    keys = {}
+    if condition is not None and condition.ndim == 2:
+        keys["num_features"] = condition.shape[1]
+    elif condition is not None:
+        keys["num_classes"] = int(condition.max()) + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_key(settings.seed, Purpose.TRAINING, _WEIGHTS))
-        return DenoiserModule(build_unet(image_size, settings), settings)
+        return DenoiserModule(build_unet(image_size, settings, **keys), settings, condition)
 
 
 def _make_trainer(
@@ -386,7 +427,9 @@ def train_denoiser(
     cfg: TrainingSettings | Mapping[str, Any] | None,
     out: str | Path,
     *,
+    condition: torch.Tensor | None = None,
     callbacks: Sequence[Callback] | None = None,
+    score: Callable[[torch.Tensor], float] | None = None,
 ) -> dict[str, Any]:
     """Train a denoiser and write it as a pipeline directory.
 
@@ -398,7 +441,10 @@ def train_denoiser(
         cfg: keys of :class:`TrainingSettings`.
         out: the directory to write; ``training.json`` in it has the settings, the mean loss of
             each epoch, the seconds and the versions.
+        condition: makes the denoiser a conditional one: int64 (N,), classes from 0, or float32
+            (N, D), features of the images.
         callbacks: further Lightning callbacks; a progress bar among them replaces the default.
+        score: of samples, uint8 (M, H, W, 3), such as the FID; computed beside each sheet of them.
 
     Returns:
         What ``training.json`` says.
@@ -410,9 +456,12 @@ def train_denoiser(
     settings = read_settings(TrainingSettings, cfg)
     out = Path(out)
     check_absent(out)
-    module = _make_module(_check_images(images), settings)
+    size = _check_images(images)
+    if condition is not None:
+        check_condition(condition, len(images))
+    module = _make_module(size, settings, condition)
     workspace = out.with_name(f"{out.name}.training")
-    identity = _identity(images, settings)
+    identity = _identity(images, settings, condition)
     checkpoint = _find_checkpoint(workspace, identity)
     workspace.mkdir(parents=True, exist_ok=True)
     if checkpoint is None:
@@ -421,7 +470,10 @@ def train_denoiser(
         callbacks = list(callbacks or ())
         if settings.sample_every:
             folder = out.with_name(f"{out.name}.samples")
-            callbacks.append(SampleSheets(folder, settings.sample_every, settings.prediction))
+            keys = {"score": score, "num_scored": settings.fid_images}
+            callbacks.append(
+                SampleSheets(folder, settings.sample_every, settings.prediction, **keys)
+            )
         trainer = _make_trainer(settings, workspace, callbacks)
         trainer.fit(module, datamodule=_Data(images, settings), ckpt_path=checkpoint)
     if len(module.losses) < settings.max_epochs:  # Lightning may return from an interrupt

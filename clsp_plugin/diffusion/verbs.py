@@ -1,10 +1,13 @@
 """``clsp denoiser`` and ``clsp generate``: their configurations, and what they print."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from clsp_plugin.data.condition import load_condition
 from clsp_plugin.data.images import ImageArray, load_images
 from clsp_plugin.data.store import CandidateStore, export_npy
 from clsp_plugin.diffusion.denoiser import check_absent
@@ -36,19 +39,35 @@ def _images(data: dict[str, Any]) -> ImageArray:
     return load_images(typed(data, Data), "train")
 
 
-def denoiser(given: DictConfig, *, title: str = "train the denoiser") -> dict[str, Any]:
+def denoiser(
+    given: DictConfig,
+    *,
+    title: str = "train the denoiser",
+    frechet: Callable[[str, torch.Tensor], Callable[[torch.Tensor], float]] | None = None,
+) -> dict[str, Any]:
     """Train a denoiser on the training images and write it in diffusers' format.
 
     Args:
-        given: ``data`` as in pre-training, ``out``, and the keys of ``TrainingSettings``.
+        given: ``data`` as in pre-training, ``out``, ``condition`` (null, labels, or a file of
+            ``clsp embed``), ``fid`` (null, or what ``frechet`` takes) and the keys of
+            ``TrainingSettings``.
         title: what the progress bar says.
+        frechet: ``fid`` and the images to the distance of samples from them.
     """
     own, rest = _split(given, "data", "out")
+    condition, fid = rest.pop("condition", None), rest.pop("fid", None)
     settings = read_settings(TrainingSettings, rest)
     check_absent(Path(own["out"]))
+    if fid is not None and not settings.sample_every:
+        raise ClspError(f"fid={fid} is computed beside the sample sheets; set sample_every too.")
     array = _images(own["data"])
     record = train_denoiser(
-        array.images, settings, own["out"], callbacks=[Bar(title, metrics=("loss",))]
+        array.images,
+        settings,
+        own["out"],
+        condition=load_condition(condition, array),
+        callbacks=[Bar(title, metrics=("loss",))],
+        score=None if fid is None or frechet is None else frechet(fid, array.images),
     )
     print(f"Denoiser: {own['out']} ({record['epochs']} epochs, {record['seconds']:.0f} s)")
     return record
@@ -60,17 +79,19 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
     Args:
         given: ``data`` as in pre-training, ``denoiser``, ``out``, ``export_npy`` (a file to write
             the authors' array to, or null), ``dry_run`` (only say how long it would take and how
-            large it would be) and the keys of ``GenerationSettings``.
+            large it would be), ``condition`` (of a conditional denoiser: a file of
+            ``clsp embed``, or null for the labels) and the keys of ``GenerationSettings``.
         title: what the progress bar says.
     """
     export = given.get("export_npy")
     own, rest = _split(given, "data", "denoiser", "out")
     rest.pop("export_npy", None)
-    dry_run = rest.pop("dry_run", False)
+    dry_run, condition = rest.pop("dry_run", False), rest.pop("condition", None)
     settings = read_settings(GenerationSettings, rest)
     array = _images(own["data"])
+    labels = array.targets if condition is None else load_condition(condition, array)
     if dry_run:
-        return _estimate(array, own["denoiser"], settings)
+        return _estimate(array, own["denoiser"], settings, labels)
     summary = generate_candidates(
         array.images,
         array.fingerprint,
@@ -80,7 +101,7 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
         dataset=array.name,
         desc=title,
         digests=array.digests,
-        labels=array.targets,
+        labels=labels,
     )
     drawn = f"{summary['candidates']} drawn in {summary['seconds']:.0f} s"
     print(f"Candidates: {own['out']} ({drawn if summary['candidates'] else 'already complete'})")
@@ -90,8 +111,10 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
     return summary
 
 
-def _estimate(array: ImageArray, denoiser_path: str, settings: GenerationSettings):
-    found = estimate_generation(array.images, denoiser_path, settings, array.targets)
+def _estimate(
+    array: ImageArray, denoiser_path: str, settings: GenerationSettings, labels: torch.Tensor
+) -> dict[str, Any]:
+    found = estimate_generation(array.images, denoiser_path, settings, labels)
     seconds = found["seconds"]
     time = f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min"
     print(

@@ -11,6 +11,7 @@ from clsp_plugin.benchmark.inspection import (
     Encoder,
     closeness,
     frechet_distance,
+    frechet_from,
     inspect_store,
     label_agreement,
     summary,
@@ -92,6 +93,9 @@ def test_the_frechet_distance_is_its_formula():
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + sum(map(np.trace, cov)) - 2 * root.sum()
     assert frechet_distance(Pixel(), real, drawn) == pytest.approx(expected, rel=1e-4)
     assert frechet_distance(Pixel(), real, real) == pytest.approx(0, abs=1e-3)
+    again = frechet_from(Pixel(), real)  # the drawn ones of before are forgotten
+    assert again(real) == pytest.approx(0, abs=1e-3)
+    assert again(drawn) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.fixture
@@ -114,11 +118,15 @@ def test_all_of_a_report(made, tiny, digits48):
         made / "store", digits48, made / "report", encoder=run, denoiser=made / "denoiser"
     )
     files = {path.name for path in (made / "report").iterdir()}
-    assert files == {"report.json", "sheet.png", "similarity.png", "weights.png"}
+    assert files == {
+        "report.json", "sheet.png", "similarity.png", "weights.png", "masked.png", "middle.png"
+    }  # fmt: skip
     assert json.loads((made / "report/report.json").read_text()) == report
     assert report["anchors"] == 24
     assert [row["w"] for row in report["weights"]] == [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert set(report["agreement"]) == {"candidates", "anchors", "chance"}
+    assert set(report["middle"]) == {"step", "agreement", "largest_class"}
+    assert set(report["masked"]) == {"colour", "layout"}
     text = summary(report)
     for part in (
         "share_anchor    False",
@@ -126,6 +134,8 @@ def test_all_of_a_report(made, tiny, digits48):
         "no FID",
         "label agrees",
         "w 0.1",
+        "middle feature masked",
+        "middle features at step 50",
     ):
         assert part in text
     # the store still opens, and a report without an encoder leaves those numbers out

@@ -1,8 +1,11 @@
 """From a denoiser's directory to a candidate store, killed and continued."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from clsp_plugin.data.store import CandidateStore, StoreWriter
 from clsp_plugin.diffusion import generation
@@ -225,3 +228,28 @@ def test_too_small_a_disk_is_refused(images, denoiser, tmp_path, monkeypatch):
     monkeypatch.setattr(generation.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ClspError, match=r"need 0.0 MiB and there are 0.0 MiB free"):
         generate_candidates(images, "abc", denoiser, tmp_path / "store", CFG)
+
+
+@pytest.mark.parametrize("change", [{"channels_last": True}, {"compile": True}])
+def test_another_form_of_the_network_draws_the_same(
+    images, denoiser, tmp_path, monkeypatch, change
+):
+    # traced into graphs that run as they are: a real compilation takes a minute, and
+    # benchmarks/generation.py compares what comes out of it
+    traced = functools.partialmethod(nn.Module.compile, backend="eager")
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    monkeypatch.setattr(generation, "can_compile", lambda: True)
+    cfg = {**CFG, "shard_size": 8, "batch_size": 16, "clip": True}
+    for name, keys in (("plain", {}), ("other", change)):
+        generate_candidates(images, "abc", denoiser, tmp_path / name, {**cfg, **keys})
+    plain, other = (read(tmp_path / name).astype(int) for name in ("plain", "other"))
+    assert np.abs(plain - other).max() <= 1
+    manifests = [CandidateStore(tmp_path / name).manifest for name in ("plain", "other")]
+    assert manifests[0] == manifests[1]  # the same store, its denoiser has the same name
+
+
+def test_compiling_without_a_compiler_is_refused(images, denoiser, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "can_compile", lambda: False)
+    with pytest.raises(ClspError, match=r"compile=True needs a C\+\+ compiler"):
+        generate_candidates(images, "abc", denoiser, tmp_path / "s", {**CFG, "compile": True})
+    assert not (tmp_path / "s").exists()

@@ -4,7 +4,14 @@
 """
 
 from clsp_plugin.benchmark.figures.curves import training_curves
+from clsp_plugin.benchmark.figures.maps import label_map
 from clsp_plugin.benchmark.figures.pairs import similarity_histogram
 from clsp_plugin.benchmark.figures.sheets import candidate_sheet, store_caption
 
-__all__ = ["candidate_sheet", "similarity_histogram", "store_caption", "training_curves"]
+__all__ = [
+    "candidate_sheet",
+    "label_map",
+    "similarity_histogram",
+    "store_caption",
+    "training_curves",
+]
