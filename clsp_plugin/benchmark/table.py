@@ -25,7 +25,10 @@ from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
 
-__all__ = ["LAYOUTS", "Absent", "Cell", "Row", "Table", "family_order", "make_table", "varying"]
+__all__ = [
+    "LAYOUTS", "Absent", "Cell", "Row", "Table", "family_order", "is_stale", "make_table",
+    "varying",
+]  # fmt: skip
 
 Records = Sequence[tuple[Path, Record]]
 
@@ -655,20 +658,23 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
                 )
     return Cell.of(
         [e["top1"] if e.get("metric") is None else e[e["metric"]] for _, e in latest],
-        stale=any(
-            _is_stale(record, dict(latest)[path])
-            for path, record in members
-            if path in dict(latest)
-        ),
+        stale=any(is_stale(dict(members)[path], evaluation) for path, evaluation in latest),
         failed=failed,
         paths=tuple(path for path, _ in latest),
     )
 
 
-def _is_stale(record: Record, evaluation: Mapping[str, Any]) -> bool:
-    """Whether other code than today's made it; a record that does not say is not accused."""
-    trained = record.versions.get("code") not in (None, method_code(record.method))
-    return trained or evaluation.get("code") not in (None, evaluation_code(evaluation["task"]))
+def is_stale(record: Record, evaluation: Mapping[str, Any] | None = None) -> bool:
+    """Whether other code than today's made it; a record that does not say is not accused.
+
+    Args:
+        record: of the run.
+        evaluation: of it that is looked at; by default all.
+    """
+    evaluations = record.evaluations if evaluation is None else [evaluation]
+    made = [(record.versions.get("code"), method_code(record.method))]
+    made += [(e.get("code"), evaluation_code(e["task"])) for e in evaluations]
+    return any(then not in (None, now) for then, now in made)
 
 
 def _measured(evaluation: Mapping[str, Any], name: str) -> Any:
