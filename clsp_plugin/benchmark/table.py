@@ -667,9 +667,7 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
                 )
     return Cell.of(
         [e["top1"] if e.get("metric") is None else e[e["metric"]] for _, e in latest],
-        stale=any(
-            is_stale(record, dict(latest)[path]) for path, record in members if path in dict(latest)
-        ),
+        stale=any(is_stale(dict(members)[path], evaluation) for path, evaluation in latest),
         failed=failed,
         paths=tuple(path for path, _ in latest),
     )
@@ -679,13 +677,13 @@ def is_stale(record: Record, evaluation: Mapping[str, Any] | None = None) -> boo
     """Whether other code than today's made it; a record that does not say is not accused.
 
     Args:
-        record: of a run.
-        evaluation: of its; by default the training alone is judged.
+        record: of the run.
+        evaluation: of it that is looked at; by default all.
     """
-    trained = record.versions.get("code") not in (None, method_code(record.method))
-    if evaluation is None:
-        return trained
-    return trained or evaluation.get("code") not in (None, evaluation_code(evaluation["task"]))
+    evaluations = record.evaluations if evaluation is None else [evaluation]
+    made = [(record.versions.get("code"), method_code(record.method))]
+    made += [(e.get("code"), evaluation_code(e["task"])) for e in evaluations]
+    return any(then not in (None, now) for then, now in made)
 
 
 def _measured(evaluation: Mapping[str, Any], name: str) -> Any:

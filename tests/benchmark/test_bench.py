@@ -391,7 +391,7 @@ def test_shipped_denoisers_and_candidates_are_complete(verb, settings):
         cfg = OmegaConf.to_container(compose(verb, f"{file.parent.name}/{file.stem}"))
         data = cfg.pop("data")
         own = {field.name for field in fields(settings)}
-        paths = {"out", "denoiser", "export_npy", "dry_run"}
+        paths = {"out", "denoiser", "export_npy", "dry_run", "condition"}
         read_settings(
             settings, {key: value for key, value in cfg.items() if key not in paths - own}
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clsp_plugin.benchmark.published import PAPER_NAMES, load
-from clsp_plugin.benchmark.table import Absent, family_order, make_table
+from clsp_plugin.benchmark.table import Absent, family_order, is_stale, make_table
 from clsp_plugin.engine.code import evaluation_code, method_code
 from clsp_plugin.engine.record import Record, find_records
 from clsp_plugin.errors import ClspError
@@ -374,6 +374,8 @@ def test_stale_numbers_are_marked():
     assert "†" not in make_table(records[:2]).to_markdown()
     records[0][1].evaluations[0]["code"] = "0" * 16
     assert "60.5 ± 0.7†" in make_table(records[:2]).to_markdown()
+    assert is_stale(records[0][1])
+    assert not is_stale(records[1][1])
 
 
 def absent(method="simclr", seed=9, **point):
