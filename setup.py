@@ -64,7 +64,12 @@ setup(
     extras_require={
         "fid": ["torch-fidelity"],  # the Inception network of `clsp inspect --fid`
         "wandb": ["wandb"],
-        "test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.6"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "ruff>=0.6",
+            "setuptools>=70.1",  # from which on it builds wheels alone; installations are tested
+        ],
     },
     entry_points={"console_scripts": ["clsp=clsp_plugin.cli:main"]},
 )
