@@ -78,7 +78,8 @@ def their_knn(here, folder, cifar10, k):
 
 def the_page_s_knn(here, folder, cifar10):
     """The command on the page, for methods of ours; its k and the accuracy."""
-    (line,) = (line for line in PAGE.splitlines() if "clsp_plugin.solo main_knn.py" in line)
+    command = "python -m clsp_plugin.solo main_knn.py"
+    (line,) = (line for line in PAGE.splitlines() if line.startswith(command))
     words = [
         str({"datasets": cifar10, "trained_models/clsp_simclr/ID": folder}.get(word, word))
         for word in shlex.split(line)
