@@ -138,6 +138,7 @@ class Performance:
 class Synthetic:
     path: Optional[str] = None
     num_candidates: Optional[int] = None
+    warmup_epochs: int = 0
     weight: float = 1.0
     augmentation: Optional[dict[str, Any]] = None
 

@@ -36,7 +36,13 @@ from clsp_plugin.methods.joint import JointForward
 
 __all__ = ["SyntheticPositives", "register", "with_synthetic_positives"]
 
-_DEFAULTS = {"path": None, "num_candidates": None, "weight": 1.0, "augmentation": None}
+_DEFAULTS = {
+    "path": None,
+    "num_candidates": None,
+    "weight": 1.0,
+    "warmup_epochs": 0,
+    "augmentation": None,
+}
 # Names that the paper uses for solo-learn's.
 _PAPER_NAMES = {"mocov2plus": "mocov2"}
 
@@ -53,6 +59,9 @@ def _with_defaults(cfg: DictConfig) -> DictConfig:
     weight = cfg.synthetic.weight
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
         raise ClspError(f"synthetic.weight={weight} is not a number of at least 0.")
+    warmup = cfg.synthetic.warmup_epochs
+    if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
+        raise ClspError(f"synthetic.warmup_epochs={warmup} is not a whole number of at least 0.")
     return cfg
 
 
@@ -175,7 +184,17 @@ class SyntheticPositives(JointForward):
         alignment = self.alignment(self._first, out)
         self._first = None
         self.log("train_alignment", alignment, on_step=False, on_epoch=True, sync_dist=True)
-        return loss + self._weight * alignment
+        return loss + self.weight_at(self.current_epoch) * alignment
+
+    def weight_at(self, epoch: int) -> float:
+        """Lambda in an epoch, counted from 0: ``weight``, reached on a line over
+        ``warmup_epochs``.
+
+        The paper has no warm-up. A network's first embeddings are nearly equal, and where
+        training is too short to leave that state against the pull, it helps to wait.
+        """
+        warmup = self.cfg.synthetic.warmup_epochs
+        return self._weight * min(1.0, epoch / warmup if warmup else 1.0)
 
     def alignment(
         self, first: dict[str, torch.Tensor], third: dict[str, torch.Tensor]
