@@ -53,6 +53,23 @@ def test_third_view_stays_out_of_the_base_loss_and_the_queue(tiny, store, base):
         assert torch.equal(a["queue_ptr"], b["queue_ptr"])
 
 
+def test_lambda_rises_from_nothing_over_the_warm_up(tiny, store, digits48, monkeypatch):
+    settings = (f"synthetic.path={store}", "synthetic.weight=0.8", "synthetic.warmup_epochs=4")
+    model = model_with(tiny, "clsp_simclr", digits48, *settings)
+    rise = [model.weight_at(epoch) for epoch in (0, 1, 3, 4, 9)]
+    assert rise == pytest.approx([0, 0.2, 0.6, 0.8, 0.8])
+    inputs, logged, losses = step_inputs(), {}, {}
+    model.log = lambda name, value, **kwargs: logged.update({name: value})
+    model._third = lambda indexes, epoch, crop: inputs[1][0] * 0.5  # the same in every epoch
+    for epoch in (0, 2):
+        monkeypatch.setattr(type(model), "current_epoch", epoch)
+        losses[epoch] = model.training_step(inputs, 0)
+    difference = losses[2] - losses[0]
+    torch.testing.assert_close(difference, 0.4 * logged["train_alignment"], rtol=1e-4, atol=1e-5)
+    plain = model_with(tiny, "clsp_simclr", digits48, f"synthetic.path={store}")
+    assert plain.weight_at(0) == 1.0  # the paper has no warm-up
+
+
 def model_with(tiny, method, array, *overrides):
     cfg = parse_cfg(tiny(method, *overrides), METHODS)
     cfg.data.num_classes = 10
@@ -176,6 +193,7 @@ def test_registering_twice_changes_nothing_and_a_taken_name_is_an_error():
         (("synthetic.path=null",), "set synthetic.path"),
         (("synthetic.path=nowhere",), "clsp generate"),
         (("synthetic.wieght=1",), "did you mean 'weight'"),
+        (("synthetic.warmup_epochs=-1",), "warmup_epochs=-1 is not a whole number"),
         (("synthetic.num_candidates=9",), "between 1 and the 3"),
     ],
 )
