@@ -150,7 +150,7 @@ def test_an_ablation_on_the_offline_data_set_with_other_values():
 def test_a_variant_is_a_method_run_twice(plan):
     variants = {"long": {"config": "simclr", "overrides": ["max_epochs=77"]}}
     made = plan(methods=["simclr", "long"], variants=variants, seeds=[0])
-    assert [run.about["budget"]["epochs"] for run in made.runs] == [10, 77]
+    assert [run.about["budget"]["epochs"] for run in made.runs] == [20, 77]
     assert {run.about["method"] for run in made.runs} == {"simclr"}
     # the command line has the last word
     made = plan(["max_epochs=3"], methods=["simclr", "long"], variants=variants, seeds=[0])
@@ -391,7 +391,7 @@ def test_shipped_denoisers_and_candidates_are_complete(verb, settings):
         cfg = OmegaConf.to_container(compose(verb, f"{file.parent.name}/{file.stem}"))
         data = cfg.pop("data")
         own = {field.name for field in fields(settings)}
-        paths = {"out", "denoiser", "export_npy", "dry_run", "condition"}
+        paths = {"out", "denoiser", "export_npy", "dry_run", "condition", "fid"}
         read_settings(
             settings, {key: value for key, value in cfg.items() if key not in paths - own}
         )
