@@ -1,0 +1,84 @@
+"""Whether methods learn: every run's kNN accuracy against that of its own untrained backbone.
+
+Reads the records of finished runs and evaluates, for each seed, the backbone as it was before the
+first step, on the same images by the same protocol. The differences are paired by seed.
+
+    clsp bench methods --out runs/methods
+    python benchmarks/learning.py runs/methods
+"""
+
+import argparse
+import copy
+import json
+import statistics
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import lightning.pytorch as pl
+from omegaconf import OmegaConf
+from scipy.stats import ttest_1samp
+
+from clsp_plugin.benchmark.table import family_order
+from clsp_plugin.data.images import channel_statistics, load_images
+from clsp_plugin.engine.config import Data, typed
+from clsp_plugin.engine.record import Record, find_records
+from clsp_plugin.evaluation.features import extract_features
+from clsp_plugin.evaluation.protocol import evaluate_knn
+from clsp_plugin.methods.backbones import build_backbone
+
+
+def untrained(config: Mapping[str, Any], seed: int) -> float:
+    """kNN accuracy in percent, protocol strict, of a run's backbone before its first step."""
+    data = {key: config["data"][key] for key in Data.__dataclass_fields__ if key in config["data"]}
+    mean, std = channel_statistics(config["data"], config["augmentations"])
+    return _untrained(json.dumps([config["backbone"], data, list(mean), list(std)]), seed)
+
+
+@cache
+def _untrained(what: str, seed: int) -> float:
+    backbone, data, mean, std = json.loads(what)
+    pl.seed_everything(seed, verbose=False)  # as when a training starts; the backbone comes first
+    module, _ = build_backbone(backbone, data["dataset"])
+    data = typed(OmegaConf.create(data), Data)
+    features = [
+        extract_features(copy.deepcopy(module), load_images(data, split).labelled(),
+                         mean=mean, std=std, flip=False)
+        for split in ("train", "val")
+    ]  # fmt: skip
+    return evaluate_knn(*features)["top1"]
+
+
+def _trained(record: Record) -> float | None:
+    wanted = ("knn", "strict", record.dataset)
+    found = (e for e in record.evaluations if (e["task"], e["protocol"], e["dataset"]) == wanted)
+    return next((evaluation["top1"] for evaluation in found), None)
+
+
+def _mean(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("paths", nargs="+", help="records, or folders that hold some")
+    found: dict[str, list[tuple[float, float]]] = {}
+    for _, record in find_records(parser.parse_args().paths):
+        trained = _trained(record)
+        if trained is not None:
+            pair = (trained, untrained(record.config, record.seed))
+            found.setdefault(record.method, []).append(pair)
+    print("| method | n | kNN | untrained | gain | p, one-sided |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for method in family_order(found):
+        pairs = found[method]
+        gains = [after - before for after, before in pairs]
+        p = ttest_1samp(gains, 0, alternative="greater").pvalue if len(gains) > 1 else float("nan")
+        after, before = map(list, zip(*pairs, strict=True))
+        print(f"| {method} | {len(pairs)} | {_mean(after)} | {_mean(before)} | {_mean(gains)} "
+              f"| {p:.3f} |")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
