@@ -58,7 +58,7 @@ setup(
         "matplotlib>=3.7",
         "numpy>=1.24",
         "pillow>=10.1",
-        "torchmetrics>=1.0",  # the Frechet distance; lightning brings it along
+        "torchmetrics>=0.11.4",  # the Frechet distance; solo-learn's kNN needs one below 0.12
         "tqdm>=4.64",  # progress of work that is not training
     ],
     extras_require={

@@ -537,7 +537,7 @@ def _dispatch(argv: list[str]) -> None:
         print(_overview(), end="")
         return
     verb, args = argv[0], argv[1:]
-    if verb == "linear" and "finetune=True" in args:
+    if verb == "linear" and any(re.fullmatch(r"\+*finetune=(?i:true)", arg) for arg in args):
         verb = "finetune"  # as solo-learn says it; its settings are another file's
     if verb in ("-V", "--version"):
         print(__version__)

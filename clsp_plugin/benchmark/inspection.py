@@ -63,8 +63,7 @@ class Encoder(nn.Module):
         self.mean, self.std = channel_statistics(self.args["data"], self.args["augmentations"])
         self.device = torch.device(device)
         self.name = f"{self.args['method']} ({self.args['backbone']['name']}, {checkpoint.name})"
-        with torch.no_grad():
-            self.num_features = self.backbone(torch.zeros(1, 3, 32, 32, device=device)).shape[1]
+        self.num_features = self.backbone.num_features
 
     def pipelines(self) -> list[BatchAugmentation]:
         """The augmentations of its first two views."""
@@ -369,6 +368,8 @@ def inspect_store(
     store.check(len(array), *array.size, array.fingerprint, array.name)
     if store.manifest is None:
         raise ClspError(f"{path} has no manifest; name a store that `clsp generate` wrote.")
+    if limit < 2:
+        raise ClspError(f"--limit {limit} must be at least 2: anchors are held against others.")
     rows = _spread_rows(min(limit, max(2, len(array) // 2)), len(array))
     anchors, candidates = array.images[rows], _images_of(store, rows)
     report: dict[str, Any] = {

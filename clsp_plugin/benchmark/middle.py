@@ -15,7 +15,7 @@ from sklearn.manifold import TSNE
 from clsp_plugin.benchmark.figures import candidate_sheet, label_map
 from clsp_plugin.data.images import ImageArray
 from clsp_plugin.data.random import Purpose, derive_key, key_normal, keys_for
-from clsp_plugin.diffusion.interpolation import encode, known, masked_middle
+from clsp_plugin.diffusion.interpolation import encode, known, masked_middle, unknown
 from clsp_plugin.diffusion.sampling import make_scheduler, to_float
 from clsp_plugin.evaluation.knn import weighted_knn
 
@@ -40,7 +40,7 @@ def middle_features(
         unet: a denoiser in evaluation mode.
         scheduler_config: of its training.
         images: uint8 (N, H, W, 3).
-        labels: what a conditional denoiser is told, (N,) or (N, D).
+        labels: the condition of a conditional denoiser, (N,) or (N, D); it is told none.
         step: 0 to T - 1.
 
     Returns:
@@ -52,7 +52,8 @@ def middle_features(
     for rows in torch.arange(len(images)).split(_BATCH):
         x = to_float(images[rows])
         noised = signal * x + sigma * key_normal(keys[rows], x[0].numel()).view_as(x)
-        told = None if labels is None else known(labels[rows]).to(unet.device)
+        # told nothing, or the label would be in the feature that is asked for it
+        told = None if labels is None else unknown(known(labels[rows])).to(unet.device)
         h = encode(unet, noised.to(unet.device), step, told)[0]
         parts.append(h.flatten(1).float().cpu())
     return torch.cat(parts)

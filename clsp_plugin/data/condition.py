@@ -91,7 +91,7 @@ def load_condition(given: str | Path | None, array: ImageArray) -> torch.Tensor 
         with np.load(given, allow_pickle=False) as content:
             condition = torch.from_numpy(content["condition"])
             fingerprint = str(content["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ClspError(
             f"condition={given} is neither labels nor a file that `clsp embed` wrote ({error})."
         ) from error

@@ -111,7 +111,7 @@ class StoreManifest:
                 raise ClspError(f"{file} has another format than {FORMAT}.")
             seal = content.pop("seal")
             manifest = cls(**content)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ClspError(
                 f"{file} is not a candidate store's manifest ({error}); "
                 f"make the store again with `{generate_command(path)}` in an empty directory."
@@ -226,13 +226,18 @@ class StoreWriter:
                 )
             if not self._begun():
                 self._save()
-        existing = StoreManifest.load(self.path)
-        self._check_same(existing)
-        if existing.num_candidates < manifest.num_candidates:
-            self._save()
+        self._check_same(StoreManifest.load(self.path))
         if digests is not None and not (self.path / DIGESTS).exists():
             with self._room():
                 write_whole(self.path / DIGESTS, lambda file: np.save(file, digests))
+
+    def extend(self) -> None:
+        """Let the store be one of as many candidates as asked for, if it has fewer.
+
+        Until all are drawn it cannot be opened, so call this when nothing is in the way any more.
+        """
+        if StoreManifest.load(self.path).num_candidates < self.manifest.num_candidates:
+            self._save()
 
     def _begun(self) -> bool:
         return (self.path / MANIFEST).exists()
@@ -530,6 +535,16 @@ class CandidateStore:
         return np.stack(out)
 
 
+def check_export(path: str | Path) -> Path:
+    """Refuse a file that :func:`export_npy` cannot write, before anything is drawn for it."""
+    path = Path(path)
+    if path.exists():
+        raise ClspError(f"{path} exists already; choose another file.")
+    if path.suffix != ".npy":
+        raise ClspError(f"{path} does not end in .npy.")
+    return path
+
+
 def export_npy(store: CandidateStore, path: str | Path) -> None:
     """Write a store as the single array that the authors' training scripts read.
 
@@ -537,11 +552,7 @@ def export_npy(store: CandidateStore, path: str | Path) -> None:
         store: what to write.
         path: a ``.npy`` file that does not exist yet; it gets uint8 (N, K, H, W, 3).
     """
-    path = Path(path)
-    if path.exists():
-        raise ClspError(f"{path} exists already; choose another file.")
-    if path.suffix != ".npy":
-        raise ClspError(f"{path} does not end in .npy.")
+    path = check_export(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (store.num_images, store.num_candidates, store.height, store.width, 3)
     temporary = path.with_name(f".{path.name}.tmp.npy")

@@ -62,6 +62,8 @@ class ThirdView:
             epoch: 0-based.
             number: of the view among the image's views, which keeps their randomness apart.
         """
+        if self.rows is not None and self.rows.device != indexes.device:
+            self.rows = self.rows.to(indexes.device)
         rows = indexes if self.rows is None else self.rows[indexes]
         if isinstance(self.source, torch.Tensor):
             images = self.source[rows.to(self.source.device)].to(rows.device)

@@ -98,7 +98,13 @@ class GenerationSettings(Settings):
 
 def _process() -> tuple[int, int]:
     """Number of this process and how many there are, as torchrun tells."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdigit() and world_size.isdigit() and int(rank) < int(world_size)):
+        raise ClspError(
+            f"RANK={rank} and WORLD_SIZE={world_size} do not name one of so many processes; ranks "
+            f"count from 0."
+        )
+    return int(rank), int(world_size)
 
 
 def _device(name: str) -> torch.device:
@@ -461,6 +467,7 @@ def generate_candidates(
     began, drawn = time.perf_counter(), 0
     with writer.lock(rank, world_size):
         _check_room(writer, Path(out))
+        writer.extend()
         work = _work(writer, rank, world_size)
         total = sum(stop - start for _, start, stop, _ in work)
         with tqdm(total=total, desc=desc, unit="image", disable=rank != 0) as progress:

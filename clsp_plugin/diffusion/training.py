@@ -335,13 +335,17 @@ def _check_images(images: torch.Tensor) -> int:
     return height
 
 
+def images_digest(images: torch.Tensor) -> str:
+    """Which images a denoiser was trained on: a SHA-256 of their pixels in their order."""
+    return hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()
+
+
 def _identity(
     images: torch.Tensor, settings: TrainingSettings, condition: torch.Tensor | None
 ) -> dict[str, Any]:
     """What makes two trainings the same one, as JSON would give it back."""
     kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in _FREE}
-    digest = hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()
-    kept |= {"num_images": len(images), "images": digest}
+    kept |= {"num_images": len(images), "images": images_digest(images)}
     if condition is None:
         del kept["condition_dropout"]
     else:

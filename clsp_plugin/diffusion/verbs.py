@@ -1,5 +1,7 @@
 """``clsp denoiser`` and ``clsp generate``: their configurations, and what they print."""
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +9,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from clsp_plugin.data.condition import load_condition
+from clsp_plugin.data.condition import condition_digest, load_condition
 from clsp_plugin.data.images import ImageArray, load_images
-from clsp_plugin.data.store import CandidateStore, export_npy
+from clsp_plugin.data.store import CandidateStore, check_export, export_npy
 from clsp_plugin.diffusion.denoiser import check_absent
 from clsp_plugin.diffusion.generation import (
     GenerationSettings,
@@ -17,7 +19,7 @@ from clsp_plugin.diffusion.generation import (
     generate_candidates,
 )
 from clsp_plugin.diffusion.settings import read_settings
-from clsp_plugin.diffusion.training import TrainingSettings, train_denoiser
+from clsp_plugin.diffusion.training import TrainingSettings, images_digest, train_denoiser
 from clsp_plugin.engine.config import Data, typed
 from clsp_plugin.engine.progress import Bar
 from clsp_plugin.errors import ClspError
@@ -88,8 +90,11 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
     rest.pop("export_npy", None)
     dry_run, condition = rest.pop("dry_run", False), rest.pop("condition", None)
     settings = read_settings(GenerationSettings, rest)
+    if export is not None:
+        check_export(export)
     array = _images(own["data"])
     labels = array.targets if condition is None else load_condition(condition, array)
+    _check_condition(Path(own["denoiser"]), array, labels)
     if dry_run:
         return _estimate(array, own["denoiser"], settings, labels)
     summary = generate_candidates(
@@ -106,9 +111,36 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
     drawn = f"{summary['candidates']} drawn in {summary['seconds']:.0f} s"
     print(f"Candidates: {own['out']} ({drawn if summary['candidates'] else 'already complete'})")
     if export is not None:
-        export_npy(CandidateStore(own["out"]), export)
-        print(f"The authors' array: {export}")
+        _export(own["out"], export)
     return summary
+
+
+def _export(out: str, export: str) -> None:
+    """Write the authors' array, once all processes have drawn their shares."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        print(f"No array yet: once all are done, the same command in one process writes {export}.")
+        return
+    export_npy(CandidateStore(out), export)
+    print(f"The authors' array: {export}")
+
+
+def _check_condition(denoiser: Path, array: ImageArray, labels: torch.Tensor) -> None:
+    """Refuse another condition than that of the denoiser's training, where it was on these images.
+
+    Clusters have the form of labels, so nothing else would tell.
+    """
+    try:
+        settings = json.loads((denoiser / "training.json").read_text())["settings"]
+        trained, images = settings["condition"], settings["images"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # not of ours, or not conditional
+    if images == images_digest(array.images) and trained != condition_digest(labels):
+        raise ClspError(
+            f"{denoiser} was trained on these images with another condition; give condition=FILE, "
+            f"the file of `clsp embed` that it was trained with, or leave it out for labels."
+        )
 
 
 def _estimate(

@@ -73,9 +73,13 @@ def find_checkpoint(path: str | Path) -> Path:
 def load_args(run_dir: Path) -> dict[str, Any] | None:
     """A run's ``args.json``; None where there is none or it is not readable."""
     try:
-        return json.loads((run_dir / ARGS).read_text())
-    except (OSError, json.JSONDecodeError):
+        args = json.loads((run_dir / ARGS).read_text())
+    except (OSError, ValueError):
         return None
+    whole = isinstance(args, dict) and all(
+        isinstance(args.get(key), dict) for key in ("backbone", "data")
+    )
+    return args if whole else None
 
 
 def _comparable(args: dict[str, Any]) -> dict[str, Any]:

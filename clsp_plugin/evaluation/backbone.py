@@ -13,7 +13,7 @@ from clsp_plugin.engine.checkpoint import find_checkpoint, load_args
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation import inert
 from clsp_plugin.evaluation.authors import authors_args, is_authors
-from clsp_plugin.methods.backbones import build_backbone
+from clsp_plugin.methods.backbones import build_backbone, of_method
 
 __all__ = ["load_backbone"]
 
@@ -50,13 +50,19 @@ def load_backbone(
         )
     said = {key: data[key] for key in ("mean", "std") if data and data.get(key)}
     args = {**args, "data": {**args["data"], **said}}
-    module, _ = build_backbone(args["backbone"], args["data"]["dataset"])
+    block = of_method(args["backbone"], args["method"])
+    module, _ = build_backbone(block, args["data"]["dataset"])
     _load_exactly(module, state, checkpoint, args["backbone"]["name"])
     return module, args, checkpoint
 
 
 def _read(checkpoint: Path) -> Any:
     """The content of a file, of which nothing is ever run."""
+    if zipfile.is_zipfile(checkpoint):
+        with zipfile.ZipFile(checkpoint) as file:
+            program = any(name.endswith("/constants.pkl") for name in file.namelist())
+        if program:  # which torch before 2.6 would load even with weights_only
+            raise ClspError(f"{checkpoint} is a TorchScript program and no checkpoint.")
     try:
         try:
             return torch.load(checkpoint, map_location="cpu", weights_only=True)

@@ -8,7 +8,7 @@ from torch import nn
 
 from clsp_plugin.errors import ClspError, nearest
 
-__all__ = ["build_backbone", "resolve_stem"]
+__all__ = ["build_backbone", "of_method", "resolve_stem"]
 
 # solo-learn's names for what timm calls otherwise
 _ALIASES = {
@@ -18,7 +18,21 @@ _ALIASES = {
     "swin_base": "swin_base_patch4_window7_224",
     "swin_large": "swin_large_patch4_window7_224",
 }
+# solo-learn's MoCo v3 has ViTs of its own, with more heads than timm's of these names
+_MOCOV3_HEADS = {"vit_tiny": 12, "vit_small": 12}
 _STEM_KEYS = ("kernel_size", "stride", "padding", "max_pool")
+
+
+def of_method(backbone: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """A ``backbone`` block with what a method changes in it.
+
+    MoCo v3's small ViTs have 12 heads in solo-learn, which no weight's shape tells; ``kwargs`` that
+    say otherwise win.
+    """
+    heads = _MOCOV3_HEADS.get(backbone["name"]) if "mocov3" in method else None
+    if heads is None:
+        return dict(backbone)
+    return {**backbone, "kwargs": {"num_heads": heads, **(backbone.get("kwargs") or {})}}
 
 
 def resolve_stem(backbone: Mapping[str, Any], dataset: str) -> dict[str, Any] | None:

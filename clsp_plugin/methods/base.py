@@ -13,7 +13,7 @@ from torch import nn
 
 from clsp_plugin.data.images import ImageArray
 from clsp_plugin.errors import ClspError, nearest
-from clsp_plugin.methods.backbones import build_backbone
+from clsp_plugin.methods.backbones import build_backbone, of_method
 from clsp_plugin.methods.joint import JointForward
 from clsp_plugin.methods.optim import build_optimizer, build_scheduler, ema_tau, ema_update
 
@@ -131,7 +131,9 @@ class BaseMethod(JointForward, pl.LightningModule):
                 f"large ones alone; give every augmentation the same crop_size."
             )
         self.cfg = cfg
-        self.backbone, self.features_dim = build_backbone(cfg.backbone, cfg.data.dataset)
+        self.backbone, self.features_dim = build_backbone(
+            of_method(cfg.backbone, cfg.method), cfg.data.dataset
+        )
         self.num_classes: int = cfg.data.num_classes
         self.classifier = nn.Linear(self.features_dim, self.num_classes)
         self.num_large_crops: int = cfg.data.num_large_crops
@@ -240,7 +242,9 @@ class BaseMomentumMethod(BaseMethod):
                 f"momentum.base_tau={cfg.momentum.base_tau} and final_tau="
                 f"{cfg.momentum.final_tau} must satisfy 0 <= base_tau <= final_tau <= 1."
             )
-        self.momentum_backbone, _ = build_backbone(cfg.backbone, cfg.data.dataset)
+        self.momentum_backbone, _ = build_backbone(
+            of_method(cfg.backbone, cfg.method), cfg.data.dataset
+        )
         self.copy_to_momentum(self.backbone, self.momentum_backbone)
         self.momentum_classifier = (
             nn.Linear(self.features_dim, self.num_classes) if cfg.momentum.classifier else None

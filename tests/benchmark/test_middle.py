@@ -65,6 +65,15 @@ def test_labels_that_features_tell_apart(unet, tmp_path):
     assert not (tmp_path / "no.png").exists()
 
 
+def test_a_conditional_denoiser_is_not_told_the_label():
+    torch.manual_seed(0)
+    unet = build_unet(8, SMALL, num_classes=2).eval()
+    images = dark_and_bright(10).images
+    none = middle_features(unet, LINEAR_BETAS, images, torch.zeros(10, dtype=torch.int64))
+    ones = middle_features(unet, LINEAR_BETAS, images, torch.ones(10, dtype=torch.int64))
+    torch.testing.assert_close(none, ones)
+
+
 def test_masked_samples_are_drawn_without_the_feature(unet):
     seen = []
 

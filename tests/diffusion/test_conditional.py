@@ -15,6 +15,7 @@ from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.generation import generate_candidates
 from clsp_plugin.diffusion.settings import read_settings
 from clsp_plugin.diffusion.training import TrainingSettings, _make_module, train_denoiser
+from clsp_plugin.diffusion.verbs import _check_condition
 from clsp_plugin.errors import ClspError
 
 COLOURS = torch.tensor([[220, 30, 30], [30, 200, 60], [40, 60, 220]])
@@ -124,6 +125,17 @@ def test_a_store_says_what_its_denoiser_was_told(tmp_path):
     for wrong in (array.targets, None, told[:, :5]):
         with pytest.raises(ClspError, match="conditioned on 8 features of each image"):
             draw(wrong)
+
+
+def test_clusters_are_not_taken_for_labels(tmp_path):
+    array, cfg = coloured(12), {**CFG, "max_epochs": 1}
+    clusters = (array.targets + 1) % 3
+    train_denoiser(array.images, cfg, tmp_path / "denoiser", condition=clusters)
+    _check_condition(tmp_path / "denoiser", array, clusters)
+    with pytest.raises(ClspError, match="trained on these images with another condition"):
+        _check_condition(tmp_path / "denoiser", array, array.targets)
+    others = coloured(15)  # of which nothing is known
+    _check_condition(tmp_path / "denoiser", others, others.targets)
 
 
 def test_a_manifest_from_before_there_was_a_condition(store):

@@ -162,6 +162,31 @@ def test_a_store_is_extended_to_more_candidates(images, denoiser, tmp_path):
         generate_candidates(images, "abc", denoiser, tmp_path / "grown", CFG)
 
 
+def test_a_refused_extension_leaves_the_store_as_it_was(images, denoiser, tmp_path, monkeypatch):
+    out, more = tmp_path / "store", {**CFG, "num_candidates": 5}
+    generate_candidates(images, "abc", denoiser, out, CFG)
+    two, manifest = read(out), CandidateStore(out).manifest
+    with (
+        StoreWriter(out, manifest).lock(0, 1),
+        pytest.raises(ClspError, match="is being written by another"),
+    ):
+        generate_candidates(images, "abc", denoiser, out, more)
+    assert np.array_equal(read(out), two)
+    full = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(generation.shutil, "disk_usage", lambda path: full)
+    with pytest.raises(ClspError, match="room"):
+        generate_candidates(images, "abc", denoiser, out, more)
+    assert np.array_equal(read(out), two)
+
+
+def test_ranks_that_are_none_are_refused(images, denoiser, tmp_path, monkeypatch):
+    for rank, world in (("a", "2"), ("2", "2"), ("0", "0")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", world)
+        with pytest.raises(ClspError, match=f"RANK={rank} and WORLD_SIZE={world}"):
+            generate_candidates(images, "abc", denoiser, tmp_path / "store", CFG)
+
+
 def run_out_of_memory(unet, rows, how):
     """Let a network's first layer fail on more images than so many."""
 

@@ -5,7 +5,7 @@ import torch
 import torchvision
 
 from clsp_plugin.errors import ClspError
-from clsp_plugin.methods.backbones import build_backbone, resolve_stem
+from clsp_plugin.methods.backbones import build_backbone, of_method, resolve_stem
 
 
 def test_resnet_is_torchvision_s_key_by_key():
@@ -55,3 +55,12 @@ def test_any_timm_model():
 def test_bad_backbones_are_told(backbone, message):
     with pytest.raises(ClspError, match=message):
         build_backbone(backbone, "custom")
+
+
+@pytest.mark.parametrize(("method", "heads"), [("mocov3", 12), ("clsp_mocov3", 12), ("dino", 3)])
+def test_moco_v3_has_solo_learn_s_vision_transformers(method, heads):
+    block = of_method({"name": "vit_tiny", "kwargs": {"depth": 1}}, method)
+    assert build_backbone(block, "custom")[0].blocks[0].attn.num_heads == heads
+    own = {"name": "vit_tiny", "kwargs": {"depth": 1, "num_heads": 4}}
+    assert of_method(own, method) == own
+    assert of_method({"name": "resnet18"}, method) == {"name": "resnet18"}
