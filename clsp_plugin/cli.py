@@ -269,6 +269,7 @@ def _table(args: list[str]) -> None:
     elif options.out.exists():
         raise ClspError(f"{options.out} exists already; choose another --out.")
     else:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text)
 
 

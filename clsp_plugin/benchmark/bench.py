@@ -101,8 +101,6 @@ def run_plan(
         launcher: of Hydra's, in place of a pool of processes here; see ``benchmark.launch``.
         settings: of the launcher.
     """
-    if launcher is not None:
-        check_launcher(launcher)
     _claim(plan)
     failures = launch(plan, launcher, settings) if launcher else Pool(plan, jobs).run()
     outcome = Outcome()
@@ -118,6 +116,8 @@ def run_plan(
 def _claim(plan: Plan) -> None:
     """A directory of tables belongs to one suite."""
     file = plan.out / "suite.json"
+    if plan.out.is_file():
+        raise ClspError(f"{plan.out} is a file; choose another --out.")
     if file.exists():
         before = json.loads(file.read_text())["suite"]
         if before != plan.name:
@@ -134,10 +134,14 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
     Returns:
         The tables as Markdown.
     """
-    paths = [unit.record for unit in outcome.runs]
-    records = find_records(paths) if paths else []
-    points = {unit.record: unit.about["point"] for unit in outcome.runs}
-    absent = [Absent(**{**unit.about, "reason": reason}) for unit, reason in outcome.failures]
+    # what a run measured before it failed stands; what it did not is absent
+    found = [*outcome.runs, *(unit for unit, _ in outcome.failures if unit.record)]
+    records = find_records([unit.record for unit in found]) if found else []
+    points = {unit.record: unit.about["point"] for unit in found}
+    absent = [
+        Absent(**unit.about, reason=reason, tasks=tuple(step.verb for step in unit.missing))
+        for unit, reason in outcome.failures
+    ]
     settings, texts = plan.suite.table, []
     for layout in settings.layout:
         table = make_table(
@@ -164,8 +168,9 @@ def _draw(plan: Plan, records: Records) -> None:
     if records:
         settings = plan.suite.table
         reports = [unit.product for unit in plan.units if unit.kind == "quality" and unit.made]
+        folder = "figures-paper" if settings.protocol == "paper" else "figures"
         write_figures(
-            records, plan.out / "figures", protocol=settings.protocol,
+            records, plan.out / folder, protocol=settings.protocol,
             published=settings.published, reports=reports,
         )  # fmt: skip
 
@@ -264,6 +269,8 @@ def bench(
         raise ClspError(f"--jobs {jobs} must be at least 1.")
     if artifacts is None:
         artifacts = Path("runs/artifacts") if out is None else out
+    if launcher is not None:
+        check_launcher(launcher)
     plan = make_plan(name, suite, out or Path("runs") / name, keep_stale, artifacts)
     if dry_run:
         print(show_plan(plan, jobs))

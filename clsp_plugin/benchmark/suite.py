@@ -165,6 +165,8 @@ def read_suite(
     suite.given = []
     for override in overrides:
         key, _, value = override.partition("=")
+        if key == "seed":
+            raise ClspError(f"{override}: a suite's seeds are its own; give --seeds {value}.")
         if key in suite.vary:
             suite.vary[key] = _several(OmegaConf.create(f"values: {value}")["values"])
         else:
@@ -174,11 +176,14 @@ def read_suite(
 
 def _load(file: Path) -> DictConfig:
     try:
-        return OmegaConf.load(file)
+        content = OmegaConf.load(file)
     except (OSError, OmegaConfBaseException, ValueError) as error:
         raise ClspError(f"{file} is not a readable suite ({error}).") from error
     except Exception as error:  # PyYAML's errors have no common base below Exception
         raise ClspError(f"{file} is not YAML ({' '.join(str(error).split())}).") from error
+    if not OmegaConf.is_dict(content):
+        raise ClspError(f"{file} is a list and no suite; see the shipped ones in scripts/bench.")
+    return content
 
 
 def _several(value: Any) -> list[Any]:
@@ -259,6 +264,12 @@ class Step:
     key: str
 
     @property
+    def protocol(self) -> str | None:
+        """Of an evaluation."""
+        given = [o for o in self.overrides if o.startswith("protocol=")]
+        return given[-1].partition("=")[2] if given else None
+
+    @property
     def command(self) -> str:
         """What does the same by hand."""
         if self.verb == "inspect":
@@ -290,6 +301,11 @@ class Unit:
     steps: tuple[Step, ...]
     needs: tuple[Path, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def what(self) -> tuple[list[str], dict[str, Any]]:
+        """What is run and evaluated, and for which place in a table."""
+        return [step.key for step in self.steps], self.about
 
     @property
     def done(self) -> dict[str, dict[str, float]]:
@@ -339,7 +355,15 @@ class Unit:
     def finish(self, step: Step, seconds: float) -> None:
         """Note that a step was finished."""
         note = {"verb": step.verb, "config": step.config, "cost": step.cost, "seconds": seconds}
-        done = {**self.done, step.key: note}
+        note["protocol"] = step.protocol
+        # a record keeps one evaluation of a kind: what was noted of an earlier one is gone
+        done = {
+            key: old
+            for key, old in self.done.items()
+            if step.verb not in EVALUATIONS
+            or (old["verb"], old.get("protocol")) != (step.verb, step.protocol)
+        }
+        done[step.key] = note
         write_whole(self.path / "done.json", lambda file: file.write(json.dumps(done).encode()))
 
 
@@ -373,7 +397,29 @@ def _hash(*parts: Any) -> str:
 @cache
 def _composed(verb: str, config: str, overrides: tuple[str, ...]) -> DictConfig:
     """Each configuration once: a suite's seeds share theirs."""
-    return compose(verb, config, overrides)
+    cfg = compose(verb, config, overrides)
+    _check_configuration(verb, cfg)
+    return cfg
+
+
+def _check_configuration(verb: str, cfg: DictConfig) -> None:
+    """Refuse now what the verb itself would refuse after hours of other work.
+
+    Raises:
+        ClspError: see the verbs.
+    """
+    from clsp_plugin.engine.config import parse_cfg
+    from clsp_plugin.evaluation import verbs
+    from clsp_plugin.methods import METHODS
+
+    schemas = {"linear": verbs.Linear, "knn": verbs.Knn, "transfer": verbs.Transfer}
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    if verb == "pretrain":
+        cfg = parse_cfg(cfg, METHODS)
+        METHODS[cfg.method].add_and_assert_specific_cfg(cfg)
+    elif verb in schemas:
+        typed({**OmegaConf.to_container(cfg), "pretrained_feature_extractor": "."}, schemas[verb])
 
 
 def _what(cfg: DictConfig) -> dict[str, Any]:
@@ -440,7 +486,13 @@ class _Planner:
         return path
 
     def add(self, unit: Unit) -> Unit:
-        return self.units.setdefault(unit.path, unit)
+        known = self.units.setdefault(unit.path, unit)
+        if unit.kind == known.kind == "run" and known.what != unit.what:
+            raise ClspError(
+                f"{known.label} and {unit.label} are the same run, so their numbers would be too; "
+                f"leave one out, or vary a setting of the pre-training that its method uses."
+            )
+        return known
 
     def overrides(self, dataset: str, method: str, point: Mapping[str, Any]) -> list[str]:
         """Of a run, the strongest last."""

@@ -72,6 +72,7 @@ class Absent:
         budget: what is known of ``backbone``, ``epochs`` and ``num_train``.
         reason: why, for people.
         point: the values of what a suite varies.
+        tasks: the evaluations that it lacks; none named: all.
     """
 
     method: str
@@ -80,6 +81,11 @@ class Absent:
     budget: Mapping[str, Any]
     reason: str
     point: Mapping[str, Any] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
+
+    def lacks(self, task: str) -> bool:
+        """Whether the number of an evaluation is not there."""
+        return not self.tasks or task in self.tasks
 
 
 @dataclass(frozen=True)
@@ -620,7 +626,8 @@ def _rows(
     for target in dict.fromkeys(targets or [dataset]):
         known = with_paper and budget["backbone"] == BACKBONE
         paper = _published(method, dataset, target, budget, by, layout) if known else None
-        cells = {task: _cell(members, task, protocol, target, len(absent)) for task in tasks}
+        failed = {task: sum(run.lacks(task) for run in absent) for task in tasks}
+        cells = {task: _cell(members, task, protocol, target, failed[task]) for task in tasks}
         rows.append(Row(method, dataset, target, budget, cells, paper))
     return rows
 

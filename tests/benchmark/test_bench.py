@@ -16,7 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from clsp_plugin.benchmark import suite as suites
-from clsp_plugin.benchmark.bench import _write_quality, bench, show_plan
+from clsp_plugin.benchmark.bench import Outcome, _write_quality, bench, show_plan, write_results
 from clsp_plugin.benchmark.published import PAPER_NAMES, load
 from clsp_plugin.benchmark.suite import Unit, make_plan, read_suite
 from clsp_plugin.benchmark.unit import _alone, run_unit
@@ -318,14 +318,14 @@ def lines(out):
 def test_killed_and_started_again_it_ends_with_the_same_table(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     suite = {**DIGITS, "methods": ["simclr", "byol"], "seeds": [0]}
-    suite["only"] = {"byol": ["optimizer.lr=-1"]}  # fails
+    suite["only"] = {"byol": ["resume_from_checkpoint=nowhere.ckpt"]}  # fails
     OmegaConf.save(suite, "mine.yaml")
     with pytest.raises(ClspError, match="1 of 2 runs failed"):
         bench("mine.yaml", Path("alone"), jobs=1, overrides=SMALL)
     table = lines(Path("alone"))
     assert [line.split(" | ")[0] for line in table[2:]] == ["| simclr", "| byol"]
     assert "| failed | failed |" in table[3]
-    assert "optimizer.lr=-1.0 must be at least 0" in (Path("alone") / "table.md").read_text()
+    assert "nowhere.ckpt" in (Path("alone") / "table.md").read_text()
     made = {file.name for file in Path("alone").iterdir()}
     assert made >= {"table.md", "table.csv", "table.tex", "table.html", "curves.png", "curves.svg"}
 
@@ -400,3 +400,55 @@ def test_shipped_denoisers_and_candidates_are_complete(verb, settings):
         training = compose("pretrain", f"{name}/simclr").data
         assert data.get("image_size") == training.get("image_size")
         assert data.get("train_path") == training.get("train_path")
+
+
+def test_another_evaluation_takes_the_place_of_what_was_noted(plan):
+    run = plan().runs[0]
+    run.path.mkdir(parents=True)
+    one, other = (
+        next(step for step in made.runs[0].steps if step.verb == "linear")
+        for made in (plan(), plan(["linear.max_epochs=3"]))
+    )
+    knn = next(step for step in run.steps if step.verb == "knn")
+    for step in (knn, one, other):
+        run.finish(step, 1.0)
+    # the record has the last of them alone, so the first is to do again
+    assert set(run.done) == {knn.key, other.key}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_epoch=3", "did you mean 'max_epochs'"),
+        ("linear.foo=1", "foo"),
+        ("max_epochs=-1", "max_epochs"),
+        ("method_kwargs.temprature=1", "temprature is not a setting"),
+        ("seed=5", "--seeds 5"),
+    ],
+)
+def test_what_a_verb_would_refuse_is_refused_before_anything_runs(plan, override, message):
+    with pytest.raises(ClspError, match=message):
+        plan([override])
+
+
+def test_runs_that_would_be_the_same_are_refused(plan):
+    with pytest.raises(ClspError, match="are the same run"):
+        plan(vary={"linear.max_epochs": [1, 5]})
+
+
+def test_numbers_that_were_measured_before_a_failure_stay(plan):
+    made = plan(methods=["simclr"], seeds=[0])
+    run = made.runs[0]
+    folder = run.path / "simclr/a"
+    folder.mkdir(parents=True)
+    knn = {"task": "knn", "protocol": "strict", "dataset": "digits", "epoch": 1, "top1": 12.5}
+    knn |= {"top5": 50.0, "num_train": 9, "num_test": 9, "settings": {}, "chosen": {"k": 5}}
+    record = Record(method="simclr", dataset="digits", seed=0, checkpoint=None,
+                    evaluations=[knn], **run.about["budget"])  # fmt: skip
+    record.save(folder / "record.json")
+    for step in run.steps:
+        if step.verb != "linear":
+            run.finish(step, 1.0)
+    text = write_results(made, Outcome(failures=[(run, "there is no room")]))
+    assert "| failed | 12.5 " in text
+    assert "there is no room" in text
