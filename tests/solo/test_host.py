@@ -140,6 +140,15 @@ def test_a_killed_run_resumes(clone, images, candidates, tmp_path):
     assert len(list(tmp_path.glob("trained/*/*/*ep=4.ckpt"))) == 1
 
 
+def test_wandb_without_a_network(pretrain, tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed; pip install wandb")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    settings = ("wandb.enabled=True", "+wandb.offline=True")  # of the page
+    pretrain("simclr.yaml", "method=clsp_simclr", *settings)
+    assert list(tmp_path.rglob("offline-run-*/*.wandb"))
+    assert list((tmp_path / "trained/clsp_simclr").glob("*/*-ep=0.ckpt"))
+
+
 def test_without_the_hook_nothing_is_known(run, clone):
     """A control of this file: it is the hook that makes the names known."""
     out = run("-c", "import solo.methods as m; print('clsp_simclr' in m.METHODS)")
