@@ -269,7 +269,7 @@ def bench(
         raise ClspError(f"--jobs {jobs} must be at least 1.")
     if artifacts is None:
         artifacts = Path("runs/artifacts") if out is None else out
-    if launcher is not None:
+    if launcher is not None and not dry_run:  # a plan can be made without its plugin
         check_launcher(launcher)
     plan = make_plan(name, suite, out or Path("runs") / name, keep_stale, artifacts)
     if dry_run:
