@@ -8,45 +8,46 @@ first step, on the same images by the same protocol. The differences are paired 
 """
 
 import argparse
-import copy
 import json
 import statistics
-from collections.abc import Mapping
-from functools import cache
-from typing import Any
+from pathlib import Path
 
 import lightning.pytorch as pl
-from omegaconf import OmegaConf
 from scipy.stats import ttest_1samp
 
+from clsp_plugin.benchmark.origins import images_of
 from clsp_plugin.benchmark.table import family_order
-from clsp_plugin.data.images import channel_statistics, load_images
-from clsp_plugin.engine.config import Data, typed
+from clsp_plugin.data.images import channel_statistics
+from clsp_plugin.engine.config import Data
 from clsp_plugin.engine.record import Record, find_records
 from clsp_plugin.evaluation.features import extract_features
 from clsp_plugin.evaluation.protocol import evaluate_knn
 from clsp_plugin.methods.backbones import build_backbone
 
 
-def untrained(config: Mapping[str, Any], seed: int) -> float:
-    """kNN accuracy in percent, protocol strict, of a run's backbone before its first step."""
-    data = {key: config["data"][key] for key in Data.__dataclass_fields__ if key in config["data"]}
-    mean, std = channel_statistics(config["data"], config["augmentations"])
-    return _untrained(json.dumps([config["backbone"], data, list(mean), list(std)]), seed)
+class Untrained:
+    """kNN accuracies in percent, protocol strict, of runs' backbones before their first step."""
 
+    def __init__(self) -> None:
+        self.known: dict[str, float] = {}
 
-@cache
-def _untrained(what: str, seed: int) -> float:
-    backbone, data, mean, std = json.loads(what)
-    pl.seed_everything(seed, verbose=False)  # as when a training starts; the backbone comes first
-    module, _ = build_backbone(backbone, data["dataset"])
-    data = typed(OmegaConf.create(data), Data)
-    features = [
-        extract_features(copy.deepcopy(module), load_images(data, split).labelled(),
-                         mean=mean, std=std, flip=False)
-        for split in ("train", "val")
-    ]  # fmt: skip
-    return evaluate_knn(*features)["top1"]
+    def __call__(self, path: Path, record: Record) -> float:
+        config = record.config
+        normalisation = channel_statistics(config["data"], config["augmentations"])
+        # runs of one seed on the same images begin alike
+        images = {key: config["data"].get(key) for key in Data.__dataclass_fields__}
+        key = json.dumps([config["backbone"], images, *map(list, normalisation), record.seed])
+        if key not in self.known:
+            pl.seed_everything(record.seed, verbose=False)  # as when a training starts
+            module, _ = build_backbone(config["backbone"], record.dataset)
+            mean, std = normalisation
+            features = [
+                extract_features(module, images_of(path, record, split).labelled(),
+                                 mean=mean, std=std, flip=False)
+                for split in ("train", "val")
+            ]  # fmt: skip
+            self.known[key] = evaluate_knn(*features)["top1"]
+        return self.known[key]
 
 
 def _trained(record: Record) -> float | None:
@@ -64,10 +65,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("paths", nargs="+", help="records, or folders that hold some")
     found: dict[str, list[tuple[float, float]]] = {}
-    for _, record in find_records(parser.parse_args().paths):
+    untrained = Untrained()
+    for path, record in find_records(parser.parse_args().paths):
         trained = _trained(record)
         if trained is not None:
-            pair = (trained, untrained(record.config, record.seed))
+            pair = (trained, untrained(path, record))
             found.setdefault(record.method, []).append(pair)
     print("| method | n | kNN | untrained | gain | p, one-sided |")
     print("|---|---:|---:|---:|---:|---:|")
