@@ -374,10 +374,7 @@ def _embed(args: list[str]) -> None:
         "clusters, to a file that `clsp denoiser` and `clsp generate` take as condition=FILE.",
     )
     parser.add_argument("encoder", type=Path, help="a checkpoint, or the directory of a run")
-    parser.add_argument(
-        "data", nargs="*", metavar="data.key=value", help="as they are given to `clsp denoiser`"
-    )
-    parser.add_argument("--config-name", "-cn", help="that is given to `clsp denoiser`")
+    _add_images(parser, "denoiser")
     parser.add_argument("--out", type=Path, required=True, help="file to write (.npz)")
     parser.add_argument("--clusters", type=int, help="write k-means clusters, so many of them")
     parser.add_argument("--seed", type=int, default=0, help="of k-means (default 0)")
@@ -389,6 +386,14 @@ def _embed(args: list[str]) -> None:
     name = options.config_name or f"{_DEFAULT_DATASET}/denoiser"
     array = load_images(_data_of("denoiser", name, options.data), "train")
     print(embed(options.encoder, array, options.out, options.clusters, options.seed))
+
+
+def _add_images(parser: argparse.ArgumentParser, verb: str) -> None:
+    """Which images another verb takes; see :func:`_data_of`."""
+    parser.add_argument(
+        "data", nargs="*", metavar="data.key=value", help=f"as `clsp {verb}` is given them"
+    )
+    parser.add_argument("--config-name", "-cn", help=f"that `clsp {verb}` is given")
 
 
 def _data_of(verb: str, name: str, given: list[str]):
@@ -408,10 +413,7 @@ def _inspect(args: list[str]) -> None:
         "a sheet, and how near they are to their anchors.",
     )
     parser.add_argument("store", type=Path, help="a store that `clsp generate` wrote")
-    parser.add_argument(
-        "data", nargs="*", metavar="data.key=value", help="as they were given to `clsp generate`"
-    )
-    parser.add_argument("--config-name", "-cn", help="that was given to `clsp generate`")
+    _add_images(parser, "generate")
     parser.add_argument("--out", type=Path, help="folder to write to (default STORE/report)")
     parser.add_argument(
         "--encoder",

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,10 +11,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from clsp_plugin.data.downstream import ImageStream
-from clsp_plugin.data.images import ImageArray
+from clsp_plugin.data.images import ImageArray, load_images
 from clsp_plugin.errors import ClspError
 
-__all__ = ["Features", "extract_features"]
+__all__ = ["Features", "extract_features", "load_labelled"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,20 @@ def extract_features(
             f"train again with a smaller optimizer.lr."
         )
     return Features(feats, torch.cat(targets).to(torch.int64).cpu())
+
+
+def load_labelled(data: Any, split: str) -> ImageArray:
+    """The images of a configuration's ``data`` block that have labels.
+
+    Raises:
+        ClspError: there are no images to test on.
+    """
+    array = load_images(data, split)
+    if array is None:
+        raise ClspError(
+            "There are no images to test on: set data.val_path to a folder of class folders."
+        )
+    return array.labelled()
 
 
 def _batches(

@@ -16,16 +16,17 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from torch import nn
 
 from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
-from clsp_plugin.data.images import ImageArray, channel_statistics, load_images
+from clsp_plugin.data.images import ImageArray, channel_statistics
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.engine.checkpoint import new_run_dir
 from clsp_plugin.engine.config import Data, Training, training_cfg
 from clsp_plugin.engine.pretrain import continue_from, make_trainer, worth_compiling
 from clsp_plugin.engine.progress import Bar, History, quiet
 from clsp_plugin.errors import ClspError
+from clsp_plugin.evaluation.features import load_labelled
 from clsp_plugin.evaluation.protocol import num_classes
 from clsp_plugin.methods.backbones import resolve_stem
-from clsp_plugin.methods.optim import build_optimizer, build_scheduler
+from clsp_plugin.methods.optim import build_optimizers
 
 __all__ = ["Finetune", "finetune_cfg", "train_and_test"]
 
@@ -106,14 +107,7 @@ class _Classifier(pl.LightningModule):
             {"name": name, "params": getattr(self, name).parameters()}
             for name in ("backbone", "classifier")
         ]
-        optimizer = build_optimizer(groups, self.cfg.optimizer)
-        scheduler = build_scheduler(
-            optimizer,
-            self.cfg.scheduler,
-            total_steps=self.trainer.estimated_stepping_batches,
-            max_epochs=self.cfg.max_epochs,
-        )
-        return optimizer if scheduler is None else ([optimizer], [scheduler])
+        return build_optimizers(groups, self.cfg, self.trainer.estimated_stepping_batches)
 
     def training_step(self, batch: list[Any], batch_idx: int) -> torch.Tensor:
         """The loss of ``[indexes (B,), [view (B, 3, H, W)], targets (B,)]``."""
@@ -194,12 +188,7 @@ def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | Non
 
 def _labelled(data: DictConfig, split: str) -> ImageArray:
     """The images that have labels; an error where there are none."""
-    array = load_images(data, split)
-    if array is None:
-        raise ClspError(
-            "There are no images to test on: set data.val_path to a folder of class folders."
-        )
-    array = array.labelled()
+    array = load_labelled(data, split)
     if bool((array.targets < 0).any()):
         raise ClspError(
             f"The images of {array.name} have no labels and fine-tuning needs them; put each class "

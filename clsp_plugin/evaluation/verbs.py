@@ -12,14 +12,14 @@ import torchvision.transforms.v2.functional as F
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from clsp_plugin.data.downstream import DOWNSTREAM, Downstream, ImageStream, load_downstream
-from clsp_plugin.data.images import ImageArray, channel_statistics, load_images
+from clsp_plugin.data.images import ImageArray, channel_statistics
 from clsp_plugin.engine.checkpoint import epoch_of
 from clsp_plugin.engine.config import Data, typed
 from clsp_plugin.engine.record import Record, add_evaluation, environment, record_path
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.cache import FeatureCache, cache_folder
-from clsp_plugin.evaluation.features import Features, extract_features
+from clsp_plugin.evaluation.features import Features, extract_features, load_labelled
 from clsp_plugin.evaluation.finetune import finetune_cfg, train_and_test
 from clsp_plugin.evaluation.protocol import check_protocol, evaluate_knn, evaluate_linear
 from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer
@@ -276,12 +276,7 @@ def _features(cfg: DictConfig, network: _Network, flip: bool):
     data = typed({**(own if same else {}), **OmegaConf.to_container(cfg.data)}, Data)
     out = []
     for split in ("train", "val"):
-        array = load_images(data, split)
-        if array is None:
-            raise ClspError(
-                "There are no images to test on: set data.val_path to a folder of class folders."
-            )
-        array = array.labelled()
+        array = load_labelled(data, split)
         out.append((array, network.features(array, flip and split == "train")))
     return out
 

@@ -15,7 +15,7 @@ from clsp_plugin.data.images import ImageArray
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.methods.backbones import build_backbone, of_method
 from clsp_plugin.methods.joint import JointForward
-from clsp_plugin.methods.optim import build_optimizer, build_scheduler, ema_tau, ema_update
+from clsp_plugin.methods.optim import build_optimizers, ema_tau, ema_update
 
 __all__ = ["BaseMethod", "BaseMomentumMethod", "check_method_kwargs", "mlp", "spread"]
 
@@ -162,14 +162,8 @@ class BaseMethod(JointForward, pl.LightningModule):
         ]
 
     def configure_optimizers(self):
-        optimizer = build_optimizer(self.learnable_params, self.cfg.optimizer)
-        scheduler = build_scheduler(
-            optimizer,
-            self.cfg.scheduler,
-            total_steps=self.trainer.estimated_stepping_batches,
-            max_epochs=self.cfg.max_epochs,
-        )
-        return optimizer if scheduler is None else ([optimizer], [scheduler])
+        steps = self.trainer.estimated_stepping_batches
+        return build_optimizers(self.learnable_params, self.cfg, steps)
 
     def _features(self, backbone: nn.Module, X: torch.Tensor) -> torch.Tensor:
         if not self.cfg.performance.disable_channel_last:

@@ -11,7 +11,15 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from clsp_plugin.errors import ClspError, nearest
 
-__all__ = ["OPTIMIZERS", "SCHEDULERS", "WarmupCosine", "build_optimizer", "ema_tau", "ema_update"]
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULERS",
+    "WarmupCosine",
+    "build_optimizer",
+    "build_optimizers",
+    "ema_tau",
+    "ema_update",
+]
 
 SCHEDULERS = ("warmup_cosine", "step", "none")
 
@@ -145,6 +153,23 @@ def build_scheduler(optimizer, cfg, total_steps: int, max_epochs: int) -> dict[s
         end=cfg.min_lr,
     )
     return {"scheduler": schedule, "interval": cfg.interval}
+
+
+def build_optimizers(
+    groups: list[dict[str, Any]], cfg, total_steps: int
+) -> torch.optim.Optimizer | tuple[list, list]:
+    """The optimiser of a training and its schedule, as ``configure_optimizers`` returns them.
+
+    Args:
+        groups: see :func:`build_optimizer`.
+        cfg: a whole configuration: ``optimizer``, ``scheduler``, ``max_epochs``.
+        total_steps: optimiser steps of the whole training.
+    """
+    optimizer = build_optimizer(groups, cfg.optimizer)
+    scheduler = build_scheduler(
+        optimizer, cfg.scheduler, total_steps=total_steps, max_epochs=cfg.max_epochs
+    )
+    return optimizer if scheduler is None else ([optimizer], [scheduler])
 
 
 def ema_tau(step: int, total_steps: int, base: float, final: float) -> float:

@@ -4,7 +4,7 @@ from torch import nn
 
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.errors import ClspError
-from clsp_plugin.evaluation import verbs
+from clsp_plugin.evaluation import features, verbs
 from clsp_plugin.evaluation.cache import FeatureCache, cache_folder
 from clsp_plugin.evaluation.features import Features
 from clsp_plugin.evaluation.verbs import knn, linear
@@ -176,13 +176,13 @@ def test_a_checkpoint_that_changed_is_extracted_again(run, extracted):
 def test_labels_are_not_taken_from_the_cache(run, extracted, monkeypatch):
     given = {"pretrained_feature_extractor": str(run)}
     knn(given)
-    plain = verbs.load_images
+    plain = features.load_images
 
     def relabelled(data, split):
         array = plain(data, split)
         return type(array)(array.images, array.targets.flip(0), array.classes, array.name)
 
-    monkeypatch.setattr(verbs, "load_images", relabelled)
+    monkeypatch.setattr(features, "load_images", relabelled)
     knn(given)
     assert len(extracted) == 4
 
