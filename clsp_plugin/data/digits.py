@@ -1,4 +1,4 @@
-"""The offline data set: handwritten digits in random colours over random textures.
+"""The offline data set: handwritten digits in light colours over darker random textures.
 
 The digit is the semantics, the texture the background: what CLSP is about, at a size that two
 cores can train, without a download. The handwriting is scikit-learn's copy of the UCI "Optical
@@ -14,6 +14,11 @@ from torch.nn.functional import interpolate
 from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
 
 __all__ = ["make_digits"]
+
+# A stroke is lighter than what lies under it. With strokes of either kind, and views that turn one
+# into the other by solarisation, SimCLR reached half as much in the demo's epochs (linear, held-out
+# images, one seed: 38.5 against 77.0 %).
+_DARK, _LIGHT = 0.6, 0.65  # no colour channel of a texture is above, none of a stroke below
 
 
 def make_digits(
@@ -38,7 +43,7 @@ def make_digits(
     glyphs = _pick(handwriting, targets, draw[:, 0], split)
     mask = _place(glyphs, draw[:, 1:5], size)
     background = _texture(draw[:, 5:9], keys, size)
-    ink = _contrasting(background, mask, draw[:, 9:12])
+    ink = _LIGHT + (1 - _LIGHT) * draw[:, 9:12, None, None]
     images = background * (1 - mask) + ink * mask
     images = (images * 255).round().clamp(0, 255).to(torch.uint8)
     return images.permute(0, 2, 3, 1).contiguous(), targets
@@ -82,7 +87,7 @@ def _place(glyphs: torch.Tensor, draw: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _texture(draw: torch.Tensor, keys: torch.Tensor, size: int) -> torch.Tensor:
-    """Waves, ripples, ramps and clouds between two colours: (N, 3, size, size) in [0, 1]."""
+    """Waves, ripples, ramps and clouds between two dark colours: (N, 3, size, size)."""
     axis = torch.arange(size) / size
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     angle = (draw[:, 1] * 2 * torch.pi)[:, None, None]
@@ -101,13 +106,4 @@ def _texture(draw: torch.Tensor, keys: torch.Tensor, size: int) -> torch.Tensor:
     colours = key_uniform(keys_for(2, keys), 6).view(-1, 2, 3, 1, 1)
     # the second colour is a neighbour of the first: a texture is seen, the digit is seen better
     first, second = colours[:, 0], colours[:, 0] * 0.5 + colours[:, 1] * 0.5
-    return first * (1 - blend) + second * blend
-
-
-def _contrasting(background, mask, draw: torch.Tensor) -> torch.Tensor:
-    """A random ink, moved to the other end of the scale from what lies under it: (N, 3, 1, 1)."""
-    weight = mask / mask.sum((2, 3), keepdim=True).clamp(min=1)
-    under = (background * weight).sum((1, 2, 3)) / 3
-    dark = (under > 0.5).float()[:, None]
-    ink = draw * 0.35 + (1 - dark) * 0.65
-    return ink[:, :, None, None]
+    return _DARK * (first * (1 - blend) + second * blend)

@@ -168,6 +168,8 @@ def test_what_is_written(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
+        # what Lightning says on a machine that has SLURM
+        warnings.filterwarnings("ignore", message=".*srun.*")
         record = train_denoiser(images, CFG, "runs/out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["runs"]  # no lightning_logs
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["out"]
