@@ -9,6 +9,9 @@ process, so that whatever else the machine does falls on all of them, and only t
 round are compared.
 
     python benchmarks/generation.py --images 32 --candidates 4 --steps 10 --device cpu
+
+With ``--few`` there is one row of ours: all of it, and so many steps of the fast solver instead
+of ``--steps`` of DDIM. ``benchmarks/samplers.py`` says what that does to the quality of a denoiser.
 """
 
 import argparse
@@ -24,7 +27,7 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 
-from clsp_plugin.diffusion.denoiser import LINEAR_BETAS, build_unet
+from clsp_plugin.diffusion.denoiser import LINEAR_BETAS, build_unet, load_denoiser
 from clsp_plugin.diffusion.generation import Drawer, GenerationSettings
 from clsp_plugin.diffusion.interpolation import decode, encode
 
@@ -83,14 +86,24 @@ def ours(
     return lambda: drawer.draw(0, len(images), range(args.candidates), _Silent())
 
 
-def contestants(args: argparse.Namespace) -> dict[str, Callable[[], np.ndarray]]:
+def network(args: argparse.Namespace) -> UNet2DModel:
+    if args.denoiser:
+        unet, config = load_denoiser(args.denoiser)
+        assert all(config[key] == value for key, value in LINEAR_BETAS.items())
+        args.size, args.channels = unet.config.sample_size, list(unet.config.block_out_channels)
+        args.layers = unet.config.layers_per_block
+        return unet.to(args.device)
     torch.manual_seed(0)
     settings = {
         "block_out_channels": args.channels,
         "layers_per_block": args.layers,
         "attention_resolutions": [16] if args.size % 16 == 0 and args.size >= 16 else [],
     }
-    unet = build_unet(args.size, settings).eval().to(args.device)
+    return build_unet(args.size, settings).eval().to(args.device)
+
+
+def contestants(args: argparse.Namespace) -> dict[str, Callable[[], np.ndarray]]:
+    unet = network(args)
 
     def fresh() -> UNet2DModel:
         """The same network by itself: a layout or a compilation stays with it."""
@@ -99,14 +112,18 @@ def contestants(args: argparse.Namespace) -> dict[str, Callable[[], np.ndarray]]
     shape = (args.images, args.size, args.size, 3)
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     low = {"precision": "bf16-mixed"}
+    everything = {"share_anchor": True, "compile": args.compile, **low}
     compiled = {}
     if args.compile:
         compiled["ours, compiled"] = ours(fresh(), images, args, compile=True)
-        compiled["ours, all of it"] = ours(
-            fresh(), images, args, share_anchor=True, compile=True, **low
-        )
+        compiled["ours, all of it"] = ours(fresh(), images, args, **everything)
+    the_plain_one = {"the authors' procedure, plainly": lambda: plain(unet, images, args)}
+    if args.few:
+        fast = {**everything, "sampler": "dpmpp", "steps": args.few}
+        name = f"ours, all of it, {args.few} steps of dpmpp"
+        return {**the_plain_one, name: ours(fresh(), images, args, **fast)}
     return {
-        "the authors' procedure, plainly": lambda: plain(unet, images, args),
+        **the_plain_one,
         "ours": ours(unet, images, args),
         "ours, bfloat16": ours(unet, images, args, **low),
         "ours, anchors shared by their candidates": ours(unet, images, args, share_anchor=True),
@@ -152,6 +169,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="of the images, in pixels")
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 64])
     parser.add_argument("--layers", type=int, default=1, help="residual blocks a resolution")
+    parser.add_argument("--denoiser", help="a trained one, instead of one by the three above")
+    parser.add_argument("--few", type=int, help="steps of dpmpp, for a row with everything")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="compiled networks too")

@@ -1,16 +1,16 @@
-"""What fewer sampling steps cost: time, and how good one candidate an image is.
+"""What fewer sampling steps, half precision and shared anchors cost: time, and the quality.
 
-Every row draws one candidate of the same anchors from the same noise, with the same denoiser and
+Every row draws candidates of the same anchors from the same noise, with the same denoiser and
 batch. The time is that of the whole row; without a GPU it is the processor's, of all threads, in
-which whatever else the machine does counts little. Colour and layout, labels and the Frechet
-distance are those of ``clsp inspect``.
+which whatever else the machine does counts little. Colour and layout, labels, similarity and the
+Frechet distance are those of ``clsp inspect``; the distance is that of the first candidates.
 
     python benchmarks/samplers.py DENOISER --encoder CHECKPOINT data.dataset=cifar10 \\
-        data.train_path=./datasets data.fraction=0.04 --anchors 500 --clip
+        data.train_path=./datasets data.fraction=0.04 --anchors 500 --clip \\
+        --rows ddim:100 dpmpp:12 dpmpp:12:bf16-mixed:shared
 """
 
 import argparse
-import itertools
 import platform
 import time
 
@@ -22,6 +22,7 @@ from clsp_plugin.benchmark.inspection import (
     closeness,
     frechet_distance,
     label_agreement,
+    pair_similarities,
 )
 from clsp_plugin.cli import compose
 from clsp_plugin.data.images import load_images
@@ -29,10 +30,25 @@ from clsp_plugin.diffusion.denoiser import load_denoiser
 from clsp_plugin.diffusion.generation import Drawer, GenerationSettings
 from clsp_plugin.engine.config import Data, typed
 
+ROWS = tuple(f"{sampler}:{steps}" for sampler in ("ddim", "dpmpp") for steps in (100, 50, 25, 12))
+COLUMNS = (
+    "sampler", "steps", "precision", "anchors", "s a candidate", "Frechet", "label agrees (%)",
+    "similarity", "colour (%)", "layout (%)",
+)  # fmt: skip
+
 
 class _Silent:
     def update(self, number: int) -> None:
         pass
+
+
+def row_settings(row: str) -> dict:
+    """SAMPLER:STEPS[:PRECISION][:shared] as settings of the generation."""
+    sampler, steps, *more = row.split(":")
+    shared = more[-1:] == ["shared"]
+    precision = more[0] if len(more) > shared else "32-true"
+    cfg = {"sampler": sampler, "steps": int(steps), "precision": precision}
+    return {**cfg, "share_anchor": shared}
 
 
 def main() -> None:
@@ -41,10 +57,11 @@ def main() -> None:
     parser.add_argument("data", nargs="*", metavar="data.key=value")
     parser.add_argument("--encoder", required=True)
     parser.add_argument("--anchors", type=int, default=500)
-    parser.add_argument("--steps", type=int, nargs="+", default=[100, 50, 25, 10])
-    parser.add_argument("--samplers", nargs="+", default=["ddim", "dpmpp"])
+    parser.add_argument("--candidates", type=int, default=1, help="an anchor")
+    parser.add_argument(
+        "--rows", nargs="+", default=ROWS, metavar="SAMPLER:STEPS[:PRECISION][:shared]"
+    )
     parser.add_argument("--w", type=float, default=0.1)
-    parser.add_argument("--precision", default="32-true")
     parser.add_argument("--clip", action="store_true")
     args = parser.parse_intermixed_args()
 
@@ -54,30 +71,30 @@ def main() -> None:
     rest = array.images[np.setdiff1d(np.arange(len(array)), rows)]
     encoder = Encoder(args.encoder)
     print(
-        f"{args.anchors} anchors of {array.name}, w = {args.w:g}, {args.precision}; "
-        f"{platform.machine()}, {torch.get_num_threads()} threads; torch {torch.__version__}. "
-        f"Frechet distance of as many real images: {frechet_distance(encoder, rest, anchors):.2f}, "
-        f"in the features of {encoder.name}.\n"
+        f"{args.candidates} candidates of each of {args.anchors} anchors of {array.name}, "
+        f"w = {args.w:g}; {platform.machine()}, {torch.get_num_threads()} threads; torch "
+        f"{torch.__version__}. Frechet distance of as many real images: "
+        f"{frechet_distance(encoder, rest, anchors):.2f}, in the features of {encoder.name}.\n"
     )
-    print(
-        "| sampler | steps | s a candidate | Frechet | label agrees (%) | colour (%) | layout (%) |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    for sampler, steps in itertools.product(args.samplers, args.steps):
-        cfg = {"num_candidates": 1, "sampler": sampler, "steps": steps, "w": args.w}
-        cfg |= {"clip": args.clip, "precision": args.precision}
+    print(f"| {' | '.join(COLUMNS)} |\n|---|{'---:|' * (len(COLUMNS) - 1)}")
+    for cfg in map(row_settings, args.rows):
+        keys = {"num_candidates": args.candidates, "w": args.w, "clip": args.clip}
         unet, config = load_denoiser(args.denoiser)
         # noise is named by the image's index, here its place among the anchors
-        drawer = Drawer(anchors, unet, config, GenerationSettings(**cfg), array.targets[rows])
+        settings = GenerationSettings(**keys, **cfg)
+        drawer = Drawer(anchors, unet, config, settings, array.targets[rows])
         clock = time.process_time if drawer.device.type == "cpu" else time.perf_counter
         began = clock()
-        drawn = torch.from_numpy(drawer.draw(0, len(anchors), range(1), _Silent()))
-        seconds = (clock() - began) / len(anchors)
+        numbers = range(args.candidates)
+        drawn = torch.from_numpy(drawer.draw(0, len(anchors), numbers, _Silent()))
+        seconds = (clock() - began) / (len(anchors) * len(numbers))
         near = closeness(anchors, drawn)
         label = label_agreement(encoder, array, drawn, rows)
-        parts = [sampler, steps, f"{seconds:.3f}"]
+        similar = pair_similarities(encoder, anchors, drawn)["a view and a candidate"]
+        parts = [cfg["sampler"], cfg["steps"], cfg["precision"]]
+        parts += ["shared" if cfg["share_anchor"] else "own", f"{seconds:.3f}"]
         parts += [f"{frechet_distance(encoder, rest, drawn[:, 0]):.2f}"]
-        parts += [f"{label['candidates']:.1f}"]
+        parts += [f"{label['candidates']:.1f}", f"{similar.mean():.3f}"]
         parts += [f"{100 * n['closer']:.1f} ± {100 * n['error']:.1f}" for n in near.values()]
         print(f"| {' | '.join(map(str, parts))} |", flush=True)
     print(

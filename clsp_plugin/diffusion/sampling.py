@@ -80,21 +80,23 @@ def make_scheduler(
     """Make the sampler that fits a denoiser's training.
 
     Steps are evenly spaced and start at the last of training: 999, 989, .., 9 for 100 of 1000.
-    The last one ends at the clean image.
+    The last one ends at the clean image. Where they do not divide, such as 12 of 1000, DDIM and
+    DDPM start at most a hundredth of training before its end (995, 912, .., 82), where there is
+    nothing but noise still.
 
     Args:
         train_config: configuration of the scheduler that the denoiser was trained with, in
             diffusers' keys; its betas and what it predicts are taken. By default the noise, with
             betas linear from 1e-4 to 0.02 in T = 1000 steps.
-        steps: sampling steps, a divisor of T: diffusers' update goes back by exactly
-            ``T // steps``.
+        steps: sampling steps, which divide T, or up to a tenth of T leave a rest of less than a
+            hundredth of it: diffusers' update goes back by exactly ``T // steps``.
         clip: whether every step clips its estimate of the image to [-1, 1]. The paper does not;
             a denoiser that was trained briefly needs it.
         sampler: one of :data:`SAMPLERS`.
 
     Raises:
         ClspError: the denoiser predicts something else, its betas end in pure noise, or steps do
-            not divide T.
+            not nearly divide T.
     """
     config = dict(train_config or {})
     prediction = config.get("prediction_type") or "epsilon"
@@ -117,27 +119,34 @@ def make_scheduler(
             f"discrete steps: {error}; `clsp denoiser` trains another denoiser."
         ) from error
     total = len(betas)
-    divisors = [n for n in range(1, total + 1) if total % n == 0]
-    if steps not in divisors:
-        near = sorted(sorted(divisors, key=lambda n: abs(n - steps))[:3])
+    fitting = [
+        n for n in range(1, total + 1) if total % n < (total / 100 if n <= total / 10 else 1)
+    ]
+    if steps not in fitting:
+        near = sorted(sorted(fitting, key=lambda n: abs(n - steps))[:3])
         raise ClspError(
             f"steps={steps} does not divide the {total} steps of the denoiser's training; "
-            f"the nearest that do are {', '.join(map(str, near))}."
+            f"the nearest that do, or nearly, are {', '.join(map(str, near))}."
         )
     common = {
         "num_train_timesteps": total,
         "trained_betas": betas.tolist(),
-        "timestep_spacing": "trailing",
         "prediction_type": prediction,
     }
     if sampler == "dpmpp":
         # a threshold of 1 at every quantile is plain clipping
         scheduler = DPMSolverMultistepScheduler(
-            **common, final_sigmas_type="zero", thresholding=clip, sample_max_value=1.0
+            **common,
+            timestep_spacing="trailing",
+            final_sigmas_type="zero",
+            thresholding=clip,
+            sample_max_value=1.0,
         )
     else:
         kind = _AncestralScheduler if sampler == "ddpm" else DDIMScheduler
-        scheduler = kind(**common, clip_sample=clip, set_alpha_to_one=True)
+        # with this offset every step goes back to where the next one is, whatever T // steps is
+        spacing = {"timestep_spacing": "leading", "steps_offset": total // steps - 1}
+        scheduler = kind(**common, **spacing, clip_sample=clip, set_alpha_to_one=True)
     scheduler.set_timesteps(steps)
     return scheduler
 

@@ -132,8 +132,8 @@ def test_errors(images, denoiser, tmp_path):
         generate(images=larger)
     with pytest.raises(ClspError, match="no denoiser directory"):
         generate(denoiser=tmp_path / "absent")
-    with pytest.raises(ClspError, match="steps=3 does not divide"):
-        generate(steps=3)
+    with pytest.raises(ClspError, match="steps=30 does not divide"):
+        generate(steps=30)
     with pytest.raises(ClspError, match="device='abacus' cannot be used here"):
         generate(device="abacus")
     with pytest.raises(ClspError, match="Unknown key 'weight'"):

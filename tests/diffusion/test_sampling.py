@@ -74,10 +74,10 @@ def test_steps_are_the_papers():
     assert scheduler.final_alpha_cumprod == 1.0
 
 
-@pytest.mark.parametrize("steps", [1, 40, 1000])
-def test_every_step_goes_back_to_the_next(steps):
+@pytest.mark.parametrize(("steps", "first"), [(1, 999), (12, 995), (40, 999), (1000, 999)])
+def test_every_step_goes_back_to_the_next(steps, first):
     times = make_scheduler(None, steps).timesteps.tolist()
-    assert times[0] == 999
+    assert (len(times), times[0]) == (steps, first)
     # diffusers goes back by T // steps, wherever the next step is
     assert [t - 1000 // steps for t in times] == [*times[1:], -1]
 
@@ -100,7 +100,8 @@ def test_betas_are_those_of_training():
         ({"rescale_betas_zero_snr": True}, 10, "rescale_betas_zero_snr"),
         ({"beta_schedule": "unheard of"}, 10, "unheard of"),
         (None, 0, "steps=0 does not divide"),
-        (None, 30, "steps=30 .* are 20, 25, 40"),
+        (None, 30, "steps=30 .* are 27, 31, 32"),
+        (None, 999, "steps=999 .* are 250, 500, 1000"),
         (None, 1001, "steps=1001"),
     ],
 )
