@@ -1,6 +1,6 @@
 """Generation of candidates: from images and a denoiser to a candidate store."""
 
-import ctypes
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -22,6 +22,7 @@ from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.interpolation import is_conditional
 from clsp_plugin.diffusion.sampling import (
     SAMPLERS,
+from clsp_plugin.diffusion.memory import keep_freed_memory
     CandidateNoise,
     denoise,
     make_scheduler,
@@ -123,23 +124,6 @@ def _device(name: str) -> torch.device:
             f"device={name!r} cannot be used here ({reason}); give device=auto or device=cpu."
         ) from error
     return device
-
-
-def _keep_freed_memory() -> None:
-    """Let this process reuse the memory that it frees, instead of giving it back at once.
-
-    glibc returns large blocks to the system when they are freed, and the activations of a batch
-    are large: without this every layer of every step has the system clear fresh pages for it.
-    Elsewhere than in glibc nothing is done.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-    mallopt(trim_threshold, 2**31 - 1)
-    # older versions accept no more than the second
-    mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)
 
 
 def _check_size(images: torch.Tensor, unet: UNet2DModel) -> None:
@@ -261,7 +245,7 @@ class Drawer:
         self.unet = self._prepared(unet)
         self.batch_size = settings.batch_size or _LARGEST_BATCH.get(self.device.type, 256)
         if self.device.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
 
     def _prepared(self, unet: UNet2DModel) -> UNet2DModel:
         """The denoiser on its device, in the layout and the form that were asked for."""

@@ -1,8 +1,7 @@
 """From a denoiser's directory to a candidate store, killed and continued."""
 
 import functools
-import platform
-import resource
+import threading
 
 import numpy as np
 import pytest
@@ -280,20 +279,3 @@ def test_compiling_without_a_compiler_is_refused(images, denoiser, tmp_path, mon
     with pytest.raises(ClspError, match=r"compile=True needs a C\+\+ compiler"):
         generate_candidates(images, "abc", denoiser, tmp_path / "s", {**CFG, "compile": True})
     assert not (tmp_path / "s").exists()
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told to")
-def test_freed_memory_is_used_again(images, denoiser):
-    unet, config = load_denoiser(denoiser)
-    cfg = generation.read_settings(generation.GenerationSettings, CFG)
-    generation.Drawer(images, unet, config, cfg)
-    number, size = 5, 2**24  # 64 MiB each: of themselves, such blocks always go back
-
-    def faults():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-    before = faults()
-    for _ in range(number):
-        torch.ones(size)
-    pages = size * 4 / resource.getpagesize()
-    assert faults() - before < (number - 1) * pages  # the first, and where it lies unluckily another
