@@ -66,11 +66,6 @@ def plain(unet: UNet2DModel, images: torch.Tensor, args: argparse.Namespace) -> 
     return np.stack(collected, axis=1)
 
 
-class _Silent:
-    def update(self, number: int) -> None:
-        pass
-
-
 def ours(
     unet: UNet2DModel, images: torch.Tensor, args: argparse.Namespace, **keys
 ) -> Callable[[], np.ndarray]:
@@ -83,7 +78,7 @@ def ours(
         **keys,
     }
     drawer = Drawer(images, unet, LINEAR_BETAS, GenerationSettings(**cfg))
-    return lambda: drawer.draw(0, len(images), range(args.candidates), _Silent())
+    return lambda: drawer.draw(0, len(images), range(args.candidates))
 
 
 def network(args: argparse.Namespace) -> UNet2DModel:

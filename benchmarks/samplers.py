@@ -37,11 +37,6 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class _Silent:
-    def update(self, number: int) -> None:
-        pass
-
-
 def row_settings(row: str) -> dict:
     """SAMPLER:STEPS[:PRECISION][:shared] as settings of the generation."""
     sampler, steps, *more = row.split(":")
@@ -86,7 +81,7 @@ def main() -> None:
         clock = time.process_time if drawer.device.type == "cpu" else time.perf_counter
         began = clock()
         numbers = range(args.candidates)
-        drawn = torch.from_numpy(drawer.draw(0, len(anchors), numbers, _Silent()))
+        drawn = torch.from_numpy(drawer.draw(0, len(anchors), numbers))
         seconds = (clock() - began) / (len(anchors) * len(numbers))
         near = closeness(anchors, drawn)
         label = label_agreement(encoder, array, drawn, rows)

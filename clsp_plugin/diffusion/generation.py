@@ -5,7 +5,9 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,13 +22,13 @@ from clsp_plugin.data.condition import condition_digest
 from clsp_plugin.data.store import StoreManifest, StoreWriter
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.interpolation import is_conditional
+from clsp_plugin.diffusion.memory import keep_freed_memory
 from clsp_plugin.diffusion.sampling import (
     SAMPLERS,
-from clsp_plugin.diffusion.memory import keep_freed_memory
     CandidateNoise,
+    begin_candidates,
     denoise,
     make_scheduler,
-    sample_candidates,
     to_float,
 )
 from clsp_plugin.diffusion.settings import Settings, precision_name, read_settings, setting
@@ -213,6 +215,17 @@ def _condition(
     return labels
 
 
+@dataclasses.dataclass
+class _Batch:
+    """A batch that the device may still be at work on."""
+
+    start: int  # the first image
+    stop: int  # one past the last
+    candidates: range
+    last: bool  # of the images asked for
+    finish: Callable[[], np.ndarray]
+
+
 class Drawer:
     """Draws candidates of any images in batches that fit into memory.
 
@@ -226,6 +239,7 @@ class Drawer:
 
     Attributes:
         batch_size: images that the denoiser sees at once; halved where memory did not suffice.
+        ahead: batches that are begun before an earlier one is fetched.
     """
 
     def __init__(
@@ -244,6 +258,7 @@ class Drawer:
         )
         self.unet = self._prepared(unet)
         self.batch_size = settings.batch_size or _LARGEST_BATCH.get(self.device.type, 256)
+        self.ahead = 1 if self.device.type == "cuda" else 0
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -264,9 +279,9 @@ class Drawer:
                 block.compile(dynamic=False)
         return unet
 
-    def _sample(self, indexes: torch.Tensor, candidates: range) -> np.ndarray:
+    def _begin(self, indexes: torch.Tensor, candidates: range) -> Callable[[], torch.Tensor]:
         settings = self.settings
-        drawn = sample_candidates(
+        return begin_candidates(
             self.unet,
             self.scheduler,
             self.images[indexes],
@@ -280,7 +295,6 @@ class Drawer:
             labels=None if self.labels is None else self.labels[indexes],
             guidance=settings.guidance,
         )
-        return drawn.cpu().numpy()
 
     def _halve(self, error: BaseException) -> None:
         """Take half the batch after memory ran out."""
@@ -305,24 +319,66 @@ class Drawer:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _batch(self, start: int, stop: int, candidates: range) -> np.ndarray:
-        """Candidates of the first of these images, as many as one batch has room for."""
+    def _batch(self, start: int, stop: int, candidates: range) -> _Batch:
+        """Begin with the first of these images, as many as one batch has room for."""
         size = self.batch_size
         indexes = torch.arange(start, min(start + max(1, size // len(candidates)), stop))
         parts = [candidates[first : first + size] for first in range(0, len(candidates), size)]
-        return np.concatenate([self._sample(indexes, part) for part in parts], axis=1)
+        begun = [self._begin(indexes, part) for part in parts]
 
-    def draw(self, start: int, stop: int, candidates: range, progress: tqdm) -> np.ndarray:
+        def finish() -> np.ndarray:
+            return np.concatenate([drawn().numpy() for drawn in begun], axis=1)
+
+        end = start + len(indexes)
+        return _Batch(start, end, candidates, end == stop, finish)
+
+    def _finished(self, batch: _Batch) -> np.ndarray:
+        """The candidates of a batch; drawn again in smaller ones if memory runs out only now."""
+        try:
+            return batch.finish()
+        except Exception as error:
+            if not _out_of_memory(error):
+                raise
+            self._halve(error)
+        return self.draw(batch.start, batch.stop, batch.candidates)
+
+    def draw(self, start: int, stop: int, candidates: range) -> np.ndarray:
         """Candidates of images start .. stop - 1: uint8 (stop - start, len(candidates), H, W, 3).
 
         All noise is keyed, so how they are divided into batches changes no more than rounding.
         """
-        rows = []
-        while start < stop:
-            rows.append(self._fitting(self._batch, start, stop, candidates))
-            progress.update(len(rows[-1]))
-            start += len(rows[-1])
-        return np.concatenate(rows)
+        return next(self.draw_each([(start, stop, candidates)]))
+
+    def draw_each(
+        self, jobs: Iterable[tuple[int, int, range]], done: Callable[[int], None] | None = None
+    ) -> Iterator[np.ndarray]:
+        """Candidates of one range of images after another, as :func:`draw` takes and gives them.
+
+        A GPU is given a batch, of the next range if need be, before it is done with the last one.
+
+        Args:
+            jobs: start, stop and candidates of each range, none of them empty.
+            done: called with the number of images of every batch that is there.
+        """
+        begun: deque[_Batch] = deque()
+        rows: list[np.ndarray] = []
+
+        def fetched(most: int) -> Iterator[np.ndarray]:
+            while len(begun) > most:
+                batch = begun.popleft()
+                rows.append(self._finished(batch))
+                if done is not None:
+                    done(batch.stop - batch.start)
+                if batch.last:
+                    yield np.concatenate(rows)
+                    rows.clear()
+
+        for start, stop, candidates in jobs:
+            while start < stop:
+                begun.append(self._fitting(self._batch, start, stop, candidates))
+                start = begun[-1].stop
+                yield from fetched(self.ahead)
+        yield from fetched(0)
 
     def seconds_per_step(self) -> float:
         """Measured time of one sampling step of one candidate, in a full batch."""
@@ -351,6 +407,40 @@ class Drawer:
             denoise(self.unet, self.scheduler, x, noise, num_steps=steps, **keys).sum().item()
             seconds = (time.perf_counter() - began) / steps
         return seconds / (len(indexes) * len(numbers))
+
+
+class _Shards:
+    """Writes shards in a thread of its own while the next are drawn; at most one is waiting."""
+
+    def __init__(self, writer: StoreWriter, thread: ThreadPoolExecutor):
+        self.writer, self.thread = writer, thread
+        self.pending: Future | None = None
+
+    def check(self) -> None:
+        """Raise what went wrong with the shard that is being written, if it is known already."""
+        if self.pending is not None and self.pending.done():
+            self.pending.result()
+
+    def write(self, shard: int, candidates: np.ndarray) -> None:
+        """Write a shard once the one before is written; raises what went wrong with that one."""
+        self.wait()
+        self.pending = self.thread.submit(self.writer.write, shard, candidates)
+
+    def wait(self) -> None:
+        if self.pending is not None:
+            self.pending.result()
+
+
+@contextlib.contextmanager
+def _writing(writer: StoreWriter) -> Iterator[_Shards]:
+    """Within the block shards are written beside it; all of them are when it ends.
+
+    However it ends: a shard that was handed over is complete, and worth the moment that it takes.
+    """
+    with ThreadPoolExecutor(1, "shards") as thread:
+        shards = _Shards(writer, thread)
+        yield shards
+        shards.wait()
 
 
 def _work(writer: StoreWriter, rank: int, world_size: int) -> list[tuple[int, int, int, range]]:
@@ -468,22 +558,29 @@ def generate_candidates(
     manifest = _manifest(images, fingerprint, dataset, unet, settings, condition)
     writer = StoreWriter(out, manifest, digests)
     rank, world_size = _process()
-    began, drawn = time.perf_counter(), 0
+    began = time.perf_counter()
     with writer.lock(rank, world_size):
         _check_room(writer, Path(out))
         writer.extend()
         work = _work(writer, rank, world_size)
         total = sum(stop - start for _, start, stop, _ in work)
-        with tqdm(total=total, desc=desc, unit="image", disable=rank != 0) as progress:
-            for shard, start, stop, candidates in work:
-                writer.write(shard, drawer.draw(start, stop, candidates, progress))
-                drawn += (stop - start) * len(candidates)
+        bar = tqdm(total=total, desc=desc, unit="image", disable=rank != 0)
+        with bar, _writing(writer) as shards:
+
+            def done(number: int) -> None:
+                bar.update(number)
+                shards.check()  # a full disk is told before the next shard is drawn for it
+
+            drawn = drawer.draw_each([job for _, *job in work], done)
+            for (shard, *_), candidates in zip(work, drawn, strict=True):
+                shards.write(shard, candidates)
+        number = sum((stop - start) * len(candidates) for _, start, stop, candidates in work)
     seconds = time.perf_counter() - began
     return {
         "images": total,
-        "candidates": drawn,
+        "candidates": number,
         "seconds": seconds,
-        "candidates_per_second": drawn / seconds if drawn else None,
+        "candidates_per_second": number / seconds if number else None,
         "denoiser": writer.manifest.denoiser,
         "out": str(out),
         "device": str(drawer.device),

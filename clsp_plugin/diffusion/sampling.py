@@ -8,7 +8,7 @@ steps.
 
 import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ __all__ = [
     "SAMPLERS",
     "CandidateNoise",
     "Scheduler",
+    "begin_candidates",
     "denoise",
     "make_scheduler",
     "sample_candidates",
@@ -189,7 +190,8 @@ class CandidateNoise:
         self.shape = shape
 
     def _draw(self, keys: torch.Tensor, step: int) -> torch.Tensor:
-        keys = keys_for(keys, torch.tensor(step, device=keys.device))
+        # filled there: a tensor that comes from the host would have the host wait for the device
+        keys = keys_for(keys, torch.full((), step, dtype=torch.int64, device=keys.device))
         size = self.shape[0] * self.shape[1] * self.shape[2]
         return key_normal(keys, size).view(-1, *self.shape)
 
@@ -276,7 +278,31 @@ def denoise(
     return x
 
 
-def sample_candidates(
+def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on a device, which the host does not wait for."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def _fetch(*tensors: torch.Tensor) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """Begin to move tensors of a device to the host; the function returned waits for them."""
+    if tensors[0].device.type != "cuda":
+        return lambda: tuple(tensor.cpu() for tensor in tensors)
+    there = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+    for tensor, target in zip(tensors, there, strict=True):
+        target.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(tensors[0].device))
+
+    def wait() -> tuple[torch.Tensor, ...]:
+        done.synchronize()
+        return tuple(there)
+
+    return wait
+
+
+def begin_candidates(
     unet: UNet2DModel,
     scheduler: Scheduler,
     anchors: torch.Tensor,
@@ -290,8 +316,8 @@ def sample_candidates(
     precision: str | int = "32-true",
     labels: torch.Tensor | None = None,
     guidance: float = 0.0,
-) -> torch.Tensor:
-    """Draw candidates of a batch of anchors.
+) -> Callable[[], torch.Tensor]:
+    """Begin to draw candidates of a batch of anchors, without waiting for the device.
 
     All noise is a hash of (seed, image index, candidate, step), so an image gets the same noise
     whatever the batch, the order, the number of processes and the other candidates are.
@@ -316,50 +342,62 @@ def sample_candidates(
         guidance: of the condition, see :func:`~clsp_plugin.diffusion.interpolation.guided_noise`.
 
     Returns:
-        uint8 (B, K, H, W, 3), on the device of the model.
+        A function that waits for them and gives uint8 (B, K, H, W, 3), on the CPU.
 
     Raises:
-        ClspError: w or precision is not valid, the UNet is not supported, or the samples are not
-            finite in float32 either.
+        ClspError: w or precision is not valid, the UNet is not supported, or, by the function
+            returned, the samples are not finite in float32 either.
     """
     check_unet(unet)
     check_weight(w)
     unet.eval()
     device = unet.device
-    x = to_float(anchors.to(device))
-    numbers = torch.as_tensor(list(candidates), dtype=torch.int64, device=device)
-    noise = CandidateNoise(seed, indexes.to(device), numbers, tuple(x.shape[1:]), share_anchor)
+    x = to_float(_to_device(anchors, device))
+    numbers = _to_device(torch.as_tensor(list(candidates), dtype=torch.int64), device)
+    shape = tuple(x.shape[1:])
+    noise = CandidateNoise(seed, _to_device(indexes, device), numbers, shape, share_anchor)
     if not share_anchor:
         x = x.repeat_interleave(len(numbers), dim=0)
     keys = {"w": w, "eta": eta, "guidance": guidance}
     classes = None
     if is_conditional(unet):
         assert labels is not None, "a conditional denoiser needs the anchors' condition"
-        classes = labels.to(device).repeat_interleave(len(numbers), dim=0)
+        classes = _to_device(labels, device).repeat_interleave(len(numbers), dim=0)
     x = denoise(unet, scheduler, x, noise, precision=precision, labels=classes, **keys)
     out = to_uint8(x).unflatten(0, (len(anchors), len(numbers)))
-    broken = (~torch.isfinite(x)).flatten(1).any(1).view(len(anchors), -1).any(1).cpu()
-    if broken.any():
+    wait = _fetch(out, torch.isfinite(x).flatten(1).all(1).view(len(anchors), -1).all(1))
+
+    def finish() -> torch.Tensor:
+        drawn, finite = wait()
+        if finite.all():
+            return drawn
+        broken = (~finite).nonzero()[:, 0]
         if precision_name(precision) == "32-true":
             raise ClspError(
-                f"The candidates of image {int(indexes[broken.to(indexes.device)][0])} are not "
-                f"finite in float32: this denoiser is broken; use another."
+                f"The candidates of image {int(indexes[broken[0]])} are not finite in float32: "
+                f"this denoiser is broken; use another."
             )
         warnings.warn(
             f"Candidates sampled with precision={precision} were not finite; their images are "
             f"sampled again in float32.",
             stacklevel=2,
         )
-        again = sample_candidates(
+        drawn[broken] = sample_candidates(
             unet,
             scheduler,
-            anchors[broken.to(anchors.device)],
+            anchors[broken],
             seed=seed,
-            indexes=indexes[broken.to(indexes.device)],
+            indexes=indexes[broken],
             candidates=candidates,
             share_anchor=share_anchor,
-            labels=None if labels is None else labels[broken.to(labels.device)],
+            labels=None if labels is None else labels[broken],
             **keys,
         )
-        out[broken.to(out.device)] = again
-    return out
+        return drawn
+
+    return finish
+
+
+def sample_candidates(*args: Any, **keys: Any) -> torch.Tensor:
+    """Draw candidates as :func:`begin_candidates` does, and wait for them."""
+    return begin_candidates(*args, **keys)()

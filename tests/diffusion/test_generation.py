@@ -70,6 +70,81 @@ def test_killed_and_continued_gives_the_same_bytes(images, denoiser, tmp_path, m
     assert (nothing["images"], nothing["candidates_per_second"]) == (0, None)
 
 
+def test_a_shard_is_written_while_the_next_is_drawn(images, denoiser, tmp_path, monkeypatch):
+    write, begin, met = StoreWriter.write, generation.begin_candidates, []
+    second = threading.Event()
+
+    def waits(self, shard, candidates):
+        if shard == 0:
+            met.append(second.wait(20))
+        write(self, shard, candidates)
+
+    def spy(*args, **keys):
+        if int(keys["indexes"][-1]) >= 5:
+            second.set()
+        return begin(*args, **keys)
+
+    monkeypatch.setattr(StoreWriter, "write", waits)
+    monkeypatch.setattr(generation, "begin_candidates", spy)
+    generate_candidates(images, "abc", denoiser, tmp_path / "store", CFG)
+    assert met == [True]
+    monkeypatch.undo()
+    generate_candidates(images, "abc", denoiser, tmp_path / "again", CFG)
+    assert np.array_equal(read(tmp_path / "store"), read(tmp_path / "again"))
+
+
+def test_what_goes_wrong_in_writing_stops_the_drawing(images, denoiser, tmp_path, monkeypatch):
+    begin, failed, begun = generation.begin_candidates, threading.Event(), []
+
+    def fails(self, shard, candidates):
+        failed.set()
+        raise ClspError("no room")
+
+    def spy(*args, **keys):
+        begun.extend(keys["indexes"].tolist())
+        if begun[-1] >= 5:
+            failed.wait(20)
+        return begin(*args, **keys)
+
+    monkeypatch.setattr(StoreWriter, "write", fails)
+    monkeypatch.setattr(generation, "begin_candidates", spy)
+    with pytest.raises(ClspError, match="no room"):
+        generate_candidates(images, "abc", denoiser, tmp_path / "s", {**CFG, "batch_size": 2})
+    assert 5 in begun
+    assert 9 not in begun  # in the middle of the next shard
+
+
+def test_a_batch_ahead_changes_nothing(images, denoiser):
+    unet, config = load_denoiser(denoiser)
+    cfg = generation.read_settings(generation.GenerationSettings, CFG)
+    drawer = generation.Drawer(images, unet, config, cfg)
+    jobs, counts = [(0, 5, range(2)), (5, 7, range(1)), (7, 16, range(2))], []
+    plain = list(drawer.draw_each(jobs))
+    assert [part.shape[:2] for part in plain] == [(5, 2), (2, 1), (9, 2)]
+    begin, failed = drawer._begin, []
+
+    def fails_once(indexes, candidates):
+        finish = begin(indexes, candidates)
+
+        def wait():
+            if not failed:
+                failed.append(indexes)
+                cuda_error()
+            return finish()
+
+        return wait
+
+    drawer.ahead = 1  # as on a GPU
+    for again in (list(drawer.draw_each(jobs, counts.append)), None):
+        if again is None:  # and where memory runs out while the next batch is there already
+            drawer._begin = fails_once
+            again = list(drawer.draw_each(jobs))
+            assert drawer.batch_size == 3
+        for one, other in zip(plain, again, strict=True):
+            assert np.abs(one.astype(int) - other).max() <= 1
+    assert counts == [3, 2, 2, 3, 3, 3]
+
+
 def test_processes_divide_the_shards(images, denoiser, tmp_path, monkeypatch):
     generate_candidates(images, "abc", denoiser, tmp_path / "alone", CFG)
     counts = []
@@ -92,13 +167,13 @@ def test_the_batch_size_changes_next_to_nothing(images, denoiser, tmp_path, batc
 
 
 def test_a_batch_counts_what_the_denoiser_sees(images, denoiser, tmp_path, monkeypatch):
-    rows, sample = [], generation.sample_candidates
+    rows, begin = [], generation.begin_candidates
 
     def spy(unet, scheduler, anchors, **keys):
         rows.append(len(anchors) * len(keys["candidates"]))
-        return sample(unet, scheduler, anchors, **keys)
+        return begin(unet, scheduler, anchors, **keys)
 
-    monkeypatch.setattr(generation, "sample_candidates", spy)
+    monkeypatch.setattr(generation, "begin_candidates", spy)
     cfg = {**CFG, "num_candidates": 3, "batch_size": 6, "shard_size": 8}
     generate_candidates(images, "abc", denoiser, tmp_path / "a", cfg)
     assert rows == [6] * 8

@@ -104,6 +104,19 @@ def test_killed_again_and_again(generate, begin, tmp_path):
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_interrupted(generate, begin, tmp_path):
+    generate("whole")
+    process, out = begin(generate, "stopped"), tmp_path / "stopped"
+    wait_for(lambda: count(out) > 1)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    assert process.exitcode == 1
+    assert 1 < count(out) < 8
+    assert not list(out.glob(".*"))  # neither a lock nor a part of a file
+    generate("stopped")
+    assert contents(out) == contents(tmp_path / "whole")
+
+
 def test_killed_in_the_middle_of_a_file(generate, begin, tmp_path, monkeypatch):
     generate("whole")
 
