@@ -7,7 +7,7 @@ and what the middle feature holds (figure 1).
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ __all__ = [
     "Encoder",
     "closeness",
     "frechet_distance",
+    "first_candidates",
     "frechet_from",
     "inspect_store",
     "label_agreement",
@@ -215,12 +216,15 @@ def label_agreement(
     }
 
 
-def frechet_distance(feature: int | nn.Module, real: torch.Tensor, drawn: torch.Tensor) -> float:
+Images = torch.Tensor | Iterable[torch.Tensor]  # all of them, or batch after batch
+
+
+def frechet_distance(feature: int | nn.Module, real: torch.Tensor, drawn: Images) -> float:
     """Frechet distance of two sets of images, see :func:`frechet_from`; drawn is (M, H, W, 3)."""
     return frechet_from(feature, real)(drawn)
 
 
-def frechet_from(feature: int | nn.Module, real: torch.Tensor) -> Callable[[torch.Tensor], float]:
+def frechet_from(feature: int | nn.Module, real: torch.Tensor) -> Callable[[Images], float]:
     """Frechet distance of sets of images from one set in the features of a network.
 
     Args:
@@ -230,7 +234,7 @@ def frechet_from(feature: int | nn.Module, real: torch.Tensor) -> Callable[[torc
         real: uint8 (N, H, W, 3); their features are computed once.
 
     Returns:
-        uint8 (M, H, W, 3) to their distance from them.
+        uint8 (M, H, W, 3), or batches of them, to their distance from them.
 
     Raises:
         ClspError: torch-fidelity or its weights are not there.
@@ -246,11 +250,11 @@ def frechet_from(feature: int | nn.Module, real: torch.Tensor) -> Callable[[torc
             f"out and name an encoder instead."
         ) from error
 
-    def update(images: torch.Tensor, is_real: bool) -> None:
-        for part in images.permute(0, 3, 1, 2).split(256):
-            metric.update(part, real=is_real)
+    def update(images: Images, is_real: bool) -> None:
+        for part in images.split(256) if isinstance(images, torch.Tensor) else images:
+            metric.update(part.permute(0, 3, 1, 2), real=is_real)
 
-    def distance(drawn: torch.Tensor) -> float:
+    def distance(drawn: Images) -> float:
         metric.reset()  # the real ones stay
         update(drawn, False)
         return float(metric.compute())
@@ -259,8 +263,10 @@ def frechet_from(feature: int | nn.Module, real: torch.Tensor) -> Callable[[torc
     return distance
 
 
-def _images_of(store: CandidateStore, rows: Sequence[int]) -> torch.Tensor:
-    return torch.from_numpy(store.images(rows))
+def first_candidates(store: CandidateStore, batch_size: int = 256) -> Iterator[torch.Tensor]:
+    """The first candidate of every image, in batches: uint8 (B, H, W, 3) each."""
+    for indexes in torch.arange(store.num_images).split(batch_size):
+        yield store.gather(indexes, torch.zeros_like(indexes))
 
 
 def _denoiser_of(
@@ -371,7 +377,7 @@ def inspect_store(
     if limit < 2:
         raise ClspError(f"--limit {limit} must be at least 2: anchors are held against others.")
     rows = _spread_rows(min(limit, max(2, len(array) // 2)), len(array))
-    anchors, candidates = array.images[rows], _images_of(store, rows)
+    anchors, candidates = array.images[rows], torch.from_numpy(store.images(rows))
     report: dict[str, Any] = {
         "store": str(path),
         "manifest": vars(store.manifest),
@@ -393,8 +399,7 @@ def inspect_store(
         report["encoder"] = network.name
         report |= _encoder_report(network, array, anchors, candidates, rows, out)
     if fid:
-        drawn = _images_of(store, range(len(array)))[:, 0]
-        report["fid"] = frechet_distance(2048, array.images, drawn)
+        report["fid"] = frechet_distance(2048, array.images, first_candidates(store))
     if denoiser is not None:
         told = array.targets if condition is None else load_condition(condition, array)
         unet, config = _denoiser_of(store.manifest, denoiser, told)

@@ -12,6 +12,7 @@ from clsp_plugin.benchmark.inspection import (
     closeness,
     frechet_distance,
     frechet_from,
+    first_candidates,
     inspect_store,
     label_agreement,
     summary,
