@@ -175,24 +175,31 @@ def _locked(path: Path) -> Iterator[bool]:
     """
     try:
         import fcntl
+def _is_at(number: int, path: Path) -> bool:
+    """Whether an open file, by its number, is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(number), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
     except ImportError:  # Windows
         yield True
         return
-    free = True
-    with open(path, "a+") as file:
+    while True:
+        free, number = True, os.open(path, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             free = error.errno not in (errno.EAGAIN, errno.EACCES)
         if free:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-        try:
-            yield free
-        finally:
-            if free:
-                path.unlink(missing_ok=True)
+            os.ftruncate(number, 0)
+            os.write(number, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield free
+    finally:
+        if free:
+            path.unlink(missing_ok=True)
+        os.close(number)
 
 
 class StoreWriter:

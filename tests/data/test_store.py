@@ -1,5 +1,6 @@
 """The candidate store: whole or absent, and never for other images."""
 
+import fcntl
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -218,3 +219,25 @@ def test_a_writer_is_alone(store):
     with StoreWriter(store, manifest).lock(0, 1):
         pass
     assert not list(store.glob(".*"))
+
+
+def test_a_lock_that_was_deleted_meanwhile_is_none(store, monkeypatch):
+    manifest, flock, others = StoreManifest.load(store), fcntl.flock, []
+    own = store / ".0-of-1.lock"
+
+    def race(file, how):
+        flock(file, how)
+        if not others:  # between opening and locking, its holder ended and another one began
+            own.unlink()
+            others.append(os.open(own, os.O_RDWR | os.O_CREAT))
+            flock(others[0], how)
+
+    monkeypatch.setattr(fcntl, "flock", race)
+    with (
+        pytest.raises(ClspError, match="is being written by another"),
+        StoreWriter(store, manifest).lock(0, 1),
+    ):
+        pass
+    os.close(others[0])
+    with StoreWriter(store, manifest).lock(0, 1):
+        pass
