@@ -27,7 +27,16 @@ from clsp_plugin.data.images import fingerprint_of
 from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
 from clsp_plugin.errors import ClspError
 
-__all__ = ["CandidateStore", "StoreManifest", "StoreWriter", "export_npy", "generate_command"]
+__all__ = [
+    "CandidateStore",
+    "Left",
+    "StoreManifest",
+    "StoreWriter",
+    "check_export",
+    "export_npy",
+    "generate_command",
+    "left_to_draw",
+]
 
 MANIFEST = "manifest.json"
 DIGESTS = "images.npy"
@@ -166,6 +175,14 @@ def _map_shard(path: Path, shard: int, manifest: StoreManifest) -> np.ndarray:
     return array
 
 
+def _is_at(number: int, path: Path) -> bool:
+    """Whether an open file, by its number, is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(number), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
     """Hold a lock until the block or the process ends; yields whether nobody else has it.
@@ -175,14 +192,6 @@ def _locked(path: Path) -> Iterator[bool]:
     """
     try:
         import fcntl
-def _is_at(number: int, path: Path) -> bool:
-    """Whether an open file, by its number, is still the one at a path."""
-    try:
-        return os.path.samestat(os.fstat(number), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
     except ImportError:  # Windows
         yield True
         return
@@ -192,6 +201,11 @@ def _is_at(number: int, path: Path) -> bool:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             free = error.errno not in (errno.EAGAIN, errno.EACCES)
+        if not free or _is_at(number, path):
+            break
+        # whoever held it deleted it after it was opened here: a lock on it keeps nobody out
+        os.close(number)
+    try:
         if free:
             os.ftruncate(number, 0)
             os.write(number, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -200,6 +214,69 @@ def _is_at(number: int, path: Path) -> bool:
         if free:
             path.unlink(missing_ok=True)
         os.close(number)
+
+
+def _present(path: Path, manifest: StoreManifest, shard: int) -> int:
+    """Candidates an image that a shard holds already: 0 to K."""
+    if not _shard_path(path, shard).exists():
+        return 0
+    return _map_shard(path, shard, manifest).shape[1]
+
+
+def _check_same(path: Path, manifest: StoreManifest) -> None:
+    """Refuse to go on with a store of another manifest, but for fewer candidates an image."""
+    existing = StoreManifest.load(path)
+    if existing.num_candidates < manifest.num_candidates:
+        existing = replace(existing, num_candidates=manifest.num_candidates)
+    names = [field.name for field in fields(StoreManifest)]
+    different = [n for n in names if getattr(existing, n) != getattr(manifest, n)]
+    if different:
+        changes = ", ".join(
+            f"{n}={getattr(existing, n)!r} (now {getattr(manifest, n)!r})" for n in different
+        )
+        raise ClspError(
+            f"{path} already holds candidates made with {changes}; nothing was written: "
+            f"choose another out= or use the settings it was made with."
+        )
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a store still lacks.
+
+    Attributes:
+        images: whose candidates are not all there.
+        candidates: to draw.
+        nbytes: of these.
+        rewritten: bytes of the largest file that will be written again with more candidates in it,
+            beside which the old one lies until the new one is whole.
+    """
+
+    images: int
+    candidates: int
+    nbytes: int
+    rewritten: int
+
+
+def left_to_draw(path: str | Path, manifest: StoreManifest) -> Left:
+    """What is left to draw of a store, which may not exist yet; nothing is written.
+
+    Raises:
+        ClspError: there is a store with another manifest, or a file of it is not readable.
+    """
+    path = Path(path)
+    if (path / MANIFEST).exists():
+        _check_same(path, manifest)
+    image = manifest.height * manifest.width * 3
+    images, candidates, rewritten = 0, 0, 0
+    for shard in range(manifest.num_shards):
+        start, stop = manifest.shard_range(shard)
+        have = _present(path, manifest, shard)
+        if have < manifest.num_candidates:
+            images += stop - start
+            candidates += (stop - start) * (manifest.num_candidates - have)
+            rewritten = max(rewritten, (stop - start) * have * image)
+    return Left(images, candidates, candidates * image, rewritten)
 
 
 class StoreWriter:
@@ -233,7 +310,7 @@ class StoreWriter:
                 )
             if not self._begun():
                 self._save()
-        self._check_same(StoreManifest.load(self.path))
+        _check_same(self.path, self.manifest)
         if digests is not None and not (self.path / DIGESTS).exists():
             with self._room():
                 write_whole(self.path / DIGESTS, lambda file: np.save(file, digests))
@@ -252,21 +329,6 @@ class StoreWriter:
     def _save(self) -> None:
         with self._room():
             self.manifest.save(self.path)
-
-    def _check_same(self, existing: StoreManifest) -> None:
-        if existing.num_candidates < self.manifest.num_candidates:
-            existing = replace(existing, num_candidates=self.manifest.num_candidates)
-        names = [field.name for field in fields(StoreManifest)]
-        different = [n for n in names if getattr(existing, n) != getattr(self.manifest, n)]
-        if different:
-            changes = ", ".join(
-                f"{n}={getattr(existing, n)!r} (now {getattr(self.manifest, n)!r})"
-                for n in different
-            )
-            raise ClspError(
-                f"{self.path} already holds candidates made with {changes}; nothing was written: "
-                f"choose another out= or use the settings it was made with."
-            )
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:
@@ -312,9 +374,7 @@ class StoreWriter:
 
     def present(self, shard: int) -> int:
         """Candidates an image that a shard holds already: 0 to K."""
-        if not _shard_path(self.path, shard).exists():
-            return 0
-        return _map_shard(self.path, shard, self.manifest).shape[1]
+        return _present(self.path, self.manifest, shard)
 
     def missing(self) -> list[tuple[int, int, int]]:
         """The shards still to write, as (shard number, first image, one past the last)."""

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from clsp_plugin.data.augmentation import can_compile
 from clsp_plugin.data.condition import condition_digest
-from clsp_plugin.data.store import StoreManifest, StoreWriter
+from clsp_plugin.data.store import StoreManifest, StoreWriter, left_to_draw
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.interpolation import is_conditional
 from clsp_plugin.diffusion.memory import keep_freed_memory
@@ -453,14 +453,13 @@ def _work(writer: StoreWriter, rank: int, world_size: int) -> list[tuple[int, in
     ]
 
 
-def _check_room(writer: StoreWriter, out: Path) -> None:
+def _check_room(manifest: StoreManifest, out: Path) -> None:
     """Refuse to begin what the disk has no room for."""
-    manifest = writer.manifest
-    shards = [np.prod(manifest.shard_shape(shard), dtype=int) for shard, *_ in writer.missing()]
-    free = shutil.disk_usage(out).free
-    if sum(shards) > free:
+    left = left_to_draw(out, manifest)
+    needed, free = left.nbytes + left.rewritten, shutil.disk_usage(out).free
+    if needed > free:
         raise ClspError(
-            f"The candidates still to draw need {_size(sum(shards))} and there are {_size(free)} "
+            f"The candidates still to draw need {_size(needed)} and there are {_size(free)} "
             f"free at {out}; make room, or choose another out=."
         )
 
@@ -471,21 +470,22 @@ def _size(number: int) -> str:
 
 def estimate_generation(
     images: torch.Tensor,
+    fingerprint: str,
     denoiser_path: str | Path,
+    out: str | Path,
     cfg: GenerationSettings | Mapping[str, Any] | None = None,
+    *,
+    dataset: str = "",
     labels: torch.Tensor | None = None,
 ) -> dict[str, Any]:
-    """Time a few sampling steps and say how long all of it would take; nothing is written.
+    """Time a few sampling steps and say how long the rest of it would take; nothing is written.
 
-    Args:
-        images: uint8 (N, H, W, 3).
-        denoiser_path: what :func:`~clsp_plugin.diffusion.denoiser.load_denoiser` takes.
-        cfg: keys of :class:`GenerationSettings`.
-        labels: as for :func:`generate_candidates`.
+    Takes what :func:`generate_candidates` does.
 
     Returns:
-        ``images``, ``candidates``, ``bytes`` of the store, ``seconds`` expected on one process,
-        and the ``device`` they were measured on.
+        ``images`` whose candidates are not all there and the number of ``candidates`` left to
+        draw; ``total``, of candidates of the whole store; ``bytes`` of those left, ``seconds``
+        expected for them on one process, and the ``device`` they were measured on.
 
     Raises:
         ClspError: as :func:`generate_candidates`.
@@ -494,12 +494,14 @@ def estimate_generation(
     unet, scheduler_config = load_denoiser(denoiser_path)
     _check_size(images, unet)
     drawer = Drawer(images, unet, scheduler_config, settings, labels)
-    candidates = len(images) * settings.num_candidates
-    seconds = drawer.seconds_per_step() * settings.steps * candidates
+    condition = None if drawer.labels is None else condition_digest(drawer.labels)
+    left = left_to_draw(out, _manifest(images, fingerprint, dataset, unet, settings, condition))
+    seconds = drawer.seconds_per_step() * settings.steps * left.candidates
     return {
-        "images": len(images),
-        "candidates": candidates,
-        "bytes": candidates * images[0].numel(),
+        "images": left.images,
+        "candidates": left.candidates,
+        "total": len(images) * settings.num_candidates,
+        "bytes": left.nbytes,
         "seconds": seconds,
         "device": str(drawer.device),
     }
@@ -560,7 +562,7 @@ def generate_candidates(
     rank, world_size = _process()
     began = time.perf_counter()
     with writer.lock(rank, world_size):
-        _check_room(writer, Path(out))
+        _check_room(manifest, Path(out))
         writer.extend()
         work = _work(writer, rank, world_size)
         total = sum(stop - start for _, start, stop, _ in work)

@@ -96,7 +96,7 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
     labels = array.targets if condition is None else load_condition(condition, array)
     _check_condition(Path(own["denoiser"]), array, labels)
     if dry_run:
-        return _estimate(array, own["denoiser"], settings, labels)
+        return _estimate(array, own["denoiser"], own["out"], settings, labels)
     summary = generate_candidates(
         array.images,
         array.fingerprint,
@@ -144,14 +144,17 @@ def _check_condition(denoiser: Path, array: ImageArray, labels: torch.Tensor) ->
 
 
 def _estimate(
-    array: ImageArray, denoiser_path: str, settings: GenerationSettings, labels: torch.Tensor
+    array: ImageArray, denoiser: str, out: str, settings: GenerationSettings, labels: torch.Tensor
 ) -> dict[str, Any]:
-    found = estimate_generation(array.images, denoiser_path, settings, labels)
-    seconds = found["seconds"]
+    found = estimate_generation(
+        array.images, array.fingerprint, denoiser, out, settings, dataset=array.name, labels=labels
+    )
+    seconds, left, total = found["seconds"], found["candidates"], found["total"]
     time = f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min"
     print(
-        f"Dry run: {found['candidates']} candidates of {found['images']} images in "
-        f"{settings.steps} steps would take about {time} on one process ({found['device']}) and "
+        f"Dry run: {left} candidates{there}, of {found['images']} images, in {settings.steps} "
+        f"steps would take about {time} on one process ({found['device']}) and "
+    there = f" that are left of {total}" if left < total else ""
         f"{found['bytes'] / 2**20:.0f} MiB; nothing was written."
     )
     return found

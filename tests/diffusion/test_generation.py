@@ -294,7 +294,7 @@ def test_out_of_memory_halves_the_batch(images, denoiser, tmp_path, monkeypatch,
         found = generate_candidates(images, "abc", denoiser, out, cfg)
         assert found["batch_size"] in (3, 4)
         assert np.abs(read(tmp_path / "a").astype(int) - read(out)).max() <= 1
-    assert generation.estimate_generation(images, denoiser, CFG)["seconds"] > 0
+    assert estimate(images, denoiser, tmp_path / "c", CFG)["seconds"] > 0
 
 
 def test_memory_for_not_even_one_is_refused(images, denoiser, tmp_path, monkeypatch):
@@ -310,18 +310,50 @@ def test_memory_for_not_even_one_is_refused(images, denoiser, tmp_path, monkeypa
         generate_candidates(images, "abc", denoiser, tmp_path / "a", CFG)
 
 
+def estimate(images, denoiser, out, cfg):
+    return generation.estimate_generation(images, "abc", denoiser, out, cfg)
+
+
 def test_a_dry_run_says_how_long_and_writes_nothing(images, denoiser, tmp_path):
-    found = generation.estimate_generation(images, denoiser, {**CFG, "steps": 10})
-    assert (found["images"], found["candidates"]) == (16, 32)
-    assert found["bytes"] == read_bytes(images, denoiser, tmp_path)
+    out = tmp_path / "store"
+    found = estimate(images, denoiser, out, {**CFG, "steps": 10})
+    assert (found["images"], found["candidates"], found["total"]) == (16, 32, 32)
+    assert found["bytes"] == 32 * 8 * 8 * 3
     assert found["seconds"] > 0
     twice = {**CFG, "steps": 1000}  # not slower for it: only a few steps are run
-    assert generation.estimate_generation(images, denoiser, twice)["seconds"] > found["seconds"]
+    assert estimate(images, denoiser, out, twice)["seconds"] > found["seconds"]
+    assert not out.exists()
 
 
-def read_bytes(images, denoiser, tmp_path):
-    generate_candidates(images, "abc", denoiser, tmp_path / "store", CFG)
-    return read(tmp_path / "store").nbytes
+def test_a_dry_run_counts_what_is_there(images, denoiser, tmp_path):
+    out, more = tmp_path / "store", {**CFG, "num_candidates": 5}
+    generate_candidates(images, "abc", denoiser, out, CFG)
+    assert estimate(images, denoiser, out, CFG)["candidates"] == 0
+    (out / "shard-00001.npy").unlink()
+    found = estimate(images, denoiser, out, CFG)
+    assert (found["images"], found["candidates"], found["total"]) == (5, 10, 32)
+    found = estimate(images, denoiser, out, more)
+    assert (found["images"], found["candidates"], found["total"]) == (16, 16 * 5 - 11 * 2, 80)
+    assert found["bytes"] == found["candidates"] * 8 * 8 * 3
+    with pytest.raises(ClspError, match=r"w=0.1 \(now 0.5\)"):
+        estimate(images, denoiser, out, {**CFG, "w": 0.5})
+
+
+def test_a_store_is_extended_where_there_is_room_for_that(images, denoiser, tmp_path, monkeypatch):
+    out, more = tmp_path / "store", {**CFG, "num_candidates": 3}
+    generate_candidates(images, "abc", denoiser, out, CFG)
+    # one candidate more of each image, beside the old file of 5 images with 2
+    needed = (16 + 5 * 2) * 8 * 8 * 3
+    usage = generation.shutil.disk_usage(tmp_path)
+    for free in (needed - 1, needed):
+        found = usage._replace(free=free)
+        monkeypatch.setattr(generation.shutil, "disk_usage", lambda path, found=found: found)
+        if free < needed:
+            with pytest.raises(ClspError, match="room"):
+                generate_candidates(images, "abc", denoiser, out, more)
+        else:
+            generate_candidates(images, "abc", denoiser, out, more)
+    assert read(out).shape[1] == 3
 
 
 def test_too_small_a_disk_is_refused(images, denoiser, tmp_path, monkeypatch):
