@@ -60,11 +60,12 @@ def main() -> None:
     parser.add_argument("--clip", action="store_true")
     args = parser.parse_intermixed_args()
 
-    array = load_images(typed(compose("generate", "cifar/generate", args.data).data, Data), "train")
+    data = typed(compose("generate", "cifar/generate", args.data).data, Data)
+    array = load_images(data, "train")
     rows = [int(row) for row in np.linspace(0, len(array) - 1, args.anchors).round()]
     anchors = array.images[rows]
     rest = array.images[np.setdiff1d(np.arange(len(array)), rows)]
-    encoder = Encoder(args.encoder)
+    encoder = Encoder(args.encoder, data=data)
     print(
         f"{args.candidates} candidates of each of {args.anchors} anchors of {array.name}, "
         f"w = {args.w:g}; {platform.machine()}, {torch.get_num_threads()} threads; torch "

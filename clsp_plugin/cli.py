@@ -159,11 +159,11 @@ def compose(verb: str, name: str, overrides: Sequence[str] = ()):
         return hydra.compose(stem, _overrides(overrides, folder))
 
 
-def _frechet(name: str, real) -> Callable:
+def _frechet(name: str, real, data) -> Callable:
     """``clsp denoiser``'s fid, inception or a checkpoint: distance of samples from the images."""
     from clsp_plugin.benchmark.inspection import Encoder, frechet_from
 
-    return frechet_from(2048 if name == "inception" else Encoder(name), real)
+    return frechet_from(2048 if name == "inception" else Encoder(name, data=data), real)
 
 
 def task_of(verb: str) -> Callable:
@@ -384,8 +384,9 @@ def _embed(args: list[str]) -> None:
     from clsp_plugin.data.images import load_images
 
     name = options.config_name or f"{_DEFAULT_DATASET}/denoiser"
-    array = load_images(_data_of("denoiser", name, options.data), "train")
-    print(embed(options.encoder, array, options.out, options.clusters, options.seed))
+    data = _data_of("denoiser", name, options.data)
+    array = load_images(data, "train")
+    print(embed(options.encoder, array, options.out, options.clusters, options.seed, data))
 
 
 def _add_images(parser: argparse.ArgumentParser, verb: str) -> None:
@@ -440,15 +441,17 @@ def _inspect(args: list[str]) -> None:
     manifest = CandidateStore(options.store).manifest
     of_digits = manifest is not None and manifest.dataset.startswith("digits")
     name = options.config_name or f"{'digits' if of_digits else 'cifar'}/generate"
+    data = _data_of("generate", name, options.data)
     report = inspect_store(
         options.store,
-        load_images(_data_of("generate", name, options.data), "train"),
+        load_images(data, "train"),
         options.out or options.store / "report",
         encoder=options.encoder,
         denoiser=options.denoiser,
         condition=options.condition,
         fid=options.fid,
         limit=options.limit,
+        data=data,
     )
     print(summary(report))
     print(f"Written to {options.out or options.store / 'report'}")

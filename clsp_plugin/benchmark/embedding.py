@@ -5,7 +5,9 @@ and He, "Return of Unconditional Generation", NeurIPS 2024). As a generator of p
 al., ECCV 2024, appendix) the representation is the anchor's own, or the cluster it belongs to.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,16 +39,18 @@ def embed(
     out: str | Path,
     clusters: int | None = None,
     seed: int = 0,
+    data: Mapping[str, Any] | None = None,
 ) -> str:
     """Write the features of images, or their clusters, to a file to condition a denoiser on.
 
     Args:
-        encoder: a checkpoint or the directory of a run.
+        encoder: a checkpoint or the directory of a run, all that the evaluation takes.
         array: the images.
         out: the file. Features are float32 (N, D), each image's brought to mean 0 and variance 1
             over its D as in RCG; clusters int64 (N,).
         clusters: their number; None writes features.
         seed: of k-means.
+        data: the configuration's block of the images, which the authors' checkpoints need.
 
     Returns:
         What was done, in one line.
@@ -56,7 +60,7 @@ def embed(
     """
     if Path(out).exists():
         raise ClspError(f"{out} already exists; choose another --out or delete it.")
-    network = Encoder(encoder, "cuda" if torch.cuda.is_available() else "cpu")
+    network = Encoder(encoder, "cuda" if torch.cuda.is_available() else "cpu", data)
     features = network(array.images.permute(0, 3, 1, 2))
     condition = F.layer_norm(features, features.shape[1:])
     what = f"{features.shape[1]} features"

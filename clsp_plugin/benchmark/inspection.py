@@ -1,9 +1,9 @@
 """``clsp inspect``: what a candidate store holds, and how good its candidates are.
 
 Without an encoder: a sheet, and how near candidates are to their anchors in colour and layout.
-With one (a checkpoint of ours): the similarity of positive pairs (figure 2 of Zeng et al., ECCV
-2024), the agreement of labels, and a Frechet distance. With a denoiser: what w does (figure 4a),
-and what the middle feature holds (figure 1).
+With one, a checkpoint that the evaluation reads: the similarity of positive pairs (figure 2 of
+Zeng et al., ECCV 2024), the agreement of labels, and a Frechet distance. With a denoiser: what w
+does (figure 4a), and what the middle feature holds (figure 1).
 """
 
 import json
@@ -30,13 +30,14 @@ from clsp_plugin.diffusion.interpolation import is_conditional
 from clsp_plugin.diffusion.sampling import make_scheduler, sample_candidates
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.backbone import load_backbone
+from clsp_plugin.evaluation.features import extract_features, input_size, resized
 from clsp_plugin.evaluation.knn import weighted_knn
 
 __all__ = [
     "Encoder",
     "closeness",
-    "frechet_distance",
     "first_candidates",
+    "frechet_distance",
     "frechet_from",
     "inspect_store",
     "label_agreement",
@@ -50,18 +51,25 @@ _REDRAWN = 64  # anchors whose candidates are drawn again, under several weights
 
 
 class Encoder(nn.Module):
-    """A frozen backbone of a checkpoint, on uint8 images.
+    """A frozen backbone, on uint8 images; its features are those of the evaluation.
 
     Args:
-        path: a checkpoint or a run's directory.
+        path: a checkpoint or a run's directory, all that the evaluation takes.
         device: where it runs.
+        data: what the user says of the images, which the authors' checkpoints need.
     """
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        data: Mapping[str, Any] | None = None,
+    ):
         super().__init__()
-        self.backbone, self.args, checkpoint = load_backbone(path)
+        self.backbone, self.args, checkpoint = load_backbone(path, data)
         self.backbone.eval().to(device)
-        self.mean, self.std = channel_statistics(self.args["data"], self.args["augmentations"])
+        self.mean, self.std = channel_statistics(self.args["data"], self.args.get("augmentations"))
+        self.size = input_size(self.args)
         self.device = torch.device(device)
         self.name = f"{self.args['method']} ({self.args['backbone']['name']}, {checkpoint.name})"
         self.num_features = self.backbone.num_features
@@ -90,13 +98,12 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Features of images as they are: uint8 (N, 3, H, W) to float32 (N, D)."""
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        parts = [
-            self.backbone(((part.float() / 255 - mean) / std).to(self.device)).float().cpu()
-            for part in images.cpu().split(256)
-        ]
-        return torch.cat(parts)
+        """Features of images without augmentation: uint8 (N, 3, H, W) to float32 (N, D)."""
+        pixels = resized(images.permute(0, 2, 3, 1).cpu(), self.size or images.shape[2])
+        no_labels = torch.zeros(len(pixels), dtype=torch.int64)
+        array = ImageArray(pixels, no_labels, (), self.name)
+        keys = {"mean": self.mean, "std": self.std, "device": self.device}
+        return extract_features(self.backbone, array, **keys, flip=False).feats[0]
 
 
 def _looks(images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -348,6 +355,7 @@ def inspect_store(
     condition: str | None = None,
     fid: bool = False,
     limit: int = 1000,
+    data: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a report about a store: ``report.json``, ``sheet.png`` and further pictures.
 
@@ -355,7 +363,7 @@ def inspect_store(
         path: of the store.
         array: the images that it was made for.
         out: a folder; files of an earlier report in it are replaced.
-        encoder: a checkpoint of ours: adds ``similarity.png``, the agreement of labels and
+        encoder: a checkpoint: adds ``similarity.png``, the agreement of labels and
             Frechet distances in its features, from the images that are not looked at to the first
             candidates and to as many real images (which is what a perfect generator would get).
         denoiser: that of the store: adds ``weights.png``, anchors under several w; ``masked.png``,
@@ -363,6 +371,7 @@ def inspect_store(
         condition: of a conditional denoiser, a file of ``clsp embed``; None for the labels.
         fid: adds the FID of the first candidates against all images.
         limit: anchors that are looked at, at most half of the images.
+        data: the configuration's block of the images, for an encoder of the authors.
 
     Returns:
         What ``report.json`` says.
@@ -395,7 +404,7 @@ def inspect_store(
     network = None
     if encoder is not None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        network = Encoder(encoder, device)
+        network = Encoder(encoder, device, data)
         report["encoder"] = network.name
         report |= _encoder_report(network, array, anchors, candidates, rows, out)
     if fid:

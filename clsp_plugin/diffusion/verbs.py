@@ -45,7 +45,7 @@ def denoiser(
     given: DictConfig,
     *,
     title: str = "train the denoiser",
-    frechet: Callable[[str, torch.Tensor], Callable[[torch.Tensor], float]] | None = None,
+    frechet: Callable[[str, torch.Tensor, Any], Callable[[torch.Tensor], float]] | None = None,
 ) -> dict[str, Any]:
     """Train a denoiser on the training images and write it in diffusers' format.
 
@@ -54,7 +54,7 @@ def denoiser(
             ``clsp embed``), ``fid`` (null, or what ``frechet`` takes) and the keys of
             ``TrainingSettings``.
         title: what the progress bar says.
-        frechet: ``fid`` and the images to the distance of samples from them.
+        frechet: ``fid``, the images and their block to the distance of samples from them.
     """
     own, rest = _split(given, "data", "out")
     condition, fid = rest.pop("condition", None), rest.pop("fid", None)
@@ -63,13 +63,16 @@ def denoiser(
     if fid is not None and not settings.sample_every:
         raise ClspError(f"fid={fid} is computed beside the sample sheets; set sample_every too.")
     array = _images(own["data"])
+    score = None
+    if fid is not None and frechet is not None:
+        score = frechet(fid, array.images, typed(own["data"], Data))
     record = train_denoiser(
         array.images,
         settings,
         own["out"],
         condition=load_condition(condition, array),
         callbacks=[Bar(title, metrics=("loss",))],
-        score=None if fid is None or frechet is None else frechet(fid, array.images),
+        score=score,
     )
     print(f"Denoiser: {own['out']} ({record['epochs']} epochs, {record['seconds']:.0f} s)")
     return record
@@ -151,10 +154,10 @@ def _estimate(
     )
     seconds, left, total = found["seconds"], found["candidates"], found["total"]
     time = f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min"
+    there = f" that are left of {total}" if left < total else ""
     print(
         f"Dry run: {left} candidates{there}, of {found['images']} images, in {settings.steps} "
         f"steps would take about {time} on one process ({found['device']}) and "
-    there = f" that are left of {total}" if left < total else ""
         f"{found['bytes'] / 2**20:.0f} MiB; nothing was written."
     )
     return found

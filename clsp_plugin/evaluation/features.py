@@ -1,11 +1,12 @@
 """Features of a frozen backbone, computed once; every evaluation reads them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torchvision.transforms.v2.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -14,7 +15,7 @@ from clsp_plugin.data.downstream import ImageStream
 from clsp_plugin.data.images import ImageArray, load_images
 from clsp_plugin.errors import ClspError
 
-__all__ = ["Features", "extract_features", "load_labelled"]
+__all__ = ["Features", "extract_features", "input_size", "load_labelled", "resized"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,22 @@ def _evaluating(module: nn.Module):
     finally:
         for part, training in modes:
             part.training = training
+
+
+def input_size(args: Mapping[str, Any]) -> int | None:
+    """Pixels a side of the images that a configuration trains on; None if it does not say."""
+    return (args.get("augmentations") or [{}])[0].get("crop_size")
+
+
+def resized(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Bring images to squares: uint8 (N, H, W, 3) to (N, size, size, 3), the centre of each."""
+    if images.shape[1:3] == (size, size):
+        return images
+    parts = [
+        F.center_crop(F.resize(part, [size], F.InterpolationMode.BICUBIC, antialias=True), [size])
+        for part in images.permute(0, 3, 1, 2).split(1024)
+    ]
+    return torch.cat(parts).permute(0, 2, 3, 1).contiguous()
 
 
 def extract_features(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-import torchvision.transforms.v2.functional as F
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from clsp_plugin.data.downstream import DOWNSTREAM, Downstream, ImageStream, load_downstream
@@ -19,7 +18,13 @@ from clsp_plugin.engine.record import Record, add_evaluation, environment, recor
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.cache import FeatureCache, cache_folder
-from clsp_plugin.evaluation.features import Features, extract_features, load_labelled
+from clsp_plugin.evaluation.features import (
+    Features,
+    extract_features,
+    input_size,
+    load_labelled,
+    resized,
+)
 from clsp_plugin.evaluation.finetune import finetune_cfg, train_and_test
 from clsp_plugin.evaluation.protocol import check_protocol, evaluate_knn, evaluate_linear
 from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer
@@ -231,7 +236,7 @@ class _Network:
         size: int | None = None,
     ):  # fmt: skip
         self.cfg, self.backbone, self.args = cfg, backbone, args
-        self.size = size or (args.get("augmentations") or [{}])[0].get("crop_size")
+        self.size = size or input_size(args)
         self.mean, self.std = channel_statistics(args["data"], args.get("augmentations"))
         self.device = cfg.device
         if self.device == "auto":
@@ -252,7 +257,8 @@ class _Network:
         def compute() -> Features:
             array = images
             if isinstance(images, ImageArray):
-                array = _resized(images, self.size or images.size[0])
+                pixels = resized(images.images, self.size or images.size[0])
+                array = ImageArray(pixels, images.targets, images.classes, images.name)
             return extract_features(
                 self.backbone,
                 array,
@@ -396,19 +402,6 @@ def _told(result: Mapping[str, Any], method: str, record: Path) -> str:
         f"({result['protocol']} protocol, {chosen}, {result['num_train']} training and "
         f"{result['num_test']} test images{slow}) -> {record}"
     )
-
-
-def _resized(array: ImageArray, crop: int) -> ImageArray:
-    """Bring images to squares of a size."""
-    if array.size == (crop, crop):
-        return array
-    images = array.images.permute(0, 3, 1, 2)
-    parts = [
-        F.center_crop(F.resize(part, [crop], F.InterpolationMode.BICUBIC, antialias=True), [crop])
-        for part in images.split(1024)
-    ]
-    resized = torch.cat(parts).permute(0, 2, 3, 1).contiguous()
-    return ImageArray(resized, array.targets, array.classes, array.name)
 
 
 def _record_of(args: dict[str, Any], checkpoint: Path, num_train: int | None) -> Record:

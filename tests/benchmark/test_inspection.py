@@ -5,14 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
+from torchvision.transforms.v2 import InterpolationMode as Mode
 
 from clsp_plugin.benchmark.inspection import (
     Encoder,
     closeness,
+    first_candidates,
     frechet_distance,
     frechet_from,
-    first_candidates,
     inspect_store,
     label_agreement,
     summary,
@@ -155,6 +157,33 @@ def test_an_encoder_sees_what_it_was_trained_on(tiny, digits48):
         encoder.views(p, digits48.images, v) for v, p in enumerate(encoder.pipelines())
     )
     assert not torch.allclose(first, second)
+
+
+def test_an_encoder_of_the_authors_sees_what_it_does_in_the_evaluation(tmp_path):
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18()
+    model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    torch.save(model.state_dict(), tmp_path / "simclr.pt")
+    encoder = Encoder(tmp_path / "simclr.pt", data={"dataset": "cifar10"})
+    images = random_images(3).permute(0, 3, 1, 2)  # of 8x8 pixels
+    large = torchvision.transforms.v2.functional.resize(images, [32], Mode.BICUBIC, antialias=True)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (encoder.mean, encoder.std))
+    model.fc = nn.Identity()
+    with torch.no_grad():
+        expected = model.eval()((large / 255 - mean) / std)
+    torch.testing.assert_close(encoder(images), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_first_candidates_come_in_batches(made):
+    store = CandidateStore(made / "store")
+    parts = list(first_candidates(store, 20))
+    assert [len(part) for part in parts] == [20, 20, 8]
+    everything = torch.from_numpy(store.images(range(48)))[:, 0]
+    assert torch.equal(torch.cat(parts), everything)
+    real = random_images(30)
+    assert frechet_distance(Pixel(), real, iter(parts)) == pytest.approx(
+        frechet_distance(Pixel(), real, everything), rel=1e-4
+    )
 
 
 def test_what_is_refused(made, digits48):
