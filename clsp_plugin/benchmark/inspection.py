@@ -74,14 +74,16 @@ class Encoder(nn.Module):
         self.name = f"{self.args['method']} ({self.args['backbone']['name']}, {checkpoint.name})"
         self.num_features = self.backbone.num_features
 
-    def pipelines(self) -> list[BatchAugmentation]:
-        """The augmentations of its first two views."""
+    def pipelines(self, size: int) -> list[BatchAugmentation]:
+        """The augmentations of its first two views; to so many pixels where nothing says more."""
         blocks = [
             block
             for block in self.args["augmentations"]
             for _ in range(int(block.get("num_crops", 1)))
         ]
-        configs = [AugmentationConfig.from_cfg(block) for block in (blocks * 2)[:2]]
+        configs = [
+            AugmentationConfig.from_cfg({"crop_size": size, **block}) for block in (blocks * 2)[:2]
+        ]
         return [BatchAugmentation(config, self.mean, self.std) for config in configs]
 
     @torch.no_grad()
@@ -172,7 +174,7 @@ def pair_similarities(
         float32 (A,) each: two augmented views of an image, a view and an augmented candidate,
         and a view and the candidate of another image.
     """
-    first, second = encoder.pipelines()
+    first, second = encoder.pipelines(anchors.shape[1])
     view = F.normalize(encoder.views(first, anchors, 0), dim=1)
     other = F.normalize(encoder.views(second, anchors, 1), dim=1)
     third = F.normalize(encoder.views(first, candidates[:, 0], 2), dim=1)

@@ -154,7 +154,7 @@ def test_an_encoder_sees_what_it_was_trained_on(tiny, digits48):
     assert feats.shape == (48, encoder.num_features)
     torch.testing.assert_close(seen[0][0], (digits48.images[0].permute(2, 0, 1) / 255 - 0.5) / 0.25)
     first, second = (
-        encoder.views(p, digits48.images, v) for v, p in enumerate(encoder.pipelines())
+        encoder.views(p, digits48.images, v) for v, p in enumerate(encoder.pipelines(16))
     )
     assert not torch.allclose(first, second)
 
@@ -172,6 +172,8 @@ def test_an_encoder_of_the_authors_sees_what_it_does_in_the_evaluation(tmp_path)
     with torch.no_grad():
         expected = model.eval()((large / 255 - mean) / std)
     torch.testing.assert_close(encoder(images), expected, atol=1e-4, rtol=1e-3)
+    unsaid = Encoder(tmp_path / "simclr.pt", data={"dataset": "custom"})  # of what size
+    assert unsaid.views(unsaid.pipelines(8)[0], random_images(3), 0).shape == (3, 512)
 
 
 def test_first_candidates_come_in_batches(made):
