@@ -84,7 +84,9 @@ def _embedding(
 ) -> torch.Tensor:
     """Of the step, and of the condition where the UNet takes one."""
     if not isinstance(t, torch.Tensor):  # made there: the host does not wait for the device
-        t = torch.full((x.shape[0],), t, device=x.device)
+        t = torch.full((), t, device=x.device)
+    t = t.to(x.device)
+    t = t.expand(x.shape[0]) if t.ndim == 0 else t
     # the sinusoids are float32 whatever the weights are
     emb = unet.time_embedding(unet.time_proj(t).to(dtype=unet.dtype))
     assert (labels is not None) == is_conditional(unet), "a condition for networks that take one"
