@@ -114,7 +114,7 @@ def contestants(args: argparse.Namespace) -> dict[str, Callable[[], np.ndarray]]
         compiled["ours, all of it"] = ours(fresh(), images, args, **everything)
     the_plain_one = {"the authors' procedure, plainly": lambda: plain(unet, images, args)}
     if args.few:
-        fast = {**everything, "sampler": "dpmpp", "steps": args.few}
+        fast = {**everything, "sampler": "dpmpp", "steps": args.few, "clip": args.clip}
         name = f"ours, all of it, {args.few} steps of dpmpp"
         return {**the_plain_one, name: ours(fresh(), images, args, **fast)}
     return {
@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1, help="residual blocks a resolution")
     parser.add_argument("--denoiser", help="a trained one, instead of one by the three above")
     parser.add_argument("--few", type=int, help="steps of dpmpp, for a row with everything")
+    parser.add_argument("--clip", action="store_true", help="in that row")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="compiled networks too")
