@@ -138,6 +138,7 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
     found = [*outcome.runs, *(unit for unit, _ in outcome.failures if unit.record)]
     records = find_records([unit.record for unit in found]) if found else []
     points = {unit.record: unit.about["point"] for unit in found}
+    variants = {unit.record: unit.about["variant"] for unit in found}
     absent = [
         Absent(**unit.about, reason=reason, tasks=tuple(step.verb for step in unit.missing))
         for unit, reason in outcome.failures
@@ -147,6 +148,7 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
         table = make_table(
             records, protocol=settings.protocol, published=settings.published,
             by=list(plan.suite.vary), layout=layout, absent=absent, points=points,
+            variants=variants,
         )  # fmt: skip
         texts.append(table.to_markdown())
         for name, suffix in FORMATS.items():

@@ -291,8 +291,9 @@ class Unit:
         path: of its directory.
         steps: in their order.
         needs: paths of the units that must be there before.
-        about: of a run: ``method``, ``dataset``, ``seed``, ``budget`` and ``point``, the values of
-            what the suite varies; of a quality ``dataset`` and ``point``.
+        about: of a run: ``method``, ``variant`` (its name, if it is one), ``dataset``, ``seed``,
+            ``budget`` and ``point``, the values of what the suite varies; of a quality
+            ``dataset`` and ``point``.
     """
 
     kind: str
@@ -305,7 +306,8 @@ class Unit:
     @property
     def what(self) -> tuple[list[str], dict[str, Any]]:
         """What is run and evaluated, and for which place in a table."""
-        return [step.key for step in self.steps], self.about
+        about = {key: value for key, value in self.about.items() if key != "variant"}
+        return [step.key for step in self.steps], about
 
     @property
     def done(self) -> dict[str, dict[str, float]]:
@@ -492,6 +494,8 @@ class _Planner:
                 f"{known.label} and {unit.label} are the same run, so their numbers would be too; "
                 f"leave one out, or vary a setting of the pre-training that its method uses."
             )
+        if known.about.get("variant") and unit.what == known.what:
+            self.units[unit.path] = unit  # two names of one run: a method's own is the better one
         return known
 
     def overrides(self, dataset: str, method: str, point: Mapping[str, Any]) -> list[str]:
@@ -571,6 +575,7 @@ class _Planner:
         images = _images(cfg.data)
         budget = {"backbone": cfg.backbone.name, "epochs": cfg.max_epochs, "num_train": images}
         about = {"method": cfg.method, "dataset": cfg.data.dataset, "seed": seed}
+        about["variant"] = "" if variant is None else method
         about |= {"point": point, "budget": budget}
         people = ", ".join([method, dataset, *_words(point), f"seed {seed}"])
         return self.add(Unit(kind, people, path, tuple(steps), needs, about))

@@ -73,6 +73,7 @@ class Absent:
         reason: why, for people.
         point: the values of what a suite varies.
         tasks: the evaluations that it lacks; none named: all.
+        variant: a suite's name for a method with settings of its own.
     """
 
     method: str
@@ -82,6 +83,7 @@ class Absent:
     reason: str
     point: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
+    variant: str = ""
 
     def lacks(self, task: str) -> bool:
         """Whether the number of an evaluation is not there."""
@@ -138,6 +140,7 @@ class Row:
         budget: the group's ``backbone``, ``epochs``, ``num_train``, and what ``by`` names.
         cells: a task to its accuracy.
         paper: the published numbers, if asked for and there are any.
+        variant: a suite's name for a method with settings of its own.
     """
 
     method: str
@@ -146,6 +149,11 @@ class Row:
     budget: dict[str, Any]
     cells: dict[str, Cell]
     paper: Published | None
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.variant or self.method
 
     @property
     def heading(self) -> str:
@@ -185,7 +193,8 @@ class Table:
     def to_csv(self) -> str:
         """A line a row: names, ``{task}_n``, ``_mean`` and ``_std`` in percent, the paper's."""
         out = io.StringIO()
-        names = ["method", "dataset", "evaluated_on", *BUDGET, *self.by, "protocol"]
+        variants = ["variant"] * any(row.variant for row in self.rows)
+        names = ["method", *variants, "dataset", "evaluated_on", *BUDGET, *self.by, "protocol"]
         names += [f"{task}_{part}" for task in self.tasks for part in ("n", "mean", "std")]
         if self.published:
             names += [*(f"paper_{task}" for task in self.tasks), "paper_epochs"]
@@ -193,6 +202,7 @@ class Table:
         writer.writeheader()
         for row in self.rows:
             line = {"method": row.method, "dataset": row.dataset, "evaluated_on": row.target}
+            line |= {"variant": row.variant} if variants else {}
             line |= {**row.budget, "protocol": self.protocol}
             for task in self.tasks:
                 cell = row.cells[task]
@@ -247,11 +257,11 @@ class Table:
 
     def _key(self, row: Row, extra: Sequence[str]) -> tuple:
         values = tuple(row.budget[name] for name in extra)
-        return values if self.layout == "ablation" else (row.method, *values)
+        return values if self.layout == "ablation" else (row.name, *values)
 
     def _column(self, row: Row) -> str:
-        several = self.layout == "ablation" and len({r.method for r in self.rows}) > 1
-        return f"{row.method} {row.heading}" if several else row.heading
+        several = self.layout == "ablation" and len({r.name for r in self.rows}) > 1
+        return f"{row.name} {row.heading}" if several else row.heading
 
     def _shown_budget(self) -> list[str]:
         """The parts of the budget in which rows of one data set differ."""
@@ -403,11 +413,12 @@ def make_table(
     decimals: int = 1,
     absent: Sequence[Absent] = (),
     points: Mapping[Path, Mapping[str, Any]] | None = None,
+    variants: Mapping[Path, str] | None = None,
 ) -> Table:
     """Average records over seeds.
 
-    Records are one group when method, data set, backbone, epochs and number of images agree, and
-    the values of ``by``. Groups of different budgets are different rows, never one mean.
+    Records are one group when method, variant, data set, backbone, epochs and number of images
+    agree, and the values of ``by``. Groups of different budgets are different rows, never one mean.
 
     Args:
         records: with the paths they were loaded from, as ``find_records`` returns them.
@@ -422,6 +433,7 @@ def make_table(
         decimals: of what is shown.
         absent: runs that were wanted and have no number.
         points: a record's path to values of ``by`` that its configuration does not hold.
+        variants: a record's path to a suite's name for its method with settings of its own.
 
     Raises:
         ClspError: an unknown protocol or layout, no evaluation of this protocol but of another,
@@ -436,7 +448,8 @@ def make_table(
     _check_evaluated(records, protocol)
     groups: dict[tuple, list[tuple[Path, Record]]] = {}
     for path, record in records:
-        key = _group(record, by, (points or {}).get(path, {}))
+        variant = (variants or {}).get(path, "")
+        key = _group(record, variant, by, (points or {}).get(path, {}))
         groups.setdefault(key, []).append((path, record))
     for members in groups.values():
         check_seeds(members)
@@ -465,7 +478,7 @@ def make_table(
 
 
 def _place(row: Row, order: Mapping[str, int], by: Sequence[str], layout: str) -> tuple:
-    budget = (order[row.method], row.budget["epochs"])
+    budget = (order[row.method], row.budget["epochs"], row.variant)
     if layout != "ablation":
         return budget
     values = (row.budget[key] for key in by)
@@ -479,9 +492,15 @@ def _missing(
     out: dict[tuple, list[Absent]] = {}
     for run in absent:
         budget = tuple(run.budget.get(name) for name in BUDGET)
-        key = (run.method, run.dataset, *budget, *(run.point.get(name, "") for name in by))
+        key = (
+            run.method,
+            run.variant,
+            run.dataset,
+            *budget,
+            *(run.point.get(name, "") for name in by),
+        )
         # what is not known of it is as in the other runs on its data set
-        likely = next((k for k in groups if k[1] == run.dataset), key)
+        likely = next((k for k in groups if k[2] == run.dataset), key)
         key = tuple(b if a is None else a for a, b in zip(key, likely, strict=True))
         out.setdefault(key, []).append(run)
     return out
@@ -489,7 +508,7 @@ def _missing(
 
 def _reasons(absent: Sequence[Absent]) -> list[str]:
     return [
-        f"Failed: {run.method} on {run.dataset}, seed {run.seed}"
+        f"Failed: {run.variant or run.method} on {run.dataset}, seed {run.seed}"
         + "".join(f", {key}={value}" for key, value in run.point.items())
         + f": {run.reason.rstrip('.')}."
         for run in absent
@@ -542,11 +561,11 @@ def _setting(config: Mapping[str, Any], key: str) -> Any:
     return json.dumps(value) if isinstance(value, (Mapping, list)) else value
 
 
-def _group(record: Record, by: Sequence[str], point: Mapping[str, Any]) -> tuple:
+def _group(record: Record, variant: str, by: Sequence[str], point: Mapping[str, Any]) -> tuple:
     budget = (getattr(record, name) for name in BUDGET)
     settings = {**record.config, "candidates": record.candidates or {}}
     values = (point[key] if key in point else _setting(settings, key) for key in by)
-    return (record.method, record.dataset, *budget, *values)
+    return (record.method, variant, record.dataset, *budget, *values)
 
 
 def _check_evaluated(records: Records, protocol: str) -> None:
@@ -612,7 +631,7 @@ def _rows(
     layout: str,
 ) -> list[Row]:
     """A group's row for its own data set, and one for each other it was evaluated on."""
-    method, dataset, *values = key
+    method, variant, dataset, *values = key
     budget = dict(zip((*BUDGET, *by), values, strict=True))
     tasks = LAYOUTS[layout]
     targets = [] if layout == "transfer" else [dataset]
@@ -628,7 +647,7 @@ def _rows(
         paper = _published(method, dataset, target, budget, by, layout) if known else None
         failed = {task: sum(run.lacks(task) for run in absent) for task in tasks}
         cells = {task: _cell(members, task, protocol, target, failed[task]) for task in tasks}
-        rows.append(Row(method, dataset, target, budget, cells, paper))
+        rows.append(Row(method, dataset, target, budget, cells, paper, variant))
     return rows
 
 
