@@ -103,6 +103,17 @@ def test_the_paper_s_suites_hold_the_paper_s_rows():
         assert [float(value) for value in made.vary[key]] == table
 
 
+def test_probes_on_imagenet_have_the_rates_of_their_files():
+    own = {file.stem for file in (shipped() / "linear/imagenet-100").glob("*.yaml")} - {"linear"}
+    suite = read_suite("imagenet100")[1]
+    suite.methods = [*own, "byol"]
+    for run in make_plan("imagenet100", suite, Path("out")).runs:
+        method = run.about["method"]
+        step = run.steps[1]
+        file = f"imagenet-100/{method if method in own else 'linear'}"
+        assert compose("linear", step.config, step.overrides).lr == compose("linear", file).lr
+
+
 def test_the_suite_of_all_methods_has_them_all():
     own = {m for m in METHODS if not m.startswith("clsp_") and not m.endswith("_aug")}
     paper = {"clsp_simclr", "clsp_mocov2", "clsp_noaug", "simclr_aug", "mocov2_aug"}
@@ -436,16 +447,43 @@ def test_runs_that_would_be_the_same_are_refused(plan):
         plan(vary={"linear.max_epochs": [1, 5]})
 
 
+def put_record(run, knn, **config):
+    """What a run would leave: its record, with one number."""
+    about = run.about
+    folder = run.path / about["method"] / "a"
+    folder.mkdir(parents=True)
+    found = {"task": "knn", "protocol": "strict", "dataset": "digits", "epoch": 1, "top1": knn}
+    found |= {"top5": 50.0, "num_train": 9, "num_test": 9, "settings": {}, "chosen": {"k": 5}}
+    names = {key: about[key] for key in ("method", "dataset", "seed")}
+    record = Record(**names, **about["budget"], checkpoint=None, evaluations=[found], config=config)
+    record.save(folder / "record.json")
+
+
+def test_variants_that_differ_in_a_recipe_are_rows(plan):
+    variants = {"simclr_slow": {"config": "simclr", "overrides": ["optimizer.lr=0.01"]}}
+    made = plan(methods=["simclr", "simclr_slow"], variants=variants)
+    *ran, last = made.runs
+    assert last.about["variant"] == "simclr_slow"
+    for run in ran:
+        slow = bool(run.about["variant"])
+        put_record(
+            run, 10.0 * (1 + slow) + run.about["seed"], optimizer={"lr": 0.01 if slow else 1}
+        )
+    text = write_results(made, Outcome(runs=ran, failures=[(last, "there is no room")]))
+    assert "| simclr | 2 |  | 10.5 ± 0.7 |" in text
+    assert "| simclr_slow | 1 | failed | 20.0 (1 failed) |" in text
+    assert "Failed: simclr_slow on digits, seed 1: there is no room." in text
+    (line,) = [row for row in (made.out / "table.csv").read_text().splitlines() if "slow" in row]
+    assert line.startswith("simclr,simclr_slow,digits")
+    # one run of two names has the method's own
+    made = plan(["optimizer.lr=0.5"], methods=["simclr_slow", "simclr"], variants=variants)
+    assert [run.about["variant"] for run in made.runs] == ["", ""]
+
+
 def test_numbers_that_were_measured_before_a_failure_stay(plan):
     made = plan(methods=["simclr"], seeds=[0])
     run = made.runs[0]
-    folder = run.path / "simclr/a"
-    folder.mkdir(parents=True)
-    knn = {"task": "knn", "protocol": "strict", "dataset": "digits", "epoch": 1, "top1": 12.5}
-    knn |= {"top5": 50.0, "num_train": 9, "num_test": 9, "settings": {}, "chosen": {"k": 5}}
-    record = Record(method="simclr", dataset="digits", seed=0, checkpoint=None,
-                    evaluations=[knn], **run.about["budget"])  # fmt: skip
-    record.save(folder / "record.json")
+    put_record(run, 12.5)
     for step in run.steps:
         if step.verb != "linear":
             run.finish(step, 1.0)
