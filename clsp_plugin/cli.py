@@ -291,11 +291,7 @@ def _figures(args: list[str]) -> None:
     from clsp_plugin.benchmark.figures.draw import write_figures
     from clsp_plugin.engine.record import find_records
 
-    drawn = write_figures(
-        find_records(options.paths), options.out, protocol=options.protocol,
-        published=options.published, limit=options.limit, reports=options.reports,
-        only=options.only,
-    )  # fmt: skip
+    drawn = write_figures(find_records(options.paths), options.out, _drawing(options), options.only)
     for path in drawn.files:
         print(path)
     for line in drawn.missing:
@@ -320,6 +316,15 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _drawing(given: argparse.Namespace):
+    """What :func:`_add_drawing` was given, as options of the figures."""
+    from clsp_plugin.benchmark.figures.picture import Options
+    from clsp_plugin.benchmark.origins import read_reports
+
+    reports = read_reports(given.reports)
+    return Options(given.protocol, given.published, given.limit, reports)
+
+
 def _report(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="clsp report",
@@ -335,10 +340,7 @@ def _report(args: list[str]) -> None:
     from clsp_plugin.benchmark.report import write_report
     from clsp_plugin.engine.record import find_records
 
-    write_report(
-        find_records(options.paths), options.out, protocol=options.protocol,
-        published=options.published, limit=options.limit, reports=options.reports,
-    )  # fmt: skip
+    write_report(find_records(options.paths), options.out, _drawing(options))
     print(f"Written to {options.out}")
 
 

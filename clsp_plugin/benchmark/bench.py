@@ -15,9 +15,12 @@ from pathlib import Path
 
 from clsp_plugin.benchmark.figures import candidate_sheet, store_caption, training_curves
 from clsp_plugin.benchmark.figures.draw import write_figures
+from clsp_plugin.benchmark.figures.picture import Options
 from clsp_plugin.benchmark.grid import FORMATS
 from clsp_plugin.benchmark.launch import check_launcher, launch
+from clsp_plugin.benchmark.origins import read_reports
 from clsp_plugin.benchmark.pool import Pool, Rates, default_jobs, duration
+from clsp_plugin.benchmark.report import write_report
 from clsp_plugin.benchmark.suite import Plan, Unit, make_plan, measure, read_suite
 from clsp_plugin.benchmark.table import Absent, Records, make_table
 from clsp_plugin.cli import compose
@@ -169,12 +172,10 @@ def _draw(plan: Plan, records: Records) -> None:
             training_curves(records, plan.out / f"curves.{suffix}")
     if records:
         settings = plan.suite.table
-        reports = [unit.product for unit in plan.units if unit.kind == "quality" and unit.made]
-        folder = "figures-paper" if settings.protocol == "paper" else "figures"
-        write_figures(
-            records, plan.out / folder, protocol=settings.protocol,
-            published=settings.published, reports=reports,
-        )  # fmt: skip
+        stores = [unit.product for unit in plan.units if unit.kind == "quality" and unit.made]
+        options = Options(settings.protocol, settings.published, reports=read_reports(stores))
+        drawn = write_figures(records, plan.out / _named(plan, "figures"), options)
+        write_report(records, plan.out / f"{_named(plan, 'report')}.html", options, drawn)
 
 
 def _write(path: Path, text: str) -> None:
@@ -183,9 +184,11 @@ def _write(path: Path, text: str) -> None:
 
 def _table_name(plan: Plan, layout: str) -> str:
     """``table``; another layout than the first and the paper's protocol are part of the name."""
-    settings = plan.suite.table
-    words = ["table", *[layout] * (layout != settings.layout[0])]
-    return "-".join([*words, *["paper"] * (settings.protocol == "paper")])
+    return _named(plan, "table", *[layout] * (layout != plan.suite.table.layout[0]))
+
+
+def _named(plan: Plan, *words: str) -> str:
+    return "-".join([*words, *["paper"] * (plan.suite.table.protocol == "paper")])
 
 
 def _write_quality(plan: Plan) -> None:

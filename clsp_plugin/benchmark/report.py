@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from clsp_plugin import __version__
-from clsp_plugin.benchmark.figures.draw import draw
+from clsp_plugin.benchmark.figures.draw import Drawn, draw
 from clsp_plugin.benchmark.figures.groups import group, settings, symbol, telling, value_of
 from clsp_plugin.benchmark.figures.picture import Options, Picture
 from clsp_plugin.benchmark.figures.sheets import candidate_sheet, store_caption
@@ -20,7 +20,6 @@ from clsp_plugin.benchmark.figures.style import rendered
 from clsp_plugin.benchmark.inspection import summary
 from clsp_plugin.benchmark.origins import (
     images_of,
-    read_reports,
     some_of_each,
     store_of,
     store_report,
@@ -85,23 +84,15 @@ pre { background: var(--soft); padding: .75rem; overflow-x: auto; font-size: .8r
 
 
 def write_report(
-    records: Records,
-    out: str | Path,
-    *,
-    protocol: str = "strict",
-    published: bool = False,
-    limit: int = 1000,
-    reports: Sequence[str | Path] = (),
+    records: Records, out: str | Path, options: Options, drawn: Drawn | None = None
 ) -> None:
     """Write a page with tables, figures, sheets of candidates, and every run behind them.
 
     Args:
         records: with the paths they were loaded from, as ``find_records`` returns them.
         out: of the file; an earlier report is replaced, any other file is not.
-        protocol: whose evaluations the figures draw; there is a table for each.
-        published: put published numbers beside ours.
-        limit: images that figures of features look at, at most.
-        reports: of ``clsp inspect``, or folders that hold some, besides those in the stores.
+        options: see there; the figures are of one protocol, and there is a table for each.
+        drawn: the figures, where they were drawn already.
 
     Raises:
         ClspError: a bad option, or another file is there.
@@ -109,14 +100,13 @@ def write_report(
     out = Path(out)
     if out.exists() and not _is_report(out):
         raise ClspError(f"{out} exists and is no report of ours; choose another --out.")
-    options = Options(protocol, published, limit, read_reports(reports))
-    drawn = draw(records, options)
+    drawn = draw(records, options) if drawn is None else drawn
     sheets, absent = _sheets(records, options)
     places = {path: f"run-{number}" for number, (path, _) in enumerate(records, 1)}
     parts = [
         _head(records, sheets),
         "<h2 id=tables>Tables</h2>",
-        *_tables(records, published, places),
+        *_tables(records, options.published, places),
         "<h2 id=figures>Figures</h2>",
         *map(_figure, drawn.pictures),
         *_missing([*drawn.missing, *absent]),
