@@ -235,7 +235,7 @@ def _table(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="clsp table", description="Turn the records of runs into a table."
     )
-    parser.add_argument("paths", nargs="+", help="records, or folders that hold some")
+    parser.add_argument("paths", nargs="+", help="records, or folders of runs or of a suite")
     parser.add_argument(
         "--format", choices=("markdown", "csv", "latex", "html"), default="markdown"
     )
@@ -256,12 +256,15 @@ def _table(args: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="write to a new file instead of the screen")
     options = parser.parse_args(args)
 
-    from clsp_plugin.benchmark.table import make_table
+    from clsp_plugin.benchmark.table import listing, make_table
     from clsp_plugin.engine.record import find_records
 
+    records = find_records(options.paths)
+    told = listing(options.paths, records)
     table = make_table(
-        find_records(options.paths), protocol=options.protocol, published=options.published,
-        by=options.by, layout=options.layout, decimals=options.decimals,
+        records, protocol=options.protocol, published=options.published,
+        by=options.by or told.by, layout=options.layout, decimals=options.decimals,
+        points=told.points, variants=told.variants,
     )  # fmt: skip
     text = table.render(options.format, options.out and options.out.parent)
     if options.out is None:
@@ -301,7 +304,7 @@ def _figures(args: list[str]) -> None:
 
 
 def _add_drawing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", help="records, or folders that hold some")
+    parser.add_argument("paths", nargs="+", help="records, or folders of runs or of a suite")
     parser.add_argument("--protocol", default="strict", help="strict (default) or paper")
     parser.add_argument(
         "--published", action="store_true", help="put published numbers beside ours"

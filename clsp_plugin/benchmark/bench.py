@@ -8,6 +8,7 @@ launchers can start the processes instead, see ``benchmark.launch``.
 import csv
 import io
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.images import load_images
 from clsp_plugin.data.store import CandidateStore
 from clsp_plugin.engine.config import Data, typed
-from clsp_plugin.engine.record import find_records
+from clsp_plugin.engine.record import INDEX, find_records
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.protocol import check_protocol
 
@@ -146,6 +147,7 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
         Absent(**unit.about, reason=reason, tasks=tuple(step.verb for step in unit.missing))
         for unit, reason in outcome.failures
     ]
+    _write_index(plan, found)
     settings, texts = plan.suite.table, []
     for layout in settings.layout:
         table = make_table(
@@ -163,6 +165,19 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
         _sheet(unit, plan.out / f"{name}.png")
     _write_quality(plan)
     return "\n".join(texts)
+
+
+def _write_index(plan: Plan, runs: Sequence[Unit]) -> None:
+    """``records.json``, by which the directory of the tables stands for the suite's records."""
+    records = [
+        {
+            "path": Path(os.path.relpath(run.record, plan.out)).as_posix(),
+            **{key: run.about[key] for key in ("variant", "point")},
+        }
+        for run in runs
+    ]
+    content = {"by": list(plan.suite.vary), "records": records}
+    _write(plan.out / INDEX, json.dumps(content, indent=1) + "\n")
 
 
 def _draw(plan: Plan, records: Records) -> None:

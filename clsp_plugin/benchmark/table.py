@@ -22,14 +22,15 @@ from clsp_plugin.benchmark.published import (
 from clsp_plugin.data.downstream import DOWNSTREAM
 from clsp_plugin.data.images import DATASETS
 from clsp_plugin.engine.code import evaluation_code, method_code
-from clsp_plugin.engine.record import Record
+from clsp_plugin.engine.record import Record, read_index
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
 from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
 
 __all__ = [
-    "BUDGET", "LAYOUTS", "TASKS", "Absent", "Cell", "Row", "Table", "check_seeds", "commit_of",
-    "family_order", "hardware_of", "is_stale", "make_table", "recipe", "varying",
+    "BUDGET", "LAYOUTS", "TASKS", "Absent", "Cell", "Listing", "Row", "Table", "check_seeds",
+    "commit_of", "family_order", "hardware_of", "is_stale", "listing", "make_table", "recipe",
+    "varying",
 ]  # fmt: skip
 
 Records = Sequence[tuple[Path, Record]]
@@ -475,6 +476,38 @@ def make_table(
         decimals,
         tuple(notes),
     )
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What suites say of records, see ``engine.record.read_index``; arguments of a table.
+
+    Attributes:
+        by: settings that tell rows apart.
+        points: a record's path to values of ``by``.
+        variants: a record's path to the name of its variant.
+    """
+
+    by: list[str] = field(default_factory=list)
+    points: dict[Path, Mapping[str, Any]] = field(default_factory=dict)
+    variants: dict[Path, str] = field(default_factory=dict)
+
+
+def listing(paths: Iterable[str | Path], records: Records) -> Listing:
+    """What the suites among some paths say of their records.
+
+    Args:
+        paths: that ``find_records`` was given.
+        records: that it found.
+    """
+    out, names = Listing(), {path.resolve(): path for path, _ in records}
+    for index in filter(None, (read_index(Path(path)) for path in paths)):
+        out.by.extend(key for key in index["by"] if key not in out.by)
+        for file, about in index["records"]:
+            path = names[file.resolve()]
+            out.points[path] = about.get("point", {})
+            out.variants[path] = about.get("variant", "")
+    return out
 
 
 def _place(row: Row, order: Mapping[str, int], by: Sequence[str], layout: str) -> tuple:

@@ -22,15 +22,18 @@ from clsp_plugin.errors import ClspError
 
 __all__ = [
     "FORMAT",
+    "INDEX",
     "RECORD",
     "Record",
     "add_evaluation",
     "environment",
     "find_records",
+    "read_index",
     "record_path",
 ]
 
 RECORD = "record.json"
+INDEX = "records.json"  # of a suite: which records, wherever they lie, its tables are made from
 FORMAT = 1
 # Fields that came later: a record that was written without them is a record all the same.
 _LATER = {"candidates"}
@@ -206,7 +209,8 @@ def find_records(paths: Iterable[str | Path]) -> list[tuple[Path, Record]]:
     """Load records, each once, in the order of ``paths`` and by name inside a directory.
 
     Args:
-        paths: records, or directories that are searched recursively for ``record.json`` and
+        paths: records, or directories. One of a suite stands for the records that its
+            ``records.json`` names; any other is searched recursively for ``record.json`` and
             ``*.record.json``.
 
     Raises:
@@ -217,7 +221,7 @@ def find_records(paths: Iterable[str | Path]) -> list[tuple[Path, Record]]:
     for path in paths:
         if not path.exists():
             raise ClspError(f"{path} does not exist; name a {RECORD} or a directory of runs.")
-        for file in sorted(path.rglob(f"*{RECORD}")) if path.is_dir() else [path]:
+        for file in _files(path):
             found.setdefault(file.resolve(), file)
     if not found:
         raise ClspError(
@@ -225,6 +229,49 @@ def find_records(paths: Iterable[str | Path]) -> list[tuple[Path, Record]]:
             f"directory of a run that `clsp pretrain` finished."
         )
     return [(file, Record.load(file)) for file in found.values()]
+
+
+def _files(path: Path) -> list[Path]:
+    index = read_index(path)
+    if index is not None:
+        return [file for file, _ in index["records"]]
+    return sorted(path.rglob(f"*{RECORD}")) if path.is_dir() else [path]
+
+
+def read_index(path: Path) -> dict[str, Any] | None:
+    """The index of a suite's directory.
+
+    Args:
+        path: of the directory, or of its ``records.json``.
+
+    Returns:
+        ``by``, the settings that tell its rows apart, and ``records``: of each its path and what
+        the suite says of it, ``variant`` and ``point``. None where there is no index.
+
+    Raises:
+        ClspError: it cannot be read, or names a record that is not there any more.
+    """
+    file = path / INDEX if path.is_dir() else path
+    if file.name != INDEX or not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text())
+        records = [
+            (Path(os.path.normpath(file.parent / about.pop("path"))), about)
+            for about in content["records"]
+        ]
+        index = {"by": list(content["by"]), "records": records}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ClspError(
+            f"{file} is not the index of a suite ({error!r}); `clsp bench` writes it anew."
+        ) from error
+    for record, _ in records:
+        if not record.is_file():
+            raise ClspError(
+                f"{file} names {record}, which is not there any more; the suite's `clsp bench` "
+                f"makes what is missing."
+            )
+    return index
 
 
 def environment(method: str | None = None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from clsp_plugin.benchmark import suite as suites
 from clsp_plugin.benchmark.bench import Outcome, _write_quality, bench, show_plan, write_results
 from clsp_plugin.benchmark.published import PAPER_NAMES, load
 from clsp_plugin.benchmark.suite import Unit, make_plan, read_suite
+from clsp_plugin.benchmark.table import listing, make_table
 from clsp_plugin.benchmark.unit import _alone, run_unit
 from clsp_plugin.cli import compose, shipped
 from clsp_plugin.diffusion.generation import GenerationSettings
@@ -478,6 +480,30 @@ def test_variants_that_differ_in_a_recipe_are_rows(plan):
     # one run of two names has the method's own
     made = plan(["optimizer.lr=0.5"], methods=["simclr_slow", "simclr"], variants=variants)
     assert [run.about["variant"] for run in made.runs] == ["", ""]
+
+
+def test_the_folder_of_a_suite_stands_for_its_records(tmp_path):
+    file = tmp_path / "mine.yaml"
+    vary = {"generate.w": [0.1, 0.5]}
+    OmegaConf.save({**DIGITS, "methods": ["clsp_simclr"], "seeds": [0], "vary": vary}, file)
+    place = tmp_path / "a"
+    made = make_plan(*read_suite(file), place / "mine", artifacts=place / "artifacts")
+    for number, run in enumerate(made.runs):
+        put_record(run, 10.0 + number, lr=run.about["point"]["generate.w"])
+    text = write_results(made, Outcome(runs=list(made.runs)))
+    assert "report.html" in {path.name for path in made.out.iterdir()}
+    assert not list(made.out.rglob("record.json"))
+    place.rename(tmp_path / "b")
+    found = find_records([tmp_path / "b/mine"])
+    told = listing([tmp_path / "b/mine"], found)
+    assert make_table(found, **vars(told)).to_markdown() == text
+    assert [row.budget["generate.w"] for row in make_table(found, **vars(told)).rows] == [0.1, 0.5]
+    shutil.rmtree(found[0][0].parent)
+    with pytest.raises(ClspError, match=r"records\.json names .* which is not there any more"):
+        find_records([tmp_path / "b/mine"])
+    (tmp_path / "b/mine/records.json").write_text("[]")
+    with pytest.raises(ClspError, match="not the index of a suite"):
+        find_records([tmp_path / "b/mine"])
 
 
 def test_numbers_that_were_measured_before_a_failure_stay(plan):
