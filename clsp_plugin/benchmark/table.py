@@ -192,13 +192,18 @@ class Table:
         return LAYOUTS[self.layout]
 
     def to_csv(self) -> str:
-        """A line a row: names, ``{task}_n``, ``_mean`` and ``_std`` in percent, the paper's."""
+        """A line a row: names; of each task the parts of a cell, numbers in percent; the paper's.
+
+        ``{task}_stale`` says what is of an older version: ``code``.
+        """
         out = io.StringIO()
         variants = ["variant"] * any(row.variant for row in self.rows)
         names = ["method", *variants, "dataset", "evaluated_on", *BUDGET, *self.by, "protocol"]
-        names += [f"{task}_{part}" for task in self.tasks for part in ("n", "mean", "std")]
+        parts = ("n", "mean", "std", "failed", "stale")
+        names += [f"{task}_{part}" for task in self.tasks for part in parts]
         if self.published:
-            names += [*(f"paper_{task}" for task in self.tasks), "paper_epochs"]
+            names += [f"{word}_{task}" for task in self.tasks for word in ("paper", "minus_paper")]
+            names.append("paper_epochs")
         writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
         writer.writeheader()
         for row in self.rows:
@@ -207,9 +212,14 @@ class Table:
             line |= {**row.budget, "protocol": self.protocol}
             for task in self.tasks:
                 cell = row.cells[task]
-                line |= {f"{task}_{part}": getattr(cell, part) for part in ("n", "mean", "std")}
+                line |= {f"{task}_{part}": getattr(cell, part) for part in parts}
+                line[f"{task}_stale"] = "code" if cell.stale else ""
+                if row.paper:
+                    number = getattr(row.paper, task)
+                    known = None not in (number, cell.mean)
+                    line[f"paper_{task}"] = number
+                    line[f"minus_paper_{task}"] = cell.mean - number if known else None
             if row.paper:
-                line |= {f"paper_{task}": getattr(row.paper, task) for task in self.tasks}
                 line["paper_epochs"] = row.paper.epochs
             writer.writerow({key: "" if value is None else value for key, value in line.items()})
         return out.getvalue()

@@ -83,7 +83,8 @@ def test_one_seed_has_no_deviation():
 def test_csv_columns():
     assert list(lines(make_table(SEEDS))[0]) == [
         "method", "dataset", "evaluated_on", "backbone", "epochs", "num_train", "protocol",
-        "linear_n", "linear_mean", "linear_std", "knn_n", "knn_mean", "knn_std",
+        "linear_n", "linear_mean", "linear_std", "linear_failed", "linear_stale",
+        "knn_n", "knn_mean", "knn_std", "knn_failed", "knn_stale",
     ]  # fmt: skip
 
 
@@ -279,6 +280,8 @@ def test_published_numbers_stand_beside_ours():
         "84.4",
         "200",
     )
+    assert float(line["minus_paper_linear"]) == pytest.approx(50.0 - 85.9)
+    assert lines(table)[2]["minus_paper_knn"] == ""  # the paper has none
 
 
 @pytest.mark.parametrize("records", [SEEDS, [cifar("simclr", backbone="resnet50")]])
@@ -374,6 +377,8 @@ def test_stale_numbers_are_marked():
     assert "†" not in make_table(records[:2]).to_markdown()
     records[0][1].evaluations[0]["code"] = "0" * 16
     assert "60.5 ± 0.7†" in make_table(records[:2]).to_markdown()
+    (line,) = lines(make_table(records[:2]))
+    assert (line["linear_stale"], line["knn_stale"]) == ("code", "")
     assert is_stale(records[0][1])
     assert not is_stale(records[1][1])
 
@@ -390,6 +395,7 @@ def test_failed_runs_stand_in_their_cells():
         ["failed", "failed"],
     ]
     text = table.to_markdown()
+    assert [line["linear_failed"] for line in lines(table)] == ["1", "1"]
     assert "Failed: simclr on digits, seed 9: out of memory." in text
     assert "Failed: byol on digits, seed 9: out of memory." in text
     assert body(make_table([], absent=[absent()]))[1] == ["simclr", "", "failed", "failed"]
