@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clsp_plugin import __version__
-from clsp_plugin.configurations import shipped
+from clsp_plugin.configurations import fingerprint, shipped
 from clsp_plugin.errors import ClspError, nearest
 
 __all__ = ["compose", "main", "shipped", "task_of"]
@@ -128,6 +128,14 @@ def _locate(verb: str, path: str | None, name: str | None) -> tuple[Path, str]:
     raise ClspError(f"There is no {name}.yaml {where}{nearest(name, names)}")
 
 
+def _source(verb: str, path: str | None, folder: Path, stem: str) -> str:
+    """The name by which :func:`compose` finds a configuration again, from the same directory."""
+    root = (shipped() / verb).resolve()
+    if folder.is_relative_to(root):
+        return (folder / stem).relative_to(root).as_posix()
+    return (Path(path or ".") / stem).as_posix()
+
+
 def _overrides(args: Sequence[str], folder: Path) -> list[str]:
     """Let ``key=value`` add settings as well as change them; unknown ones are refused later."""
     out = []
@@ -195,6 +203,8 @@ def _hydra(verb: str, args: list[str]) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from clsp_plugin.engine.record import made_from
+
     original = list(sys.argv)
     args = list(args)
     path = _take(args, "--config-path", "-cp")
@@ -202,13 +212,16 @@ def _hydra(verb: str, args: list[str]) -> None:
     folder, stem = _locate(verb, path, name)
     task = task_of(verb)
 
+    source = _source(verb, path, folder, stem)
     told: list[ClspError] = []
 
     def run(cfg):
         sys.argv = original  # what a launcher of further processes has to repeat
+        given = HydraConfig.get().overrides.task
         OmegaConf.set_struct(cfg, False)
         try:
-            return task(cfg)
+            with made_from(source, given, fingerprint(cfg)):
+                return task(cfg)
         except ClspError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # the launcher may be another process

@@ -24,13 +24,13 @@ from clsp_plugin.benchmark.origins import (
     store_of,
     store_report,
 )
+from clsp_plugin.benchmark.stale import changed, is_stale
 from clsp_plugin.benchmark.table import (
     BUDGET,
     LAYOUTS,
     Records,
     commit_of,
     hardware_of,
-    is_stale,
     make_table,
 )
 from clsp_plugin.data.files import write_whole
@@ -267,7 +267,7 @@ def _runs(records: Records, places: Mapping[Path, str]) -> Iterator[str]:
 
 def _run(path: Path, record: Record, place: str) -> str:
     versions = (f"{k} {v}" for k, v in record.versions.items() if v and k != "code")
-    stale = is_stale(record)
+    stale, old = is_stale(record), changed([record], record.evaluations)
     facts = {
         "pre-training": f"{record.dataset}, {record.backbone}, {record.epochs} epochs, "
         f"{record.num_train:,} images",
@@ -275,6 +275,7 @@ def _run(path: Path, record: Record, place: str) -> str:
         "hardware": hardware_of(record),
         "versions": ", ".join(versions),
         "commit": commit_of(record) + " (other code than this version's)" * stale,
+        "changed since": f"the settings of {', '.join(old)}" if old else "",
         "checkpoint": record.checkpoint or "none was kept",
         "record": str(path),
     }

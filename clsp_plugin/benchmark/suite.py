@@ -20,6 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from clsp_plugin.cli import compose, shipped
+from clsp_plugin.configurations import what
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.engine.code import code_hash, evaluation_code, method_code
 from clsp_plugin.engine.config import typed
@@ -34,11 +35,6 @@ EVALUATIONS = ("linear", "knn", "transfer")
 # An encoder is a run that is not in the table.
 _KINDS = ("denoiser", "candidates", "encoder", "run", "quality")
 LAYOUTS = ("main", "transfer", "ablation")
-# Blocks of a configuration that say where and how fast, not what.
-_NOT_WHAT = (
-    "auto_resume", "auto_umap", "checkpoint", "dali", "debug_augmentations", "name",
-    "performance", "resume_from_checkpoint", "wandb",
-)  # fmt: skip
 # Training images of data sets whose size is known without reading them; and about how many there
 # are where copies differ a little, for the cost alone.
 _SIZES = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000}
@@ -424,15 +420,6 @@ def _check_configuration(verb: str, cfg: DictConfig) -> None:
         typed({**OmegaConf.to_container(cfg), "pretrained_feature_extractor": "."}, schemas[verb])
 
 
-def _what(cfg: DictConfig) -> dict[str, Any]:
-    """A configuration without where and how fast."""
-    content = {k: v for k, v in OmegaConf.to_container(cfg).items() if k not in _NOT_WHAT}
-    if "synthetic" in content:
-        content["synthetic"].pop("path", None)
-    content.get("data", {}).pop("num_workers", None)
-    return content
-
-
 def _images(data: Mapping[str, Any], sizes: Mapping[str, int] = _SIZES) -> int | None:
     """Training images, where that is known without reading them."""
     number = data.get("num_train", 2000) if data["dataset"] == "digits" else None
@@ -523,7 +510,7 @@ class _Planner:
             )
         given = tuple(_routed(overrides, "generate"))
         cfg = _composed("generate", block.generate, given)
-        needs, paths, parts = (), {}, [{**_what(cfg), "out": None}]
+        needs, paths, parts = (), {}, [{**what(cfg), "out": None}]
         if block.denoiser is not None:
             trained = self._denoiser(dataset, block.denoiser, overrides, point)
             needs, paths = (trained.path,), {"denoiser": str(trained.product)}
@@ -540,7 +527,7 @@ class _Planner:
     ) -> Unit:
         given = tuple(_routed(overrides, "denoiser"))
         cfg = _composed("denoiser", config, given)
-        key = _hash({**_what(cfg), "out": None})
+        key = _hash({**what(cfg), "out": None})
         path = self.place("denoisers", dataset, key, code_hash(*_CODE["denoisers"]))
         paths = {"out": str(path / "denoiser")}
         step = Step("denoiser", config, given, paths, _cost("denoiser", cfg, cfg.data), key)
@@ -557,7 +544,7 @@ class _Planner:
         variant = suite.variants.get(method)
         config = f"{block.configs}/{method if variant is None else variant.config}"
         cfg = _composed("pretrain", config, given)
-        needs, paths, parts = (), {}, [{**_what(cfg), "seed": seed}]
+        needs, paths, parts = (), {}, [{**what(cfg), "seed": seed}]
         if _wants_candidates(cfg):
             store = self.candidates(dataset, overrides, point)
             needs, paths = (store.path,), {"synthetic.path": str(store.product)}
@@ -588,9 +575,9 @@ class _Planner:
             config = block.evaluations.get(verb, verb)
             given = (*_routed(overrides, verb), f"protocol={self.suite.table.protocol}")
             composed = _composed(verb, config, given)
-            what, code = _hash(verb, OmegaConf.to_container(composed)), evaluation_code(verb)[:8]
+            asked, code = _hash(verb, OmegaConf.to_container(composed)), evaluation_code(verb)[:8]
             done = self._done(path)
-            key = next((k for k in done if k.startswith(f"{what}-")), f"{what}-{code}")
+            key = next((k for k in done if k.startswith(f"{asked}-")), f"{asked}-{code}")
             yield Step(verb, config, given, where, _cost(verb, composed, cfg.data), key)
 
     def _done(self, path: Path) -> list[str]:

@@ -19,9 +19,9 @@ from clsp_plugin.benchmark.published import (
     published_ablation,
     published_transfer,
 )
+from clsp_plugin.benchmark.stale import CHANGED, STALE, changed, is_stale
 from clsp_plugin.data.downstream import DOWNSTREAM
 from clsp_plugin.data.images import DATASETS
-from clsp_plugin.engine.code import evaluation_code, method_code
 from clsp_plugin.engine.record import Record, read_index
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
@@ -29,7 +29,7 @@ from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
 
 __all__ = [
     "BUDGET", "LAYOUTS", "TASKS", "Absent", "Cell", "Listing", "Row", "Table", "check_seeds",
-    "commit_of", "family_order", "hardware_of", "is_stale", "listing", "make_table", "recipe",
+    "commit_of", "family_order", "hardware_of", "listing", "make_table", "recipe",
     "varying",
 ]  # fmt: skip
 
@@ -47,7 +47,6 @@ LAYOUTS = {
 BUDGET = ("backbone", "epochs", "num_train")
 _HEADINGS = {"num_train": "images"}
 _LEVEL = 0.05  # of the test that makes a number bold
-_STALE = "†"
 # Families stay together: a method, its controls, then the method with synthetic positives.
 _ORDER = (
     "simclr", "simclr_aug", "simclr_ft", "dcl", "clsp_noaug", "clsp_simclr",
@@ -100,6 +99,7 @@ class Cell:
         mean: over them; None without any.
         std: sample standard deviation (n - 1 in the denominator); None below two.
         stale: whether a number was made by other code than today's.
+        changed: configurations that say something else today than a number was made by.
         failed: seeds that were wanted and have no number.
         paths: of the records.
     """
@@ -108,6 +108,7 @@ class Cell:
     mean: float | None
     std: float | None
     stale: bool = False
+    changed: tuple[str, ...] = ()
     failed: int = 0
     paths: tuple[Path, ...] = ()
 
@@ -127,7 +128,11 @@ class Cell:
         spread = "" if self.std is None else f" ± {self.std:.{decimals}f}"
         notes = [f"n = {self.n}"] * count + [f"{self.failed} failed"] * bool(self.failed)
         more = f" ({', '.join(notes)})" if notes else ""
-        return f"{self.mean:.{decimals}f}{spread}{more}" + _STALE * self.stale
+        return f"{self.mean:.{decimals}f}{spread}{more}" + self.marks
+
+    @property
+    def marks(self) -> str:
+        return STALE * self.stale + CHANGED * bool(self.changed)
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,7 @@ class Table:
     def to_csv(self) -> str:
         """A line a row: names; of each task the parts of a cell, numbers in percent; the paper's.
 
-        ``{task}_stale`` says what is of an older version: ``code``.
+        ``{task}_stale`` says what is of an older version: ``code``, ``settings`` or both.
         """
         out = io.StringIO()
         variants = ["variant"] * any(row.variant for row in self.rows)
@@ -213,7 +218,8 @@ class Table:
             for task in self.tasks:
                 cell = row.cells[task]
                 line |= {f"{task}_{part}": getattr(cell, part) for part in parts}
-                line[f"{task}_stale"] = "code" if cell.stale else ""
+                old = ["code"] * cell.stale + ["settings"] * bool(cell.changed)
+                line[f"{task}_stale"] = " and ".join(old)
                 if row.paper:
                     number = getattr(row.paper, task)
                     known = None not in (number, cell.mean)
@@ -561,8 +567,14 @@ def _reasons(absent: Sequence[Absent]) -> list[str]:
 def _notes(records: Records, protocol: str, rows: Sequence[Row]) -> list[str]:
     """What a reader of the table has to know of the records."""
     notes = []
-    if any(cell.stale for row in rows for cell in row.cells.values()):
-        notes.append(f"{_STALE} made by other code than that of this version; run it again.")
+    cells = [cell for row in rows for cell in row.cells.values()]
+    if any(cell.stale for cell in cells):
+        notes.append(f"{STALE} made by other code than that of this version; run it again.")
+    if other := dict.fromkeys(name for cell in cells for name in cell.changed):
+        notes.append(
+            f"{CHANGED} made by other settings than its configuration has today "
+            f"({', '.join(other)}); run it again."
+        )
     other = [
         f"{record.method} on {record.dataset}, seed {record.seed}"
         for _, record in records
@@ -734,25 +746,14 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
                     f"The latest {TASKS[task]} evaluations of {first_path} and {path} differ in "
                     f"{name} ({ours} and {theirs}); evaluate both in the same way."
                 )
+    made = [(dict(members)[path], evaluation) for path, evaluation in latest]
     return Cell.of(
         [e["top1"] if e.get("metric") is None else e[e["metric"]] for _, e in latest],
-        stale=any(is_stale(dict(members)[path], evaluation) for path, evaluation in latest),
+        stale=any(is_stale(record, evaluation) for record, evaluation in made),
+        changed=tuple(changed(*zip(*made, strict=True))) if made else (),
         failed=failed,
         paths=tuple(path for path, _ in latest),
     )
-
-
-def is_stale(record: Record, evaluation: Mapping[str, Any] | None = None) -> bool:
-    """Whether other code than today's made it; a record that does not say is not accused.
-
-    Args:
-        record: of the run.
-        evaluation: of it that is looked at; by default all.
-    """
-    evaluations = record.evaluations if evaluation is None else [evaluation]
-    made = [(record.versions.get("code"), method_code(record.method))]
-    made += [(e.get("code"), evaluation_code(e["task"])) for e in evaluations]
-    return any(then not in (None, now) for then, now in made)
 
 
 def _measured(evaluation: Mapping[str, Any], name: str) -> Any:

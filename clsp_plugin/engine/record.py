@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "add_evaluation",
     "environment",
     "find_records",
+    "made_from",
     "read_index",
     "record_path",
 ]
@@ -36,7 +38,7 @@ RECORD = "record.json"
 INDEX = "records.json"  # of a suite: which records, wherever they lie, its tables are made from
 FORMAT = 1
 # Fields that came later: a record that was written without them is a record all the same.
-_LATER = {"candidates"}
+_LATER = {"candidates", "source"}
 # An evaluation replaces an earlier one that has the same of these.
 _SAME = ("task", "protocol", "dataset", "epoch")
 
@@ -60,8 +62,9 @@ class Record:
         commit: see :func:`environment`.
         config: the whole configuration.
         evaluations: of ``evaluation.protocol``, each with ``dataset`` (evaluated on), ``epoch``
-            (of the checkpoint) and ``code`` (see ``engine.code``) besides.
+            (of the checkpoint), ``code`` (see ``engine.code``) and ``source`` besides.
         candidates: the manifest of the candidate store that was drawn from, if one was.
+        source: the configuration that was named, see :func:`made_from`; None if none was.
         format: of the file.
         digest: SHA-256 of everything else; set when saved, checked when loaded.
     """
@@ -81,6 +84,7 @@ class Record:
     config: dict[str, Any] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     candidates: dict[str, Any] | None = None
+    source: dict[str, Any] | None = None
     format: int = FORMAT
     digest: str = ""
 
@@ -189,6 +193,7 @@ def add_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> Record:
     path = Path(path)
     assert all(key in evaluation for key in _SAME), f"an evaluation has {', '.join(_SAME)}"
     evaluation = {**_plain(evaluation), "code": evaluation_code(evaluation["task"])}
+    evaluation["source"] = _SOURCE.get()
     name = [evaluation[key] for key in _SAME]
     with _locked(path.parent):
         record = Record.load(path)
@@ -196,6 +201,27 @@ def add_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> Record:
         record.evaluations = [*kept, evaluation]
         record.save(path)
     return record
+
+
+_SOURCE: ContextVar[dict[str, Any] | None] = ContextVar("source", default=None)
+
+
+@contextmanager
+def made_from(config: str, overrides: Iterable[str], settings: str) -> Iterator[None]:
+    """Note the configuration that was named in the records that are written meanwhile.
+
+    Args:
+        config: its name, or path without ending.
+        overrides: that it was given.
+        settings: a hash of both together, by which a later version knows whether they say the
+            same.
+    """
+    content = {"config": config, "overrides": list(overrides), "settings": settings}
+    token = _SOURCE.set(content)
+    try:
+        yield
+    finally:
+        _SOURCE.reset(token)
 
 
 def record_path(checkpoint: Path) -> Path:
@@ -285,8 +311,9 @@ def environment(method: str | None = None) -> dict[str, Any]:
         None), ``memory_gib``. ``versions``: of Python, torch, lightning, timm, diffusers and
         clsp_plugin, None where not installed, and ``code``, see ``engine.code``. ``commit``:
         hash of the checkout that this package is run from, with ``-dirty`` if the package differs
-        from it; None outside a checkout.
+        from it; None outside a checkout. With a method also ``source``, see :func:`made_from`.
     """
+    source = {} if method is None else {"source": _SOURCE.get()}
     versions = {name: _version(name) for name in ("lightning", "timm", "diffusers")}
     return {
         "hardware": {
@@ -303,6 +330,7 @@ def environment(method: str | None = None) -> dict[str, Any]:
             "code": None if method is None else method_code(method),
         },
         "commit": _commit(Path(__file__).parents[1]),
+        **source,
     }
 
 

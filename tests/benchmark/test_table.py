@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from clsp_plugin.benchmark.published import PAPER_NAMES, load
-from clsp_plugin.benchmark.table import Absent, family_order, is_stale, make_table
+from clsp_plugin.benchmark.stale import is_stale
+from clsp_plugin.benchmark.table import Absent, family_order, make_table
+from clsp_plugin.cli import compose
+from clsp_plugin.configurations import fingerprint
 from clsp_plugin.engine.code import evaluation_code, method_code
 from clsp_plugin.engine.record import Record, find_records
 from clsp_plugin.errors import ClspError
@@ -381,6 +384,27 @@ def test_stale_numbers_are_marked():
     assert (line["linear_stale"], line["knn_stale"]) == ("code", "")
     assert is_stale(records[0][1])
     assert not is_stale(records[1][1])
+
+
+def test_numbers_of_other_settings_than_today_s_are_marked():
+    def source(verb, config, settings=None):
+        settings = settings or fingerprint(compose(verb, config, ["seed=3"]))
+        return {"config": config, "overrides": ["++seed=4"], "settings": settings}
+
+    records = seeds("simclr", 60, 61, source=source("pretrain", "digits/simclr"))
+    records[0][1].evaluations[0]["source"] = source("linear", "linear")
+    assert "‡" not in make_table(records).to_markdown()
+    gone = seeds("byol", 60, 61, source=source("pretrain", "mine/byol", "0" * 16))
+    assert "‡" not in make_table(gone).to_markdown()  # not known is not accused
+    records[0][1].evaluations[0]["source"] = source("linear", "linear", "0" * 16)
+    table = make_table(records)
+    assert body(table)[1][2] == "60.5 ± 0.7‡"
+    assert "‡ made by other settings than its configuration has today (linear linear)" in (
+        table.to_markdown()
+    )
+    assert lines(table)[0]["linear_stale"] == "settings"
+    records[1][1].source = source("pretrain", "digits/simclr", "0" * 16)
+    assert "(pretrain digits/simclr, linear linear)" in make_table(records).to_markdown()
 
 
 def absent(method="simclr", seed=9, **point):
