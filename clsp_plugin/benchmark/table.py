@@ -58,6 +58,7 @@ _RECIPE = (
     "backbone", "optimizer", "scheduler", "method_kwargs", "momentum", "synthetic",
     "augmentations", "joint_forward",
 )  # fmt: skip
+_NONE = object()  # where a record has no such setting
 _NOT_RECIPE = {"synthetic.path", "candidates.seed"}
 
 
@@ -453,9 +454,9 @@ def make_table(
         variants: a record's path to a suite's name for its method with settings of its own.
 
     Raises:
-        ClspError: an unknown protocol or layout, no evaluation of this protocol but of another,
-            two records of one group with the same seed, records of one group whose recipes
-            differ, or an ablation of nothing.
+        ClspError: an unknown protocol, layout or setting, no evaluation of this protocol or
+            layout but of another, two records of one group with the same seed, records of one
+            group whose recipes differ, or an ablation of nothing.
     """
     check_protocol(protocol)
     if layout not in LAYOUTS:
@@ -463,6 +464,7 @@ def make_table(
     if layout == "ablation" and not by:
         raise ClspError("An ablation needs a setting: --by KEY, such as --by synthetic.weight.")
     _check_evaluated(records, protocol)
+    _check_keys(records, by, points or {})
     groups: dict[tuple, list[tuple[Path, Record]]] = {}
     for path, record in records:
         variant = (variants or {}).get(path, "")
@@ -479,6 +481,7 @@ def make_table(
             key, groups.get(key, []), missing.get(key, []), protocol, published, by, layout
         )
     ]
+    _check_shown(rows, protocol, layout)
     order = {m: n for n, m in enumerate(family_order(row.method for row in rows))}
     notes = [*_notes(records, protocol, rows), *_reasons(absent)]
     return Table(
@@ -608,18 +611,23 @@ def varying(settings: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
     return list(dict.fromkeys(name for (name, _), values in seen.items() if len(values) > 1))
 
 
-def _setting(config: Mapping[str, Any], key: str) -> Any:
-    """``config["a"]["b"]`` for ``"a.b"``, or ``""``; a block becomes its JSON."""
-    value: Any = config
+def _setting(record: Record, key: str, default: Any = "") -> Any:
+    """``config["a"]["b"]`` for ``"a.b"``, or the default; a block becomes its JSON."""
+    value: Any = _settings(record)
     for part in key.split("."):
-        value = value.get(part, "") if isinstance(value, Mapping) else ""
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = value[part]
     return json.dumps(value) if isinstance(value, (Mapping, list)) else value
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    return {**record.config, "candidates": record.candidates or {}}
 
 
 def _group(record: Record, variant: str, by: Sequence[str], point: Mapping[str, Any]) -> tuple:
     budget = (getattr(record, name) for name in BUDGET)
-    settings = {**record.config, "candidates": record.candidates or {}}
-    values = (point[key] if key in point else _setting(settings, key) for key in by)
+    values = (point[key] if key in point else _setting(record, key) for key in by)
     return (record.method, variant, record.dataset, *budget, *values)
 
 
@@ -630,6 +638,32 @@ def _check_evaluated(records: Records, protocol: str) -> None:
             f"No record has an evaluation of the {protocol} protocol, only of "
             f"{' and '.join(sorted(present))}; evaluate with `clsp linear` and `clsp knn` and "
             f"protocol={protocol}, or make the table of --protocol {sorted(present)[0]}."
+        )
+
+
+def _check_keys(
+    records: Records, by: Sequence[str], points: Mapping[Path, Mapping[str, Any]]
+) -> None:
+    """Refuse a setting that no record has: its column would be empty."""
+    for key in by:
+        if records and not any(
+            key in points.get(path, {}) or _setting(record, key, _NONE) is not _NONE
+            for path, record in records
+        ):
+            known = {name for point in points.values() for name in point}
+            for _, record in records:
+                known |= {name.removeprefix(".") for name in _flat(_settings(record), "")}
+            raise ClspError(f"--by {key}: no record has this setting{nearest(key, known)}")
+
+
+def _check_shown(rows: Sequence[Row], protocol: str, layout: str) -> None:
+    """Refuse a layout that would show nothing; runs that were not evaluated at all have a table."""
+    cells = [cell for row in rows for cell in row.cells.values()]
+    if layout != "main" and not any(cell.n or cell.failed for cell in cells):
+        verbs = " or ".join(f"`clsp {task}`" for task in LAYOUTS[layout])
+        raise ClspError(
+            f"--layout {layout} would be empty: no record has a number of {verbs} with "
+            f"the {protocol} protocol; evaluate the runs, or choose another --layout."
         )
 
 

@@ -200,6 +200,28 @@ def test_by_tells_rows_apart():
     assert [line["synthetic.weight"] for line in lines(table)] == ["0.5", "1.0"]
 
 
+def test_a_misspelt_setting_is_refused():
+    with pytest.raises(ClspError, match=r"--by synthetic\.wieght: .*mean 'synthetic\.weight'"):
+        make_table(SEEDS, by=["synthetic.wieght"])
+    with pytest.raises(ClspError, match=r"--by x: .*valid names: optimizer"):
+        make_table(SEEDS, by=["x"])
+    # one that some records have, or the suite says, is there
+    assert make_table([*SEEDS, run("byol", config={"byol": 1})], by=["byol"]).rows
+    points = {path: {"generate.w": 0.1} for path, _ in SEEDS}
+    assert make_table(SEEDS, by=["generate.w"], points=points).rows
+
+
+@pytest.mark.parametrize(
+    ("layout", "verb"), [("transfer", "transfer"), ("finetune", "finetune"), ("ablation", "linear")]
+)
+def test_a_layout_that_would_be_empty_is_refused(layout, verb):
+    found = [] if layout == "ablation" else evaluations(60)
+    with pytest.raises(ClspError, match=f"--layout {layout} would be empty: .*`clsp {verb}`"):
+        make_table([run(found=found)], layout=layout, by=["optimizer.lr"])
+    # a run that failed is something to show
+    assert make_table([], layout="transfer", absent=[absent()]).rows
+
+
 def test_the_same_seed_twice_names_both_files():
     path, record = run(found=evaluations(60))
     with pytest.raises(
