@@ -16,14 +16,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Optional
 
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from clsp_plugin.cli import compose, shipped
 from clsp_plugin.configurations import what
 from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.images import DATASETS
 from clsp_plugin.engine.code import code_hash, evaluation_code, method_code
-from clsp_plugin.engine.config import typed
+from clsp_plugin.engine.config import Data, parse_cfg, typed
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import check_protocol
 
@@ -394,9 +396,20 @@ def _hash(*parts: Any) -> str:
 
 @cache
 def _composed(verb: str, config: str, overrides: tuple[str, ...]) -> DictConfig:
-    """Each configuration once: a suite's seeds share theirs."""
-    cfg = compose(verb, config, overrides)
-    _check_configuration(verb, cfg)
+    """Each configuration once: a suite's seeds share theirs.
+
+    Raises:
+        ClspError: one that cannot be read, or that its verb would refuse.
+    """
+    try:
+        cfg = compose(verb, config, overrides)
+        _check_configuration(verb, cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        said = " ".join(overrides) or "no overrides"
+        why = str(error).strip().splitlines()[0]
+        raise ClspError(f"clsp {verb} cannot read {config} with {said}: {why}") from error
+    except ClspError as error:
+        raise ClspError(str(error) if verb == "pretrain" else f"{verb}: {error}") from error
     return cfg
 
 
@@ -406,7 +419,6 @@ def _check_configuration(verb: str, cfg: DictConfig) -> None:
     Raises:
         ClspError: see the verbs.
     """
-    from clsp_plugin.engine.config import parse_cfg
     from clsp_plugin.evaluation import verbs
     from clsp_plugin.methods import METHODS
 
@@ -415,9 +427,39 @@ def _check_configuration(verb: str, cfg: DictConfig) -> None:
     OmegaConf.set_struct(cfg, False)
     if verb == "pretrain":
         cfg = parse_cfg(cfg, METHODS)
+        if cfg.data.dataset not in DATASETS:
+            name = cfg.data.dataset
+            raise ClspError(f"data.dataset={name} is not known{nearest(name, DATASETS)}")
         METHODS[cfg.method].add_and_assert_specific_cfg(cfg)
+    elif verb in _APART:
+        _check_diffusion(verb, cfg)
     elif verb in schemas:
         typed({**OmegaConf.to_container(cfg), "pretrained_feature_extractor": "."}, schemas[verb])
+
+
+# Keys of the denoiser's and the candidates' configurations that are not among their settings.
+_APART = {
+    "denoiser": ("out", "data", "condition", "fid"),
+    "generate": ("out", "data", "condition", "denoiser", "export_npy", "dry_run"),
+}
+
+
+@dataclass
+class _OfImages:
+    """A configuration's block about images, so that messages name its keys in full."""
+
+    data: Data = field(default_factory=Data)
+
+
+def _check_diffusion(verb: str, cfg: DictConfig) -> None:
+    from clsp_plugin.diffusion.generation import GenerationSettings
+    from clsp_plugin.diffusion.settings import read_settings
+    from clsp_plugin.diffusion.training import TrainingSettings
+
+    content = OmegaConf.to_container(cfg, resolve=True)
+    typed({"data": content["data"]}, _OfImages)
+    settings = {key: value for key, value in content.items() if key not in _APART[verb]}
+    read_settings(TrainingSettings if verb == "denoiser" else GenerationSettings, settings)
 
 
 def _images(data: Mapping[str, Any], sizes: Mapping[str, int] = _SIZES) -> int | None:

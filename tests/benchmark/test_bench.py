@@ -437,6 +437,13 @@ def test_another_evaluation_takes_the_place_of_what_was_noted(plan):
         ("max_epochs=-1", "max_epochs"),
         ("method_kwargs.temprature=1", "temprature is not a setting"),
         ("seed=5", "--seeds 5"),
+        ("max_epochs=abc", "max_epochs: Value 'abc'"),
+        ("max_epochs=[1", r"clsp pretrain cannot read digits/simclr with max_epochs=\[1: "),
+        ("data.dataset=digts", "did you mean 'digits'"),
+        ("denoiser.max_epochs=abc", "denoiser: max_epochs='abc' is not valid"),
+        ("denoiser.dat.seed=1", "Unknown key 'dat'"),
+        ("generate.wx=0.1", "did you mean 'w'"),
+        ("generate.data.imagesize=8", "generate: data.imagesize is not a setting"),
     ],
 )
 def test_what_a_verb_would_refuse_is_refused_before_anything_runs(plan, override, message):
