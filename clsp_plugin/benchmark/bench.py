@@ -63,7 +63,7 @@ def _state(unit: Unit) -> str:
 
 def show_plan(plan: Plan, jobs: int) -> str:
     """What would be run, with its cost; time where a step of its kind was measured here."""
-    rates = Rates(plan)
+    rates = Rates(plan.artifacts)
     width = max(len(unit.label) for unit in plan.units)
     lines, total, unmeasured, costs = [], 0.0, set(), {}
     for unit in plan.units:

@@ -29,7 +29,7 @@ from clsp_plugin.engine.config import Data, parse_cfg, typed
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import check_protocol
 
-__all__ = ["EVALUATIONS", "Plan", "Step", "Suite", "Unit", "make_plan", "read_suite"]
+__all__ = ["EVALUATIONS", "Plan", "Step", "Suite", "Unit", "make_plan", "notes_of", "read_suite"]
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
@@ -279,6 +279,14 @@ class Step:
         return " ".join(["clsp", self.verb, "--config-name", self.config, *self.overrides, *paths])
 
 
+def notes_of(path: Path) -> dict[str, dict[str, Any]]:
+    """What was noted of the finished steps of the unit in a directory, by key."""
+    try:
+        return json.loads((path / "done.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
 @dataclass(frozen=True)
 class Unit:
     """Steps that follow each other in one directory.
@@ -308,12 +316,9 @@ class Unit:
         return [step.key for step in self.steps], about
 
     @property
-    def done(self) -> dict[str, dict[str, float]]:
-        """Keys of the steps that were finished, with the seconds that they took."""
-        try:
-            return json.loads((self.path / "done.json").read_text())
-        except (OSError, ValueError):
-            return {}
+    def done(self) -> dict[str, dict[str, Any]]:
+        """Keys of the steps that were finished, with what was noted of them."""
+        return notes_of(self.path)
 
     @property
     def missing(self) -> list[Step]:

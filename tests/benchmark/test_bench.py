@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from clsp_plugin.benchmark import suite as suites
 from clsp_plugin.benchmark.bench import Outcome, _write_quality, bench, show_plan, write_results
+from clsp_plugin.benchmark.pool import Rates
 from clsp_plugin.benchmark.published import PAPER_NAMES, load
 from clsp_plugin.benchmark.suite import Unit, make_plan, read_suite
 from clsp_plugin.benchmark.table import listing, make_table
@@ -427,6 +428,28 @@ def test_another_evaluation_takes_the_place_of_what_was_noted(plan):
         run.finish(step, 1.0)
     # the record has the last of them alone, so the first is to do again
     assert set(run.done) == {knn.key, other.key}
+
+
+def test_estimates_use_all_that_was_measured_there(plan):
+    one, other = plan(methods=["simclr"], seeds=[0]).runs[0], plan(["max_epochs=40"]).runs[0]
+    for unit, seconds in ((one, 20.0), (other, 60.0)):
+        unit.path.mkdir(parents=True)
+        unit.finish(unit.steps[0], seconds)
+    with_transfer = plan(["max_epochs=10"], evaluate=["transfer"], seeds=[3])
+    simclr, clsp = (
+        next(run for run in with_transfer.runs if run.about["method"] == method)
+        for method in ("simclr", "clsp_simclr")
+    )
+    rates = Rates(with_transfer.artifacts)
+    # 80 s of 20 + 40 epochs, of other suites' runs
+    assert rates.of(simclr.steps[0]) == pytest.approx(10 * 80 / 60)
+    assert rates.of(clsp.steps[0]) == pytest.approx(10 * 80 / 60)  # as another of its folder
+    assert simclr.steps[1].cost is None
+    assert rates.of(simclr.steps[1]) is None
+    assert "Not measured here yet: denoiser, generate, transfer." in show_plan(with_transfer, 1)
+    for unit, seconds in ((one, 3.0), (other, 5.0)):
+        unit.finish(simclr.steps[1], seconds)
+    assert Rates(with_transfer.artifacts).of(clsp.steps[1]) == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize(
