@@ -88,6 +88,7 @@ def show_plan(plan: Plan, jobs: int) -> str:
                      f"{duration(total / jobs)}.")  # fmt: skip
     if unmeasured:
         lines.append(f"Not measured here yet: {', '.join(sorted(unmeasured))}.")
+    lines += [f"Before it can be run: {line}" for line in plan.absent]
     return "\n".join(lines)
 
 
@@ -295,6 +296,9 @@ def bench(
     if dry_run:
         print(show_plan(plan, jobs))
         return None
+    if plan.absent and any(unit.missing for unit in plan.runs):
+        raise ClspError(f"Nothing was run. {' '.join(plan.absent)} Or name others: "
+                        f"transfer.datasets=[NAME,..].")  # fmt: skip
     began = time.perf_counter()
     outcome = run_plan(plan, jobs, launcher, settings)
     print(f"{suite.title}\n\n{write_results(plan, outcome)}")

@@ -22,11 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clsp_plugin.cli import compose, shipped
 from clsp_plugin.configurations import what
+from clsp_plugin.data.downstream import to_fetch
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.images import DATASETS
 from clsp_plugin.engine.code import code_hash, evaluation_code, method_code
 from clsp_plugin.engine.config import Data, parse_cfg, typed
 from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.evaluation import verbs
 from clsp_plugin.evaluation.protocol import check_protocol
 
 __all__ = ["EVALUATIONS", "Plan", "Step", "Suite", "Unit", "make_plan", "notes_of", "read_suite"]
@@ -228,11 +230,11 @@ def _check(
 
 def _routed(overrides: Sequence[str], verb: str) -> list[str]:
     """The overrides of a suite that are for a verb."""
-    verbs = ("denoiser", "generate", *EVALUATIONS)
+    own = ("denoiser", "generate", *EVALUATIONS)
     out = []
     for override in overrides:
         first, _, rest = override.partition(".")
-        if first in verbs:
+        if first in own:
             out += [rest] * (first == verb)
         elif first == "data":
             out += [override] * (verb in ("denoiser", "generate", "pretrain"))
@@ -382,6 +384,7 @@ class Plan:
         out: the directory of the tables and figures.
         artifacts: the directory of the units.
         units: in the order in which they are run.
+        absent: a sentence for each data set that has to be fetched by hand first.
     """
 
     name: str
@@ -389,6 +392,7 @@ class Plan:
     out: Path
     artifacts: Path
     units: tuple[Unit, ...]
+    absent: tuple[str, ...] = ()
 
     @property
     def runs(self) -> tuple[Unit, ...]:
@@ -424,10 +428,8 @@ def _check_configuration(verb: str, cfg: DictConfig) -> None:
     Raises:
         ClspError: see the verbs.
     """
-    from clsp_plugin.evaluation import verbs
     from clsp_plugin.methods import METHODS
 
-    schemas = {"linear": verbs.Linear, "knn": verbs.Knn, "transfer": verbs.Transfer}
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
     if verb == "pretrain":
@@ -438,8 +440,14 @@ def _check_configuration(verb: str, cfg: DictConfig) -> None:
         METHODS[cfg.method].add_and_assert_specific_cfg(cfg)
     elif verb in _APART:
         _check_diffusion(verb, cfg)
-    elif verb in schemas:
-        typed({**OmegaConf.to_container(cfg), "pretrained_feature_extractor": "."}, schemas[verb])
+    else:
+        _typed(verb, cfg)
+
+
+def _typed(verb: str, cfg: DictConfig) -> DictConfig:
+    """A complete configuration of an evaluation, of no checkpoint yet."""
+    schema = {"linear": verbs.Linear, "knn": verbs.Knn, "transfer": verbs.Transfer}[verb]
+    return typed({**OmegaConf.to_container(cfg), "pretrained_feature_extractor": "."}, schema)
 
 
 # Keys of the denoiser's and the candidates' configurations that are not among their settings.
@@ -510,6 +518,7 @@ class _Planner:
     def __init__(self, suite: DictConfig, artifacts: Path, keep_stale: bool):
         self.suite, self.artifacts, self.keep_stale = suite, artifacts, keep_stale
         self.units: dict[Path, Unit] = {}
+        self.absent: dict[str, None] = {}
 
     def place(self, folder: str, label: str, config: str, code: str) -> Path:
         """A unit's directory; that of older code if it is wanted and there is one."""
@@ -622,10 +631,23 @@ class _Planner:
             config = block.evaluations.get(verb, verb)
             given = (*_routed(overrides, verb), f"protocol={self.suite.table.protocol}")
             composed = _composed(verb, config, given)
+            if verb == "transfer":
+                self._targets(composed, cfg.data.dataset)
             asked, code = _hash(verb, OmegaConf.to_container(composed)), evaluation_code(verb)[:8]
             done = self._done(path)
             key = next((k for k in done if k.startswith(f"{asked}-")), f"{asked}-{code}")
             yield Step(verb, config, given, where, _cost(verb, composed, cfg.data), key)
+
+    def _targets(self, cfg: DictConfig, dataset: str) -> None:
+        """Note what has to be fetched by hand before runs on a data set are transferred."""
+        cfg = _typed("transfer", cfg)
+        try:
+            names = verbs.targets_of(cfg, dataset)
+        except ClspError as error:
+            raise ClspError(f"transfer: {error}") from error
+        self.absent |= dict.fromkeys(
+            filter(None, (to_fetch(name, Path(cfg.data.path)) for name in names))
+        )
 
     def _done(self, path: Path) -> list[str]:
         """Keys of what older code evaluated, the last first, if it is wanted."""
@@ -699,4 +721,4 @@ def make_plan(
             planner.quality(dataset, point)
     # what others wait for comes first
     units = sorted(planner.units.values(), key=lambda unit: _KINDS.index(unit.kind))
-    return Plan(name, suite, out, artifacts, tuple(units))
+    return Plan(name, suite, out, artifacts, tuple(units), tuple(planner.absent))

@@ -435,7 +435,8 @@ def test_estimates_use_all_that_was_measured_there(plan):
     for unit, seconds in ((one, 20.0), (other, 60.0)):
         unit.path.mkdir(parents=True)
         unit.finish(unit.steps[0], seconds)
-    with_transfer = plan(["max_epochs=10"], evaluate=["transfer"], seeds=[3])
+    changes = ["max_epochs=10", "transfer.datasets=[pets]"]
+    with_transfer = plan(changes, evaluate=["transfer"], seeds=[3])
     simclr, clsp = (
         next(run for run in with_transfer.runs if run.about["method"] == method)
         for method in ("simclr", "clsp_simclr")
@@ -472,6 +473,36 @@ def test_estimates_use_all_that_was_measured_there(plan):
 def test_what_a_verb_would_refuse_is_refused_before_anything_runs(plan, override, message):
     with pytest.raises(ClspError, match=message):
         plan([override])
+
+
+def test_what_has_to_be_fetched_by_hand_is_told_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "Before it can be run: cars is not complete" in show_plan(
+        make_plan(*read_suite("imagenet100"), tmp_path / "out"), 1
+    )
+    with pytest.raises(ClspError, match=r"fetch cars_train, .* put them in datasets/stanford_cars"):
+        bench("imagenet100", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    others = read_suite("imagenet100", ["transfer.datasets=[pets]"])
+    assert make_plan(*others, tmp_path / "out").absent == ()
+    for part in ("cars_train", "cars_test", "devkit", "cars_test_annos_withlabels.mat"):
+        (tmp_path / "datasets/stanford_cars" / part).mkdir(parents=True)
+    assert make_plan(*read_suite("imagenet100"), tmp_path / "out").absent == ()
+
+
+def test_transfer_to_no_data_set_is_refused_before_anything_runs(plan):
+    with pytest.raises(ClspError, match="transfer: No data set is named"):
+        plan(evaluate=["transfer"])
+    with pytest.raises(ClspError, match="transfer: dataset=pet is not known; did you mean 'pets'"):
+        plan(["transfer.datasets=[pet]"], evaluate=["transfer"])
+
+
+def test_the_digits_keep_early_checkpoints_and_their_places():
+    name, suite = read_suite("digits")
+    kept = make_plan(name, suite, Path("out"))
+    assert all("checkpoint.keep_prev=True" in run.steps[0].overrides for run in kept.runs)
+    suite.overrides = []
+    assert paths(make_plan(name, suite, Path("out"))) == paths(kept)
 
 
 def test_runs_that_would_be_the_same_are_refused(plan):
