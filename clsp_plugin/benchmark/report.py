@@ -17,6 +17,7 @@ from clsp_plugin.benchmark.figures.groups import group, settings, symbol, tellin
 from clsp_plugin.benchmark.figures.picture import Options, Picture
 from clsp_plugin.benchmark.figures.sheets import candidate_sheet, store_caption
 from clsp_plugin.benchmark.figures.style import rendered
+from clsp_plugin.benchmark.grid import counted
 from clsp_plugin.benchmark.inspection import summary
 from clsp_plugin.benchmark.origins import (
     images_of,
@@ -127,7 +128,7 @@ def _head(records: Records, sheets: Sequence[str]) -> str:
     methods = len({record.method for _, record in records})
     datasets = ", ".join(dict.fromkeys(record.dataset for _, record in records))
     lead = (
-        f"{len(records)} runs of {methods} method{'s' * (methods != 1)} on {datasets}; "
+        f"{counted(len(records), 'run')} of {counted(methods, 'method')} on {datasets}; "
         f"clsp-plugin {__version__}. A number in a table leads to its runs."
     )
     links = " ".join(
@@ -269,8 +270,8 @@ def _run(path: Path, record: Record, place: str) -> str:
     versions = (f"{k} {v}" for k, v in record.versions.items() if v and k != "code")
     stale, old = is_stale(record), changed([record], record.evaluations)
     facts = {
-        "pre-training": f"{record.dataset}, {record.backbone}, {record.epochs} epochs, "
-        f"{record.num_train:,} images",
+        "pre-training": f"{record.dataset}, {record.backbone}, {counted(record.epochs, 'epoch')}, "
+        + (counted(record.num_train, "image", ",") if record.num_train else "unknown images"),
         "time": _time(record),
         "hardware": hardware_of(record),
         "versions": ", ".join(versions),

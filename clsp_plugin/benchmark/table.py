@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy.stats import ttest_ind_from_stats
 
-from clsp_plugin.benchmark.grid import Grid, GridCell
+from clsp_plugin.benchmark.grid import Grid, GridCell, counted
 from clsp_plugin.benchmark.published import (
     BACKBONE,
     Published,
@@ -371,8 +371,8 @@ class Table:
         images = row.budget["num_train"]
         phrases = {
             "backbone": f"{row.budget['backbone']}",
-            "epochs": f"{row.budget['epochs']} epochs",
-            "num_train": f"{images:,} images" if isinstance(images, int) else "",
+            "epochs": counted(row.budget["epochs"], "epoch"),
+            "num_train": counted(images, "image", ",") if isinstance(images, int) else "",
         }
         shown = [phrases[name] for name in BUDGET if name not in self._shown_budget()]
         shown = [phrase for phrase in shown if phrase]
@@ -808,5 +808,5 @@ def commit_of(record: Record) -> str:
 def hardware_of(record: Record) -> str:
     """What a record's run ran on, for people."""
     hardware = record.hardware
-    cpu = f"{hardware.get('cpu', 'unknown CPU')} ({hardware.get('cores', '?')} cores)"
+    cpu = f"{hardware.get('cpu', 'unknown CPU')} ({counted(hardware.get('cores', '?'), 'core')})"
     return f"{hardware['gpu']}, {cpu}" if hardware.get("gpu") else cpu

@@ -152,7 +152,7 @@ def finetune(given: DictConfig) -> dict[str, Any] | None:
     add_evaluation(record, result)
     print(
         f"fine-tuning of {args['method']} on {result['dataset']}: top-1 {result['top1']:.2f} %, "
-        f"top-5 {result['top5']:.2f} % (after {cfg.max_epochs} epochs, "
+        f"top-5 {result['top5']:.2f} % (after {cfg.max_epochs} epoch{'s' * (cfg.max_epochs != 1)}, "
         f"{result['num_test']} test images) -> {record}"
     )
     return result

@@ -105,6 +105,13 @@ def test_caption_says_how_the_numbers_came_about():
         assert phrase in caption
 
 
+def test_one_is_singular():
+    one = run(epochs=1, num_train=1, found=evaluations(60), hardware={"cpu": "A", "cores": 1})
+    text = make_table([one]).to_markdown()
+    assert "resnet18, 1 epoch, 1 image." in text
+    assert "A (1 core)." in text
+
+
 def test_cells_with_other_numbers_of_seeds_say_so():
     table = make_table([*SEEDS, run(seed=9, found=evaluations(61.7))])
     assert body(table)[1][1:] == ["3 to 4", "61.5 ± 1.4 (n = 4)", "51.0 ± 1.7 (n = 3)"]
