@@ -86,7 +86,7 @@ def _multirun(
         "+unit=" + ",".join(map(_quoted, files)), f"+folder={_quoted(os.getcwd())}",
         f"hydra.sweep.dir={_quoted(str((plan.out / 'launcher').resolve()))}",
         "hydra.output_subdir=null", "hydra/hydra_logging=disabled", "hydra/job_logging=disabled",
-        *settings,
+        *(f"++{setting}" for setting in settings),  # some launchers do not list all of theirs
     ]  # fmt: skip
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
     try:

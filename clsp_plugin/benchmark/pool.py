@@ -123,7 +123,8 @@ class Child:
         """Why it failed, after it ended."""
         code = self.process.returncode
         if code == 0:
-            return "it ended without a word" if self.unit.missing else None
+            stopped = "it ended before it was done, without an error: something stopped it"
+            return stopped if self.unit.missing else None
         if code < 0:
             return f"killed by signal {-code}"
         lines = [line.strip() for line in re.split(r"[\r\n]+", self.said()) if line.strip()]

@@ -354,8 +354,10 @@ def test_killed_and_started_again_it_ends_with_the_same_table(tmp_path, monkeypa
     (unit,) = Path("killed/runs").iterdir()
     until(lambda: not locked(unit))  # the run ends by itself
     assert not list(unit.glob("*/*/record.json"))
+    # with a setting that Hydra's configuration does not list
+    given = [*SMALL, "hydra.job.env_set.CLSP_TRIED=1"]
     with pytest.raises(ClspError, match="1 of 2 runs failed"):
-        bench("mine.yaml", Path("killed"), launcher="basic", overrides=SMALL)
+        bench("mine.yaml", Path("killed"), launcher="basic", overrides=given)
     assert "Continuing from" in (unit / "log.txt").read_text()
     assert lines(Path("killed")) == table
     curves = [find_records([out / "runs"])[0][1].curve for out in (Path("alone"), Path("killed"))]
