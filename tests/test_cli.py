@@ -246,6 +246,7 @@ def test_a_configuration_that_was_changed_since_is_told(clsp, tmp_path):
     record = next(tmp_path.glob("trained_models/*/*/record.json"))
     assert Record.load(record).source["config"] == "mine/simclr"
     assert clsp("knn", f"pretrained_feature_extractor={record.parent}", "k=[1,5]")[0] == 0
+    assert Record.load(record).evaluations[0]["source"]["config"] == "knn"
     assert "‡" not in clsp("table", "trained_models")[1]
     file = tmp_path / "mine/simclr.yaml"
     file.write_text(file.read_text().replace("temperature: 0.2", "temperature: 0.3"))

@@ -62,7 +62,8 @@ class Record:
         commit: see :func:`environment`.
         config: the whole configuration.
         evaluations: of ``evaluation.protocol``, each with ``dataset`` (evaluated on), ``epoch``
-            (of the checkpoint), ``code`` (see ``engine.code``) and ``source`` besides.
+            (of the checkpoint), ``code`` (see ``engine.code``) and, if a configuration was
+            named, ``source`` besides.
         candidates: the manifest of the candidate store that was drawn from, if one was.
         source: the configuration that was named, see :func:`made_from`; None if none was.
         format: of the file.
@@ -193,7 +194,8 @@ def add_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> Record:
     path = Path(path)
     assert all(key in evaluation for key in _SAME), f"an evaluation has {', '.join(_SAME)}"
     evaluation = {**_plain(evaluation), "code": evaluation_code(evaluation["task"])}
-    evaluation["source"] = _SOURCE.get()
+    if _SOURCE.get() is not None:
+        evaluation["source"] = _SOURCE.get()
     name = [evaluation[key] for key in _SAME]
     with _locked(path.parent):
         record = Record.load(path)
