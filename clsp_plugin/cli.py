@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clsp_plugin import __version__
-from clsp_plugin.configurations import shipped
+from clsp_plugin.configurations import fingerprint, shipped
 from clsp_plugin.errors import ClspError, nearest
 
 __all__ = ["compose", "main", "shipped", "task_of"]
@@ -128,6 +128,14 @@ def _locate(verb: str, path: str | None, name: str | None) -> tuple[Path, str]:
     raise ClspError(f"There is no {name}.yaml {where}{nearest(name, names)}")
 
 
+def _source(verb: str, path: str | None, folder: Path, stem: str) -> str:
+    """The name by which :func:`compose` finds a configuration again, from the same directory."""
+    root = (shipped() / verb).resolve()
+    if folder.is_relative_to(root):
+        return (folder / stem).relative_to(root).as_posix()
+    return (Path(path or ".") / stem).as_posix()
+
+
 def _overrides(args: Sequence[str], folder: Path) -> list[str]:
     """Let ``key=value`` add settings as well as change them; unknown ones are refused later."""
     out = []
@@ -195,6 +203,8 @@ def _hydra(verb: str, args: list[str]) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from clsp_plugin.engine.record import made_from
+
     original = list(sys.argv)
     args = list(args)
     path = _take(args, "--config-path", "-cp")
@@ -202,13 +212,16 @@ def _hydra(verb: str, args: list[str]) -> None:
     folder, stem = _locate(verb, path, name)
     task = task_of(verb)
 
+    source = _source(verb, path, folder, stem)
     told: list[ClspError] = []
 
     def run(cfg):
         sys.argv = original  # what a launcher of further processes has to repeat
+        given = HydraConfig.get().overrides.task
         OmegaConf.set_struct(cfg, False)
         try:
-            return task(cfg)
+            with made_from(source, given, fingerprint(cfg)):
+                return task(cfg)
         except ClspError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # the launcher may be another process
@@ -235,7 +248,7 @@ def _table(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="clsp table", description="Turn the records of runs into a table."
     )
-    parser.add_argument("paths", nargs="+", help="records, or folders that hold some")
+    parser.add_argument("paths", nargs="+", help="records, or folders of runs or of a suite")
     parser.add_argument(
         "--format", choices=("markdown", "csv", "latex", "html"), default="markdown"
     )
@@ -256,12 +269,15 @@ def _table(args: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="write to a new file instead of the screen")
     options = parser.parse_args(args)
 
-    from clsp_plugin.benchmark.table import make_table
+    from clsp_plugin.benchmark.table import listing, make_table
     from clsp_plugin.engine.record import find_records
 
+    records = find_records(options.paths)
+    told = listing(options.paths, records)
     table = make_table(
-        find_records(options.paths), protocol=options.protocol, published=options.published,
-        by=options.by, layout=options.layout, decimals=options.decimals,
+        records, protocol=options.protocol, published=options.published,
+        by=options.by or told.by, layout=options.layout, decimals=options.decimals,
+        points=told.points, variants=told.variants,
     )  # fmt: skip
     text = table.render(options.format, options.out and options.out.parent)
     if options.out is None:
@@ -291,11 +307,7 @@ def _figures(args: list[str]) -> None:
     from clsp_plugin.benchmark.figures.draw import write_figures
     from clsp_plugin.engine.record import find_records
 
-    drawn = write_figures(
-        find_records(options.paths), options.out, protocol=options.protocol,
-        published=options.published, limit=options.limit, reports=options.reports,
-        only=options.only,
-    )  # fmt: skip
+    drawn = write_figures(find_records(options.paths), options.out, _drawing(options), options.only)
     for path in drawn.files:
         print(path)
     for line in drawn.missing:
@@ -305,7 +317,7 @@ def _figures(args: list[str]) -> None:
 
 
 def _add_drawing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", help="records, or folders that hold some")
+    parser.add_argument("paths", nargs="+", help="records, or folders of runs or of a suite")
     parser.add_argument("--protocol", default="strict", help="strict (default) or paper")
     parser.add_argument(
         "--published", action="store_true", help="put published numbers beside ours"
@@ -318,6 +330,15 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
         "--reports", action="append", default=[], metavar="PATH",
         help="of `clsp inspect`, or a folder of some, besides those in the stores",
     )  # fmt: skip
+
+
+def _drawing(given: argparse.Namespace):
+    """What :func:`_add_drawing` was given, as options of the figures."""
+    from clsp_plugin.benchmark.figures.picture import Options
+    from clsp_plugin.benchmark.origins import read_reports
+
+    reports = read_reports(given.reports)
+    return Options(given.protocol, given.published, given.limit, reports)
 
 
 def _report(args: list[str]) -> None:
@@ -335,10 +356,7 @@ def _report(args: list[str]) -> None:
     from clsp_plugin.benchmark.report import write_report
     from clsp_plugin.engine.record import find_records
 
-    write_report(
-        find_records(options.paths), options.out, protocol=options.protocol,
-        published=options.published, limit=options.limit, reports=options.reports,
-    )  # fmt: skip
+    write_report(find_records(options.paths), options.out, _drawing(options))
     print(f"Written to {options.out}")
 
 

@@ -1,11 +1,40 @@
-"""Where the configurations are that ship with the package."""
+"""Where the configurations are that ship with the package, and what of one makes a number."""
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
-__all__ = ["shipped"]
+from omegaconf import DictConfig, OmegaConf
+
+__all__ = ["fingerprint", "shipped", "what"]
+
+# Blocks of a configuration that say where and how fast, not what.
+_NOT_WHAT = (
+    "auto_resume", "auto_umap", "checkpoint", "dali", "debug_augmentations", "name",
+    "performance", "resume_from_checkpoint", "wandb",
+)  # fmt: skip
 
 
 def shipped() -> Path:
     """The folder of configurations: ``scripts/`` of a checkout, or inside the package."""
     inside = Path(__file__).parent / "scripts"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "scripts"
+
+
+def what(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration without where and how fast."""
+    content = {k: v for k, v in OmegaConf.to_container(cfg).items() if k not in _NOT_WHAT}
+    if isinstance(content.get("synthetic"), dict):
+        content["synthetic"].pop("path", None)
+    if isinstance(content.get("data"), dict):
+        content["data"].pop("num_workers", None)
+    return content
+
+
+def fingerprint(cfg: DictConfig) -> str:
+    """16 digits of a SHA-256 of :func:`what`; neither the seed nor the checkpoint is part of it."""
+    left_out = ("seed", "pretrained_feature_extractor")
+    content = {key: value for key, value in what(cfg).items() if key not in left_out}
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

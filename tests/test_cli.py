@@ -1,6 +1,7 @@
 """The command line as a person meets it: bad input is one sentence, exit code 2, no traceback."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from PIL import Image
 
 from clsp_plugin import cli
-from clsp_plugin.engine.record import find_records
+from clsp_plugin.benchmark import stale
+from clsp_plugin.configurations import shipped
+from clsp_plugin.engine.record import Record, find_records
 
 TINY = [
     "data.num_train=48", "data.num_val=20", "backbone.kwargs.channels=[8,8,8,8]",
@@ -234,3 +237,18 @@ def test_a_sweep_runs_every_combination(clsp, tmp_path):
                         "hydra.sweep.dir=.", "hydra.sweep.subdir=.")  # fmt: skip
     assert code == 0, err
     assert sorted(record.seed for _, record in find_records([tmp_path])) == [0, 1]
+
+
+def test_a_configuration_that_was_changed_since_is_told(clsp, tmp_path):
+    shutil.copytree(shipped() / "pretrain/digits", tmp_path / "mine")
+    code, _, err = clsp("pretrain", "--config-path", "mine", "--config-name", "simclr", *TINY)
+    assert code == 0, err
+    record = next(tmp_path.glob("trained_models/*/*/record.json"))
+    assert Record.load(record).source["config"] == "mine/simclr"
+    assert clsp("knn", f"pretrained_feature_extractor={record.parent}", "k=[1,5]")[0] == 0
+    assert Record.load(record).evaluations[0]["source"]["config"] == "knn"
+    assert "‡" not in clsp("table", "trained_models")[1]
+    file = tmp_path / "mine/simclr.yaml"
+    file.write_text(file.read_text().replace("temperature: 0.2", "temperature: 0.3"))
+    stale._today.cache_clear()  # of this process
+    assert "(pretrain mine/simclr)" in clsp("table", "trained_models")[1]

@@ -8,6 +8,7 @@ launchers can start the processes instead, see ``benchmark.launch``.
 import csv
 import io
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,12 @@ from pathlib import Path
 
 from clsp_plugin.benchmark.figures import candidate_sheet, store_caption, training_curves
 from clsp_plugin.benchmark.figures.draw import write_figures
+from clsp_plugin.benchmark.figures.picture import Options
 from clsp_plugin.benchmark.grid import FORMATS
 from clsp_plugin.benchmark.launch import check_launcher, launch
+from clsp_plugin.benchmark.origins import read_reports
 from clsp_plugin.benchmark.pool import Pool, Rates, default_jobs, duration
+from clsp_plugin.benchmark.report import write_report
 from clsp_plugin.benchmark.suite import Plan, Unit, make_plan, measure, read_suite
 from clsp_plugin.benchmark.table import Absent, Records, make_table
 from clsp_plugin.cli import compose
@@ -25,7 +29,7 @@ from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.images import load_images
 from clsp_plugin.data.store import CandidateStore
 from clsp_plugin.engine.config import Data, typed
-from clsp_plugin.engine.record import find_records
+from clsp_plugin.engine.record import INDEX, find_records
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.protocol import check_protocol
 
@@ -59,7 +63,7 @@ def _state(unit: Unit) -> str:
 
 def show_plan(plan: Plan, jobs: int) -> str:
     """What would be run, with its cost; time where a step of its kind was measured here."""
-    rates = Rates(plan)
+    rates = Rates(plan.artifacts)
     width = max(len(unit.label) for unit in plan.units)
     lines, total, unmeasured, costs = [], 0.0, set(), {}
     for unit in plan.units:
@@ -84,6 +88,7 @@ def show_plan(plan: Plan, jobs: int) -> str:
                      f"{duration(total / jobs)}.")  # fmt: skip
     if unmeasured:
         lines.append(f"Not measured here yet: {', '.join(sorted(unmeasured))}.")
+    lines += [f"Before it can be run: {line}" for line in plan.absent]
     return "\n".join(lines)
 
 
@@ -138,15 +143,18 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
     found = [*outcome.runs, *(unit for unit, _ in outcome.failures if unit.record)]
     records = find_records([unit.record for unit in found]) if found else []
     points = {unit.record: unit.about["point"] for unit in found}
+    variants = {unit.record: unit.about["variant"] for unit in found}
     absent = [
         Absent(**unit.about, reason=reason, tasks=tuple(step.verb for step in unit.missing))
         for unit, reason in outcome.failures
     ]
+    _write_index(plan, found)
     settings, texts = plan.suite.table, []
     for layout in settings.layout:
         table = make_table(
             records, protocol=settings.protocol, published=settings.published,
             by=list(plan.suite.vary), layout=layout, absent=absent, points=points,
+            variants=variants,
         )  # fmt: skip
         texts.append(table.to_markdown())
         for name, suffix in FORMATS.items():
@@ -160,6 +168,19 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
     return "\n".join(texts)
 
 
+def _write_index(plan: Plan, runs: Sequence[Unit]) -> None:
+    """``records.json``, by which the directory of the tables stands for the suite's records."""
+    records = [
+        {
+            "path": Path(os.path.relpath(run.record, plan.out)).as_posix(),
+            **{key: run.about[key] for key in ("variant", "point")},
+        }
+        for run in runs
+    ]
+    content = {"by": list(plan.suite.vary), "records": records}
+    _write(plan.out / INDEX, json.dumps(content, indent=1) + "\n")
+
+
 def _draw(plan: Plan, records: Records) -> None:
     """The suite's figures."""
     if any(record.curve for _, record in records):
@@ -167,12 +188,10 @@ def _draw(plan: Plan, records: Records) -> None:
             training_curves(records, plan.out / f"curves.{suffix}")
     if records:
         settings = plan.suite.table
-        reports = [unit.product for unit in plan.units if unit.kind == "quality" and unit.made]
-        folder = "figures-paper" if settings.protocol == "paper" else "figures"
-        write_figures(
-            records, plan.out / folder, protocol=settings.protocol,
-            published=settings.published, reports=reports,
-        )  # fmt: skip
+        stores = [unit.product for unit in plan.units if unit.kind == "quality" and unit.made]
+        options = Options(settings.protocol, settings.published, reports=read_reports(stores))
+        drawn = write_figures(records, plan.out / _named(plan, "figures"), options)
+        write_report(records, plan.out / f"{_named(plan, 'report')}.html", options, drawn)
 
 
 def _write(path: Path, text: str) -> None:
@@ -181,9 +200,11 @@ def _write(path: Path, text: str) -> None:
 
 def _table_name(plan: Plan, layout: str) -> str:
     """``table``; another layout than the first and the paper's protocol are part of the name."""
-    settings = plan.suite.table
-    words = ["table", *[layout] * (layout != settings.layout[0])]
-    return "-".join([*words, *["paper"] * (settings.protocol == "paper")])
+    return _named(plan, "table", *[layout] * (layout != plan.suite.table.layout[0]))
+
+
+def _named(plan: Plan, *words: str) -> str:
+    return "-".join([*words, *["paper"] * (plan.suite.table.protocol == "paper")])
 
 
 def _write_quality(plan: Plan) -> None:
@@ -275,6 +296,9 @@ def bench(
     if dry_run:
         print(show_plan(plan, jobs))
         return None
+    if plan.absent and any(unit.missing for unit in plan.runs):
+        raise ClspError(f"Nothing was run. {' '.join(plan.absent)} Or name others: "
+                        f"transfer.datasets=[NAME,..].")  # fmt: skip
     began = time.perf_counter()
     outcome = run_plan(plan, jobs, launcher, settings)
     print(f"{suite.title}\n\n{write_results(plan, outcome)}")

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-__all__ = ["FORMATS", "Grid", "GridCell"]
+__all__ = ["FORMATS", "Grid", "GridCell", "counted"]
 
 FORMATS = {"markdown": ".md", "csv": ".csv", "latex": ".tex", "html": ".html"}
 
@@ -20,6 +21,11 @@ _TEX = {
     "±": r"$\pm$", "→": r"$\to$", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "λ": r"$\lambda$",
     "<": "$<$", ">": "$>$",
 }  # fmt: skip
+
+
+def counted(number: Any, noun: str, form: str = "") -> str:
+    """``1 epoch``, ``20 epochs``; with the format ``,`` also ``2,000 images``."""
+    return f"{number:{form}} {noun}{'s' * (number != 1)}"
 
 
 @dataclass(frozen=True)

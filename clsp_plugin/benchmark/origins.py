@@ -1,7 +1,8 @@
 """What a record's run was made from and left behind, where that is still there.
 
-A record names paths as its run saw them, which may have been started from another directory: they
-are looked for there, from the current directory, and beside the record, upwards.
+A record names paths as its run saw them, which may have been started from another directory, and
+the folders may have been moved since: they are looked for there, from the current directory, and
+beside the record, upwards; a store also by the end of its path, since its manifest tells it apart.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from clsp_plugin.data.images import ImageArray, load_images
-from clsp_plugin.data.store import CandidateStore
+from clsp_plugin.data.store import MANIFEST, CandidateStore
 from clsp_plugin.engine.checkpoint import epoch_of
 from clsp_plugin.engine.config import Data, typed
 from clsp_plugin.engine.record import Record
@@ -37,6 +38,16 @@ def _located(name: str | Path, record: Path) -> Path | None:
     return next((place / name for place in places if (place / name).exists()), None)
 
 
+def _moved(name: str, path: Path, record: Record) -> Path | None:
+    """A store that was moved together with its run: the end of its path, in a folder above."""
+    ends = [Path(*Path(name).parts[start:]) for start in range(1, len(Path(name).parts))]
+    for place in (folder / end for end in ends for folder in path.resolve().parents):
+        manifest = CandidateStore(place).manifest if (place / MANIFEST).is_file() else None
+        if manifest is not None and _same(vars(manifest), record.candidates):
+            return place
+    return None
+
+
 def checkpoints_of(path: Path, record: Record) -> list[Path]:
     """A run's checkpoints that were kept, early ones first."""
     if record.checkpoint is None:
@@ -56,11 +67,12 @@ def store_of(path: Path, record: Record) -> CandidateStore:
     synthetic = record.config.get("synthetic") or {}
     if record.candidates is None or not synthetic.get("path"):
         raise ClspError(f"{_who(record)} drew from no candidate store.")
-    found = _located(synthetic["path"], path)
+    found = _located(synthetic["path"], path) or _moved(synthetic["path"], path, record)
     if found is None:
         raise ClspError(
-            f"The candidate store {synthetic['path']} of {_who(record)} is not there any more; "
-            f"put it back, or make it again with `clsp generate`."
+            f"The candidate store {synthetic['path']} of {_who(record)} is neither there nor, by "
+            f"the end of that path, in a folder above {path}; if runs were moved, move the store "
+            f"with them, or make it again with `clsp generate`."
         )
     manifest = CandidateStore(found).manifest
     if manifest is None or not _same(vars(manifest), record.candidates):

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from clsp_plugin.benchmark.suite import Plan, Step, Unit
+from clsp_plugin.benchmark.suite import Plan, Step, Unit, notes_of
 from clsp_plugin.benchmark.unit import describe
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.engine.record import Record
@@ -38,30 +38,40 @@ def duration(seconds: float) -> str:
 
 
 class Rates:
-    """Seconds a cost unit, measured on the units of a plan that are done.
+    """What steps take, measured on all units that were made in a folder, of any suite.
 
-    A method has a rate of its own; until it has one, that of the verb stands in for it.
+    A step takes its cost times the seconds a cost unit, or, where no cost is known of it, what one
+    of its kind took in the mean. Steps of its own configuration tell; until there are some, those
+    of the configuration's folder do, and then all of its verb.
     """
 
-    def __init__(self, plan: Plan):
-        self.seconds: dict[tuple[str, str | None], float] = {}
-        self.cost: dict[tuple[str, str | None], float] = {}
-        for unit in plan.units:
-            for note in unit.done.values():
-                if note["cost"]:
-                    self.add(note["verb"], note.get("config"), note["cost"], note["seconds"])
+    def __init__(self, artifacts: Path):
+        # of steps with a cost, and of those without: the sums of their costs, or their number
+        self.sums: dict[tuple[str, str | None, bool], tuple[float, float]] = {}
+        for file in artifacts.glob("*/*/done.json"):
+            for note in notes_of(file.parent).values():
+                self.add(note["verb"], note.get("config"), note["cost"], note["seconds"])
 
-    def add(self, verb: str, config: str | None, cost: float, seconds: float) -> None:
-        for key in {(verb, config), (verb, None)}:
-            self.seconds[key] = self.seconds.get(key, 0.0) + seconds
-            self.cost[key] = self.cost.get(key, 0.0) + cost
+    def add(self, verb: str, config: str | None, cost: float | None, seconds: float) -> None:
+        for name in _kinds(config):
+            for known, amount in ((True, cost), (False, 1)):
+                if amount:
+                    took, of = self.sums.get((verb, name, known), (0.0, 0.0))
+                    self.sums[verb, name, known] = (took + seconds, of + amount)
 
     def of(self, step: Step) -> float | None:
         """Seconds that a step takes; None while no such step was measured."""
-        for key in ((step.verb, step.config), (step.verb, None)):
-            if step.cost and key in self.cost:
-                return step.cost * self.seconds[key] / self.cost[key]
+        for known, amount in ((True, step.cost), (False, 1)):
+            for name in _kinds(step.config) if amount else ():
+                if (step.verb, name, known) in self.sums:
+                    took, of = self.sums[step.verb, name, known]
+                    return amount * took / of
         return None
+
+
+def _kinds(config: str | None) -> list[str | None]:
+    """A configuration, its folder, and any."""
+    return list(dict.fromkeys([config, config and str(Path(config).parent), None]))
 
 
 class Child:
@@ -113,7 +123,8 @@ class Child:
         """Why it failed, after it ended."""
         code = self.process.returncode
         if code == 0:
-            return "it ended without a word" if self.unit.missing else None
+            stopped = "it ended before it was done, without an error: something stopped it"
+            return stopped if self.unit.missing else None
         if code < 0:
             return f"killed by signal {-code}"
         lines = [line.strip() for line in re.split(r"[\r\n]+", self.said()) if line.strip()]
@@ -132,7 +143,7 @@ class Pool:
 
     def __init__(self, plan: Plan, jobs: int):
         self.plan, self.jobs = plan, jobs
-        self.rates = Rates(plan)
+        self.rates = Rates(plan.artifacts)
         self.running: list[Child] = []
         self.waiting = [unit for unit in plan.units if unit.missing]
         self.pending = {unit.path for unit in self.waiting}
@@ -178,7 +189,7 @@ class Pool:
             self._tell(child.unit, reason, bar)
             return
         self.pending.discard(child.unit.path)
-        self.rates = Rates(self.plan)
+        self.rates = Rates(self.plan.artifacts)
         seconds = duration(time.perf_counter() - child.began)
         self._tell(child.unit, None, bar, f"{_score(child.unit)}{seconds}")
 
@@ -198,7 +209,7 @@ class Pool:
         rates = copy.deepcopy(self.rates)
         for _, step, share, seconds in far:  # a first estimate, before anything is done
             if step and share >= _TELLING and step.cost and rates.of(step) is None:
-                rates.add(step.verb, step.config, step.cost * share, seconds)
+                rates.add(step.verb, step.config, step.cost, seconds / share)
         left = [child.left(rates) for child in self.running]
         left += [rates.of(step) for unit in self.waiting for step in unit.missing]
         known = [seconds for seconds in left if seconds is not None]

@@ -12,26 +12,26 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from clsp_plugin import __version__
-from clsp_plugin.benchmark.figures.draw import draw
+from clsp_plugin.benchmark.figures.draw import Drawn, draw
 from clsp_plugin.benchmark.figures.groups import group, settings, symbol, telling, value_of
 from clsp_plugin.benchmark.figures.picture import Options, Picture
 from clsp_plugin.benchmark.figures.sheets import candidate_sheet, store_caption
 from clsp_plugin.benchmark.figures.style import rendered
+from clsp_plugin.benchmark.grid import counted
 from clsp_plugin.benchmark.inspection import summary
 from clsp_plugin.benchmark.origins import (
     images_of,
-    read_reports,
     some_of_each,
     store_of,
     store_report,
 )
+from clsp_plugin.benchmark.stale import changed, is_stale
 from clsp_plugin.benchmark.table import (
     BUDGET,
     LAYOUTS,
     Records,
     commit_of,
     hardware_of,
-    is_stale,
     make_table,
 )
 from clsp_plugin.data.files import write_whole
@@ -85,23 +85,15 @@ pre { background: var(--soft); padding: .75rem; overflow-x: auto; font-size: .8r
 
 
 def write_report(
-    records: Records,
-    out: str | Path,
-    *,
-    protocol: str = "strict",
-    published: bool = False,
-    limit: int = 1000,
-    reports: Sequence[str | Path] = (),
+    records: Records, out: str | Path, options: Options, drawn: Drawn | None = None
 ) -> None:
     """Write a page with tables, figures, sheets of candidates, and every run behind them.
 
     Args:
         records: with the paths they were loaded from, as ``find_records`` returns them.
         out: of the file; an earlier report is replaced, any other file is not.
-        protocol: whose evaluations the figures draw; there is a table for each.
-        published: put published numbers beside ours.
-        limit: images that figures of features look at, at most.
-        reports: of ``clsp inspect``, or folders that hold some, besides those in the stores.
+        options: see there; the figures are of one protocol, and there is a table for each.
+        drawn: the figures, where they were drawn already.
 
     Raises:
         ClspError: a bad option, or another file is there.
@@ -109,14 +101,13 @@ def write_report(
     out = Path(out)
     if out.exists() and not _is_report(out):
         raise ClspError(f"{out} exists and is no report of ours; choose another --out.")
-    options = Options(protocol, published, limit, read_reports(reports))
-    drawn = draw(records, options)
+    drawn = draw(records, options) if drawn is None else drawn
     sheets, absent = _sheets(records, options)
     places = {path: f"run-{number}" for number, (path, _) in enumerate(records, 1)}
     parts = [
         _head(records, sheets),
         "<h2 id=tables>Tables</h2>",
-        *_tables(records, published, places),
+        *_tables(records, options.published, places),
         "<h2 id=figures>Figures</h2>",
         *map(_figure, drawn.pictures),
         *_missing([*drawn.missing, *absent]),
@@ -137,7 +128,7 @@ def _head(records: Records, sheets: Sequence[str]) -> str:
     methods = len({record.method for _, record in records})
     datasets = ", ".join(dict.fromkeys(record.dataset for _, record in records))
     lead = (
-        f"{len(records)} runs of {methods} method{'s' * (methods != 1)} on {datasets}; "
+        f"{counted(len(records), 'run')} of {counted(methods, 'method')} on {datasets}; "
         f"clsp-plugin {__version__}. A number in a table leads to its runs."
     )
     links = " ".join(
@@ -277,14 +268,15 @@ def _runs(records: Records, places: Mapping[Path, str]) -> Iterator[str]:
 
 def _run(path: Path, record: Record, place: str) -> str:
     versions = (f"{k} {v}" for k, v in record.versions.items() if v and k != "code")
-    stale = is_stale(record)
+    stale, old = is_stale(record), changed([record], record.evaluations)
     facts = {
-        "pre-training": f"{record.dataset}, {record.backbone}, {record.epochs} epochs, "
-        f"{record.num_train:,} images",
+        "pre-training": f"{record.dataset}, {record.backbone}, {counted(record.epochs, 'epoch')}, "
+        + (counted(record.num_train, "image", ",") if record.num_train else "unknown images"),
         "time": _time(record),
         "hardware": hardware_of(record),
         "versions": ", ".join(versions),
         "commit": commit_of(record) + " (other code than this version's)" * stale,
+        "changed since": f"the settings of {', '.join(old)}" if old else "",
         "checkpoint": record.checkpoint or "none was kept",
         "record": str(path),
     }

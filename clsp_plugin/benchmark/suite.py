@@ -16,17 +16,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Optional
 
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from clsp_plugin.cli import compose, shipped
+from clsp_plugin.configurations import what
+from clsp_plugin.data.downstream import to_fetch
 from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.images import DATASETS
 from clsp_plugin.engine.code import code_hash, evaluation_code, method_code
-from clsp_plugin.engine.config import typed
+from clsp_plugin.engine.config import Data, parse_cfg, typed
 from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.evaluation import verbs
 from clsp_plugin.evaluation.protocol import check_protocol
 
-__all__ = ["EVALUATIONS", "Plan", "Step", "Suite", "Unit", "make_plan", "read_suite"]
+__all__ = ["EVALUATIONS", "Plan", "Step", "Suite", "Unit", "make_plan", "notes_of", "read_suite"]
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
@@ -34,11 +39,6 @@ EVALUATIONS = ("linear", "knn", "transfer")
 # An encoder is a run that is not in the table.
 _KINDS = ("denoiser", "candidates", "encoder", "run", "quality")
 LAYOUTS = ("main", "transfer", "ablation")
-# Blocks of a configuration that say where and how fast, not what.
-_NOT_WHAT = (
-    "auto_resume", "auto_umap", "checkpoint", "dali", "debug_augmentations", "name",
-    "performance", "resume_from_checkpoint", "wandb",
-)  # fmt: skip
 # Training images of data sets whose size is known without reading them; and about how many there
 # are where copies differ a little, for the cost alone.
 _SIZES = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000}
@@ -230,11 +230,11 @@ def _check(
 
 def _routed(overrides: Sequence[str], verb: str) -> list[str]:
     """The overrides of a suite that are for a verb."""
-    verbs = ("denoiser", "generate", *EVALUATIONS)
+    own = ("denoiser", "generate", *EVALUATIONS)
     out = []
     for override in overrides:
         first, _, rest = override.partition(".")
-        if first in verbs:
+        if first in own:
             out += [rest] * (first == verb)
         elif first == "data":
             out += [override] * (verb in ("denoiser", "generate", "pretrain"))
@@ -281,6 +281,14 @@ class Step:
         return " ".join(["clsp", self.verb, "--config-name", self.config, *self.overrides, *paths])
 
 
+def notes_of(path: Path) -> dict[str, dict[str, Any]]:
+    """What was noted of the finished steps of the unit in a directory, by key."""
+    try:
+        return json.loads((path / "done.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
 @dataclass(frozen=True)
 class Unit:
     """Steps that follow each other in one directory.
@@ -291,8 +299,9 @@ class Unit:
         path: of its directory.
         steps: in their order.
         needs: paths of the units that must be there before.
-        about: of a run: ``method``, ``dataset``, ``seed``, ``budget`` and ``point``, the values of
-            what the suite varies; of a quality ``dataset`` and ``point``.
+        about: of a run: ``method``, ``variant`` (its name, if it is one), ``dataset``, ``seed``,
+            ``budget`` and ``point``, the values of what the suite varies; of a quality
+            ``dataset`` and ``point``.
     """
 
     kind: str
@@ -305,15 +314,13 @@ class Unit:
     @property
     def what(self) -> tuple[list[str], dict[str, Any]]:
         """What is run and evaluated, and for which place in a table."""
-        return [step.key for step in self.steps], self.about
+        about = {key: value for key, value in self.about.items() if key != "variant"}
+        return [step.key for step in self.steps], about
 
     @property
-    def done(self) -> dict[str, dict[str, float]]:
-        """Keys of the steps that were finished, with the seconds that they took."""
-        try:
-            return json.loads((self.path / "done.json").read_text())
-        except (OSError, ValueError):
-            return {}
+    def done(self) -> dict[str, dict[str, Any]]:
+        """Keys of the steps that were finished, with what was noted of them."""
+        return notes_of(self.path)
 
     @property
     def missing(self) -> list[Step]:
@@ -377,6 +384,7 @@ class Plan:
         out: the directory of the tables and figures.
         artifacts: the directory of the units.
         units: in the order in which they are run.
+        absent: a sentence for each data set that has to be fetched by hand first.
     """
 
     name: str
@@ -384,6 +392,7 @@ class Plan:
     out: Path
     artifacts: Path
     units: tuple[Unit, ...]
+    absent: tuple[str, ...] = ()
 
     @property
     def runs(self) -> tuple[Unit, ...]:
@@ -396,9 +405,20 @@ def _hash(*parts: Any) -> str:
 
 @cache
 def _composed(verb: str, config: str, overrides: tuple[str, ...]) -> DictConfig:
-    """Each configuration once: a suite's seeds share theirs."""
-    cfg = compose(verb, config, overrides)
-    _check_configuration(verb, cfg)
+    """Each configuration once: a suite's seeds share theirs.
+
+    Raises:
+        ClspError: one that cannot be read, or that its verb would refuse.
+    """
+    try:
+        cfg = compose(verb, config, overrides)
+        _check_configuration(verb, cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        said = " ".join(overrides) or "no overrides"
+        why = str(error).strip().splitlines()[0]
+        raise ClspError(f"clsp {verb} cannot read {config} with {said}: {why}") from error
+    except ClspError as error:
+        raise ClspError(str(error) if verb == "pretrain" else f"{verb}: {error}") from error
     return cfg
 
 
@@ -408,27 +428,51 @@ def _check_configuration(verb: str, cfg: DictConfig) -> None:
     Raises:
         ClspError: see the verbs.
     """
-    from clsp_plugin.engine.config import parse_cfg
-    from clsp_plugin.evaluation import verbs
     from clsp_plugin.methods import METHODS
 
-    schemas = {"linear": verbs.Linear, "knn": verbs.Knn, "transfer": verbs.Transfer}
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
     if verb == "pretrain":
         cfg = parse_cfg(cfg, METHODS)
+        if cfg.data.dataset not in DATASETS:
+            name = cfg.data.dataset
+            raise ClspError(f"data.dataset={name} is not known{nearest(name, DATASETS)}")
         METHODS[cfg.method].add_and_assert_specific_cfg(cfg)
-    elif verb in schemas:
-        typed({**OmegaConf.to_container(cfg), "pretrained_feature_extractor": "."}, schemas[verb])
+    elif verb in _APART:
+        _check_diffusion(verb, cfg)
+    else:
+        _typed(verb, cfg)
 
 
-def _what(cfg: DictConfig) -> dict[str, Any]:
-    """A configuration without where and how fast."""
-    content = {k: v for k, v in OmegaConf.to_container(cfg).items() if k not in _NOT_WHAT}
-    if "synthetic" in content:
-        content["synthetic"].pop("path", None)
-    content.get("data", {}).pop("num_workers", None)
-    return content
+def _typed(verb: str, cfg: DictConfig) -> DictConfig:
+    """A complete configuration of an evaluation, of no checkpoint yet."""
+    schema = {"linear": verbs.Linear, "knn": verbs.Knn, "transfer": verbs.Transfer}[verb]
+    return typed({**OmegaConf.to_container(cfg), "pretrained_feature_extractor": "."}, schema)
+
+
+# Keys of the denoiser's and the candidates' configurations that are not among their settings.
+_APART = {
+    "denoiser": ("out", "data", "condition", "fid"),
+    "generate": ("out", "data", "condition", "denoiser", "export_npy", "dry_run"),
+}
+
+
+@dataclass
+class _OfImages:
+    """A configuration's block about images, so that messages name its keys in full."""
+
+    data: Data = field(default_factory=Data)
+
+
+def _check_diffusion(verb: str, cfg: DictConfig) -> None:
+    from clsp_plugin.diffusion.generation import GenerationSettings
+    from clsp_plugin.diffusion.settings import read_settings
+    from clsp_plugin.diffusion.training import TrainingSettings
+
+    content = OmegaConf.to_container(cfg, resolve=True)
+    typed({"data": content["data"]}, _OfImages)
+    settings = {key: value for key, value in content.items() if key not in _APART[verb]}
+    read_settings(TrainingSettings if verb == "denoiser" else GenerationSettings, settings)
 
 
 def _images(data: Mapping[str, Any], sizes: Mapping[str, int] = _SIZES) -> int | None:
@@ -474,6 +518,7 @@ class _Planner:
     def __init__(self, suite: DictConfig, artifacts: Path, keep_stale: bool):
         self.suite, self.artifacts, self.keep_stale = suite, artifacts, keep_stale
         self.units: dict[Path, Unit] = {}
+        self.absent: dict[str, None] = {}
 
     def place(self, folder: str, label: str, config: str, code: str) -> Path:
         """A unit's directory; that of older code if it is wanted and there is one."""
@@ -492,6 +537,8 @@ class _Planner:
                 f"{known.label} and {unit.label} are the same run, so their numbers would be too; "
                 f"leave one out, or vary a setting of the pre-training that its method uses."
             )
+        if known.about.get("variant") and unit.what == known.what:
+            self.units[unit.path] = unit  # two names of one run: a method's own is the better one
         return known
 
     def overrides(self, dataset: str, method: str, point: Mapping[str, Any]) -> list[str]:
@@ -519,7 +566,7 @@ class _Planner:
             )
         given = tuple(_routed(overrides, "generate"))
         cfg = _composed("generate", block.generate, given)
-        needs, paths, parts = (), {}, [{**_what(cfg), "out": None}]
+        needs, paths, parts = (), {}, [{**what(cfg), "out": None}]
         if block.denoiser is not None:
             trained = self._denoiser(dataset, block.denoiser, overrides, point)
             needs, paths = (trained.path,), {"denoiser": str(trained.product)}
@@ -536,7 +583,7 @@ class _Planner:
     ) -> Unit:
         given = tuple(_routed(overrides, "denoiser"))
         cfg = _composed("denoiser", config, given)
-        key = _hash({**_what(cfg), "out": None})
+        key = _hash({**what(cfg), "out": None})
         path = self.place("denoisers", dataset, key, code_hash(*_CODE["denoisers"]))
         paths = {"out": str(path / "denoiser")}
         step = Step("denoiser", config, given, paths, _cost("denoiser", cfg, cfg.data), key)
@@ -553,7 +600,7 @@ class _Planner:
         variant = suite.variants.get(method)
         config = f"{block.configs}/{method if variant is None else variant.config}"
         cfg = _composed("pretrain", config, given)
-        needs, paths, parts = (), {}, [{**_what(cfg), "seed": seed}]
+        needs, paths, parts = (), {}, [{**what(cfg), "seed": seed}]
         if _wants_candidates(cfg):
             store = self.candidates(dataset, overrides, point)
             needs, paths = (store.path,), {"synthetic.path": str(store.product)}
@@ -571,6 +618,7 @@ class _Planner:
         images = _images(cfg.data)
         budget = {"backbone": cfg.backbone.name, "epochs": cfg.max_epochs, "num_train": images}
         about = {"method": cfg.method, "dataset": cfg.data.dataset, "seed": seed}
+        about["variant"] = "" if variant is None else method
         about |= {"point": point, "budget": budget}
         people = ", ".join([method, dataset, *_words(point), f"seed {seed}"])
         return self.add(Unit(kind, people, path, tuple(steps), needs, about))
@@ -583,10 +631,23 @@ class _Planner:
             config = block.evaluations.get(verb, verb)
             given = (*_routed(overrides, verb), f"protocol={self.suite.table.protocol}")
             composed = _composed(verb, config, given)
-            what, code = _hash(verb, OmegaConf.to_container(composed)), evaluation_code(verb)[:8]
+            if verb == "transfer":
+                self._targets(composed, cfg.data.dataset)
+            asked, code = _hash(verb, OmegaConf.to_container(composed)), evaluation_code(verb)[:8]
             done = self._done(path)
-            key = next((k for k in done if k.startswith(f"{what}-")), f"{what}-{code}")
+            key = next((k for k in done if k.startswith(f"{asked}-")), f"{asked}-{code}")
             yield Step(verb, config, given, where, _cost(verb, composed, cfg.data), key)
+
+    def _targets(self, cfg: DictConfig, dataset: str) -> None:
+        """Note what has to be fetched by hand before runs on a data set are transferred."""
+        cfg = _typed("transfer", cfg)
+        try:
+            names = verbs.targets_of(cfg, dataset)
+        except ClspError as error:
+            raise ClspError(f"transfer: {error}") from error
+        self.absent |= dict.fromkeys(
+            filter(None, (to_fetch(name, Path(cfg.data.path)) for name in names))
+        )
 
     def _done(self, path: Path) -> list[str]:
         """Keys of what older code evaluated, the last first, if it is wanted."""
@@ -660,4 +721,4 @@ def make_plan(
             planner.quality(dataset, point)
     # what others wait for comes first
     units = sorted(planner.units.values(), key=lambda unit: _KINDS.index(unit.kind))
-    return Plan(name, suite, out, artifacts, tuple(units))
+    return Plan(name, suite, out, artifacts, tuple(units), tuple(planner.absent))

@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy.stats import ttest_ind_from_stats
 
-from clsp_plugin.benchmark.grid import Grid, GridCell
+from clsp_plugin.benchmark.grid import Grid, GridCell, counted
 from clsp_plugin.benchmark.published import (
     BACKBONE,
     Published,
@@ -19,17 +19,18 @@ from clsp_plugin.benchmark.published import (
     published_ablation,
     published_transfer,
 )
+from clsp_plugin.benchmark.stale import CHANGED, STALE, changed, is_stale
 from clsp_plugin.data.downstream import DOWNSTREAM
 from clsp_plugin.data.images import DATASETS
-from clsp_plugin.engine.code import evaluation_code, method_code
-from clsp_plugin.engine.record import Record
+from clsp_plugin.engine.record import Record, read_index
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
 from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
 
 __all__ = [
-    "BUDGET", "LAYOUTS", "TASKS", "Absent", "Cell", "Row", "Table", "check_seeds", "commit_of",
-    "family_order", "hardware_of", "is_stale", "make_table", "recipe", "varying",
+    "BUDGET", "LAYOUTS", "TASKS", "Absent", "Cell", "Listing", "Row", "Table", "check_seeds",
+    "commit_of", "family_order", "hardware_of", "listing", "make_table", "recipe",
+    "varying",
 ]  # fmt: skip
 
 Records = Sequence[tuple[Path, Record]]
@@ -46,7 +47,6 @@ LAYOUTS = {
 BUDGET = ("backbone", "epochs", "num_train")
 _HEADINGS = {"num_train": "images"}
 _LEVEL = 0.05  # of the test that makes a number bold
-_STALE = "†"
 # Families stay together: a method, its controls, then the method with synthetic positives.
 _ORDER = (
     "simclr", "simclr_aug", "simclr_ft", "dcl", "clsp_noaug", "clsp_simclr",
@@ -58,6 +58,7 @@ _RECIPE = (
     "backbone", "optimizer", "scheduler", "method_kwargs", "momentum", "synthetic",
     "augmentations", "joint_forward",
 )  # fmt: skip
+_NONE = object()  # where a record has no such setting
 _NOT_RECIPE = {"synthetic.path", "candidates.seed"}
 
 
@@ -73,6 +74,7 @@ class Absent:
         reason: why, for people.
         point: the values of what a suite varies.
         tasks: the evaluations that it lacks; none named: all.
+        variant: a suite's name for a method with settings of its own.
     """
 
     method: str
@@ -82,6 +84,7 @@ class Absent:
     reason: str
     point: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
+    variant: str = ""
 
     def lacks(self, task: str) -> bool:
         """Whether the number of an evaluation is not there."""
@@ -97,6 +100,7 @@ class Cell:
         mean: over them; None without any.
         std: sample standard deviation (n - 1 in the denominator); None below two.
         stale: whether a number was made by other code than today's.
+        changed: configurations that say something else today than a number was made by.
         failed: seeds that were wanted and have no number.
         paths: of the records.
     """
@@ -105,6 +109,7 @@ class Cell:
     mean: float | None
     std: float | None
     stale: bool = False
+    changed: tuple[str, ...] = ()
     failed: int = 0
     paths: tuple[Path, ...] = ()
 
@@ -124,7 +129,11 @@ class Cell:
         spread = "" if self.std is None else f" ± {self.std:.{decimals}f}"
         notes = [f"n = {self.n}"] * count + [f"{self.failed} failed"] * bool(self.failed)
         more = f" ({', '.join(notes)})" if notes else ""
-        return f"{self.mean:.{decimals}f}{spread}{more}" + _STALE * self.stale
+        return f"{self.mean:.{decimals}f}{spread}{more}" + self.marks
+
+    @property
+    def marks(self) -> str:
+        return STALE * self.stale + CHANGED * bool(self.changed)
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,7 @@ class Row:
         budget: the group's ``backbone``, ``epochs``, ``num_train``, and what ``by`` names.
         cells: a task to its accuracy.
         paper: the published numbers, if asked for and there are any.
+        variant: a suite's name for a method with settings of its own.
     """
 
     method: str
@@ -146,6 +156,11 @@ class Row:
     budget: dict[str, Any]
     cells: dict[str, Cell]
     paper: Published | None
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.variant or self.method
 
     @property
     def heading(self) -> str:
@@ -183,22 +198,35 @@ class Table:
         return LAYOUTS[self.layout]
 
     def to_csv(self) -> str:
-        """A line a row: names, ``{task}_n``, ``_mean`` and ``_std`` in percent, the paper's."""
+        """A line a row: names; of each task the parts of a cell, numbers in percent; the paper's.
+
+        ``{task}_stale`` says what is of an older version: ``code``, ``settings`` or both.
+        """
         out = io.StringIO()
-        names = ["method", "dataset", "evaluated_on", *BUDGET, *self.by, "protocol"]
-        names += [f"{task}_{part}" for task in self.tasks for part in ("n", "mean", "std")]
+        variants = ["variant"] * any(row.variant for row in self.rows)
+        names = ["method", *variants, "dataset", "evaluated_on", *BUDGET, *self.by, "protocol"]
+        parts = ("n", "mean", "std", "failed", "stale")
+        names += [f"{task}_{part}" for task in self.tasks for part in parts]
         if self.published:
-            names += [*(f"paper_{task}" for task in self.tasks), "paper_epochs"]
+            names += [f"{word}_{task}" for task in self.tasks for word in ("paper", "minus_paper")]
+            names.append("paper_epochs")
         writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
         writer.writeheader()
         for row in self.rows:
             line = {"method": row.method, "dataset": row.dataset, "evaluated_on": row.target}
+            line |= {"variant": row.variant} if variants else {}
             line |= {**row.budget, "protocol": self.protocol}
             for task in self.tasks:
                 cell = row.cells[task]
-                line |= {f"{task}_{part}": getattr(cell, part) for part in ("n", "mean", "std")}
+                line |= {f"{task}_{part}": getattr(cell, part) for part in parts}
+                old = ["code"] * cell.stale + ["settings"] * bool(cell.changed)
+                line[f"{task}_stale"] = " and ".join(old)
+                if row.paper:
+                    number = getattr(row.paper, task)
+                    known = None not in (number, cell.mean)
+                    line[f"paper_{task}"] = number
+                    line[f"minus_paper_{task}"] = cell.mean - number if known else None
             if row.paper:
-                line |= {f"paper_{task}": getattr(row.paper, task) for task in self.tasks}
                 line["paper_epochs"] = row.paper.epochs
             writer.writerow({key: "" if value is None else value for key, value in line.items()})
         return out.getvalue()
@@ -247,11 +275,11 @@ class Table:
 
     def _key(self, row: Row, extra: Sequence[str]) -> tuple:
         values = tuple(row.budget[name] for name in extra)
-        return values if self.layout == "ablation" else (row.method, *values)
+        return values if self.layout == "ablation" else (row.name, *values)
 
     def _column(self, row: Row) -> str:
-        several = self.layout == "ablation" and len({r.method for r in self.rows}) > 1
-        return f"{row.method} {row.heading}" if several else row.heading
+        several = self.layout == "ablation" and len({r.name for r in self.rows}) > 1
+        return f"{row.name} {row.heading}" if several else row.heading
 
     def _shown_budget(self) -> list[str]:
         """The parts of the budget in which rows of one data set differ."""
@@ -343,8 +371,8 @@ class Table:
         images = row.budget["num_train"]
         phrases = {
             "backbone": f"{row.budget['backbone']}",
-            "epochs": f"{row.budget['epochs']} epochs",
-            "num_train": f"{images:,} images" if isinstance(images, int) else "",
+            "epochs": counted(row.budget["epochs"], "epoch"),
+            "num_train": counted(images, "image", ",") if isinstance(images, int) else "",
         }
         shown = [phrases[name] for name in BUDGET if name not in self._shown_budget()]
         shown = [phrase for phrase in shown if phrase]
@@ -403,11 +431,12 @@ def make_table(
     decimals: int = 1,
     absent: Sequence[Absent] = (),
     points: Mapping[Path, Mapping[str, Any]] | None = None,
+    variants: Mapping[Path, str] | None = None,
 ) -> Table:
     """Average records over seeds.
 
-    Records are one group when method, data set, backbone, epochs and number of images agree, and
-    the values of ``by``. Groups of different budgets are different rows, never one mean.
+    Records are one group when method, variant, data set, backbone, epochs and number of images
+    agree, and the values of ``by``. Groups of different budgets are different rows, never one mean.
 
     Args:
         records: with the paths they were loaded from, as ``find_records`` returns them.
@@ -422,11 +451,12 @@ def make_table(
         decimals: of what is shown.
         absent: runs that were wanted and have no number.
         points: a record's path to values of ``by`` that its configuration does not hold.
+        variants: a record's path to a suite's name for its method with settings of its own.
 
     Raises:
-        ClspError: an unknown protocol or layout, no evaluation of this protocol but of another,
-            two records of one group with the same seed, records of one group whose recipes
-            differ, or an ablation of nothing.
+        ClspError: an unknown protocol, layout or setting, no evaluation of this protocol or
+            layout but of another, two records of one group with the same seed, records of one
+            group whose recipes differ, or an ablation of nothing.
     """
     check_protocol(protocol)
     if layout not in LAYOUTS:
@@ -434,9 +464,11 @@ def make_table(
     if layout == "ablation" and not by:
         raise ClspError("An ablation needs a setting: --by KEY, such as --by synthetic.weight.")
     _check_evaluated(records, protocol)
+    _check_keys(records, by, points or {})
     groups: dict[tuple, list[tuple[Path, Record]]] = {}
     for path, record in records:
-        key = _group(record, by, (points or {}).get(path, {}))
+        variant = (variants or {}).get(path, "")
+        key = _group(record, variant, by, (points or {}).get(path, {}))
         groups.setdefault(key, []).append((path, record))
     for members in groups.values():
         check_seeds(members)
@@ -449,6 +481,7 @@ def make_table(
             key, groups.get(key, []), missing.get(key, []), protocol, published, by, layout
         )
     ]
+    _check_shown(rows, protocol, layout)
     order = {m: n for n, m in enumerate(family_order(row.method for row in rows))}
     notes = [*_notes(records, protocol, rows), *_reasons(absent)]
     return Table(
@@ -464,8 +497,40 @@ def make_table(
     )
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What suites say of records, see ``engine.record.read_index``; arguments of a table.
+
+    Attributes:
+        by: settings that tell rows apart.
+        points: a record's path to values of ``by``.
+        variants: a record's path to the name of its variant.
+    """
+
+    by: list[str] = field(default_factory=list)
+    points: dict[Path, Mapping[str, Any]] = field(default_factory=dict)
+    variants: dict[Path, str] = field(default_factory=dict)
+
+
+def listing(paths: Iterable[str | Path], records: Records) -> Listing:
+    """What the suites among some paths say of their records.
+
+    Args:
+        paths: that ``find_records`` was given.
+        records: that it found.
+    """
+    out, names = Listing(), {path.resolve(): path for path, _ in records}
+    for index in filter(None, (read_index(Path(path)) for path in paths)):
+        out.by.extend(key for key in index["by"] if key not in out.by)
+        for file, about in index["records"]:
+            path = names[file.resolve()]
+            out.points[path] = about.get("point", {})
+            out.variants[path] = about.get("variant", "")
+    return out
+
+
 def _place(row: Row, order: Mapping[str, int], by: Sequence[str], layout: str) -> tuple:
-    budget = (order[row.method], row.budget["epochs"])
+    budget = (order[row.method], row.budget["epochs"], row.variant)
     if layout != "ablation":
         return budget
     values = (row.budget[key] for key in by)
@@ -479,9 +544,15 @@ def _missing(
     out: dict[tuple, list[Absent]] = {}
     for run in absent:
         budget = tuple(run.budget.get(name) for name in BUDGET)
-        key = (run.method, run.dataset, *budget, *(run.point.get(name, "") for name in by))
+        key = (
+            run.method,
+            run.variant,
+            run.dataset,
+            *budget,
+            *(run.point.get(name, "") for name in by),
+        )
         # what is not known of it is as in the other runs on its data set
-        likely = next((k for k in groups if k[1] == run.dataset), key)
+        likely = next((k for k in groups if k[2] == run.dataset), key)
         key = tuple(b if a is None else a for a, b in zip(key, likely, strict=True))
         out.setdefault(key, []).append(run)
     return out
@@ -489,7 +560,7 @@ def _missing(
 
 def _reasons(absent: Sequence[Absent]) -> list[str]:
     return [
-        f"Failed: {run.method} on {run.dataset}, seed {run.seed}"
+        f"Failed: {run.variant or run.method} on {run.dataset}, seed {run.seed}"
         + "".join(f", {key}={value}" for key, value in run.point.items())
         + f": {run.reason.rstrip('.')}."
         for run in absent
@@ -499,8 +570,14 @@ def _reasons(absent: Sequence[Absent]) -> list[str]:
 def _notes(records: Records, protocol: str, rows: Sequence[Row]) -> list[str]:
     """What a reader of the table has to know of the records."""
     notes = []
-    if any(cell.stale for row in rows for cell in row.cells.values()):
-        notes.append(f"{_STALE} made by other code than that of this version; run it again.")
+    cells = [cell for row in rows for cell in row.cells.values()]
+    if any(cell.stale for cell in cells):
+        notes.append(f"{STALE} made by other code than that of this version; run it again.")
+    if other := dict.fromkeys(name for cell in cells for name in cell.changed):
+        notes.append(
+            f"{CHANGED} made by other settings than its configuration has today "
+            f"({', '.join(other)}); run it again."
+        )
     other = [
         f"{record.method} on {record.dataset}, seed {record.seed}"
         for _, record in records
@@ -534,19 +611,24 @@ def varying(settings: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
     return list(dict.fromkeys(name for (name, _), values in seen.items() if len(values) > 1))
 
 
-def _setting(config: Mapping[str, Any], key: str) -> Any:
-    """``config["a"]["b"]`` for ``"a.b"``, or ``""``; a block becomes its JSON."""
-    value: Any = config
+def _setting(record: Record, key: str, default: Any = "") -> Any:
+    """``config["a"]["b"]`` for ``"a.b"``, or the default; a block becomes its JSON."""
+    value: Any = _settings(record)
     for part in key.split("."):
-        value = value.get(part, "") if isinstance(value, Mapping) else ""
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = value[part]
     return json.dumps(value) if isinstance(value, (Mapping, list)) else value
 
 
-def _group(record: Record, by: Sequence[str], point: Mapping[str, Any]) -> tuple:
+def _settings(record: Record) -> dict[str, Any]:
+    return {**record.config, "candidates": record.candidates or {}}
+
+
+def _group(record: Record, variant: str, by: Sequence[str], point: Mapping[str, Any]) -> tuple:
     budget = (getattr(record, name) for name in BUDGET)
-    settings = {**record.config, "candidates": record.candidates or {}}
-    values = (point[key] if key in point else _setting(settings, key) for key in by)
-    return (record.method, record.dataset, *budget, *values)
+    values = (point[key] if key in point else _setting(record, key) for key in by)
+    return (record.method, variant, record.dataset, *budget, *values)
 
 
 def _check_evaluated(records: Records, protocol: str) -> None:
@@ -556,6 +638,32 @@ def _check_evaluated(records: Records, protocol: str) -> None:
             f"No record has an evaluation of the {protocol} protocol, only of "
             f"{' and '.join(sorted(present))}; evaluate with `clsp linear` and `clsp knn` and "
             f"protocol={protocol}, or make the table of --protocol {sorted(present)[0]}."
+        )
+
+
+def _check_keys(
+    records: Records, by: Sequence[str], points: Mapping[Path, Mapping[str, Any]]
+) -> None:
+    """Refuse a setting that no record has: its column would be empty."""
+    for key in by:
+        if records and not any(
+            key in points.get(path, {}) or _setting(record, key, _NONE) is not _NONE
+            for path, record in records
+        ):
+            known = {name for point in points.values() for name in point}
+            for _, record in records:
+                known |= {name.removeprefix(".") for name in _flat(_settings(record), "")}
+            raise ClspError(f"--by {key}: no record has this setting{nearest(key, known)}")
+
+
+def _check_shown(rows: Sequence[Row], protocol: str, layout: str) -> None:
+    """Refuse a layout that would show nothing; runs that were not evaluated at all have a table."""
+    cells = [cell for row in rows for cell in row.cells.values()]
+    if layout != "main" and not any(cell.n or cell.failed for cell in cells):
+        verbs = " or ".join(f"`clsp {task}`" for task in LAYOUTS[layout])
+        raise ClspError(
+            f"--layout {layout} would be empty: no record has a number of {verbs} with "
+            f"the {protocol} protocol; evaluate the runs, or choose another --layout."
         )
 
 
@@ -612,7 +720,7 @@ def _rows(
     layout: str,
 ) -> list[Row]:
     """A group's row for its own data set, and one for each other it was evaluated on."""
-    method, dataset, *values = key
+    method, variant, dataset, *values = key
     budget = dict(zip((*BUDGET, *by), values, strict=True))
     tasks = LAYOUTS[layout]
     targets = [] if layout == "transfer" else [dataset]
@@ -628,7 +736,7 @@ def _rows(
         paper = _published(method, dataset, target, budget, by, layout) if known else None
         failed = {task: sum(run.lacks(task) for run in absent) for task in tasks}
         cells = {task: _cell(members, task, protocol, target, failed[task]) for task in tasks}
-        rows.append(Row(method, dataset, target, budget, cells, paper))
+        rows.append(Row(method, dataset, target, budget, cells, paper, variant))
     return rows
 
 
@@ -672,25 +780,14 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
                     f"The latest {TASKS[task]} evaluations of {first_path} and {path} differ in "
                     f"{name} ({ours} and {theirs}); evaluate both in the same way."
                 )
+    made = [(dict(members)[path], evaluation) for path, evaluation in latest]
     return Cell.of(
         [e["top1"] if e.get("metric") is None else e[e["metric"]] for _, e in latest],
-        stale=any(is_stale(dict(members)[path], evaluation) for path, evaluation in latest),
+        stale=any(is_stale(record, evaluation) for record, evaluation in made),
+        changed=tuple(changed(*zip(*made, strict=True))) if made else (),
         failed=failed,
         paths=tuple(path for path, _ in latest),
     )
-
-
-def is_stale(record: Record, evaluation: Mapping[str, Any] | None = None) -> bool:
-    """Whether other code than today's made it; a record that does not say is not accused.
-
-    Args:
-        record: of the run.
-        evaluation: of it that is looked at; by default all.
-    """
-    evaluations = record.evaluations if evaluation is None else [evaluation]
-    made = [(record.versions.get("code"), method_code(record.method))]
-    made += [(e.get("code"), evaluation_code(e["task"])) for e in evaluations]
-    return any(then not in (None, now) for then, now in made)
 
 
 def _measured(evaluation: Mapping[str, Any], name: str) -> Any:
@@ -711,5 +808,5 @@ def commit_of(record: Record) -> str:
 def hardware_of(record: Record) -> str:
     """What a record's run ran on, for people."""
     hardware = record.hardware
-    cpu = f"{hardware.get('cpu', 'unknown CPU')} ({hardware.get('cores', '?')} cores)"
+    cpu = f"{hardware.get('cpu', 'unknown CPU')} ({counted(hardware.get('cores', '?'), 'core')})"
     return f"{hardware['gpu']}, {cpu}" if hardware.get("gpu") else cpu

@@ -16,9 +16,11 @@ from omegaconf import OmegaConf
 
 from clsp_plugin.benchmark.suite import Step, Unit
 from clsp_plugin.cli import compose, task_of
+from clsp_plugin.configurations import fingerprint
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.images import load_images
 from clsp_plugin.engine.config import Data, typed
+from clsp_plugin.engine.record import made_from
 from clsp_plugin.errors import ClspError
 
 __all__ = ["describe", "read_unit", "run_unit"]
@@ -63,10 +65,12 @@ def run_unit(unit: Unit) -> None:
 
 def _run(step: Step) -> None:
     cfg = compose(step.verb, step.config, step.overrides)
+    source = made_from(step.config, step.overrides, fingerprint(cfg))
     OmegaConf.set_struct(cfg, False)
     for key, value in step.paths.items():
         OmegaConf.update(cfg, key, value, force_add=True)
-    task_of(step.verb)(cfg)
+    with source:
+        task_of(step.verb)(cfg)
 
 
 def _inspect(step: Step) -> None:

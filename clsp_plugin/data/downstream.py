@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from clsp_plugin.data.images import ImageArray, load_images, open_torchvision, to_pixels
 from clsp_plugin.errors import ClspError, nearest
 
-__all__ = ["DOWNSTREAM", "Downstream", "ImageStream", "load_downstream"]
+__all__ = ["DOWNSTREAM", "Downstream", "ImageStream", "load_downstream", "to_fetch"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,15 @@ class _Source:
         folder: below ``data.path``, without which the data set counts as absent.
         metric: ``top1``, or ``mean_class``, the mean over classes of their top-1.
         parts: ours to the arguments that make it. ``all`` has no split of its own.
-        download: whether torchvision can fetch it.
+        by_hand: what of it a person has to fetch where torchvision cannot, below the first part
+            of ``folder``; none: torchvision can.
     """
 
     loader: str
     folder: str
     metric: str
     parts: Mapping[str, Mapping[str, Any]]
-    download: bool = True
+    by_hand: tuple[str, ...] = ()
 
 
 def _splits(**names: str) -> dict[str, dict[str, Any]]:
@@ -47,7 +48,8 @@ _SOURCES = {
     ),
     "cars": _Source(
         "StanfordCars", "stanford_cars/devkit", "top1",
-        _splits(train="train", test="test"), download=False,
+        _splits(train="train", test="test"),
+        by_hand=("cars_train", "cars_test", "devkit", "cars_test_annos_withlabels.mat"),
     ),
     "dtd": _Source("DTD", "dtd/dtd", "top1", _splits(train="train", val="val", test="test")),
     "flowers": _Source(
@@ -172,11 +174,32 @@ def load_downstream(name: str, root: Path, size: int, partition: int = 1) -> Dow
     for part, which in source.parts.items():
         opened = open_torchvision(
             name, source.loader, root, source.folder, "set data.path to the folder it is in",
-            download=source.download, **which, **own,
+            download=not source.by_hand, **which, **own,
         )  # fmt: skip
         label = "/".join([name, *(str(v) for v in {**which, **own}.values())])
         parts[part] = ImageStream(opened, size, label, identity)
     return Downstream(name, source.metric, parts, own.get("partition"))
+
+
+def to_fetch(name: str, root: Path) -> str | None:
+    """What a person has to fetch before a data set can be opened, and where to put it.
+
+    Args:
+        name: in ``DOWNSTREAM``.
+        root: see :func:`load_downstream`.
+
+    Returns:
+        A sentence; None where all is there, or torchvision can download it.
+    """
+    source = _SOURCES.get(name)
+    folder = root / source.folder.split("/")[0] if source else root
+    absent = [part for part in (source.by_hand if source else ()) if not (folder / part).exists()]
+    if not absent:
+        return None
+    return (
+        f"{name} is not complete and torchvision cannot download it: fetch {', '.join(absent)} of "
+        f"{source.loader} and put them in {folder}."
+    )
 
 
 def _cifar(name: str, root: Path) -> dict[str, ImageArray]:

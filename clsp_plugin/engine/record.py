@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
@@ -22,18 +23,22 @@ from clsp_plugin.errors import ClspError
 
 __all__ = [
     "FORMAT",
+    "INDEX",
     "RECORD",
     "Record",
     "add_evaluation",
     "environment",
     "find_records",
+    "made_from",
+    "read_index",
     "record_path",
 ]
 
 RECORD = "record.json"
+INDEX = "records.json"  # of a suite: which records, wherever they lie, its tables are made from
 FORMAT = 1
 # Fields that came later: a record that was written without them is a record all the same.
-_LATER = {"candidates"}
+_LATER = {"candidates", "source"}
 # An evaluation replaces an earlier one that has the same of these.
 _SAME = ("task", "protocol", "dataset", "epoch")
 
@@ -57,8 +62,10 @@ class Record:
         commit: see :func:`environment`.
         config: the whole configuration.
         evaluations: of ``evaluation.protocol``, each with ``dataset`` (evaluated on), ``epoch``
-            (of the checkpoint) and ``code`` (see ``engine.code``) besides.
+            (of the checkpoint), ``code`` (see ``engine.code``) and, if a configuration was
+            named, ``source`` besides.
         candidates: the manifest of the candidate store that was drawn from, if one was.
+        source: the configuration that was named, see :func:`made_from`; None if none was.
         format: of the file.
         digest: SHA-256 of everything else; set when saved, checked when loaded.
     """
@@ -78,6 +85,7 @@ class Record:
     config: dict[str, Any] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     candidates: dict[str, Any] | None = None
+    source: dict[str, Any] | None = None
     format: int = FORMAT
     digest: str = ""
 
@@ -186,6 +194,8 @@ def add_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> Record:
     path = Path(path)
     assert all(key in evaluation for key in _SAME), f"an evaluation has {', '.join(_SAME)}"
     evaluation = {**_plain(evaluation), "code": evaluation_code(evaluation["task"])}
+    if _SOURCE.get() is not None:
+        evaluation["source"] = _SOURCE.get()
     name = [evaluation[key] for key in _SAME]
     with _locked(path.parent):
         record = Record.load(path)
@@ -193,6 +203,27 @@ def add_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> Record:
         record.evaluations = [*kept, evaluation]
         record.save(path)
     return record
+
+
+_SOURCE: ContextVar[dict[str, Any] | None] = ContextVar("source", default=None)
+
+
+@contextmanager
+def made_from(config: str, overrides: Iterable[str], settings: str) -> Iterator[None]:
+    """Note the configuration that was named in the records that are written meanwhile.
+
+    Args:
+        config: its name, or path without ending.
+        overrides: that it was given.
+        settings: a hash of both together, by which a later version knows whether they say the
+            same.
+    """
+    content = {"config": config, "overrides": list(overrides), "settings": settings}
+    token = _SOURCE.set(content)
+    try:
+        yield
+    finally:
+        _SOURCE.reset(token)
 
 
 def record_path(checkpoint: Path) -> Path:
@@ -206,7 +237,8 @@ def find_records(paths: Iterable[str | Path]) -> list[tuple[Path, Record]]:
     """Load records, each once, in the order of ``paths`` and by name inside a directory.
 
     Args:
-        paths: records, or directories that are searched recursively for ``record.json`` and
+        paths: records, or directories. One of a suite stands for the records that its
+            ``records.json`` names; any other is searched recursively for ``record.json`` and
             ``*.record.json``.
 
     Raises:
@@ -217,7 +249,7 @@ def find_records(paths: Iterable[str | Path]) -> list[tuple[Path, Record]]:
     for path in paths:
         if not path.exists():
             raise ClspError(f"{path} does not exist; name a {RECORD} or a directory of runs.")
-        for file in sorted(path.rglob(f"*{RECORD}")) if path.is_dir() else [path]:
+        for file in _files(path):
             found.setdefault(file.resolve(), file)
     if not found:
         raise ClspError(
@@ -225,6 +257,49 @@ def find_records(paths: Iterable[str | Path]) -> list[tuple[Path, Record]]:
             f"directory of a run that `clsp pretrain` finished."
         )
     return [(file, Record.load(file)) for file in found.values()]
+
+
+def _files(path: Path) -> list[Path]:
+    index = read_index(path)
+    if index is not None:
+        return [file for file, _ in index["records"]]
+    return sorted(path.rglob(f"*{RECORD}")) if path.is_dir() else [path]
+
+
+def read_index(path: Path) -> dict[str, Any] | None:
+    """The index of a suite's directory.
+
+    Args:
+        path: of the directory, or of its ``records.json``.
+
+    Returns:
+        ``by``, the settings that tell its rows apart, and ``records``: of each its path and what
+        the suite says of it, ``variant`` and ``point``. None where there is no index.
+
+    Raises:
+        ClspError: it cannot be read, or names a record that is not there any more.
+    """
+    file = path / INDEX if path.is_dir() else path
+    if file.name != INDEX or not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text())
+        records = [
+            (Path(os.path.normpath(file.parent / about.pop("path"))), about)
+            for about in content["records"]
+        ]
+        index = {"by": list(content["by"]), "records": records}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ClspError(
+            f"{file} is not the index of a suite ({error!r}); `clsp bench` writes it anew."
+        ) from error
+    for record, _ in records:
+        if not record.is_file():
+            raise ClspError(
+                f"{file} names {record}, which is not there any more; the suite's `clsp bench` "
+                f"makes what is missing."
+            )
+    return index
 
 
 def environment(method: str | None = None) -> dict[str, Any]:
@@ -238,8 +313,9 @@ def environment(method: str | None = None) -> dict[str, Any]:
         None), ``memory_gib``. ``versions``: of Python, torch, lightning, timm, diffusers and
         clsp_plugin, None where not installed, and ``code``, see ``engine.code``. ``commit``:
         hash of the checkout that this package is run from, with ``-dirty`` if the package differs
-        from it; None outside a checkout.
+        from it; None outside a checkout. With a method also ``source``, see :func:`made_from`.
     """
+    source = {} if method is None else {"source": _SOURCE.get()}
     versions = {name: _version(name) for name in ("lightning", "timm", "diffusers")}
     return {
         "hardware": {
@@ -256,6 +332,7 @@ def environment(method: str | None = None) -> dict[str, Any]:
             "code": None if method is None else method_code(method),
         },
         "commit": _commit(Path(__file__).parents[1]),
+        **source,
     }
 
 

@@ -29,7 +29,7 @@ from clsp_plugin.evaluation.finetune import finetune_cfg, train_and_test
 from clsp_plugin.evaluation.protocol import check_protocol, evaluate_knn, evaluate_linear
 from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer
 
-__all__ = ["evaluate", "finetune", "knn", "linear", "transfer"]
+__all__ = ["evaluate", "finetune", "knn", "linear", "targets_of", "transfer"]
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
@@ -152,7 +152,7 @@ def finetune(given: DictConfig) -> dict[str, Any] | None:
     add_evaluation(record, result)
     print(
         f"fine-tuning of {args['method']} on {result['dataset']}: top-1 {result['top1']:.2f} %, "
-        f"top-5 {result['top5']:.2f} % (after {cfg.max_epochs} epochs, "
+        f"top-5 {result['top5']:.2f} % (after {cfg.max_epochs} epoch{'s' * (cfg.max_epochs != 1)}, "
         f"{result['num_test']} test images) -> {record}"
     )
     return result
@@ -315,17 +315,12 @@ def transfer(given: DictConfig) -> list[dict[str, Any]]:
     """
     cfg = typed(given, Transfer)
     check_protocol(cfg.protocol)
-    names = _downstream_names(cfg)  # before a checkpoint is read
+    _downstream_names(cfg)  # before a checkpoint is read
     said = {key: value for key, value in cfg.data.items() if key != "path" and value is not None}
     backbone, args, checkpoint = load_backbone(cfg.pretrained_feature_extractor, said)
     network = _Network(cfg, backbone, args, checkpoint, cfg.data.image_size)
     _check_said(said, args, network.size, checkpoint)
-    names = names or PAPER_TARGETS.get(args["data"]["dataset"], ())
-    if not names:
-        raise ClspError(
-            f"No data set is named, and the paper has none for {args['data']['dataset']}; give "
-            f"dataset=NAME or datasets=[NAME,..] of {', '.join(DOWNSTREAM)}."
-        )
+    names = targets_of(cfg, args["data"]["dataset"])
     # all are opened first: one that is missing is told before anything is computed
     opened = [load_downstream(n, Path(cfg.data.path), network.size, cfg.partition) for n in names]
     flip = cfg.protocol == "paper" and (_flips(args) if cfg.flip is None else cfg.flip)
@@ -338,6 +333,25 @@ def transfer(given: DictConfig) -> list[dict[str, Any]]:
         print(_told(result, args["method"], record))
         results.append(result)
     return results
+
+
+def targets_of(cfg: DictConfig, dataset: str) -> list[str]:
+    """The data sets that are transferred to.
+
+    Args:
+        cfg: a complete :class:`Transfer`.
+        dataset: of the pre-training.
+
+    Raises:
+        ClspError: an unknown one, or none is named and the paper has none.
+    """
+    names = _downstream_names(cfg) or list(PAPER_TARGETS.get(dataset, ()))
+    if not names:
+        raise ClspError(
+            f"No data set is named, and the paper has none for {dataset}; give dataset=NAME or "
+            f"datasets=[NAME,..] of {', '.join(DOWNSTREAM)}."
+        )
+    return names
 
 
 def _check_said(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from omegaconf import OmegaConf
 
 from clsp_plugin.benchmark import suite as suites
 from clsp_plugin.benchmark.bench import Outcome, _write_quality, bench, show_plan, write_results
+from clsp_plugin.benchmark.pool import Rates
 from clsp_plugin.benchmark.published import PAPER_NAMES, load
 from clsp_plugin.benchmark.suite import Unit, make_plan, read_suite
+from clsp_plugin.benchmark.table import listing, make_table
 from clsp_plugin.benchmark.unit import _alone, run_unit
 from clsp_plugin.cli import compose, shipped
 from clsp_plugin.diffusion.generation import GenerationSettings
@@ -101,6 +104,17 @@ def test_the_paper_s_suites_hold_the_paper_s_rows():
         column = {"candidates": "num_candidates"}.get(suite, suite)
         table = [float(row[column]) for row in load(f"ablation_{suite}")]
         assert [float(value) for value in made.vary[key]] == table
+
+
+def test_probes_on_imagenet_have_the_rates_of_their_files():
+    own = {file.stem for file in (shipped() / "linear/imagenet-100").glob("*.yaml")} - {"linear"}
+    suite = read_suite("imagenet100")[1]
+    suite.methods = [*own, "byol"]
+    for run in make_plan("imagenet100", suite, Path("out")).runs:
+        method = run.about["method"]
+        step = run.steps[1]
+        file = f"imagenet-100/{method if method in own else 'linear'}"
+        assert compose("linear", step.config, step.overrides).lr == compose("linear", file).lr
 
 
 def test_the_suite_of_all_methods_has_them_all():
@@ -340,8 +354,10 @@ def test_killed_and_started_again_it_ends_with_the_same_table(tmp_path, monkeypa
     (unit,) = Path("killed/runs").iterdir()
     until(lambda: not locked(unit))  # the run ends by itself
     assert not list(unit.glob("*/*/record.json"))
+    # with a setting that Hydra's configuration does not list
+    given = [*SMALL, "hydra.job.env_set.CLSP_TRIED=1"]
     with pytest.raises(ClspError, match="1 of 2 runs failed"):
-        bench("mine.yaml", Path("killed"), launcher="basic", overrides=SMALL)
+        bench("mine.yaml", Path("killed"), launcher="basic", overrides=given)
     assert "Continuing from" in (unit / "log.txt").read_text()
     assert lines(Path("killed")) == table
     curves = [find_records([out / "runs"])[0][1].curve for out in (Path("alone"), Path("killed"))]
@@ -416,6 +432,29 @@ def test_another_evaluation_takes_the_place_of_what_was_noted(plan):
     assert set(run.done) == {knn.key, other.key}
 
 
+def test_estimates_use_all_that_was_measured_there(plan):
+    one, other = plan(methods=["simclr"], seeds=[0]).runs[0], plan(["max_epochs=40"]).runs[0]
+    for unit, seconds in ((one, 20.0), (other, 60.0)):
+        unit.path.mkdir(parents=True)
+        unit.finish(unit.steps[0], seconds)
+    changes = ["max_epochs=10", "transfer.datasets=[pets]"]
+    with_transfer = plan(changes, evaluate=["transfer"], seeds=[3])
+    simclr, clsp = (
+        next(run for run in with_transfer.runs if run.about["method"] == method)
+        for method in ("simclr", "clsp_simclr")
+    )
+    rates = Rates(with_transfer.artifacts)
+    # 80 s of 20 + 40 epochs, of other suites' runs
+    assert rates.of(simclr.steps[0]) == pytest.approx(10 * 80 / 60)
+    assert rates.of(clsp.steps[0]) == pytest.approx(10 * 80 / 60)  # as another of its folder
+    assert simclr.steps[1].cost is None
+    assert rates.of(simclr.steps[1]) is None
+    assert "Not measured here yet: denoiser, generate, transfer." in show_plan(with_transfer, 1)
+    for unit, seconds in ((one, 3.0), (other, 5.0)):
+        unit.finish(simclr.steps[1], seconds)
+    assert Rates(with_transfer.artifacts).of(clsp.steps[1]) == pytest.approx(4.0)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -424,6 +463,13 @@ def test_another_evaluation_takes_the_place_of_what_was_noted(plan):
         ("max_epochs=-1", "max_epochs"),
         ("method_kwargs.temprature=1", "temprature is not a setting"),
         ("seed=5", "--seeds 5"),
+        ("max_epochs=abc", "max_epochs: Value 'abc'"),
+        ("max_epochs=[1", r"clsp pretrain cannot read digits/simclr with max_epochs=\[1: "),
+        ("data.dataset=digts", "did you mean 'digits'"),
+        ("denoiser.max_epochs=abc", "denoiser: max_epochs='abc' is not valid"),
+        ("denoiser.dat.seed=1", "Unknown key 'dat'"),
+        ("generate.wx=0.1", "did you mean 'w'"),
+        ("generate.data.imagesize=8", "generate: data.imagesize is not a setting"),
     ],
 )
 def test_what_a_verb_would_refuse_is_refused_before_anything_runs(plan, override, message):
@@ -431,21 +477,102 @@ def test_what_a_verb_would_refuse_is_refused_before_anything_runs(plan, override
         plan([override])
 
 
+def test_what_has_to_be_fetched_by_hand_is_told_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "Before it can be run: cars is not complete" in show_plan(
+        make_plan(*read_suite("imagenet100"), tmp_path / "out"), 1
+    )
+    with pytest.raises(ClspError, match=r"fetch cars_train, .* put them in datasets/stanford_cars"):
+        bench("imagenet100", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    others = read_suite("imagenet100", ["transfer.datasets=[pets]"])
+    assert make_plan(*others, tmp_path / "out").absent == ()
+    for part in ("cars_train", "cars_test", "devkit", "cars_test_annos_withlabels.mat"):
+        (tmp_path / "datasets/stanford_cars" / part).mkdir(parents=True)
+    assert make_plan(*read_suite("imagenet100"), tmp_path / "out").absent == ()
+
+
+def test_transfer_to_no_data_set_is_refused_before_anything_runs(plan):
+    with pytest.raises(ClspError, match="transfer: No data set is named"):
+        plan(evaluate=["transfer"])
+    with pytest.raises(ClspError, match="transfer: dataset=pet is not known; did you mean 'pets'"):
+        plan(["transfer.datasets=[pet]"], evaluate=["transfer"])
+
+
+def test_the_digits_keep_early_checkpoints_and_their_places():
+    name, suite = read_suite("digits")
+    kept = make_plan(name, suite, Path("out"))
+    assert all("checkpoint.keep_prev=True" in run.steps[0].overrides for run in kept.runs)
+    suite.overrides = []
+    assert paths(make_plan(name, suite, Path("out"))) == paths(kept)
+
+
 def test_runs_that_would_be_the_same_are_refused(plan):
     with pytest.raises(ClspError, match="are the same run"):
         plan(vary={"linear.max_epochs": [1, 5]})
 
 
+def put_record(run, knn, **config):
+    """What a run would leave: its record, with one number."""
+    about = run.about
+    folder = run.path / about["method"] / "a"
+    folder.mkdir(parents=True)
+    found = {"task": "knn", "protocol": "strict", "dataset": "digits", "epoch": 1, "top1": knn}
+    found |= {"top5": 50.0, "num_train": 9, "num_test": 9, "settings": {}, "chosen": {"k": 5}}
+    names = {key: about[key] for key in ("method", "dataset", "seed")}
+    record = Record(**names, **about["budget"], checkpoint=None, evaluations=[found], config=config)
+    record.save(folder / "record.json")
+
+
+def test_variants_that_differ_in_a_recipe_are_rows(plan):
+    variants = {"simclr_slow": {"config": "simclr", "overrides": ["optimizer.lr=0.01"]}}
+    made = plan(methods=["simclr", "simclr_slow"], variants=variants)
+    *ran, last = made.runs
+    assert last.about["variant"] == "simclr_slow"
+    for run in ran:
+        slow = bool(run.about["variant"])
+        put_record(
+            run, 10.0 * (1 + slow) + run.about["seed"], optimizer={"lr": 0.01 if slow else 1}
+        )
+    text = write_results(made, Outcome(runs=ran, failures=[(last, "there is no room")]))
+    assert "| simclr | 2 |  | 10.5 ± 0.7 |" in text
+    assert "| simclr_slow | 1 | failed | 20.0 (1 failed) |" in text
+    assert "Failed: simclr_slow on digits, seed 1: there is no room." in text
+    (line,) = [row for row in (made.out / "table.csv").read_text().splitlines() if "slow" in row]
+    assert line.startswith("simclr,simclr_slow,digits")
+    # one run of two names has the method's own
+    made = plan(["optimizer.lr=0.5"], methods=["simclr_slow", "simclr"], variants=variants)
+    assert [run.about["variant"] for run in made.runs] == ["", ""]
+
+
+def test_the_folder_of_a_suite_stands_for_its_records(tmp_path):
+    file = tmp_path / "mine.yaml"
+    vary = {"generate.w": [0.1, 0.5]}
+    OmegaConf.save({**DIGITS, "methods": ["clsp_simclr"], "seeds": [0], "vary": vary}, file)
+    place = tmp_path / "a"
+    made = make_plan(*read_suite(file), place / "mine", artifacts=place / "artifacts")
+    for number, run in enumerate(made.runs):
+        put_record(run, 10.0 + number, lr=run.about["point"]["generate.w"])
+    text = write_results(made, Outcome(runs=list(made.runs)))
+    assert "report.html" in {path.name for path in made.out.iterdir()}
+    assert not list(made.out.rglob("record.json"))
+    place.rename(tmp_path / "b")
+    found = find_records([tmp_path / "b/mine"])
+    told = listing([tmp_path / "b/mine"], found)
+    assert make_table(found, **vars(told)).to_markdown() == text
+    assert [row.budget["generate.w"] for row in make_table(found, **vars(told)).rows] == [0.1, 0.5]
+    shutil.rmtree(found[0][0].parent)
+    with pytest.raises(ClspError, match=r"records\.json names .* which is not there any more"):
+        find_records([tmp_path / "b/mine"])
+    (tmp_path / "b/mine/records.json").write_text("[]")
+    with pytest.raises(ClspError, match="not the index of a suite"):
+        find_records([tmp_path / "b/mine"])
+
+
 def test_numbers_that_were_measured_before_a_failure_stay(plan):
     made = plan(methods=["simclr"], seeds=[0])
     run = made.runs[0]
-    folder = run.path / "simclr/a"
-    folder.mkdir(parents=True)
-    knn = {"task": "knn", "protocol": "strict", "dataset": "digits", "epoch": 1, "top1": 12.5}
-    knn |= {"top5": 50.0, "num_train": 9, "num_test": 9, "settings": {}, "chosen": {"k": 5}}
-    record = Record(method="simclr", dataset="digits", seed=0, checkpoint=None,
-                    evaluations=[knn], **run.about["budget"])  # fmt: skip
-    record.save(folder / "record.json")
+    put_record(run, 12.5)
     for step in run.steps:
         if step.verb != "linear":
             run.finish(step, 1.0)

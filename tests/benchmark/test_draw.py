@@ -13,6 +13,7 @@ from clsp_plugin.benchmark.figures.draw import KINDS, draw, write_figures
 from clsp_plugin.benchmark.figures.groups import CANDIDATES, WEIGHT, families, group
 from clsp_plugin.benchmark.figures.picture import Options
 from clsp_plugin.benchmark.inspection import Encoder
+from clsp_plugin.benchmark.origins import read_reports
 from clsp_plugin.data.store import CandidateStore
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.engine.record import Record, find_records
@@ -253,7 +254,8 @@ def test_quality_names_its_distance(on_stores, tmp_path):
     moved = stores[0].path / "report/report.json"
     moved.rename(tmp_path / "report.json")
     assert "There is no report" in missing(records, "quality")
-    given = write_figures(records, tmp_path / "out", reports=[tmp_path], only=["quality"])
+    options = Options(reports=read_reports([tmp_path]))
+    given = write_figures(records, tmp_path / "out", options, ["quality"])
     assert [picture.name for picture in given.pictures] == ["accuracy-quality"]
     report(stores[0], encoder="a", frechet=frechet)
     report(stores[1], encoder="a", manifest={}, frechet=frechet)
@@ -310,7 +312,7 @@ def test_features_of_test_images(trained):
 
 def test_files_are_written_replaced_and_never_taken_from_others(tmp_path):
     out = tmp_path / "new"
-    drawn = write_figures(LAMBDA, out, only=["epochs", "lambda", "tsne"])
+    drawn = write_figures(LAMBDA, out, Options(), ["epochs", "lambda", "tsne"])
     names = {"accuracy-epochs.svg", "accuracy-epochs.png", "accuracy-lambda.svg",
              "accuracy-lambda.png"}  # fmt: skip
     assert {path.name for path in out.iterdir()} == {*names, "figures.json"}
@@ -320,13 +322,13 @@ def test_files_are_written_replaced_and_never_taken_from_others(tmp_path):
     assert "t-SNE" in json.loads((out / "figures.json").read_text())["missing"][-1]
     first = (out / "accuracy-epochs.svg").read_bytes()
     (out / "mine.txt").touch()
-    write_figures(LAMBDA, out, only=["epochs"])
+    write_figures(LAMBDA, out, Options(), ["epochs"])
     assert {path.name for path in out.iterdir()} == {
         "accuracy-epochs.svg", "accuracy-epochs.png", "figures.json", "mine.txt"}  # fmt: skip
     assert (out / "accuracy-epochs.svg").read_bytes() == first  # the same figure is the same file
     (out / "accuracy-lambda.svg").write_text("by hand")
     with pytest.raises(ClspError, match="no figure of ours"):
-        write_figures(LAMBDA, out, only=["epochs", "lambda"])
+        write_figures(LAMBDA, out, Options(), ["epochs", "lambda"])
     assert (out / "accuracy-lambda.svg").read_text() == "by hand"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from clsp_plugin.benchmark.figures.picture import Options
 from clsp_plugin.benchmark.report import write_report
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.engine.record import Record, add_evaluation, find_records
@@ -47,7 +48,7 @@ def run(method="simclr", seed=0, **more):
 
 
 def written(records, path, **options):
-    write_report(records, path, **options)
+    write_report(records, path, Options(**options))
     text = path.read_text()
     return Page(text), text
 
@@ -108,5 +109,5 @@ def test_only_a_report_is_replaced(tmp_path):
     written([run("byol")], path)
     path.write_text("mine")
     with pytest.raises(ClspError, match="no report of ours"):
-        write_report([run()], path)
+        write_report([run()], path, Options())
     assert path.read_text() == "mine"

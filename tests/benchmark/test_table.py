@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from clsp_plugin.benchmark.published import PAPER_NAMES, load
-from clsp_plugin.benchmark.table import Absent, family_order, is_stale, make_table
+from clsp_plugin.benchmark.stale import is_stale
+from clsp_plugin.benchmark.table import Absent, family_order, make_table
+from clsp_plugin.cli import compose
+from clsp_plugin.configurations import fingerprint
 from clsp_plugin.engine.code import evaluation_code, method_code
 from clsp_plugin.engine.record import Record, find_records
 from clsp_plugin.errors import ClspError
@@ -83,7 +86,8 @@ def test_one_seed_has_no_deviation():
 def test_csv_columns():
     assert list(lines(make_table(SEEDS))[0]) == [
         "method", "dataset", "evaluated_on", "backbone", "epochs", "num_train", "protocol",
-        "linear_n", "linear_mean", "linear_std", "knn_n", "knn_mean", "knn_std",
+        "linear_n", "linear_mean", "linear_std", "linear_failed", "linear_stale",
+        "knn_n", "knn_mean", "knn_std", "knn_failed", "knn_stale",
     ]  # fmt: skip
 
 
@@ -99,6 +103,13 @@ def test_caption_says_how_the_numbers_came_about():
         "Hardware: Some CPU (2 cores), Some GPU, Some CPU (8 cores).",
     ):
         assert phrase in caption
+
+
+def test_one_is_singular():
+    one = run(epochs=1, num_train=1, found=evaluations(60), hardware={"cpu": "A", "cores": 1})
+    text = make_table([one]).to_markdown()
+    assert "resnet18, 1 epoch, 1 image." in text
+    assert "A (1 core)." in text
 
 
 def test_cells_with_other_numbers_of_seeds_say_so():
@@ -196,6 +207,28 @@ def test_by_tells_rows_apart():
     assert [line["synthetic.weight"] for line in lines(table)] == ["0.5", "1.0"]
 
 
+def test_a_misspelt_setting_is_refused():
+    with pytest.raises(ClspError, match=r"--by synthetic\.wieght: .*mean 'synthetic\.weight'"):
+        make_table(SEEDS, by=["synthetic.wieght"])
+    with pytest.raises(ClspError, match=r"--by x: .*valid names: optimizer"):
+        make_table(SEEDS, by=["x"])
+    # one that some records have, or the suite says, is there
+    assert make_table([*SEEDS, run("byol", config={"byol": 1})], by=["byol"]).rows
+    points = {path: {"generate.w": 0.1} for path, _ in SEEDS}
+    assert make_table(SEEDS, by=["generate.w"], points=points).rows
+
+
+@pytest.mark.parametrize(
+    ("layout", "verb"), [("transfer", "transfer"), ("finetune", "finetune"), ("ablation", "linear")]
+)
+def test_a_layout_that_would_be_empty_is_refused(layout, verb):
+    found = [] if layout == "ablation" else evaluations(60)
+    with pytest.raises(ClspError, match=f"--layout {layout} would be empty: .*`clsp {verb}`"):
+        make_table([run(found=found)], layout=layout, by=["optimizer.lr"])
+    # a run that failed is something to show
+    assert make_table([], layout="transfer", absent=[absent()]).rows
+
+
 def test_the_same_seed_twice_names_both_files():
     path, record = run(found=evaluations(60))
     with pytest.raises(
@@ -279,6 +312,8 @@ def test_published_numbers_stand_beside_ours():
         "84.4",
         "200",
     )
+    assert float(line["minus_paper_linear"]) == pytest.approx(50.0 - 85.9)
+    assert lines(table)[2]["minus_paper_knn"] == ""  # the paper has none
 
 
 @pytest.mark.parametrize("records", [SEEDS, [cifar("simclr", backbone="resnet50")]])
@@ -374,8 +409,31 @@ def test_stale_numbers_are_marked():
     assert "†" not in make_table(records[:2]).to_markdown()
     records[0][1].evaluations[0]["code"] = "0" * 16
     assert "60.5 ± 0.7†" in make_table(records[:2]).to_markdown()
+    (line,) = lines(make_table(records[:2]))
+    assert (line["linear_stale"], line["knn_stale"]) == ("code", "")
     assert is_stale(records[0][1])
     assert not is_stale(records[1][1])
+
+
+def test_numbers_of_other_settings_than_today_s_are_marked():
+    def source(verb, config, settings=None):
+        settings = settings or fingerprint(compose(verb, config, ["seed=3"]))
+        return {"config": config, "overrides": ["++seed=4"], "settings": settings}
+
+    records = seeds("simclr", 60, 61, source=source("pretrain", "digits/simclr"))
+    records[0][1].evaluations[0]["source"] = source("linear", "linear")
+    assert "‡" not in make_table(records).to_markdown()
+    gone = seeds("byol", 60, 61, source=source("pretrain", "mine/byol", "0" * 16))
+    assert "‡" not in make_table(gone).to_markdown()  # not known is not accused
+    records[0][1].evaluations[0]["source"] = source("linear", "linear", "0" * 16)
+    table = make_table(records)
+    assert body(table)[1][2] == "60.5 ± 0.7‡"
+    assert "‡ made by other settings than its configuration has today (linear linear)" in (
+        table.to_markdown()
+    )
+    assert lines(table)[0]["linear_stale"] == "settings"
+    records[1][1].source = source("pretrain", "digits/simclr", "0" * 16)
+    assert "(pretrain digits/simclr, linear linear)" in make_table(records).to_markdown()
 
 
 def absent(method="simclr", seed=9, **point):
@@ -390,6 +448,7 @@ def test_failed_runs_stand_in_their_cells():
         ["failed", "failed"],
     ]
     text = table.to_markdown()
+    assert [line["linear_failed"] for line in lines(table)] == ["1", "1"]
     assert "Failed: simclr on digits, seed 9: out of memory." in text
     assert "Failed: byol on digits, seed 9: out of memory." in text
     assert body(make_table([], absent=[absent()]))[1] == ["simclr", "", "failed", "failed"]

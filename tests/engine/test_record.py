@@ -186,7 +186,8 @@ def test_environment():
     assert environment()["versions"]["code"] is None
     out = environment("simclr")
     assert out["versions"]["code"] == method_code("simclr")
-    assert set(out) == {"hardware", "versions", "commit"}
+    assert set(out) == {"hardware", "versions", "commit", "source"}
+    assert out["source"] is None
     assert out["versions"]["clsp_plugin"] == clsp_plugin.__version__
     assert out["versions"]["torch"] == torch.__version__
     assert set(out["versions"]) == {

@@ -12,7 +12,6 @@ from clsp_plugin.benchmark.figures.embeddings import neighbours, similarities, t
 from clsp_plugin.benchmark.figures.picture import Options, Picture
 from clsp_plugin.benchmark.figures.style import save
 from clsp_plugin.benchmark.figures.sweeps import SWEEPS, quality, sweep
-from clsp_plugin.benchmark.origins import read_reports
 from clsp_plugin.benchmark.table import Records
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.errors import ClspError, nearest
@@ -84,24 +83,14 @@ def draw(records: Records, options: Options, only: Sequence[str] = ()) -> Drawn:
 
 
 def write_figures(
-    records: Records,
-    out: str | Path,
-    *,
-    protocol: str = "strict",
-    published: bool = False,
-    limit: int = 1000,
-    reports: Sequence[str | Path] = (),
-    only: Sequence[str] = (),
+    records: Records, out: str | Path, options: Options, only: Sequence[str] = ()
 ) -> Drawn:
     """Write every figure that the records allow, as SVG and PNG, and ``figures.json`` about them.
 
     Args:
         records: with the paths they were loaded from, as ``find_records`` returns them.
         out: a folder; the figures of an earlier call in it are replaced or removed.
-        protocol: whose evaluations are drawn.
-        published: put published numbers beside ours.
-        limit: images that figures of features look at, at most.
-        reports: of ``clsp inspect``, or folders that hold some, besides those in the stores.
+        options: see there.
         only: names in ``KINDS``; all by default.
 
     Raises:
@@ -109,7 +98,7 @@ def write_figures(
     """
     out = Path(out)
     before = _index(out)
-    drawn = draw(records, Options(protocol, published, limit, read_reports(reports)), only)
+    drawn = draw(records, options, only)
     drawn.files = [out / f"{p.name}{suffix}" for p in drawn.pictures for suffix in _SUFFIXES]
     strangers = [path for path in drawn.files if path.exists() and path.name not in before]
     if strangers:

@@ -1,8 +1,9 @@
 """What a checkpoint's features say: t-SNE, nearest neighbours, similarity of positive pairs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from clsp_plugin.benchmark.figures.pairs import similarity_figure
 from clsp_plugin.benchmark.figures.picture import Options, Picture
 from clsp_plugin.benchmark.figures.style import COLOURS, INK, MARKERS, legend, new_figure, wrapped
 from clsp_plugin.benchmark.figures.tiles import PITCH, draw_tiles, frame
+from clsp_plugin.benchmark.grid import counted
 from clsp_plugin.benchmark.inspection import Encoder, pair_similarities
 from clsp_plugin.benchmark.origins import checkpoints_of, images_of, some_of_each, store_of
 from clsp_plugin.benchmark.table import Records
@@ -80,8 +82,29 @@ def _features(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
 
 
 def _epochs(checkpoint: Path) -> str:
-    number = epoch_of(checkpoint) + 1
-    return f"after {number} epoch{'s' * (number != 1)}"
+    return f"after {counted(epoch_of(checkpoint) + 1, 'epoch')}"
+
+
+def _panels(
+    runs: Sequence[_Run], title: str, make: Callable[[_Run], Any], out: dict[_Run, Any]
+) -> Iterator[str]:
+    """Put what ``make`` says of the first runs into ``out``; a line for what is not shown.
+
+    Raises:
+        ClspError: why there is no panel at all.
+    """
+    why = None
+    if len(runs) > _PANELS:
+        left = ", ".join(run.name for run in runs[_PANELS:])
+        yield f"{title} shows {_PANELS} runs; name the records of others: {left}"
+    for run in runs[:_PANELS]:
+        try:
+            out[run] = make(run)
+        except ClspError as error:
+            why = why or error
+            yield f"{title}, {run.label}: {error}"
+    if why is not None and not out:
+        raise why
 
 
 def tsne(records: Records, options: Options) -> Iterator[Picture | str]:
@@ -98,18 +121,9 @@ def tsne(records: Records, options: Options) -> Iterator[Picture | str]:
         ClspError: there are no checkpoints or images.
     """
     runs = _runs(records)
-    if len(runs) > _PANELS:
-        left = ", ".join(run.name for run in runs[_PANELS:])
-        yield f"t-SNE of the features shows {_PANELS} runs; name the records of others: {left}"
-    panels, why = {}, ""
-    for run in runs[:_PANELS]:
-        try:
-            panels[run] = _embedded(run, options.limit)
-        except ClspError as error:
-            why = why or str(error)
-            yield f"t-SNE of the features, {run.label}: {error}"
-    if not panels:
-        raise ClspError(why)
+    panels: dict[_Run, tuple[np.ndarray, np.ndarray, dict[int, str]]] = {}
+    title = "t-SNE of the features"
+    yield from _panels(runs, title, lambda run: _embedded(run, options.limit), panels)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = new_figure(max(6.0, 3.2 * columns + 0.4), 3.3 * rows)
@@ -131,7 +145,7 @@ def tsne(records: Records, options: Options) -> Iterator[Picture | str]:
         f"principal components, seed 0. Distances between groups of points mean nothing."
     )
     legend(figure, axes[: len(panels)], note, columns=5, markerscale=1.6)
-    yield Picture("tsne", "t-SNE of the features", note, figure)
+    yield Picture("tsne", title, note, figure)
 
 
 def _embedded(run: _Run, limit: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
@@ -168,31 +182,27 @@ def similarities(records: Records, options: Options) -> Iterator[Picture | str]:
     Raises:
         ClspError: no run has a checkpoint and its candidates.
     """
-    panels: dict[str, dict[str, np.ndarray]] = {}
     runs = [run for run in _runs(records) if run.record.candidates is not None]
     if not runs:
         raise ClspError("no run with a checkpoint drew candidates; pre-train a clsp_* method")
-    for run in runs[:_PANELS]:
-        try:
-            array, store = _with_candidates(run)
-        except ClspError as error:
-            yield f"Similarity of positive pairs, {run.label}: {error}"
-            continue
-        rows = _some(array, min(options.limit, len(array)))
-        candidates = torch.from_numpy(store.images(rows))
-        encoder = Encoder(run.checkpoints[-1], _device())
-        about = f"{_epochs(run.checkpoints[-1])}, n = {len(rows):,} anchors"
-        title = f"{wrapped(run.label, 4.5)}\n{about}"
-        panels[title] = pair_similarities(encoder, array.images[rows], candidates)
-    if len(runs) > _PANELS:
-        left = ", ".join(run.name for run in runs[_PANELS:])
-        yield f"Similarity of positive pairs shows {_PANELS} runs; name the records of: {left}"
-    if not panels:
-        raise ClspError("the candidates or images of these runs are not there any more")
+    panels: dict[_Run, tuple[str, dict[str, np.ndarray]]] = {}
+    title = "Similarity of positive pairs"
+    yield from _panels(runs, title, lambda run: _similar(run, options.limit), panels)
     note = "Training images, in the features of each run's own last checkpoint."
     note += " Upright lines: means." * (len(panels) > 1)
-    figure = similarity_figure(panels, note)
-    yield Picture("similarity", "Similarity of positive pairs", note, figure)
+    figure = similarity_figure(dict(panels.values()), note)
+    yield Picture("similarity", title, note, figure)
+
+
+def _similar(run: _Run, limit: int) -> tuple[str, dict[str, np.ndarray]]:
+    """A panel's title, and the similarities of each kind of pair."""
+    array, store = _with_candidates(run)
+    rows = _some(array, limit)
+    candidates = torch.from_numpy(store.images(rows))
+    encoder = Encoder(run.checkpoints[-1], _device())
+    about = f"{_epochs(run.checkpoints[-1])}, n = {len(rows):,} anchors"
+    title = f"{wrapped(run.label, 4.5)}\n{about}"
+    return title, pair_similarities(encoder, array.images[rows], candidates)
 
 
 def _with_candidates(run: _Run) -> tuple[ImageArray, CandidateStore]:

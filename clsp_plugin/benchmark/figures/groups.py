@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clsp_plugin.benchmark.grid import counted
 from clsp_plugin.benchmark.table import BUDGET, Records, family_order, recipe, varying
 from clsp_plugin.engine.record import Record
 from clsp_plugin.methods import METHODS
@@ -17,7 +18,7 @@ __all__ = [
 
 CANDIDATES, WEIGHT = "synthetic.num_candidates", "synthetic.weight"
 _SYMBOLS = {CANDIDATES: "K", WEIGHT: "λ", "candidates.w": "w", "optimizer.lr": "lr"}
-_UNITS = {"backbone": "{}", "epochs": "{} epochs", "num_train": "{} images"}
+_NOUNS = {"epochs": "epoch", "num_train": "image"}
 _MOST = 3  # settings in a name
 
 
@@ -103,7 +104,7 @@ def _names(keys: Sequence[tuple], several: bool) -> list[str]:
     for (method, dataset, _, _), budget, own in zip(keys, budgets, flat, strict=True):
         rivals = [f for k, f in zip(keys, flat, strict=True) if k[:2] == (method, dataset)]
         differ = telling(rivals)
-        parts = [dataset] * several + [_UNITS[name].format(budget[name]) for name in shown]
+        parts = [dataset] * several + [_budget(name, budget[name]) for name in shown]
         told = [k for k in differ if own.get(k, "null") != "null"]
         parts += [f"{symbol(k)} = {_plain(own[k])}" for k in told[:_MOST]]
         names.append(", ".join([method, *parts]))
@@ -114,6 +115,10 @@ def _names(keys: Sequence[tuple], several: bool) -> list[str]:
             seen[one] = seen.get(one, 0) + 1
             names[place] = f"{names[place]} ({seen[one]})"
     return names
+
+
+def _budget(name: str, value: Any) -> str:
+    return counted(value, _NOUNS[name]) if name in _NOUNS else str(value)
 
 
 def telling(flat: Sequence[Mapping[str, str]]) -> list[str]:

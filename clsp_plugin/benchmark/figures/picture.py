@@ -6,7 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from clsp_plugin.benchmark.table import Records, is_stale
+from clsp_plugin.benchmark.stale import CHANGED, STALE, changed, is_stale
+from clsp_plugin.benchmark.table import Records
 from clsp_plugin.evaluation.protocol import PROTOCOLS
 
 __all__ = ["HEADINGS", "Options", "Picture", "among", "measured", "stale_note"]
@@ -54,11 +55,14 @@ def measured(protocol: str) -> str:
 
 
 def stale_note(records: Records) -> str:
-    """A sentence, with a space before it, where numbers were made by other code than today's."""
+    """Sentences, each with a space before it, where code or settings were others than today's."""
     stale = sum(is_stale(record) for _, record in records)
-    if not stale:
-        return ""
-    return f" † {stale} of {len(records)} records were made by other code than this version's."
+    other = sum(bool(changed([record], record.evaluations)) for _, record in records)
+    of = f"of {len(records)} records were made by other"
+    text = f" {STALE} {stale} {of} code than this version's." if stale else ""
+    if other:
+        text += f" {CHANGED} {other} {of} settings than their configurations have today."
+    return text
 
 
 def among(counts: Sequence[int]) -> str:
