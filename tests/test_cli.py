@@ -86,7 +86,7 @@ def test_the_whole_way_by_hand(clsp, tmp_path):
     assert (tmp_path / "candidates/digits/report/sheet.png").exists()
     assert "were made for 48 images" in clsp("inspect", "candidates/digits")[2]
     code, out, _ = clsp("generate", *TINY_GENERATE, "out=elsewhere", "dry_run=True")
-    assert "96 candidates of 48 images in 2 steps would take about" in out
+    assert "96 candidates, of 48 images, in 2 steps would take about" in out
     assert not (tmp_path / "elsewhere").exists()
     assert clsp("pretrain", "--config-name", "clsp_simclr", *TINY)[0] == 0
     run = the_run(tmp_path)
@@ -163,7 +163,7 @@ BAD = {
     "missing candidates": (["pretrain", "--config-name", "clsp_simclr"],
                            "clsp generate --config-name digits/generate"),
     "queue": (["pretrain", "--config-name", "mocov2plus", "optimizer.batch_size=100"],
-              "queue_size=1000"),
+              "queue_size=500"),
     "no gpu": (["pretrain", "--config-name", "simclr", "accelerator=tpu"], "do not fit"),
     "denoiser key": (["denoiser", "larning_rate=1"], "larning_rate"),
     "denoiser value": (["denoiser", "lr=-1"], "lr"),

@@ -22,7 +22,6 @@ from clsp_plugin.data.condition import condition_digest
 from clsp_plugin.data.store import StoreManifest, StoreWriter, left_to_draw
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.interpolation import is_conditional
-from clsp_plugin.diffusion.memory import keep_freed_memory
 from clsp_plugin.diffusion.sampling import (
     SAMPLERS,
     CandidateNoise,
@@ -33,6 +32,7 @@ from clsp_plugin.diffusion.sampling import (
 )
 from clsp_plugin.diffusion.settings import Settings, precision_name, read_settings, setting
 from clsp_plugin.errors import ClspError
+from clsp_plugin.memory import keep_freed_memory
 
 __all__ = ["Drawer", "GenerationSettings", "estimate_generation", "generate_candidates"]
 

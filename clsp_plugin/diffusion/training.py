@@ -43,6 +43,7 @@ from clsp_plugin.diffusion.sampling import PREDICTIONS, to_float
 from clsp_plugin.diffusion.settings import precision_name, read_settings, setting
 from clsp_plugin.engine.progress import quiet
 from clsp_plugin.errors import ClspError
+from clsp_plugin.memory import keep_freed_memory
 
 __all__ = ["DenoiserModule", "TrainingSettings", "train_denoiser"]
 
@@ -479,6 +480,8 @@ def train_denoiser(
                 SampleSheets(folder, settings.sample_every, settings.prediction, **keys)
             )
         trainer = _make_trainer(settings, workspace, callbacks)
+        if trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         trainer.fit(module, datamodule=_Data(images, settings), ckpt_path=checkpoint)
     if len(module.losses) < settings.max_epochs:  # Lightning may return from an interrupt
         raise ClspError(

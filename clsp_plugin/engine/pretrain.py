@@ -28,6 +28,7 @@ from clsp_plugin.engine.config import parse_cfg, trainer_kwargs
 from clsp_plugin.engine.progress import Bar, History, quiet
 from clsp_plugin.engine.record import RECORD, Record, environment
 from clsp_plugin.errors import ClspError
+from clsp_plugin.memory import keep_freed_memory
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.synthetic import SyntheticPositives
 
@@ -100,6 +101,8 @@ def pretrain(
     history = History({"environment": environment(cfg.method), "candidates": _candidates(model)})
     bar = Bar(title or f"pre-train {cfg.method}", position=position)
     trainer = make_trainer(cfg, run_dir, [bar, history], val is not None, checkpoint)
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     if checkpoint is not None and trainer.is_global_zero:
         print(f"Continuing from {checkpoint}.")
     started = time.perf_counter()

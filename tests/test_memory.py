@@ -9,7 +9,7 @@ import pytest
 # a process of its own: what others did to its heap decides where blocks lie
 PROGRAM = """
 import resource
-from clsp_plugin.diffusion.memory import keep_freed_memory
+from clsp_plugin.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
