@@ -7,11 +7,13 @@ with the package are found by name alone, as ``NAME`` (of the offline data set) 
 """
 
 import argparse
+import errno
 import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from clsp_plugin import __version__
@@ -21,6 +23,12 @@ from clsp_plugin.errors import ClspError, nearest
 __all__ = ["compose", "main", "shipped", "task_of"]
 
 _DEFAULT_DATASET = "digits"
+# What the system says of a file that a user can do something about.
+_REFUSALS = {
+    getattr(errno, name)
+    for name in ("EACCES", "EDQUOT", "EISDIR", "ENOSPC", "ENOTDIR", "EPERM", "EROFS")
+    if hasattr(errno, name)
+}
 # verb -> (what it does, configuration used when none is named; None: one must be named)
 _HYDRA_VERBS = {
     "denoiser": ("train a diffusion model on your images", "denoiser"),
@@ -220,7 +228,7 @@ def _hydra(verb: str, args: list[str]) -> None:
         given = HydraConfig.get().overrides.task
         OmegaConf.set_struct(cfg, False)
         try:
-            with made_from(source, given, fingerprint(cfg)):
+            with _files_told(), made_from(source, given, fingerprint(cfg)):
                 return task(cfg)
         except ClspError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -556,6 +564,21 @@ def _doctor(args: list[str]) -> int:
     return 1 if report.problems else 0
 
 
+@contextmanager
+def _files_told() -> Iterator[None]:
+    """One sentence where the system refuses a file: no room, no permission, no folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        name = f"{error.filename}: " if error.filename else ""
+        raise ClspError(
+            f"{name}{error.strerror}. What was written whole is kept: make room or name another "
+            f"place, and give the same command again."
+        ) from error
+
+
 def _dispatch(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview(), end="")
@@ -595,7 +618,8 @@ def _dispatch(argv: list[str]) -> None:
 def main() -> None:
     """Entry point; bad input ends with one sentence and exit code 2."""
     try:
-        _dispatch(sys.argv[1:])
+        with _files_told():
+            _dispatch(sys.argv[1:])
     except ClspError as error:
         print(f"clsp: {error}", file=sys.stderr)
         sys.exit(2)

@@ -252,3 +252,11 @@ def test_a_configuration_that_was_changed_since_is_told(clsp, tmp_path):
     file.write_text(file.read_text().replace("temperature: 0.2", "temperature: 0.3"))
     stale._today.cache_clear()  # of this process
     assert "(pretrain mine/simclr)" in clsp("table", "trained_models")[1]
+
+
+def test_a_place_that_cannot_be_written(clsp, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = clsp("denoiser", *TINY_DENOISER, "out=file/denoiser")
+    assert code == 2
+    assert "Not a directory. What was written whole is kept" in err
+    assert "Traceback" not in err

@@ -283,9 +283,10 @@ def _denoiser_of(
 ) -> tuple[UNet2DModel, dict[str, Any]]:
     """The denoiser that a store was made with, and the configuration of its scheduler."""
     unet, config = load_denoiser(denoiser)
-    if denoiser_hash(unet) != manifest.denoiser:
+    name = denoiser_hash(unet, config)
+    if name != manifest.denoiser:
         raise ClspError(
-            f"{denoiser} is not the denoiser of this store ({denoiser_hash(unet)} instead of "
+            f"{denoiser} is not the denoiser of this store ({name} instead of "
             f"{manifest.denoiser}); name that one."
         )
     if manifest.condition not in (None, condition_digest(condition)):

@@ -310,5 +310,6 @@ def import_denoiser(
     except ClspError as error:
         raise ClspError(f"{file}: {error}") from error
     steps = len(next(value for name, value in state.items() if name.endswith(f"{_TIME}.0.weight")))
-    save_denoiser(unet, out, num_train_timesteps=steps, beta_start=beta_start, beta_end=beta_end)
-    return denoiser_hash(unet)
+    betas = {"num_train_timesteps": steps, "beta_start": beta_start, "beta_end": beta_end}
+    save_denoiser(unet, out, **betas)
+    return denoiser_hash(unet, betas)

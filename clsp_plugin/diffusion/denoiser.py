@@ -28,10 +28,19 @@ __all__ = [
     "check_absent",
     "denoiser_hash",
     "load_denoiser",
+    "predicted",
     "save_denoiser",
+    "training_betas",
 ]
 
 # The schedule of DDPM, and the one assumed of a network that comes without its scheduler.
+_BETA_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+# Settings of a network that no shape of its weights tells.
+_UNSEEN_KEYS = (
+    "act_fn", "attention_head_dim", "center_input_sample", "class_embed_type",
+    "downsample_padding", "flip_sin_to_cos", "freq_shift", "mid_block_scale_factor", "norm_eps",
+    "norm_num_groups", "resnet_time_scale_shift", "time_embedding_type",
+)  # fmt: skip
 LINEAR_BETAS = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
@@ -289,12 +298,44 @@ def load_denoiser(source: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
     return _load_unet(nested if nested.is_dir() else folder), _scheduler_config(folder)
 
 
-def denoiser_hash(unet: UNet2DModel) -> str:
-    """Name a denoiser by its weights: 16 hexadecimal digits of a SHA-256."""
+def training_betas(config: Mapping[str, Any]) -> torch.Tensor:
+    """The betas of a training, float32 (T,), from the configuration of its scheduler.
+
+    Raises:
+        ClspError: it is not one of diffusion in discrete steps.
+    """
+    given = {key: config[key] for key in _BETA_KEYS if config.get(key) is not None}
+    try:
+        return DDPMScheduler(**given).betas
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ClspError(
+            f"The scheduler of this denoiser's training ({given}) is not one of diffusion in "
+            f"discrete steps: {error}; `clsp denoiser` trains another denoiser."
+        ) from error
+
+
+def predicted(config: Mapping[str, Any]) -> str:
+    """What a denoiser predicts, in diffusers' words, from the configuration of its scheduler."""
+    return config.get("prediction_type") or "epsilon"
+
+
+def denoiser_hash(unet: UNet2DModel, config: Mapping[str, Any]) -> str:
+    """Name a denoiser by all that its estimates depend on.
+
+    Args:
+        unet: its weights, and the settings of its layers that these do not show.
+        config: of the scheduler that it was trained with: its betas and what it predicts.
+
+    Returns:
+        16 hexadecimal digits of a SHA-256.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(unet.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    settings = {key: unet.config.get(key) for key in _UNSEEN_KEYS}
+    digest.update(json.dumps([settings, predicted(config)]).encode())
+    digest.update(training_betas(config).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -147,7 +147,7 @@ def _manifest(
     images: torch.Tensor,
     fingerprint: str,
     dataset: str,
-    unet: UNet2DModel,
+    denoiser: str,
     settings: GenerationSettings,
     condition: str | None,
 ) -> StoreManifest:
@@ -158,7 +158,7 @@ def _manifest(
         width=images.shape[2],
         fingerprint=fingerprint,
         dataset=dataset,
-        denoiser=denoiser_hash(unet),
+        denoiser=denoiser,
         w=settings.w,
         sampler=settings.sampler,
         steps=settings.steps,
@@ -495,7 +495,8 @@ def estimate_generation(
     _check_size(images, unet)
     drawer = Drawer(images, unet, scheduler_config, settings, labels)
     condition = None if drawer.labels is None else condition_digest(drawer.labels)
-    left = left_to_draw(out, _manifest(images, fingerprint, dataset, unet, settings, condition))
+    name = denoiser_hash(unet, scheduler_config)
+    left = left_to_draw(out, _manifest(images, fingerprint, dataset, name, settings, condition))
     seconds = drawer.seconds_per_step() * settings.steps * left.candidates
     return {
         "images": left.images,
@@ -557,7 +558,8 @@ def generate_candidates(
     _check_size(images, unet)
     drawer = Drawer(images, unet, scheduler_config, settings, labels)
     condition = None if drawer.labels is None else condition_digest(drawer.labels)
-    manifest = _manifest(images, fingerprint, dataset, unet, settings, condition)
+    name = denoiser_hash(unet, scheduler_config)
+    manifest = _manifest(images, fingerprint, dataset, name, settings, condition)
     writer = StoreWriter(out, manifest, digests)
     rank, world_size = _process()
     began = time.perf_counter()

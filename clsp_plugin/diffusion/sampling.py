@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from diffusers import (
     DDIMScheduler,
-    DDPMScheduler,
     DPMSolverMultistepScheduler,
     UNet2DModel,
 )
 
 from clsp_plugin.data.random import Purpose, derive_key, key_normal, keys_for
+from clsp_plugin.diffusion.denoiser import predicted, training_betas
 from clsp_plugin.diffusion.interpolation import (
     check_unet,
     check_weight,
@@ -48,8 +48,6 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 # The samplers, and the eta of each where none is given: 0 adds no noise after a step, 1 all of it.
 SAMPLERS = {"ddim": 0.1, "ddpm": 1.0, "dpmpp": 0.0}
-
-_BETA_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
 class _AncestralScheduler(DDIMScheduler):
@@ -100,7 +98,7 @@ def make_scheduler(
             not nearly divide T.
     """
     config = dict(train_config or {})
-    prediction = config.get("prediction_type") or "epsilon"
+    prediction = predicted(config)
     if prediction not in PREDICTIONS:
         raise ClspError(
             f"This denoiser predicts {prediction!r}, which is none of {', '.join(PREDICTIONS)}; "
@@ -111,14 +109,7 @@ def make_scheduler(
             "This denoiser was trained with rescale_betas_zero_snr, from whose last step the image "
             "cannot be computed out of the noise; use one trained without."
         )
-    betas = {key: config[key] for key in _BETA_KEYS if config.get(key) is not None}
-    try:
-        betas = DDPMScheduler(**betas).betas
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise ClspError(
-            f"The scheduler of this denoiser's training ({betas}) is not one of diffusion in "
-            f"discrete steps: {error}; `clsp denoiser` trains another denoiser."
-        ) from error
+    betas = training_betas(config)
     total = len(betas)
     fitting = [
         n for n in range(1, total + 1) if total % n < (total / 100 if n <= total / 10 else 1)
@@ -274,7 +265,10 @@ def denoise(
                 estimate = interpolated_noise(unet, x, x_anchor, t, w)
             else:
                 estimate = guided_noise(unet, x, x_anchor, t, w, labels, guidance)
-        x = _advance(scheduler, estimate.float(), t, x, noise, eta)
+        estimate = estimate.float()
+        # a sampler that clips would hide an infinity, and none hides what is not a number
+        estimate = estimate.masked_fill(estimate.isinf(), torch.nan)
+        x = _advance(scheduler, estimate, t, x, noise, eta)
     return x
 
 

@@ -427,6 +427,40 @@ def _record(module: DenoiserModule, identity: dict[str, Any], steps: int) -> dic
     }
 
 
+# Set where a launcher started this process as one of several.
+_OF_MANY = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
+
+
+@contextlib.contextmanager
+def _alone(workspace: Path) -> Iterator[None]:
+    """Keep a second training out of a workspace; the processes of one are started by its first.
+
+    Raises:
+        ClspError: another one is in it.
+    """
+    handle = None
+    if not any(name in os.environ for name in _OF_MANY):
+        with contextlib.suppress(ImportError):  # not on Windows
+            import fcntl
+
+            handle = os.open(workspace, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(handle)
+                raise ClspError(
+                    f"Another process is training in {workspace}; wait for it, or choose another "
+                    f"out=."
+                ) from error
+            except OSError:  # not on every network file system
+                pass
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def train_denoiser(
     images: torch.Tensor,
     cfg: TrainingSettings | Mapping[str, Any] | None,
@@ -467,31 +501,32 @@ def train_denoiser(
     module = _make_module(size, settings, condition)
     workspace = out.with_name(f"{out.name}.training")
     identity = _identity(images, settings, condition)
-    checkpoint = _find_checkpoint(workspace, identity)
     workspace.mkdir(parents=True, exist_ok=True)
-    if checkpoint is None:
-        (workspace / "settings.json").write_text(json.dumps(identity, indent=2))
-    with quiet():
-        callbacks = list(callbacks or ())
-        if settings.sample_every:
-            folder = out.with_name(f"{out.name}.samples")
-            keys = {"score": score, "num_scored": settings.fid_images}
-            callbacks.append(
-                SampleSheets(folder, settings.sample_every, settings.prediction, **keys)
+    with _alone(workspace):
+        checkpoint = _find_checkpoint(workspace, identity)
+        if checkpoint is None:
+            (workspace / "settings.json").write_text(json.dumps(identity, indent=2))
+        with quiet():
+            callbacks = list(callbacks or ())
+            if settings.sample_every:
+                folder = out.with_name(f"{out.name}.samples")
+                keys = {"score": score, "num_scored": settings.fid_images}
+                callbacks.append(
+                    SampleSheets(folder, settings.sample_every, settings.prediction, **keys)
+                )
+            trainer = _make_trainer(settings, workspace, callbacks)
+            if trainer.strategy.root_device.type == "cpu":
+                keep_freed_memory()
+            trainer.fit(module, datamodule=_Data(images, settings), ckpt_path=checkpoint)
+        if len(module.losses) < settings.max_epochs:  # Lightning may return from an interrupt
+            raise ClspError(
+                f"The training stopped after {len(module.losses)} of {settings.max_epochs} epochs; "
+                f"start it again with the same settings to continue."
             )
-        trainer = _make_trainer(settings, workspace, callbacks)
-        if trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
-        trainer.fit(module, datamodule=_Data(images, settings), ckpt_path=checkpoint)
-    if len(module.losses) < settings.max_epochs:  # Lightning may return from an interrupt
-        raise ClspError(
-            f"The training stopped after {len(module.losses)} of {settings.max_epochs} epochs; "
-            f"start it again with the same settings to continue."
-        )
-    record = _record(module, identity, trainer.global_step)
-    if trainer.is_global_zero:
-        files = {"training.json": json.dumps(record, indent=2)}
-        save_denoiser(module.ema, out, prediction=settings.prediction, files=files)
-        shutil.rmtree(workspace)
-    trainer.strategy.barrier()
-    return record
+        record = _record(module, identity, trainer.global_step)
+        if trainer.is_global_zero:
+            files = {"training.json": json.dumps(record, indent=2)}
+            save_denoiser(module.ema, out, prediction=settings.prediction, files=files)
+            shutil.rmtree(workspace)
+        trainer.strategy.barrier()
+        return record

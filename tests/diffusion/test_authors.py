@@ -369,7 +369,7 @@ def test_a_file_becomes_a_denoiser(tmp_path):
         tmp_path / "ckpt_ema_1999_.pt", tmp_path / "out", image_size=16, beta_end=0.028
     )
     unet, config = load_denoiser(tmp_path / "out")
-    assert denoiser_hash(unet) == name
+    assert denoiser_hash(unet, config) == name
     assert unet.config.sample_size == 16
     assert make_scheduler(config, 10).betas[-1] == pytest.approx(0.028)
     compare(Oracle(weights(**SMALL, seed=3)), unet)

@@ -102,7 +102,7 @@ def test_the_condition_is_part_of_a_training(tmp_path):
         train_denoiser(array.images, cfg, tmp_path / "out", condition=told + 1)
     resumed = train_denoiser(array.images, cfg, tmp_path / "out", condition=told)
     assert resumed["losses"] == whole["losses"]
-    names = [denoiser_hash(load_denoiser(tmp_path / name)[0]) for name in ("whole", "out")]
+    names = [denoiser_hash(load_denoiser(tmp_path / name)[0], {}) for name in ("whole", "out")]
     assert names[0] == names[1]
     assert "condition" in json.loads((tmp_path / "out/training.json").read_text())["settings"]
 
@@ -188,5 +188,5 @@ def test_a_distance_beside_every_sheet(tmp_path):
         rows = list(csv.DictReader(file))
     assert [(row["epoch"], row["samples"]) for row in rows] == [("2", "20"), ("4", "20")]
     assert 0 < float(rows[1]["frechet"]) < 255
-    hashes = [denoiser_hash(load_denoiser(tmp_path / n)[0]) for n in ("plain", "scored")]
+    hashes = [denoiser_hash(load_denoiser(tmp_path / n)[0], {}) for n in ("plain", "scored")]
     assert hashes[0] == hashes[1]  # training does not notice

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
 from clsp_plugin.diffusion.denoiser import (
+    LINEAR_BETAS,
     AuthorsConditionalUNet,
     build_unet,
     check_absent,
@@ -90,14 +91,30 @@ def test_architectures_that_are_refused(size, cfg, message):
 
 
 def test_the_hash_names_the_weights(make_unet):
-    name = denoiser_hash(make_unet())
-    assert name == denoiser_hash(make_unet().train())
+    name = denoiser_hash(make_unet(), {})
+    assert name == denoiser_hash(make_unet().train(), {})
     assert len(name) == 16
     assert int(name, 16) >= 0
     changed = make_unet()
     with torch.no_grad():
         changed.conv_out.bias[0] += 1e-3
-    assert name != denoiser_hash(changed)
+    assert name != denoiser_hash(changed, {})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"beta_end": 0.005}, {"prediction_type": "v_prediction"}, {"num_train_timesteps": 500}],
+)
+def test_the_hash_names_the_training(make_unet, config):
+    assert denoiser_hash(make_unet(), config) != denoiser_hash(make_unet(), {})
+
+
+def test_the_hash_names_what_no_weight_shows(make_unet):
+    unet = make_unet()
+    name = denoiser_hash(unet, LINEAR_BETAS)
+    assert name == denoiser_hash(unet, {})  # the same, by default
+    unet.register_to_config(norm_eps=1e-3)
+    assert name != denoiser_hash(unet, {})
 
 
 def test_round_trip_of_a_pipeline(unet, tmp_path):
@@ -107,27 +124,27 @@ def test_round_trip_of_a_pipeline(unet, tmp_path):
     assert (path / "training.json").read_text() == "{}"
     loaded, config = load_denoiser(str(path))
     assert not loaded.training
-    assert denoiser_hash(loaded) == denoiser_hash(unet)
+    assert denoiser_hash(loaded, {}) == denoiser_hash(unet, {})
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(loaded(x, 3).sample, unet(x, 3).sample)
     torch.testing.assert_close(make_scheduler(config, 10).betas[-1], torch.tensor(0.01))
     pipeline = DDPMPipeline.from_pretrained(path)  # diffusers reads it too
-    assert denoiser_hash(pipeline.unet) == denoiser_hash(unet)
+    assert denoiser_hash(pipeline.unet, {}) == denoiser_hash(unet, {})
 
 
 def test_a_bare_network_and_a_flat_pipeline(unet, tmp_path):
     bare = tmp_path / "bare"
     unet.save_pretrained(bare)
     loaded, config = load_denoiser(bare)
-    assert denoiser_hash(loaded) == denoiser_hash(unet)
+    assert denoiser_hash(loaded, {}) == denoiser_hash(unet, {})
     torch.testing.assert_close(make_scheduler(config, 10).betas, torch.linspace(1e-4, 0.02, 1000))
     # all files in one directory, as in google/ddpm-cifar10-32
     save_denoiser(unet, tmp_path / "nested", beta_end=0.01)
     shutil.copy(tmp_path / "nested" / "model_index.json", bare)
     shutil.copy(tmp_path / "nested" / "scheduler" / "scheduler_config.json", bare)
     loaded, config = load_denoiser(bare)
-    assert denoiser_hash(loaded) == denoiser_hash(unet)
+    assert denoiser_hash(loaded, {}) == denoiser_hash(unet, {})
     assert config["beta_end"] == 0.01
 
 
@@ -140,7 +157,7 @@ def test_an_existing_directory_is_never_looked_up_on_the_hub(unet, tmp_path, mon
     monkeypatch.setattr(DiffusionPipeline, "download", download)
     monkeypatch.chdir(tmp_path)
     save_denoiser(unet, tmp_path / "google" / "ddpm-cifar10-32")
-    assert denoiser_hash(load_denoiser("google/ddpm-cifar10-32")[0]) == denoiser_hash(unet)
+    assert denoiser_hash(load_denoiser("google/ddpm-cifar10-32")[0], {}) == denoiser_hash(unet, {})
 
 
 def test_a_hub_id_is_fetched(unet, tmp_path, monkeypatch):
@@ -151,7 +168,7 @@ def test_a_hub_id_is_fetched(unet, tmp_path, monkeypatch):
     monkeypatch.setattr(
         DiffusionPipeline, "download", lambda name: asked.append(name) or str(tmp_path / "cache")
     )
-    assert denoiser_hash(load_denoiser("someone/model")[0]) == denoiser_hash(unet)
+    assert denoiser_hash(load_denoiser("someone/model")[0], {}) == denoiser_hash(unet, {})
     assert asked == ["someone/model"]
 
 
@@ -232,7 +249,7 @@ def test_a_class_conditional_network_is_read(unet, tmp_path):
         save_denoiser(network, tmp_path / cls.__name__)
         loaded, _ = load_denoiser(tmp_path / cls.__name__)
         assert type(loaded) is cls
-        assert denoiser_hash(loaded) == denoiser_hash(network)
+        assert denoiser_hash(loaded, {}) == denoiser_hash(network, {})
     UNet2DModel(**{**config, "class_embed_type": "timestep"}).save_pretrained(tmp_path / "other")
     with pytest.raises(ClspError, match="conditioned on something else than class numbers"):
         load_denoiser(tmp_path / "other")

@@ -39,7 +39,7 @@ def test_a_store_holds_what_the_sampler_draws(images, denoiser, tmp_path):
     assert drawn.shape == (16, 2, 8, 8, 3)
     assert np.abs(drawn.astype(int) - expected.numpy()).max() <= 1
     manifest = CandidateStore(tmp_path / "store").manifest
-    assert manifest.denoiser == summary["denoiser"] == denoiser_hash(unet)
+    assert manifest.denoiser == summary["denoiser"] == denoiser_hash(unet, config)
     assert (manifest.fingerprint, manifest.dataset, manifest.sampler) == ("abc", "toy", "ddim")
     assert (manifest.w, manifest.steps, manifest.eta, manifest.seed) == (0.1, 2, 0.1, 0)
     assert (manifest.dtype, manifest.share_anchor) == ("32-true", False)

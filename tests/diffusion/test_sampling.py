@@ -368,6 +368,20 @@ def test_samples_that_are_not_finite_are_refused(unet, images):
         starts(unet, images[:1], [5], [0], precision="bf16-mixed")
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp"])
+def test_clipping_does_not_hide_an_infinity(unet, images, sampler):
+    def overflow(module, args, out):
+        return out.masked_fill(torch.ones_like(out, dtype=torch.bool), torch.inf)
+
+    unet.conv_out.register_forward_hook(overflow)
+    scheduler = make_scheduler(None, 2, clip=True, sampler=sampler)
+    with pytest.raises(ClspError, match="not finite in float32"):
+        sample_candidates(
+            unet, scheduler, images[:1], seed=0, indexes=torch.tensor([0]), candidates=[0], w=0.1,
+            eta=0.0,
+        )  # fmt: skip
+
+
 def test_what_half_precision_is_too_small_for_is_sampled_again(unet, images):
     _, plain = starts(unet, images[:3], [0, 1, 2], [0, 1])
 

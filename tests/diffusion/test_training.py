@@ -1,7 +1,9 @@
 """Training of the denoiser: against a plain loop, and resumed to the last bit."""
 
 import dataclasses
+import fcntl
 import json
+import os
 import warnings
 from types import SimpleNamespace
 
@@ -126,7 +128,7 @@ def test_against_a_plain_loop(images, tmp_path, change):
     # the two are far enough apart for the comparison to tell
     gap = max((a - b).abs().max() for a, b in zip(weights, average, strict=True))
     assert gap > 1e-3 or change.get("ema_decay") == 0.05
-    assert denoiser_hash(load_denoiser(tmp_path / "out")[0]) == denoiser_hash(kept["ema"])
+    assert denoiser_hash(load_denoiser(tmp_path / "out")[0], {}) == denoiser_hash(kept["ema"], {})
 
 
 @pytest.mark.parametrize("stop", [Stop(2), Stop(3, batch=1)])
@@ -142,7 +144,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(images, tmp_path, stop):
     assert sorted(spy.indexes) == list(range(stop.epoch, 4))  # it did continue
     assert resumed["losses"] == whole["losses"]
     assert resumed["steps"] == whole["steps"] == 8
-    names = [denoiser_hash(load_denoiser(tmp_path / name)[0]) for name in ("whole", "killed")]
+    names = [denoiser_hash(load_denoiser(tmp_path / name)[0], {}) for name in ("whole", "killed")]
     assert names[0] == names[1]
 
 
@@ -160,7 +162,7 @@ def test_a_run_killed_at_the_very_end_only_writes(images, tmp_path, monkeypatch)
     record = train_denoiser(images, CFG, tmp_path / "out", callbacks=[spy])
     assert spy.indexes == {}
     assert record["losses"] == whole["losses"]
-    names = [denoiser_hash(load_denoiser(tmp_path / name)[0]) for name in ("whole", "out")]
+    names = [denoiser_hash(load_denoiser(tmp_path / name)[0], {}) for name in ("whole", "out")]
     assert names[0] == names[1]
 
 
@@ -353,5 +355,17 @@ def test_sheets_of_samples_change_nothing(images, tmp_path):
     with Image.open(tmp_path / "watched.samples" / names[1]) as sheet:
         assert sheet.size == (8 * 8, 4 * 8)
         assert len(sheet.getcolors(2048)) > 100  # it is not blank
-    hashes = [denoiser_hash(load_denoiser(tmp_path / n)[0]) for n in ("plain", "watched")]
+    hashes = [denoiser_hash(load_denoiser(tmp_path / n)[0], {}) for n in ("plain", "watched")]
     assert hashes[0] == hashes[1]
+
+
+def test_two_trainings_of_one_denoiser(images, tmp_path):
+    workspace = tmp_path / "out.training"
+    workspace.mkdir()
+    handle = os.open(workspace, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(ClspError, match=r"Another process is training in .*out\.training"):
+        train_denoiser(images, CFG, tmp_path / "out")
+    os.close(handle)
+    train_denoiser(images, CFG, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
