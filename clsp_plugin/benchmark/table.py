@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from scipy.stats import ttest_ind_from_stats
 
 from clsp_plugin.benchmark.grid import Grid, GridCell, counted
@@ -22,6 +23,7 @@ from clsp_plugin.benchmark.published import (
 from clsp_plugin.benchmark.stale import CHANGED, STALE, changed, is_stale
 from clsp_plugin.data.downstream import DOWNSTREAM
 from clsp_plugin.data.images import DATASETS
+from clsp_plugin.engine.config import Data, num_devices
 from clsp_plugin.engine.record import Record, read_index
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
@@ -58,8 +60,15 @@ _RECIPE = (
     "backbone", "optimizer", "scheduler", "method_kwargs", "momentum", "synthetic",
     "augmentations", "joint_forward",
 )  # fmt: skip
+# Further settings that they must share; not where images lie or how many workers read them.
+_IMAGES = (
+    "no_labels", "fraction", "extra", "replicate", "image_size", "num_val", "seed", "mean", "std",
+    "num_large_crops", "num_small_crops",
+)  # fmt: skip
+_FOLDERS = ("train_path", "val_path")  # which images they are, where no data set has a name
+_PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _NONE = object()  # where a record has no such setting
-_NOT_RECIPE = {"synthetic.path", "candidates.seed"}
+_NOT_RECIPE = {"synthetic.path", "candidates.seed", "optimizer.batch_size"}
 
 
 @dataclass(frozen=True)
@@ -692,7 +701,40 @@ def recipe(record: Record) -> dict[str, str]:
     flat = _flat(record.candidates or {}, "candidates")
     for block in _RECIPE:
         flat |= _flat(record.config.get(block), block)
+    flat |= _images_recipe(record) | _step_recipe(record)
     return {key: value for key, value in flat.items() if key not in _NOT_RECIPE}
+
+
+def _images_recipe(record: Record) -> dict[str, str]:
+    """Which images; a record that was written before a setting existed has its default."""
+    data = record.config.get("data")
+    if not isinstance(data, Mapping):
+        return {}
+    names = [*_IMAGES, *(_FOLDERS if record.dataset == "custom" else ())]
+    usual = Data()
+    return {f"data.{name}": json.dumps(data.get(name, getattr(usual, name))) for name in names}
+
+
+def _step_recipe(record: Record) -> dict[str, str]:
+    """What a step computes: of how many images, however devices divide them, how exactly."""
+    config = record.config
+    precision = str(config.get("precision", "32-true"))
+    out = {
+        "precision": _PRECISIONS.get(precision, precision),
+        "accumulate_grad_batches": config.get("accumulate_grad_batches", 1),
+    }
+    batch = (config.get("optimizer") or {}).get("batch_size")
+    if batch is not None:
+        out["optimizer.batch_size, of all devices"] = _images_a_step(record, batch)
+    return {key: json.dumps(value) for key, value in out.items()}
+
+
+def _images_a_step(record: Record, batch: int) -> int | str:
+    devices = record.config.get("devices", 1)
+    if devices in ("auto", -1, "-1") and record.hardware.get("gpu"):
+        return f"{batch} a GPU"  # a record does not say how many there were
+    asked = OmegaConf.create({"devices": devices, "accelerator": "cpu"})
+    return batch * num_devices(asked) * record.config.get("num_nodes", 1)
 
 
 def _check_recipes(members: Records, by: Sequence[str]) -> None:

@@ -245,6 +245,42 @@ def test_recipes_are_not_averaged():
     assert len({record.config["synthetic"]["path"] for _, record in SEEDS}) == 3
 
 
+def configured(seed, dataset="digits", data=None, batch=128, **settings):
+    config = {"data": {"seed": 0, "train_path": None, **(data or {})}, **settings}
+    config["optimizer"] = {"lr": 0.5, "batch_size": batch}
+    return run(seed=seed, dataset=dataset, found=evaluations(60, dataset=dataset), config=config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"data": {"seed": 7}}, r"data\.seed is 0 in one and 7"),
+        ({"data": {"extra": "generated"}}, r"data\.extra is null"),
+        ({"data": {"image_size": 8}}, r"data\.image_size"),
+        ({"data": {"fraction": 0.1}}, r"data\.fraction"),
+        ({"precision": "bf16-mixed"}, r"precision is \"32-true\" in one and \"bf16-mixed\""),
+        ({"accumulate_grad_batches": 2}, "accumulate_grad_batches is 1 in one and 2"),
+        ({"devices": [0, 1]}, "batch_size, of all devices is 128 in one and 256"),
+        ({"num_nodes": 2}, "batch_size, of all devices is 128 in one and 256"),
+    ],
+)
+def test_other_images_and_other_steps_are_other_recipes(settings, named):
+    with pytest.raises(ClspError, match=named):
+        make_table([configured(0), configured(1, **settings)])
+
+
+def test_the_machine_is_no_part_of_the_recipe():
+    here = configured(0, "cifar10", {"train_path": "datasets"}, precision="32-true")
+    there = configured(
+        1, "cifar10", {"train_path": "/data", "num_workers": 9, "extra": None}, batch=32,
+        precision=32, devices=2, num_nodes=2,
+    )  # fmt: skip
+    assert len(make_table([here, there]).rows) == 1
+    own = [configured(n, "custom", {"train_path": name}) for n, name in enumerate(("a", "b"))]
+    with pytest.raises(ClspError, match=r"data\.train_path is \"a\" in one and \"b\""):
+        make_table(own)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("epoch", 19), ("num_test", 5), ("settings", {"batch_size": 1, "seed": 0})]
 )
