@@ -23,7 +23,7 @@ from clsp_plugin.benchmark.origins import read_reports
 from clsp_plugin.benchmark.pool import Pool, Rates, default_jobs, duration
 from clsp_plugin.benchmark.report import write_report
 from clsp_plugin.benchmark.suite import Plan, Unit, make_plan, measure, read_suite
-from clsp_plugin.benchmark.table import Absent, Records, make_table
+from clsp_plugin.benchmark.table import Absent, Listing, Records, make_table
 from clsp_plugin.cli import compose
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.images import load_images
@@ -142,8 +142,11 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
     # what a run measured before it failed stands; what it did not is absent
     found = [*outcome.runs, *(unit for unit, _ in outcome.failures if unit.record)]
     records = find_records([unit.record for unit in found]) if found else []
-    points = {unit.record: unit.about["point"] for unit in found}
-    variants = {unit.record: unit.about["variant"] for unit in found}
+    told = Listing(
+        list(plan.suite.vary),
+        {unit.record: unit.about["point"] for unit in found},
+        {unit.record: unit.about["variant"] for unit in found},
+    )
     absent = [
         Absent(**unit.about, reason=reason, tasks=tuple(step.verb for step in unit.missing))
         for unit, reason in outcome.failures
@@ -153,13 +156,12 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
     for layout in settings.layout:
         table = make_table(
             records, protocol=settings.protocol, published=settings.published,
-            by=list(plan.suite.vary), layout=layout, absent=absent, points=points,
-            variants=variants,
+            layout=layout, absent=absent, **vars(told),
         )  # fmt: skip
         texts.append(table.to_markdown())
         for name, suffix in FORMATS.items():
             _write(plan.out / f"{_table_name(plan, layout)}{suffix}", table.render(name, plan.out))
-    _draw(plan, records)
+    _draw(plan, records, told)
     stores = [unit for unit in plan.units if unit.kind == "candidates" and unit.made]
     for unit in stores:
         name = "candidates" if len(stores) == 1 else f"candidates-{unit.path.name}"
@@ -181,15 +183,17 @@ def _write_index(plan: Plan, runs: Sequence[Unit]) -> None:
     _write(plan.out / INDEX, json.dumps(content, indent=1) + "\n")
 
 
-def _draw(plan: Plan, records: Records) -> None:
+def _draw(plan: Plan, records: Records, told: Listing) -> None:
     """The suite's figures."""
     if any(record.curve for _, record in records):
         for suffix in ("png", "svg"):
-            training_curves(records, plan.out / f"curves.{suffix}")
+            training_curves(records, plan.out / f"curves.{suffix}", told)
     if records:
         settings = plan.suite.table
         stores = [unit.product for unit in plan.units if unit.kind == "quality" and unit.made]
-        options = Options(settings.protocol, settings.published, reports=read_reports(stores))
+        options = Options(
+            settings.protocol, settings.published, reports=read_reports(stores), told=told
+        )
         drawn = write_figures(records, plan.out / _named(plan, "figures"), options)
         write_report(records, plan.out / f"{_named(plan, 'report')}.html", options, drawn)
 

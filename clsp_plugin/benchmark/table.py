@@ -31,7 +31,7 @@ from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
 
 __all__ = [
     "BUDGET", "LAYOUTS", "TASKS", "Absent", "Cell", "Listing", "Row", "Table", "check_seeds",
-    "commit_of", "family_order", "hardware_of", "listing", "make_table", "recipe",
+    "commit_of", "family_order", "hardware_of", "holds", "listing", "make_table", "recipe",
     "varying",
 ]  # fmt: skip
 
@@ -630,6 +630,11 @@ def _setting(record: Record, key: str, default: Any = "") -> Any:
     return json.dumps(value) if isinstance(value, (Mapping, list)) else value
 
 
+def holds(record: Record, key: str) -> bool:
+    """Whether a record's own configuration has a setting."""
+    return _setting(record, key, _NONE) is not _NONE
+
+
 def _settings(record: Record) -> dict[str, Any]:
     return {**record.config, "candidates": record.candidates or {}}
 
@@ -712,7 +717,9 @@ def _images_recipe(record: Record) -> dict[str, str]:
         return {}
     names = [*_IMAGES, *(_FOLDERS if record.dataset == "custom" else ())]
     usual = Data()
-    return {f"data.{name}": json.dumps(data.get(name, getattr(usual, name))) for name in names}
+    values = ((name, data.get(name, getattr(usual, name))) for name in names)
+    # -1 and -1.0 are one fraction
+    return {f"data.{k}": json.dumps(int(v) if v == -1 else v) for k, v in values}
 
 
 def _step_recipe(record: Record) -> dict[str, str]:

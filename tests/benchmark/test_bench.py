@@ -16,8 +16,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from clsp_plugin import cli
 from clsp_plugin.benchmark import suite as suites
 from clsp_plugin.benchmark.bench import Outcome, _write_quality, bench, show_plan, write_results
+from clsp_plugin.benchmark.figures import training_curves
+from clsp_plugin.benchmark.figures.groups import group
 from clsp_plugin.benchmark.pool import Rates
 from clsp_plugin.benchmark.published import PAPER_NAMES, load
 from clsp_plugin.benchmark.suite import Unit, make_plan, read_suite
@@ -512,7 +515,7 @@ def test_runs_that_would_be_the_same_are_refused(plan):
         plan(vary={"linear.max_epochs": [1, 5]})
 
 
-def put_record(run, knn, **config):
+def put_record(run, knn, candidates=None, **config):
     """What a run would leave: its record, with one number."""
     about = run.about
     folder = run.path / about["method"] / "a"
@@ -520,7 +523,10 @@ def put_record(run, knn, **config):
     found = {"task": "knn", "protocol": "strict", "dataset": "digits", "epoch": 1, "top1": knn}
     found |= {"top5": 50.0, "num_train": 9, "num_test": 9, "settings": {}, "chosen": {"k": 5}}
     names = {key: about[key] for key in ("method", "dataset", "seed")}
-    record = Record(**names, **about["budget"], checkpoint=None, evaluations=[found], config=config)
+    record = Record(
+        **names, **about["budget"], checkpoint=None, evaluations=[found], config=config,
+        candidates=candidates, curve=[{"epoch": 1, "train_loss": 1.0, "val_acc1": knn}],
+    )  # fmt: skip
     record.save(folder / "record.json")
 
 
@@ -543,6 +549,40 @@ def test_variants_that_differ_in_a_recipe_are_rows(plan):
     # one run of two names has the method's own
     made = plan(["optimizer.lr=0.5"], methods=["simclr_slow", "simclr"], variants=variants)
     assert [run.about["variant"] for run in made.runs] == ["", ""]
+
+
+def test_variants_are_named_in_figures_and_in_the_report(plan, tmp_path):
+    variants = {"simclr_wd": {"config": "simclr", "overrides": ["optimizer.weight_decay=0.01"]}}
+    made = plan(methods=["simclr", "simclr_wd"], variants=variants, seeds=[0])
+    for run in made.runs:
+        put_record(run, 10.0)
+    write_results(made, Outcome(runs=list(made.runs)))
+    found = find_records([made.out])
+    told = listing([made.out], found)
+    assert [one.name for one in group(found, told=told)] == ["simclr", "simclr_wd"]
+    with pytest.raises(ClspError, match="with seed 0"):  # without their names they are one
+        training_curves(found, tmp_path / "curves.png")
+    pages = [made.out / "report.html", tmp_path / "report.html"]
+    cli._report([str(made.out), "--out", str(pages[1])])
+    for page in pages:
+        assert "<td>simclr_wd</td>" in page.read_text()
+        assert "No table" not in page.read_text()
+
+
+def test_what_a_suite_varies_is_named_and_not_its_hash(plan):
+    made = plan(methods=["clsp_simclr"], seeds=[0], vary={"denoiser.max_epochs": [1, 5]})
+    for run in made.runs:
+        epochs = run.about["point"]["denoiser.max_epochs"]
+        put_record(run, 10.0 * epochs, {"denoiser": f"hash{epochs}", "w": 0.1, "dataset": "digits"})
+    write_results(made, Outcome(runs=list(made.runs)))
+    found = find_records([made.out])
+    told = listing([made.out], found)
+    names = [f"clsp_simclr, denoiser.max_epochs = {epochs}" for epochs in (1, 5)]
+    assert [one.name for one in group(found, told=told)] == names
+    assert len(group(found, ["candidates."], told=told)) == 1  # a line of accuracy by quality
+    tables = (made.out / "report.html").read_text().partition("<h2 id=figures>")[0]
+    assert "<th>denoiser.max_epochs</th>" in tables
+    assert "hash" not in tables
 
 
 def test_the_folder_of_a_suite_stands_for_its_records(tmp_path):

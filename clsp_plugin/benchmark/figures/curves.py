@@ -12,7 +12,7 @@ from clsp_plugin.benchmark.figures.groups import Group, group
 from clsp_plugin.benchmark.figures.picture import HEADINGS, Options, Picture, measured, stale_note
 from clsp_plugin.benchmark.figures.style import dress, legend, new_figure, save, styles
 from clsp_plugin.benchmark.published import authors_curve
-from clsp_plugin.benchmark.table import Records, check_seeds
+from clsp_plugin.benchmark.table import Listing, Records, check_seeds
 from clsp_plugin.errors import ClspError
 
 __all__ = ["accuracy_curves", "training_curves"]
@@ -21,7 +21,7 @@ _ONLINE = "online probe, test images"
 _MARKERS = 8  # a line
 
 
-def training_curves(records: Records, path: str | Path) -> None:
+def training_curves(records: Records, path: str | Path, told: Listing | None = None) -> None:
     """Write a PNG or SVG with the training loss and the online probe's accuracy by epoch.
 
     A line is the mean over the seeds of a method, its band their range. Methods whose budgets or
@@ -30,11 +30,14 @@ def training_curves(records: Records, path: str | Path) -> None:
     Args:
         records: with the paths they were loaded from, as ``find_records`` returns them.
         path: of the file.
+        told: what suites say of the records.
 
     Raises:
-        ClspError: no record has a curve.
+        ClspError: no record has a curve, or a run is there twice.
     """
-    groups = group(records)
+    groups = group(records, told=told)
+    for one in groups:
+        check_seeds(one.records)
     panels = (
         ("train_loss", "pre-training", "training loss"),
         ("val_acc1", "online linear probe", "validation top-1 accuracy (%)"),
@@ -68,7 +71,7 @@ def accuracy_curves(records: Records, options: Options) -> Iterator[Picture | st
     Raises:
         ClspError: there is nothing to draw, or a run is there twice.
     """
-    groups = group(records, several=False)
+    groups = group(records, several=False, told=options.told)
     panels = []
     for dataset in dict.fromkeys(record.dataset for _, record in records):
         own = [one for one in groups if one.dataset == dataset]

@@ -100,7 +100,7 @@ def sweep(which: Sweep, records: Records, options: Options) -> Iterator[Picture 
     Raises:
         ClspError: no runs differ in this alone.
     """
-    found = families(records, which.key)
+    found = families(records, which.key, options.told)
     if not found:
         raise ClspError(f"no two runs differ in {which.key} alone; pre-train with {which.need}")
     lines: list[_Line] = []
@@ -152,7 +152,7 @@ def quality(records: Records, options: Options) -> Iterator[Picture | str]:
     measuring = [(path, record) for path, record in records if path in values]
     found = [
         one
-        for one in group(measuring, ["candidates."])
+        for one in group(measuring, ["candidates."], told=options.told)
         if len({values[path] for path, _ in one.records}) > 1
     ]
     if not found:
