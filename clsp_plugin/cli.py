@@ -277,7 +277,7 @@ def _table(args: list[str]) -> None:
     table = make_table(
         records, protocol=options.protocol, published=options.published,
         by=options.by or told.by, layout=options.layout, decimals=options.decimals,
-        points=told.points, variants=told.variants,
+        points=told.points, variants=told.variants, absent=told.absent,
     )  # fmt: skip
     text = table.render(options.format, options.out and options.out.parent)
     if options.out is None:

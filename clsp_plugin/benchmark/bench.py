@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from clsp_plugin.benchmark.figures import candidate_sheet, store_caption, training_curves
@@ -146,17 +146,14 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
         list(plan.suite.vary),
         {unit.record: unit.about["point"] for unit in found},
         {unit.record: unit.about["variant"] for unit in found},
+        [_absent(plan, unit, reason) for unit, reason in outcome.failures],
     )
-    absent = [
-        Absent(**unit.about, reason=reason, tasks=tuple(step.verb for step in unit.missing))
-        for unit, reason in outcome.failures
-    ]
-    _write_index(plan, found)
+    _write_index(plan, found, told.absent)
     settings, texts = plan.suite.table, []
     for layout in settings.layout:
         table = make_table(
             records, protocol=settings.protocol, published=settings.published,
-            layout=layout, absent=absent, **vars(told),
+            layout=layout, **vars(told),
         )  # fmt: skip
         texts.append(table.to_markdown())
         for name, suffix in FORMATS.items():
@@ -170,7 +167,14 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
     return "\n".join(texts)
 
 
-def _write_index(plan: Plan, runs: Sequence[Unit]) -> None:
+def _absent(plan: Plan, unit: Unit, reason: str) -> Absent:
+    """What a run that failed lacks: all, or evaluations by the suite's protocol."""
+    protocol = plan.suite.table.protocol if unit.record else ""
+    tasks = tuple(step.verb for step in unit.missing)
+    return Absent(**unit.about, reason=reason, tasks=tasks, protocol=protocol)
+
+
+def _write_index(plan: Plan, runs: Sequence[Unit], absent: Sequence[Absent]) -> None:
     """``records.json``, by which the directory of the tables stands for the suite's records."""
     records = [
         {
@@ -179,7 +183,8 @@ def _write_index(plan: Plan, runs: Sequence[Unit]) -> None:
         }
         for run in runs
     ]
-    content = {"by": list(plan.suite.vary), "records": records}
+    failed = [asdict(run) for run in absent]
+    content = {"by": list(plan.suite.vary), "records": records, "failed": failed}
     _write(plan.out / INDEX, json.dumps(content, indent=1) + "\n")
 
 

@@ -166,7 +166,7 @@ def _tables(records: Records, options: Options, places: Mapping[Path, str]) -> I
             try:
                 table = make_table(
                     records, protocol=protocol, published=options.published, by=by, layout=layout,
-                    points=points, variants=told.variants,
+                    points=points, variants=told.variants, absent=told.absent,
                 )  # fmt: skip
             except ClspError as error:
                 yield f'<p class="flag">No table: {_words(str(error))}</p>'

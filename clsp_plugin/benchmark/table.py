@@ -24,7 +24,7 @@ from clsp_plugin.benchmark.stale import CHANGED, STALE, changed, is_stale
 from clsp_plugin.data.downstream import DOWNSTREAM
 from clsp_plugin.data.images import DATASETS
 from clsp_plugin.engine.config import Data, num_devices
-from clsp_plugin.engine.record import Record, read_index
+from clsp_plugin.engine.record import INDEX, Record, read_index
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
 from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
@@ -84,6 +84,7 @@ class Absent:
         point: the values of what a suite varies.
         tasks: the evaluations that it lacks; none named: all.
         variant: a suite's name for a method with settings of its own.
+        protocol: of the evaluations that it lacks; none named: any.
     """
 
     method: str
@@ -94,6 +95,7 @@ class Absent:
     point: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     variant: str = ""
+    protocol: str = ""
 
     def lacks(self, task: str) -> bool:
         """Whether the number of an evaluation is not there."""
@@ -472,7 +474,9 @@ def make_table(
         raise ClspError(f"layout {layout} is not known{nearest(layout, LAYOUTS)}")
     if layout == "ablation" and not by:
         raise ClspError("An ablation needs a setting: --by KEY, such as --by synthetic.weight.")
-    _check_evaluated(records, protocol)
+    absent = [run for run in absent if run.protocol in ("", protocol)]
+    if not absent:
+        _check_evaluated(records, protocol)
     _check_keys(records, by, points or {})
     groups: dict[tuple, list[tuple[Path, Record]]] = {}
     for path, record in records:
@@ -514,11 +518,13 @@ class Listing:
         by: settings that tell rows apart.
         points: a record's path to values of ``by``.
         variants: a record's path to the name of its variant.
+        absent: runs that failed.
     """
 
     by: list[str] = field(default_factory=list)
     points: dict[Path, Mapping[str, Any]] = field(default_factory=dict)
     variants: dict[Path, str] = field(default_factory=dict)
+    absent: list[Absent] = field(default_factory=list)
 
 
 def listing(paths: Iterable[str | Path], records: Records) -> Listing:
@@ -529,13 +535,29 @@ def listing(paths: Iterable[str | Path], records: Records) -> Listing:
         records: that it found.
     """
     out, names = Listing(), {path.resolve(): path for path, _ in records}
-    for index in filter(None, (read_index(Path(path)) for path in paths)):
+    for place in dict.fromkeys(map(Path, paths)):
+        index = read_index(place)
+        if index is None:
+            continue
+        out.absent.extend(run for run in _failed(place) if run not in out.absent)
         out.by.extend(key for key in index["by"] if key not in out.by)
         for file, about in index["records"]:
             path = names[file.resolve()]
             out.points[path] = about.get("point", {})
             out.variants[path] = about.get("variant", "")
     return out
+
+
+def _failed(place: Path) -> list[Absent]:
+    """Runs that failed, as the index of a suite's directory names them."""
+    file = place / INDEX if place.is_dir() else place
+    try:
+        failed = json.loads(file.read_text()).get("failed", [])
+        return [Absent(**{**run, "tasks": tuple(run["tasks"])}) for run in failed]
+    except (KeyError, TypeError) as error:
+        raise ClspError(
+            f"{file} is not the index of a suite ({error!r}); `clsp bench` writes it anew."
+        ) from error
 
 
 def _place(row: Row, order: Mapping[str, int], by: Sequence[str], layout: str) -> tuple:

@@ -1,5 +1,6 @@
 """A suite is planned from what its runs are made from, and survives what happens to them."""
 
+import dataclasses
 import json
 import os
 import re
@@ -619,3 +620,29 @@ def test_numbers_that_were_measured_before_a_failure_stay(plan):
     text = write_results(made, Outcome(failures=[(run, "there is no room")]))
     assert "| failed | 12.5 " in text
     assert "there is no room" in text
+
+
+def test_failures_stay_with_the_folder_of_a_suite(plan, capsys, tmp_path):
+    made = plan(methods=["simclr"], seeds=[0, 1], vary={"synthetic.weight": [0.2, 1.0]})
+    *ran, last = made.runs
+    for run in ran:
+        put_record(run, 10.0, synthetic={"weight": run.about["point"]["synthetic.weight"]})
+    write_results(made, Outcome(runs=ran, failures=[(last, "there is no room")]))
+    capsys.readouterr()
+    cli._table([str(made.out)])
+    table = capsys.readouterr().out
+    assert "| simclr | 1.0 | 1 | failed | 10.0 (1 failed) |" in table
+    pages = [made.out / "report.html", tmp_path / "report.html"]
+    cli._report([str(made.out), "--out", str(pages[1])])
+    for text in (table, *(page.read_text() for page in pages)):
+        assert "10.0 (1 failed)" in text
+        assert "seed 1, synthetic.weight=1.0: there is no room." in text
+    # evaluations by one protocol that failed are there by another
+    put_record(last, 30.0, synthetic={"weight": 1.0})
+    suite = made.suite.copy()
+    suite.table.protocol = "paper"
+    again = dataclasses.replace(made, suite=suite)
+    write_results(again, Outcome(runs=ran, failures=[(last, "there is no room")]))
+    capsys.readouterr()
+    cli._table([str(made.out)])
+    assert "failed" not in capsys.readouterr().out

@@ -61,14 +61,18 @@ def settings(record: Record, point: Mapping[str, Any] | None = None) -> dict[str
 
     Args:
         record: of the run.
-        point: what a suite varied; of it that what the record does not hold itself.
+        point: what a suite varied; what the record does not hold itself is added.
     """
     apart = {k: json.dumps(v) for k, v in (point or {}).items() if not holds(record, k)}
     out = recipe(record) | apart
     method = METHODS.get(record.method)
     if method is not None and not issubclass(method, SyntheticPositives):
-        out = {key: value for key, value in out.items() if not key.startswith("synthetic")}
-        return out  # its block is there and unused
+        # its block is there and unused; what a suite varies in it tells runs apart all the same
+        return {
+            key: value
+            for key, value in out.items()
+            if not key.startswith("synthetic") or key in (point or {})
+        }
     stored = out.pop("candidates.num_candidates", "null")
     if out.get(CANDIDATES, "null") == "null":
         out[CANDIDATES] = stored
