@@ -30,7 +30,8 @@ from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
 from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
 
 __all__ = [
-    "BUDGET", "LAYOUTS", "TASKS", "Absent", "Cell", "Listing", "Row", "Table", "check_seeds",
+    "BUDGET", "LAYOUTS", "TASKS", "Absent", "Cell", "Listing", "Row", "Table", "check_alike",
+    "check_seeds",
     "commit_of", "family_order", "hardware_of", "holds", "listing", "make_table", "recipe",
     "varying",
 ]  # fmt: skip
@@ -842,15 +843,7 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
         ]
         if found:
             latest.append((path, max(found, key=lambda e: e["epoch"])))
-    for path, evaluation in latest[1:]:
-        first_path, first = latest[0]
-        for name in ("epoch", "metric", "num_train", "num_test", "settings"):
-            ours, theirs = (_measured(e, name) for e in (first, evaluation))
-            if ours != theirs:
-                raise ClspError(
-                    f"The latest {TASKS[task]} evaluations of {first_path} and {path} differ in "
-                    f"{name} ({ours} and {theirs}); evaluate both in the same way."
-                )
+    check_alike(latest, f"latest {TASKS[task]}")
     made = [(dict(members)[path], evaluation) for path, evaluation in latest]
     return Cell.of(
         [e["top1"] if e.get("metric") is None else e[e["metric"]] for _, e in latest],
@@ -861,7 +854,32 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
     )
 
 
+def check_alike(
+    members: Sequence[tuple[Path, Mapping[str, Any]]], what: str, epoch: bool = True
+) -> None:
+    """Refuse evaluations of one number that were not made in the same way.
+
+    Args:
+        members: paths of records, with an evaluation each.
+        what: they are, for people.
+        epoch: whether they must be of one epoch.
+    """
+    names = ["epoch"] * epoch + ["metric", "num_train", "num_test", "settings", "learning rate"]
+    for path, evaluation in members[1:]:
+        first_path, first = members[0]
+        for name in names:
+            ours, theirs = (_measured(e, name) for e in (first, evaluation))
+            if ours != theirs:
+                raise ClspError(
+                    f"The {what} evaluations of {first_path} and {path} differ in "
+                    f"{name} ({ours} and {theirs}); evaluate both in the same way."
+                )
+
+
 def _measured(evaluation: Mapping[str, Any], name: str) -> Any:
+    if name == "learning rate":  # given under the protocol paper, chosen under strict
+        given = evaluation["protocol"] == "paper"
+        return (evaluation.get("chosen") or {}).get("lr") if given else None
     value = evaluation.get(name)
     if name == "settings" and value:
         return {key: setting for key, setting in value.items() if key != "seed"}

@@ -290,6 +290,19 @@ def test_evaluations_of_another_kind_are_not_averaged(name, value):
         make_table([SEEDS[0], other])
 
 
+def test_learning_rates_that_were_given_are_part_of_an_evaluation():
+    def probed(protocol):
+        found = [{**evaluations(60, protocol=protocol)[0], "chosen": {"lr": r}} for r in (1.0, 0.1)]
+        return [run(seed=seed, found=[e]) for seed, e in enumerate(found)]
+
+    with pytest.raises(ClspError, match=r"differ in learning rate \(1\.0 and 0\.1\)"):
+        make_table(probed("paper"), protocol="paper")
+    assert make_table(probed("strict")).rows[0].cells["linear"].n == 2  # it was chosen
+    ks = [{**evaluations(None, 60, "paper")[0], "chosen": {"k": k}} for k in (5, 10)]
+    by_k = [run(seed=seed, found=[e]) for seed, e in enumerate(ks)]
+    assert make_table(by_k, protocol="paper").rows[0].cells["knn"].n == 2
+
+
 def test_the_seed_of_an_evaluation_may_differ():
     other = run(seed=7, found=[{**evaluations(62)[0], "settings": {"batch_size": 256, "seed": 77}}])
     assert body(make_table([SEEDS[0], other]))[1][2] == "61.0 ± 1.4 (n = 2)"
