@@ -585,6 +585,15 @@ def test_latex_is_booktabs_with_every_special_sign_written():
     assert {line.count("&") for line in rows} == {3}
 
 
+def test_a_bracket_at_the_start_of_a_latex_line_is_no_length():
+    blocks = [{"backbone": {"kwargs": {"layers": [n]}}} for n in (1, 2)]
+    records = [run(found=evaluations(60), config=block) for block in blocks]
+    by = ["backbone.kwargs.layers"]
+    text = make_table(records, by=by, layout="ablation").render("latex")
+    assert [line for line in text.splitlines() if line.startswith("[")] == []
+    assert "{}[1] & 1 & 60.0" in text
+
+
 def test_html_is_escaped():
     record = run("<b>", found=evaluations(60))
     text = make_table([record]).render("html")
