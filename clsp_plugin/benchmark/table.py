@@ -31,9 +31,8 @@ from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
 
 __all__ = [
     "BUDGET", "LAYOUTS", "TASKS", "Absent", "Cell", "Listing", "Row", "Table", "check_alike",
-    "check_seeds",
-    "commit_of", "family_order", "hardware_of", "holds", "listing", "make_table", "recipe",
-    "varying",
+    "check_seeds", "commit_of", "family_order", "hardware_of", "holds", "listing", "make_table",
+    "recipe", "varying",
 ]  # fmt: skip
 
 Records = Sequence[tuple[Path, Record]]

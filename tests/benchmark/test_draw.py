@@ -192,6 +192,15 @@ def test_curves_say_which_probe_they_are_of():
     assert "without simclr" in lines[0]
 
 
+def test_points_of_a_curve_are_of_seeds_that_were_evaluated_alike():
+    both = evaluations(40.0, epochs=(1, 3))
+    records = [run(evaluations=both), run(seed=1, evaluations=both[1:])]
+    assert legend(one(records, "epochs")[0]) == ["clsp_simclr (n = 1 to 2)"]
+    for name, value in (("num_test", 5), ("num_train", 5), ("settings", {"epochs": 1})):
+        other = run(seed=1, evaluations=[{**both[1], name: value}])
+        assert f"differ in {name}" in missing([records[0], other], "epochs")
+
+
 def report(store, **content):
     (store.path / "report").mkdir(exist_ok=True)
     content = {"manifest": vars(store.manifest), **content}
