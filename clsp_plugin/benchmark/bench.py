@@ -29,7 +29,7 @@ from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.images import load_images
 from clsp_plugin.data.store import CandidateStore
 from clsp_plugin.engine.config import Data, typed
-from clsp_plugin.engine.record import INDEX, find_records
+from clsp_plugin.engine.record import INDEX, Record, find_records
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.protocol import check_protocol
 
@@ -283,7 +283,8 @@ def bench(
             launcher.
 
     Raises:
-        ClspError: a suite that cannot be read; or, after everything else was run, runs failed.
+        ClspError: a suite, or the record of a done run, that cannot be read; or, after everything
+            else was run, runs failed.
     """
     settings = [override for override in overrides if override.startswith("hydra.")]
     if settings and launcher is None:
@@ -302,6 +303,11 @@ def bench(
     if launcher is not None and not dry_run:  # a plan can be made without its plugin
         check_launcher(launcher)
     plan = make_plan(name, suite, out or Path("runs") / name, keep_stale, artifacts)
+    for unit in plan.units:
+        if unit.kind in ("run", "encoder") and unit.record:
+            Record.load(
+                unit.record
+            )  # one that a table would refuse is refused before hours of work
     if dry_run:
         print(show_plan(plan, jobs))
         return None

@@ -610,6 +610,19 @@ def test_the_folder_of_a_suite_stands_for_its_records(tmp_path):
         find_records([tmp_path / "b/mine"])
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_record_edited_by_hand_is_refused_before_anything_runs(tmp_path, dry_run):
+    file, out = tmp_path / "mine.yaml", tmp_path / "out"
+    OmegaConf.save({**DIGITS, "methods": ["simclr"]}, file)
+    done = make_plan(*read_suite(file), out).runs[0]
+    put_record(done, 10.0)
+    done.record.write_text(done.record.read_text().replace("10.0", "99.0"))
+    before = sorted(out.rglob("*"))
+    with pytest.raises(ClspError, match="was edited by hand"):
+        bench(str(file), out, dry_run=dry_run)
+    assert sorted(out.rglob("*")) == before
+
+
 def test_numbers_that_were_measured_before_a_failure_stay(plan):
     made = plan(methods=["simclr"], seeds=[0])
     run = made.runs[0]
