@@ -460,6 +460,39 @@ def test_estimates_use_all_that_was_measured_there(plan):
 
 
 @pytest.mark.parametrize(
+    "other",
+    [
+        "backbone.kwargs.layers=[2,2,2,2]",
+        "augmentations.0.crop_size=32",
+        "generate.data.image_size=32",
+    ],
+)
+def test_another_network_or_image_size_tells_no_time(plan, other):
+    made, elsewhere = plan(seeds=[0]), plan([other, "denoiser.data.image_size=32"], seeds=[1])
+    for unit in made.units:
+        unit.path.mkdir(parents=True)
+        for step in unit.steps:
+            unit.finish(step, 10.0)
+    rates = Rates(made.artifacts)
+    again = plan(["max_epochs=7"], seeds=[1])
+    assert all(rates.of(step) for unit in again.units for step in unit.steps)
+    told = {step.verb for unit in elsewhere.units for step in unit.steps if rates.of(step)}
+    ours = {"pretrain", "linear", "knn"} if other.startswith("generate") else set()
+    assert told == ours
+
+
+def test_the_start_of_a_run_is_no_part_of_its_rate(plan):
+    short = plan(["max_epochs=10"], methods=["simclr"], seeds=[0]).runs[0]
+    put_record(short, 10.0)
+    record = Record.load(short.record)
+    record.timings = {"train_seconds": 20.0}
+    record.save(short.record)
+    short.finish(short.steps[0], 30.0)
+    made = plan(["max_epochs=40"], methods=["simclr"], seeds=[0])
+    assert Rates(made.artifacts).of(made.runs[0].steps[0]) == pytest.approx(4 * 20 + 10)
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("max_epoch=3", "did you mean 'max_epochs'"),
