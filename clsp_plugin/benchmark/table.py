@@ -390,8 +390,8 @@ class Table:
         return f"Pre-training on {row.dataset}{': ' if shown else ''}{', '.join(shown)}"
 
     def _sources(self) -> str:
-        epochs = {row.paper.name: row.paper.epochs for row in self.rows if row.paper}
-        if not epochs:
+        papers = [(row.paper, row.budget["epochs"]) for row in self.rows if row.paper]
+        if not papers:
             return (
                 f"The paper has no numbers for these (it has CIFAR-10 and CIFAR-100, {BACKBONE})."
             )
@@ -400,8 +400,14 @@ class Table:
                 "Paper columns: Zeng et al., ECCV 2024, transfer tables; in brackets ours minus "
                 "the paper's."
             )
-        usual = max(epochs.values())
-        others = [f"{name} {number}" for name, number in epochs.items() if number != usual]
+        usual = max(paper.epochs for paper, _ in papers)
+        several = {paper.name for paper, _ in papers if paper.epochs == usual}
+        others = dict.fromkeys(
+            f"{paper.name} {paper.epochs}"
+            + f" beside our {ours}" * (paper.name in several)  # rows of one method
+            for paper, ours in papers
+            if paper.epochs != usual
+        )
         but = f" ({', '.join(others)})" if others else ""
         empty = [
             f"{row.paper.name} on {row.target}, {TASKS[task]}"

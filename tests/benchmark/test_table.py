@@ -372,6 +372,12 @@ def test_where_the_paper_has_nothing_the_caption_says_so(records):
     assert "The paper has no numbers for these" in text
 
 
+def test_the_caption_tells_each_row_s_published_epochs():
+    records = [cifar("clsp_simclr", epochs=300), cifar("clsp_simclr", epochs=1000), cifar("dcl")]
+    text = make_table(records, published=True).to_markdown()
+    assert "1000 epochs (DCL 200, CLSP-SimCLR 300 beside our 300)" in text
+
+
 def test_published_numbers_are_not_shown_unasked():
     assert "aper" not in make_table([cifar("simclr")]).to_markdown()
     assert "paper_linear" not in make_table([cifar("simclr")]).to_csv()
