@@ -409,17 +409,9 @@ class Table:
             if paper.epochs != usual
         )
         but = f" ({', '.join(others)})" if others else ""
-        empty = [
-            f"{row.paper.name} on {row.target}, {TASKS[task]}"
-            for row in self.rows
-            if row.paper and self.layout == "main"
-            for task in self.tasks
-            if getattr(row.paper, task) is None
-        ]
-        none = f" The paper leaves empty: {'; '.join(empty)}." if empty else ""
         return (
             f"Paper columns: Zeng et al., ECCV 2024, {BACKBONE}, all training images, {usual} "
-            f"epochs{but}, best k on the test images; in brackets ours minus the paper's.{none}"
+            f"epochs{but}, best k on the test images; in brackets ours minus the paper's."
         )
 
 
@@ -502,7 +494,7 @@ def make_table(
     ]
     _check_shown(rows, protocol, layout)
     order = {m: n for n, m in enumerate(family_order(row.method for row in rows))}
-    notes = [*_notes(records, protocol, rows), *_reasons(absent)]
+    notes = [*_notes(records, protocol, rows, layout), *_reasons(absent)]
     return Table(
         tuple(sorted(rows, key=lambda row: _place(row, order, by, layout))),
         protocol,
@@ -604,9 +596,44 @@ def _reasons(absent: Sequence[Absent]) -> list[str]:
     ]
 
 
-def _notes(records: Records, protocol: str, rows: Sequence[Row]) -> list[str]:
+def _left_empty(rows: Sequence[Row]) -> list[str]:
+    """Cells of the paper's main table without a number, where that is beside ours or ours is
+    missing too."""
+    found = []
+    for row in rows:
+        here = row.target == row.dataset and row.budget["backbone"] == BACKBONE
+        paper = published(row.method, row.target, row.budget["epochs"]) if here else None
+        found += [
+            f"{paper.name} on {row.target}, {TASKS[task]}"
+            for task in (LAYOUTS["main"] if paper else ())
+            if getattr(paper, task) is None and (row.paper or not row.cells[task].n)
+        ]
+    return found
+
+
+def _of_other_protocols(records: Records, protocol: str, layout: str) -> list[str]:
+    """Records, and evaluations of a layout, that are of another protocol alone."""
+    found = []
+    for _, record in records:
+        name = f"{record.method} on {record.dataset}, seed {record.seed}"
+        made = {(e["task"], e["dataset"]): False for e in record.evaluations}
+        made |= {(e["task"], e["dataset"]): True for e in record.evaluations
+                 if e["protocol"] == protocol}  # fmt: skip
+        if made and not any(made.values()):
+            found.append(name)
+            continue
+        for task, dataset in (key for key, ours in made.items() if not ours):
+            if task in LAYOUTS[layout]:
+                where = "" if dataset == record.dataset else f" on {dataset}"
+                found.append(f"{name} ({TASKS[task]}{where})")
+    return found
+
+
+def _notes(records: Records, protocol: str, rows: Sequence[Row], layout: str) -> list[str]:
     """What a reader of the table has to know of the records."""
     notes = []
+    if layout == "main" and (empty := _left_empty(rows)):
+        notes.append(f"The paper leaves empty: {'; '.join(empty)}.")
     cells = [cell for row in rows for cell in row.cells.values()]
     if any(cell.stale for cell in cells):
         notes.append(f"{STALE} made by other code than that of this version; run it again.")
@@ -615,12 +642,7 @@ def _notes(records: Records, protocol: str, rows: Sequence[Row]) -> list[str]:
             f"{CHANGED} made by other settings than its configuration has today "
             f"({', '.join(other)}); run it again."
         )
-    other = [
-        f"{record.method} on {record.dataset}, seed {record.seed}"
-        for _, record in records
-        if record.evaluations and all(e["protocol"] != protocol for e in record.evaluations)
-    ]
-    if other:
+    if other := _of_other_protocols(records, protocol, layout):
         notes.append(f"Evaluated with another protocol alone and left out: {'; '.join(other)}.")
     known = {*DATASETS, *DOWNSTREAM}
     strange = dict.fromkeys(d for row in rows for d in (row.dataset, row.target) if d not in known)
