@@ -358,6 +358,7 @@ class Table:
         parts = [
             f"{what} in percent on test images. Protocol {self.protocol}: "
             f"{protocols[self.protocol]}.",
+            *self._alone(),
             "One seed, so no spread."
             if counts == {1}
             else f"Mean ± sample standard deviation over n = {_range(counts) or 'no'} seeds.",
@@ -369,6 +370,11 @@ class Table:
         if self.published:
             parts.append(self._sources())
         return " ".join([*parts, *self.notes])
+
+    def _alone(self) -> list[str]:
+        """The one method of an ablation, which no column names."""
+        names = list(dict.fromkeys(row.name for row in self.rows))
+        return [f"Method: {names[0]}."] * (self.layout == "ablation" and len(names) == 1)
 
     @staticmethod
     def _test(any_bold: bool) -> str:

@@ -534,6 +534,12 @@ def test_ablation_is_a_row_a_value():
         ["0.2", "1", "60.2", "", "60.2", ""],
         ["1.0", "1", "61.0", "", "61.0", ""],
     ]  # fmt: skip
+    assert (
+        "Method:"
+        not in make_table(found, by=["synthetic.weight"], layout="ablation").grid().caption
+    )
+    alone = make_table(found[::2], by=["synthetic.weight"], layout="ablation")
+    assert "Method: clsp_simclr." in alone.grid().caption
     with pytest.raises(ClspError, match="--by"):
         make_table(found, layout="ablation")
 
