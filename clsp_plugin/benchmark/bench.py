@@ -162,7 +162,7 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
     stores = [unit for unit in plan.units if unit.kind == "candidates" and unit.made]
     for unit in stores:
         name = "candidates" if len(stores) == 1 else f"candidates-{unit.path.name}"
-        _sheet(unit, plan.out / f"{name}.png")
+        _sheet(unit, plan.out / f"{name}.png", alone=len(stores) == 1)
     _write_quality(plan)
     return "\n".join(texts)
 
@@ -233,7 +233,7 @@ def _write_quality(plan: Plan) -> None:
         _write(plan.out / "quality.csv", out.getvalue())
 
 
-def _sheet(unit: Unit, path: Path) -> None:
+def _sheet(unit: Unit, path: Path, alone: bool) -> None:
     """Anchors beside their candidates; the first images, whatever they are."""
     step = unit.steps[0]
     store = CandidateStore(unit.product)
@@ -244,9 +244,14 @@ def _sheet(unit: Unit, path: Path) -> None:
         train.images[rows].numpy(),
         store.images(rows),
         path,
-        title="Anchors and their candidates",
+        title="Anchors and their candidates" + ("" if alone else f": {_told_apart(unit)}"),
         caption=store_caption(store.manifest),
     )
+
+
+def _told_apart(unit: Unit) -> str:
+    """The data set of a store, and what of it a suite varies."""
+    return unit.label.partition(", ")[2]
 
 
 def bench(
@@ -318,10 +323,17 @@ def bench(
     outcome = run_plan(plan, jobs, launcher, settings)
     print(f"{suite.title}\n\n{write_results(plan, outcome)}")
     print(f"Written to {plan.out} in {duration(time.perf_counter() - began)}:")
-    for file in sorted(path for path in plan.out.glob("*.*") if path.suffix != ".json"):
+    for file in _written(plan):
         print(f"  {file}")
     _check_failures(plan, outcome)
     return outcome
+
+
+def _written(plan: Plan) -> list[str]:
+    """Files for people; a folder of figures is one of them, and ends with a slash."""
+    files = [str(path) for path in plan.out.glob("*.*") if path.suffix != ".json"]
+    folder = plan.out / _named(plan, "figures")
+    return sorted([*files, *([f"{folder}{os.sep}"] if folder.is_dir() else [])])
 
 
 def _check_failures(plan: Plan, outcome: Outcome) -> None:

@@ -257,9 +257,14 @@ def _sheet(path: Path, record: Record, options: Options) -> str:
         file = Path(folder) / "sheet.png"
         candidate_sheet(array.images[rows].numpy(), store.images(rows), file)
         content = file.read_bytes()
-    title = (
-        f"Anchors and their candidates: {record.candidates['dataset']}, w = {store.manifest.w:g}"
-    )
+    point = options.told.points.get(path, {})
+    varied = [
+        f"{key} = {value}"
+        for key, value in point.items()
+        if key.startswith(("denoiser.", "generate.")) and key != "generate.w"
+    ]
+    about = ", ".join([record.candidates["dataset"], f"w = {store.manifest.w:g}", *varied])
+    title = f"Anchors and their candidates: {about}"
     width = int.from_bytes(content[16:20], "big")  # of a PNG
     text = _shown(_embedded(content, "png"), title, "", width, caption)
     try:

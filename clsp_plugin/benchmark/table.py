@@ -879,12 +879,23 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
     check_alike(latest, f"latest {TASKS[task]}")
     made = [(dict(members)[path], evaluation) for path, evaluation in latest]
     return Cell.of(
-        [e["top1"] if e.get("metric") is None else e[e["metric"]] for _, e in latest],
+        [_number(path, e) for path, e in latest],
         stale=any(is_stale(record, evaluation) for record, evaluation in made),
         changed=tuple(changed(*zip(*made, strict=True))) if made else (),
         failed=failed,
         paths=tuple(path for path, _ in latest),
     )
+
+
+def _number(path: Path, evaluation: Mapping[str, Any]) -> float:
+    """An evaluation's result in percent; a record holds null for one that was not finite."""
+    name = evaluation.get("metric") or "top1"
+    if evaluation.get(name) is None:
+        raise ClspError(
+            f"The latest {TASKS[evaluation['task']]} evaluation of {path} has no number "
+            f"({name} is null); evaluate its checkpoint again, or leave the record out."
+        )
+    return evaluation[name]
 
 
 def check_alike(

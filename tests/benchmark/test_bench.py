@@ -14,10 +14,12 @@ from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from clsp_plugin import cli
+from clsp_plugin.benchmark import bench as benching
 from clsp_plugin.benchmark import suite as suites
 from clsp_plugin.benchmark.bench import Outcome, _write_quality, bench, show_plan, write_results
 from clsp_plugin.benchmark.figures import training_curves
@@ -654,6 +656,32 @@ def test_a_record_edited_by_hand_is_refused_before_anything_runs(tmp_path, dry_r
     with pytest.raises(ClspError, match="was edited by hand"):
         bench(str(file), out, dry_run=dry_run)
     assert sorted(out.rglob("*")) == before
+
+
+def test_sheets_of_several_stores_say_what_differs(plan, monkeypatch):
+    """The candidates are not drawn: what stands above a sheet is looked at."""
+    made = plan(methods=["clsp_simclr"], seeds=[0], vary={"generate.w": [0.1, 0.5]})
+    for unit in made.units:
+        if unit.kind == "candidates":
+            unit.product.mkdir(parents=True)
+            (unit.product / "manifest.json").touch()
+    titles = []
+    monkeypatch.setattr(benching, "CandidateStore", lambda path: Store())
+    monkeypatch.setattr(benching, "store_caption", lambda manifest: "")
+    monkeypatch.setattr(benching, "candidate_sheet", lambda *a, **k: titles.append(k["title"]))
+    for run in made.runs:
+        put_record(run, 10.0)
+    write_results(made, Outcome(runs=list(made.runs)))
+    place = "Anchors and their candidates: digits, generate.w="
+    assert titles == [f"{place}0.1", f"{place}0.5"]
+    assert str(made.out / "figures") + os.sep in benching._written(made)
+
+
+class Store:
+    manifest = None
+
+    def images(self, rows):
+        return np.zeros((len(rows), 1, 16, 16, 3), np.uint8)
 
 
 def test_numbers_that_were_measured_before_a_failure_stay(plan):

@@ -313,6 +313,12 @@ def test_the_latest_epoch_counts():
     assert body(make_table([run(found=found)]))[1][2] == "70.0"
 
 
+def test_an_evaluation_without_a_number_is_refused():
+    broken = run(found=[{**evaluations(60)[0], "top1": None}])
+    with pytest.raises(ClspError, match=r"linear evaluation of runs/.*json has no number"):
+        make_table([broken])
+
+
 def test_protocols_are_never_mixed():
     both = run(found=[*evaluations(60, protocol="strict"), *evaluations(99, protocol="paper")])
     only_paper = run("byol", found=evaluations(98, protocol="paper"))

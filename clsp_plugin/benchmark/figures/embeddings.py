@@ -254,7 +254,7 @@ def neighbours(records: Records, options: Options) -> Iterator[Picture | str]:
     if store is not None:
         drawn = torch.from_numpy(store.images(rows))
         blocks.append(_candidate_block(part, drawn, run.checkpoints[-1]))
-    yield _neighbour_picture(run, part, blocks)
+    yield _neighbour_picture(run, part, blocks, store is not None)
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,9 @@ def _candidate_block(part: ImageArray, drawn: torch.Tensor, checkpoint: Path) ->
     return _Block(heading, shown, torch.zeros(shown.shape[:2], dtype=torch.bool))
 
 
-def _neighbour_picture(run: _Run, part: ImageArray, blocks: Sequence[_Block]) -> Picture:
+def _neighbour_picture(
+    run: _Run, part: ImageArray, blocks: Sequence[_Block], synthetic: bool
+) -> Picture:
     rows = some_of_each(part, _ANCHORS)
     tiles = torch.cat([part.images[rows][:, None], *(block.images[rows] for block in blocks)], 1)
     gaps, column = {}, 1
@@ -323,11 +325,12 @@ def _neighbour_picture(run: _Run, part: ImageArray, blocks: Sequence[_Block]) ->
             for place in block.wrong[number].nonzero()[:, 0].tolist():
                 frame(axis, lefts[column + place], row, _WRONG)
         column += block.images.shape[1]
-    title = "Nearest neighbours and synthetic positives"
+    title = "Nearest neighbours" + " and synthetic positives" * synthetic
+    first = ", and of an anchor's first synthetic positive" * synthetic
     note = (
         f"{run.label}. n = {len(part):,} training images are anchors, and each other's "
         f"neighbours; label and cosine similarity of features (mean ± standard deviation) are of "
-        f"the nearest one, and of an anchor's first synthetic positive. "
+        f"the nearest one{first}. "
         f"Frame with a stroke: another label than the anchor's. Shown: the first of {len(rows)} "
         f"classes, not chosen by eye."
     )

@@ -245,7 +245,8 @@ def _picture(
             _logarithmic(axis)
     if strip is not None:
         draw_tiles(below, *strip, gaps={1: 0.4})
-    note = f"{_BARS}. {measured(options.protocol).capitalize()}."
+    several = any(cell.n > 1 for line in lines for cell in line.points.values())
+    note = f"{_BARS if several else 'One seed a point'}. {measured(options.protocol).capitalize()}."
     if published:
         note += " Published numbers: protocol paper."
     note += about + stale_note(records)
