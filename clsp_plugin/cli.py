@@ -285,7 +285,7 @@ def _table(args: list[str]) -> None:
     table = make_table(
         records, protocol=options.protocol, published=options.published,
         by=options.by or told.by, layout=options.layout, decimals=options.decimals,
-        points=told.points, variants=told.variants,
+        points=told.points, variants=told.variants, absent=told.absent,
     )  # fmt: skip
     text = table.render(options.format, options.out and options.out.parent)
     if options.out is None:
@@ -315,7 +315,8 @@ def _figures(args: list[str]) -> None:
     from clsp_plugin.benchmark.figures.draw import write_figures
     from clsp_plugin.engine.record import find_records
 
-    drawn = write_figures(find_records(options.paths), options.out, _drawing(options), options.only)
+    records = find_records(options.paths)
+    drawn = write_figures(records, options.out, _drawing(options, records), options.only)
     for path in drawn.files:
         print(path)
     for line in drawn.missing:
@@ -340,13 +341,14 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _drawing(given: argparse.Namespace):
-    """What :func:`_add_drawing` was given, as options of the figures."""
+def _drawing(given: argparse.Namespace, records):
+    """What :func:`_add_drawing` was given, as options of the figures of some records."""
     from clsp_plugin.benchmark.figures.picture import Options
     from clsp_plugin.benchmark.origins import read_reports
+    from clsp_plugin.benchmark.table import listing
 
-    reports = read_reports(given.reports)
-    return Options(given.protocol, given.published, given.limit, reports)
+    reports, told = read_reports(given.reports), listing(given.paths, records)
+    return Options(given.protocol, given.published, given.limit, reports, told)
 
 
 def _report(args: list[str]) -> None:
@@ -364,7 +366,8 @@ def _report(args: list[str]) -> None:
     from clsp_plugin.benchmark.report import write_report
     from clsp_plugin.engine.record import find_records
 
-    write_report(find_records(options.paths), options.out, _drawing(options))
+    records = find_records(options.paths)
+    write_report(records, options.out, _drawing(options, records))
     print(f"Written to {options.out}")
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from clsp_plugin.benchmark.figures import candidate_sheet, store_caption, training_curves
@@ -23,13 +23,13 @@ from clsp_plugin.benchmark.origins import read_reports
 from clsp_plugin.benchmark.pool import Pool, Rates, default_jobs, duration
 from clsp_plugin.benchmark.report import write_report
 from clsp_plugin.benchmark.suite import Plan, Unit, make_plan, measure, read_suite
-from clsp_plugin.benchmark.table import Absent, Records, make_table
+from clsp_plugin.benchmark.table import Absent, Listing, Records, make_table
 from clsp_plugin.cli import compose
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.images import load_images
 from clsp_plugin.data.store import CandidateStore
 from clsp_plugin.engine.config import Data, typed
-from clsp_plugin.engine.record import INDEX, find_records
+from clsp_plugin.engine.record import INDEX, Record, find_records
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.protocol import check_protocol
 
@@ -142,33 +142,39 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
     # what a run measured before it failed stands; what it did not is absent
     found = [*outcome.runs, *(unit for unit, _ in outcome.failures if unit.record)]
     records = find_records([unit.record for unit in found]) if found else []
-    points = {unit.record: unit.about["point"] for unit in found}
-    variants = {unit.record: unit.about["variant"] for unit in found}
-    absent = [
-        Absent(**unit.about, reason=reason, tasks=tuple(step.verb for step in unit.missing))
-        for unit, reason in outcome.failures
-    ]
-    _write_index(plan, found)
+    told = Listing(
+        list(plan.suite.vary),
+        {unit.record: unit.about["point"] for unit in found},
+        {unit.record: unit.about["variant"] for unit in found},
+        [_absent(plan, unit, reason) for unit, reason in outcome.failures],
+    )
+    _write_index(plan, found, told.absent)
     settings, texts = plan.suite.table, []
     for layout in settings.layout:
         table = make_table(
             records, protocol=settings.protocol, published=settings.published,
-            by=list(plan.suite.vary), layout=layout, absent=absent, points=points,
-            variants=variants,
+            layout=layout, **vars(told),
         )  # fmt: skip
         texts.append(table.to_markdown())
         for name, suffix in FORMATS.items():
             _write(plan.out / f"{_table_name(plan, layout)}{suffix}", table.render(name, plan.out))
-    _draw(plan, records)
+    _draw(plan, records, told)
     stores = [unit for unit in plan.units if unit.kind == "candidates" and unit.made]
     for unit in stores:
         name = "candidates" if len(stores) == 1 else f"candidates-{unit.path.name}"
-        _sheet(unit, plan.out / f"{name}.png")
+        _sheet(unit, plan.out / f"{name}.png", alone=len(stores) == 1)
     _write_quality(plan)
     return "\n".join(texts)
 
 
-def _write_index(plan: Plan, runs: Sequence[Unit]) -> None:
+def _absent(plan: Plan, unit: Unit, reason: str) -> Absent:
+    """What a run that failed lacks: all, or evaluations by the suite's protocol."""
+    protocol = plan.suite.table.protocol if unit.record else ""
+    tasks = tuple(step.verb for step in unit.missing)
+    return Absent(**unit.about, reason=reason, tasks=tasks, protocol=protocol)
+
+
+def _write_index(plan: Plan, runs: Sequence[Unit], absent: Sequence[Absent]) -> None:
     """``records.json``, by which the directory of the tables stands for the suite's records."""
     records = [
         {
@@ -177,19 +183,22 @@ def _write_index(plan: Plan, runs: Sequence[Unit]) -> None:
         }
         for run in runs
     ]
-    content = {"by": list(plan.suite.vary), "records": records}
+    failed = [asdict(run) for run in absent]
+    content = {"by": list(plan.suite.vary), "records": records, "failed": failed}
     _write(plan.out / INDEX, json.dumps(content, indent=1) + "\n")
 
 
-def _draw(plan: Plan, records: Records) -> None:
+def _draw(plan: Plan, records: Records, told: Listing) -> None:
     """The suite's figures."""
     if any(record.curve for _, record in records):
         for suffix in ("png", "svg"):
-            training_curves(records, plan.out / f"curves.{suffix}")
+            training_curves(records, plan.out / f"curves.{suffix}", told)
     if records:
         settings = plan.suite.table
         stores = [unit.product for unit in plan.units if unit.kind == "quality" and unit.made]
-        options = Options(settings.protocol, settings.published, reports=read_reports(stores))
+        options = Options(
+            settings.protocol, settings.published, reports=read_reports(stores), told=told
+        )
         drawn = write_figures(records, plan.out / _named(plan, "figures"), options)
         write_report(records, plan.out / f"{_named(plan, 'report')}.html", options, drawn)
 
@@ -224,7 +233,7 @@ def _write_quality(plan: Plan) -> None:
         _write(plan.out / "quality.csv", out.getvalue())
 
 
-def _sheet(unit: Unit, path: Path) -> None:
+def _sheet(unit: Unit, path: Path, alone: bool) -> None:
     """Anchors beside their candidates; the first images, whatever they are."""
     step = unit.steps[0]
     store = CandidateStore(unit.product)
@@ -235,9 +244,14 @@ def _sheet(unit: Unit, path: Path) -> None:
         train.images[rows].numpy(),
         store.images(rows),
         path,
-        title="Anchors and their candidates",
+        title="Anchors and their candidates" + ("" if alone else f": {_told_apart(unit)}"),
         caption=store_caption(store.manifest),
     )
+
+
+def _told_apart(unit: Unit) -> str:
+    """The data set of a store, and what of it a suite varies."""
+    return unit.label.partition(", ")[2]
 
 
 def bench(
@@ -274,7 +288,8 @@ def bench(
             launcher.
 
     Raises:
-        ClspError: a suite that cannot be read; or, after everything else was run, runs failed.
+        ClspError: a suite, or the record of a done run, that cannot be read; or, after everything
+            else was run, runs failed.
     """
     settings = [override for override in overrides if override.startswith("hydra.")]
     if settings and launcher is None:
@@ -293,6 +308,11 @@ def bench(
     if launcher is not None and not dry_run:  # a plan can be made without its plugin
         check_launcher(launcher)
     plan = make_plan(name, suite, out or Path("runs") / name, keep_stale, artifacts)
+    for unit in plan.units:
+        if unit.kind in ("run", "encoder") and unit.record:
+            Record.load(
+                unit.record
+            )  # one that a table would refuse is refused before hours of work
     if dry_run:
         print(show_plan(plan, jobs))
         return None
@@ -303,10 +323,17 @@ def bench(
     outcome = run_plan(plan, jobs, launcher, settings)
     print(f"{suite.title}\n\n{write_results(plan, outcome)}")
     print(f"Written to {plan.out} in {duration(time.perf_counter() - began)}:")
-    for file in sorted(path for path in plan.out.glob("*.*") if path.suffix != ".json"):
+    for file in _written(plan):
         print(f"  {file}")
     _check_failures(plan, outcome)
     return outcome
+
+
+def _written(plan: Plan) -> list[str]:
+    """Files for people; a folder of figures is one of them, and ends with a slash."""
+    files = [str(path) for path in plan.out.glob("*.*") if path.suffix != ".json"]
+    folder = plan.out / _named(plan, "figures")
+    return sorted([*files, *([f"{folder}{os.sep}"] if folder.is_dir() else [])])
 
 
 def _check_failures(plan: Plan, outcome: Outcome) -> None:

@@ -5,7 +5,7 @@ import html
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -158,5 +158,7 @@ def _tex_cell(cell: GridCell) -> str:
     return f"\\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)
 
 
-def _tex_line(cells: Sequence[str]) -> str:
-    return f"{' & '.join(cells)} \\\\"
+def _tex_line(cells: Iterable[str]) -> str:
+    line = " & ".join(cells)
+    # after a line's end or a rule, a bracket would be read as a length and a star as part of it
+    return f"{'{}' * line.startswith(('[', '*'))}{line} \\\\"

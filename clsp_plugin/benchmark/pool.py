@@ -41,31 +41,43 @@ class Rates:
     """What steps take, measured on all units that were made in a folder, of any suite.
 
     A step takes its cost times the seconds a cost unit, or, where no cost is known of it, what one
-    of its kind took in the mean. Steps of its own configuration tell; until there are some, those
-    of the configuration's folder do, and then all of its verb.
+    of its kind took in the mean; what comes before a training, where that is known, is not part of
+    the rate. Steps of its own configuration tell; until there are some, those of the
+    configuration's folder do, and then all of its verb, but of the same network and image size
+    alone.
     """
 
     def __init__(self, artifacts: Path):
-        # of steps with a cost, and of those without: the sums of their costs, or their number
-        self.sums: dict[tuple[str, str | None, bool], tuple[float, float]] = {}
+        # of steps with a cost, and of those without: the sums of their seconds, of the seconds
+        # before, of their costs (or their number), and their number
+        self.sums: dict[tuple[str, str, str | None, bool], tuple[float, ...]] = {}
         for file in artifacts.glob("*/*/done.json"):
             for note in notes_of(file.parent).values():
-                self.add(note["verb"], note.get("config"), note["cost"], note["seconds"])
+                if note.get("network"):  # an older note does not say what it was measured on
+                    step = Step(note["verb"], note["config"], (), {}, note["cost"], "",
+                                note["network"])  # fmt: skip
+                    self.add(step, note["seconds"], note.get("work"))
 
-    def add(self, verb: str, config: str | None, cost: float | None, seconds: float) -> None:
-        for name in _kinds(config):
-            for known, amount in ((True, cost), (False, 1)):
+    def add(self, step: Step, seconds: float, work: float | None = None) -> None:
+        """Take a step into account that took so long, of it so long for the work itself."""
+        work = seconds if work is None else work
+        before = max(0.0, seconds - work)  # one that was stopped and went on worked before, too
+        for name in _kinds(step.config):
+            for known, amount in ((True, step.cost), (False, 1)):
                 if amount:
-                    took, of = self.sums.get((verb, name, known), (0.0, 0.0))
-                    self.sums[verb, name, known] = (took + seconds, of + amount)
+                    key = (step.verb, step.network, name, known)
+                    sums = self.sums.get(key, (0.0,) * 4)
+                    more = (work, before, amount, 1)
+                    self.sums[key] = tuple(a + b for a, b in zip(sums, more, strict=True))
 
     def of(self, step: Step) -> float | None:
         """Seconds that a step takes; None while no such step was measured."""
         for known, amount in ((True, step.cost), (False, 1)):
             for name in _kinds(step.config) if amount else ():
-                if (step.verb, name, known) in self.sums:
-                    took, of = self.sums[step.verb, name, known]
-                    return amount * took / of
+                sums = self.sums.get((step.verb, step.network, name, known))
+                if sums is not None:
+                    work, before, of, number = sums
+                    return amount * work / of + before / number
         return None
 
 
@@ -209,7 +221,7 @@ class Pool:
         rates = copy.deepcopy(self.rates)
         for _, step, share, seconds in far:  # a first estimate, before anything is done
             if step and share >= _TELLING and step.cost and rates.of(step) is None:
-                rates.add(step.verb, step.config, step.cost, seconds / share)
+                rates.add(step, seconds / share)
         left = [child.left(rates) for child in self.running]
         left += [rates.of(step) for unit in self.waiting for step in unit.missing]
         known = [seconds for seconds in left if seconds is not None]

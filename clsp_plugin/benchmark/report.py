@@ -29,6 +29,7 @@ from clsp_plugin.benchmark.stale import changed, is_stale
 from clsp_plugin.benchmark.table import (
     BUDGET,
     LAYOUTS,
+    Listing,
     Records,
     commit_of,
     hardware_of,
@@ -107,13 +108,13 @@ def write_report(
     parts = [
         _head(records, sheets),
         "<h2 id=tables>Tables</h2>",
-        *_tables(records, options.published, places),
+        *_tables(records, options, places),
         "<h2 id=figures>Figures</h2>",
         *map(_figure, drawn.pictures),
         *_missing([*drawn.missing, *absent]),
         *(["<h2 id=candidates>Candidates</h2>", *sheets] if sheets else []),
         "<h2 id=runs>Runs</h2>",
-        *_runs(records, places),
+        *_runs(records, places, options.told),
         "</body></html>\n",
     ]
     content = "\n".join(parts).encode()
@@ -144,17 +145,19 @@ def _head(records: Records, sheets: Sequence[str]) -> str:
     )
 
 
-def _tables(records: Records, published: bool, places: Mapping[Path, str]) -> Iterator[str]:
+def _tables(records: Records, options: Options, places: Mapping[Path, str]) -> Iterator[str]:
     """A table for each protocol and each layout that the runs have evaluations for."""
     tasks = {(e["protocol"], e["task"]) for _, record in records for e in record.evaluations}
     if not tasks:
         yield f'<p class="flag">{_words("No run was evaluated: run `clsp linear`.")}</p>'
-    told = _telling_settings(records)
-    points = {path: {symbol(k): _scalar(record, k) for k in told} for path, record in records}
-    by = [symbol(key) for key in told]
-    records = sorted(
-        records, key=lambda p: [(isinstance(v, str), v) for v in points[p[0]].values()]
-    )
+    told = options.told
+    keys = _telling_settings(records, told)
+    points = {
+        path: {symbol(k): _scalar(record, k) for k in keys} | dict(told.points.get(path, {}))
+        for path, record in records
+    }
+    by = list(dict.fromkeys([*told.by, *map(symbol, keys)]))
+    records = sorted(records, key=lambda p: [_order(points[p[0]].get(k, "")) for k in by])
     for protocol in PROTOCOLS:
         for layout in ("main", "transfer"):
             if not any((protocol, task) in tasks for task in LAYOUTS[layout]):
@@ -162,8 +165,8 @@ def _tables(records: Records, published: bool, places: Mapping[Path, str]) -> It
             yield f"<h3>{layout.capitalize()}, protocol {protocol}</h3>"
             try:
                 table = make_table(
-                    records, protocol=protocol, published=published, by=by, layout=layout,
-                    points=points,
+                    records, protocol=protocol, published=options.published, by=by, layout=layout,
+                    points=points, variants=told.variants, absent=told.absent,
                 )  # fmt: skip
             except ClspError as error:
                 yield f'<p class="flag">No table: {_words(str(error))}</p>'
@@ -172,12 +175,20 @@ def _tables(records: Records, published: bool, places: Mapping[Path, str]) -> It
             yield f'<div class="scroll">{text}</div>'
 
 
-def _telling_settings(records: Records) -> list[str]:
-    """What rows have to name besides the method, so that no two recipes are averaged."""
+def _order(value: Any) -> tuple[bool, Any]:
+    """Numbers by size, then everything else by name."""
+    number = isinstance(value, int | float)
+    return not number, value if number else str(value)
+
+
+def _telling_settings(records: Records, told: Listing) -> list[str]:
+    """What rows have to name besides what suites say, so that no two recipes are averaged."""
     alike: dict[tuple, list[dict[str, str]]] = {}
-    for _, record in records:
+    for path, record in records:
         budget = tuple(getattr(record, name) for name in BUDGET)
-        alike.setdefault((record.method, record.dataset, budget), []).append(settings(record))
+        suite = (told.variants.get(path, ""), json.dumps(told.points.get(path, {}), sort_keys=True))
+        key = (record.method, record.dataset, budget, *suite)
+        alike.setdefault(key, []).append(settings(record))
     return list(dict.fromkeys(key for flat in alike.values() for key in telling(flat)))
 
 
@@ -246,9 +257,14 @@ def _sheet(path: Path, record: Record, options: Options) -> str:
         file = Path(folder) / "sheet.png"
         candidate_sheet(array.images[rows].numpy(), store.images(rows), file)
         content = file.read_bytes()
-    title = (
-        f"Anchors and their candidates: {record.candidates['dataset']}, w = {store.manifest.w:g}"
-    )
+    point = options.told.points.get(path, {})
+    varied = [
+        f"{key} = {value}"
+        for key, value in point.items()
+        if key.startswith(("denoiser.", "generate.")) and key != "generate.w"
+    ]
+    about = ", ".join([record.candidates["dataset"], f"w = {store.manifest.w:g}", *varied])
+    title = f"Anchors and their candidates: {about}"
     width = int.from_bytes(content[16:20], "big")  # of a PNG
     text = _shown(_embedded(content, "png"), title, "", width, caption)
     try:
@@ -259,8 +275,8 @@ def _sheet(path: Path, record: Record, options: Options) -> str:
         return text  # it is no part of a run
 
 
-def _runs(records: Records, places: Mapping[Path, str]) -> Iterator[str]:
-    for one in group(records):
+def _runs(records: Records, places: Mapping[Path, str], told: Listing) -> Iterator[str]:
+    for one in group(records, told=told):
         yield f"<h3>{html.escape(one.name)}</h3>"
         for path, record in sorted(one.records, key=lambda pair: pair[1].seed):
             yield _run(path, record, places[path])

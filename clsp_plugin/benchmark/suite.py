@@ -27,6 +27,7 @@ from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.images import DATASETS
 from clsp_plugin.engine.code import code_hash, evaluation_code, method_code
 from clsp_plugin.engine.config import Data, parse_cfg, typed
+from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation import verbs
 from clsp_plugin.evaluation.protocol import check_protocol
@@ -43,6 +44,7 @@ LAYOUTS = ("main", "transfer", "ablation")
 # are where copies differ a little, for the cost alone.
 _SIZES = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000}
 _ABOUT = {"imagenet100": 126_689}
+_SIDES = {"cifar10": 32, "cifar100": 32, "digits": 32, "stl10": 96}  # pixels, unless asked for
 
 
 @dataclass
@@ -254,6 +256,7 @@ class Step:
         paths: settings that say where; not part of what is run.
         cost: how much work, in the verb's own measure (see ``measure``); None if not known.
         key: of what is run.
+        network: of which network and image size it is, as a hash: times of others tell nothing.
     """
 
     verb: str
@@ -262,6 +265,7 @@ class Step:
     paths: dict[str, Any]
     cost: int | None
     key: str
+    network: str = ""
 
     @property
     def protocol(self) -> str | None:
@@ -362,7 +366,7 @@ class Unit:
     def finish(self, step: Step, seconds: float) -> None:
         """Note that a step was finished."""
         note = {"verb": step.verb, "config": step.config, "cost": step.cost, "seconds": seconds}
-        note["protocol"] = step.protocol
+        note |= {"protocol": step.protocol, "network": step.network, "work": self._work(step)}
         # a record keeps one evaluation of a kind: what was noted of an earlier one is gone
         done = {
             key: old
@@ -372,6 +376,14 @@ class Unit:
         }
         done[step.key] = note
         write_whole(self.path / "done.json", lambda file: file.write(json.dumps(done).encode()))
+
+    def _work(self, step: Step) -> float | None:
+        """Seconds that a step's training took, without what comes before; None if not noted."""
+        if step.verb == "pretrain" and self.record:
+            return Record.load(self.record).timings.get("train_seconds")
+        if step.verb == "denoiser" and self.made:
+            return json.loads((self.product / "training.json").read_text()).get("seconds")
+        return None
 
 
 @dataclass(frozen=True)
@@ -495,6 +507,23 @@ def _cost(verb: str, cfg: DictConfig, data: Mapping[str, Any]) -> int | None:
     return images * cfg.max_epochs if verb == "pretrain" else images
 
 
+def _network(settings: Mapping[str, Any], size: Any) -> str:
+    """What steps share whose times compare: the network, and the image size in pixels."""
+    return _hash(settings, size)
+
+
+def _of_backbone(cfg: DictConfig) -> str:
+    crops = [block.crop_size for block in cfg.augmentations if "crop_size" in block]
+    return _network(OmegaConf.to_container(cfg.backbone), max(crops, default=0))
+
+
+def _of_denoiser(cfg: DictConfig) -> str:
+    names = ("block_out_channels", "layers_per_block", "attention_resolutions")
+    content = OmegaConf.to_container(cfg)
+    size = cfg.data.get("image_size") or _SIDES.get(cfg.data.dataset, cfg.data.dataset)
+    return _network({name: content.get(name) for name in names}, size)
+
+
 def measure(verb: str) -> str:
     """What a step's cost counts."""
     return {
@@ -574,7 +603,9 @@ class _Planner:
         key = _hash(*parts)
         path = self.place("candidates", dataset, key, code_hash(*_CODE["candidates"]))
         paths["out"] = str(path / "candidates")
-        step = Step("generate", block.generate, given, paths, _cost("generate", cfg, cfg.data), key)
+        network = trained.steps[0].network if needs else _of_denoiser(cfg)
+        cost = _cost("generate", cfg, cfg.data)
+        step = Step("generate", block.generate, given, paths, cost, key, network)
         people = ", ".join(["candidates", dataset, *_words(point, "denoiser.", "generate.")])
         return self.add(Unit("candidates", people, path, (step,), needs))
 
@@ -586,7 +617,8 @@ class _Planner:
         key = _hash({**what(cfg), "out": None})
         path = self.place("denoisers", dataset, key, code_hash(*_CODE["denoisers"]))
         paths = {"out": str(path / "denoiser")}
-        step = Step("denoiser", config, given, paths, _cost("denoiser", cfg, cfg.data), key)
+        cost = _cost("denoiser", cfg, cfg.data)
+        step = Step("denoiser", config, given, paths, cost, key, _of_denoiser(cfg))
         people = ", ".join(["denoiser", dataset, *_words(point, "denoiser.")])
         return self.add(Unit("denoiser", people, path, (step,)))
 
@@ -612,7 +644,8 @@ class _Planner:
         paths |= {"checkpoint.dir": str(path)}
         paths |= {"auto_resume.enabled": True, "auto_resume.max_hours": 1e9}
         cost = _cost("pretrain", cfg, cfg.data)
-        steps = [Step("pretrain", config, (*given, f"seed={seed}"), paths, cost, key)]
+        given = (*given, f"seed={seed}")
+        steps = [Step("pretrain", config, given, paths, cost, key, _of_backbone(cfg))]
         if kind == "run":
             steps += self._evaluations(block, cfg, overrides, path)
         images = _images(cfg.data)
@@ -636,7 +669,8 @@ class _Planner:
             asked, code = _hash(verb, OmegaConf.to_container(composed)), evaluation_code(verb)[:8]
             done = self._done(path)
             key = next((k for k in done if k.startswith(f"{asked}-")), f"{asked}-{code}")
-            yield Step(verb, config, given, where, _cost(verb, composed, cfg.data), key)
+            cost = _cost(verb, composed, cfg.data)
+            yield Step(verb, config, given, where, cost, key, _of_backbone(cfg))
 
     def _targets(self, cfg: DictConfig, dataset: str) -> None:
         """Note what has to be fetched by hand before runs on a data set are transferred."""
@@ -667,7 +701,8 @@ class _Planner:
             parts.append(encoder.path.name)
         path = self.place("quality", dataset, _hash(*parts), code_hash(*_CODE["quality"]))
         paths["out"] = str(store.product / "report")
-        step = Step("inspect", store.steps[0].config, store.steps[0].overrides, paths, None, "all")
+        made = store.steps[0]
+        step = Step("inspect", made.config, made.overrides, paths, None, "all", made.network)
         people = ", ".join(["quality", dataset, *_words(point)])
         about = {"dataset": dataset, "point": point}
         self.add(Unit("quality", people, path, (step,), needs, about))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from scipy.stats import ttest_ind_from_stats
 
 from clsp_plugin.benchmark.grid import Grid, GridCell, counted
@@ -22,15 +23,16 @@ from clsp_plugin.benchmark.published import (
 from clsp_plugin.benchmark.stale import CHANGED, STALE, changed, is_stale
 from clsp_plugin.data.downstream import DOWNSTREAM
 from clsp_plugin.data.images import DATASETS
-from clsp_plugin.engine.record import Record, read_index
+from clsp_plugin.engine.config import Data, num_devices
+from clsp_plugin.engine.record import INDEX, Record, read_index
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
 from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
 
 __all__ = [
-    "BUDGET", "LAYOUTS", "TASKS", "Absent", "Cell", "Listing", "Row", "Table", "check_seeds",
-    "commit_of", "family_order", "hardware_of", "listing", "make_table", "recipe",
-    "varying",
+    "BUDGET", "LAYOUTS", "TASKS", "Absent", "Cell", "Listing", "Row", "Table", "check_alike",
+    "check_seeds", "commit_of", "family_order", "hardware_of", "holds", "listing", "make_table",
+    "recipe", "varying",
 ]  # fmt: skip
 
 Records = Sequence[tuple[Path, Record]]
@@ -58,8 +60,15 @@ _RECIPE = (
     "backbone", "optimizer", "scheduler", "method_kwargs", "momentum", "synthetic",
     "augmentations", "joint_forward",
 )  # fmt: skip
+# Further settings that they must share; not where images lie or how many workers read them.
+_IMAGES = (
+    "no_labels", "fraction", "extra", "replicate", "image_size", "num_val", "seed", "mean", "std",
+    "num_large_crops", "num_small_crops",
+)  # fmt: skip
+_FOLDERS = ("train_path", "val_path")  # which images they are, where no data set has a name
+_PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _NONE = object()  # where a record has no such setting
-_NOT_RECIPE = {"synthetic.path", "candidates.seed"}
+_NOT_RECIPE = {"synthetic.path", "candidates.seed", "optimizer.batch_size"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Absent:
         point: the values of what a suite varies.
         tasks: the evaluations that it lacks; none named: all.
         variant: a suite's name for a method with settings of its own.
+        protocol: of the evaluations that it lacks; none named: any.
     """
 
     method: str
@@ -85,6 +95,7 @@ class Absent:
     point: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     variant: str = ""
+    protocol: str = ""
 
     def lacks(self, task: str) -> bool:
         """Whether the number of an evaluation is not there."""
@@ -347,6 +358,7 @@ class Table:
         parts = [
             f"{what} in percent on test images. Protocol {self.protocol}: "
             f"{protocols[self.protocol]}.",
+            *self._alone(),
             "One seed, so no spread."
             if counts == {1}
             else f"Mean ± sample standard deviation over n = {_range(counts) or 'no'} seeds.",
@@ -358,6 +370,11 @@ class Table:
         if self.published:
             parts.append(self._sources())
         return " ".join([*parts, *self.notes])
+
+    def _alone(self) -> list[str]:
+        """The one method of an ablation, which no column names."""
+        names = list(dict.fromkeys(row.name for row in self.rows))
+        return [f"Method: {names[0]}."] * (self.layout == "ablation" and len(names) == 1)
 
     @staticmethod
     def _test(any_bold: bool) -> str:
@@ -379,8 +396,8 @@ class Table:
         return f"Pre-training on {row.dataset}{': ' if shown else ''}{', '.join(shown)}"
 
     def _sources(self) -> str:
-        epochs = {row.paper.name: row.paper.epochs for row in self.rows if row.paper}
-        if not epochs:
+        papers = [(row.paper, row.budget["epochs"]) for row in self.rows if row.paper]
+        if not papers:
             return (
                 f"The paper has no numbers for these (it has CIFAR-10 and CIFAR-100, {BACKBONE})."
             )
@@ -389,20 +406,18 @@ class Table:
                 "Paper columns: Zeng et al., ECCV 2024, transfer tables; in brackets ours minus "
                 "the paper's."
             )
-        usual = max(epochs.values())
-        others = [f"{name} {number}" for name, number in epochs.items() if number != usual]
+        usual = max(paper.epochs for paper, _ in papers)
+        several = {paper.name for paper, _ in papers if paper.epochs == usual}
+        others = dict.fromkeys(
+            f"{paper.name} {paper.epochs}"
+            + f" beside our {ours}" * (paper.name in several)  # rows of one method
+            for paper, ours in papers
+            if paper.epochs != usual
+        )
         but = f" ({', '.join(others)})" if others else ""
-        empty = [
-            f"{row.paper.name} on {row.target}, {TASKS[task]}"
-            for row in self.rows
-            if row.paper and self.layout == "main"
-            for task in self.tasks
-            if getattr(row.paper, task) is None
-        ]
-        none = f" The paper leaves empty: {'; '.join(empty)}." if empty else ""
         return (
             f"Paper columns: Zeng et al., ECCV 2024, {BACKBONE}, all training images, {usual} "
-            f"epochs{but}, best k on the test images; in brackets ours minus the paper's.{none}"
+            f"epochs{but}, best k on the test images; in brackets ours minus the paper's."
         )
 
 
@@ -463,7 +478,9 @@ def make_table(
         raise ClspError(f"layout {layout} is not known{nearest(layout, LAYOUTS)}")
     if layout == "ablation" and not by:
         raise ClspError("An ablation needs a setting: --by KEY, such as --by synthetic.weight.")
-    _check_evaluated(records, protocol)
+    absent = [run for run in absent if run.protocol in ("", protocol)]
+    if not absent:
+        _check_evaluated(records, protocol)
     _check_keys(records, by, points or {})
     groups: dict[tuple, list[tuple[Path, Record]]] = {}
     for path, record in records:
@@ -483,7 +500,7 @@ def make_table(
     ]
     _check_shown(rows, protocol, layout)
     order = {m: n for n, m in enumerate(family_order(row.method for row in rows))}
-    notes = [*_notes(records, protocol, rows), *_reasons(absent)]
+    notes = [*_notes(records, protocol, rows, layout), *_reasons(absent)]
     return Table(
         tuple(sorted(rows, key=lambda row: _place(row, order, by, layout))),
         protocol,
@@ -505,11 +522,13 @@ class Listing:
         by: settings that tell rows apart.
         points: a record's path to values of ``by``.
         variants: a record's path to the name of its variant.
+        absent: runs that failed.
     """
 
     by: list[str] = field(default_factory=list)
     points: dict[Path, Mapping[str, Any]] = field(default_factory=dict)
     variants: dict[Path, str] = field(default_factory=dict)
+    absent: list[Absent] = field(default_factory=list)
 
 
 def listing(paths: Iterable[str | Path], records: Records) -> Listing:
@@ -520,13 +539,29 @@ def listing(paths: Iterable[str | Path], records: Records) -> Listing:
         records: that it found.
     """
     out, names = Listing(), {path.resolve(): path for path, _ in records}
-    for index in filter(None, (read_index(Path(path)) for path in paths)):
+    for place in dict.fromkeys(map(Path, paths)):
+        index = read_index(place)
+        if index is None:
+            continue
+        out.absent.extend(run for run in _failed(place) if run not in out.absent)
         out.by.extend(key for key in index["by"] if key not in out.by)
         for file, about in index["records"]:
             path = names[file.resolve()]
             out.points[path] = about.get("point", {})
             out.variants[path] = about.get("variant", "")
     return out
+
+
+def _failed(place: Path) -> list[Absent]:
+    """Runs that failed, as the index of a suite's directory names them."""
+    file = place / INDEX if place.is_dir() else place
+    try:
+        failed = json.loads(file.read_text()).get("failed", [])
+        return [Absent(**{**run, "tasks": tuple(run["tasks"])}) for run in failed]
+    except (KeyError, TypeError) as error:
+        raise ClspError(
+            f"{file} is not the index of a suite ({error!r}); `clsp bench` writes it anew."
+        ) from error
 
 
 def _place(row: Row, order: Mapping[str, int], by: Sequence[str], layout: str) -> tuple:
@@ -567,9 +602,44 @@ def _reasons(absent: Sequence[Absent]) -> list[str]:
     ]
 
 
-def _notes(records: Records, protocol: str, rows: Sequence[Row]) -> list[str]:
+def _left_empty(rows: Sequence[Row]) -> list[str]:
+    """Cells of the paper's main table without a number, where that is beside ours or ours is
+    missing too."""
+    found = []
+    for row in rows:
+        here = row.target == row.dataset and row.budget["backbone"] == BACKBONE
+        paper = published(row.method, row.target, row.budget["epochs"]) if here else None
+        found += [
+            f"{paper.name} on {row.target}, {TASKS[task]}"
+            for task in (LAYOUTS["main"] if paper else ())
+            if getattr(paper, task) is None and (row.paper or not row.cells[task].n)
+        ]
+    return found
+
+
+def _of_other_protocols(records: Records, protocol: str, layout: str) -> list[str]:
+    """Records, and evaluations of a layout, that are of another protocol alone."""
+    found = []
+    for _, record in records:
+        name = f"{record.method} on {record.dataset}, seed {record.seed}"
+        made = {(e["task"], e["dataset"]): False for e in record.evaluations}
+        made |= {(e["task"], e["dataset"]): True for e in record.evaluations
+                 if e["protocol"] == protocol}  # fmt: skip
+        if made and not any(made.values()):
+            found.append(name)
+            continue
+        for task, dataset in (key for key, ours in made.items() if not ours):
+            if task in LAYOUTS[layout]:
+                where = "" if dataset == record.dataset else f" on {dataset}"
+                found.append(f"{name} ({TASKS[task]}{where})")
+    return found
+
+
+def _notes(records: Records, protocol: str, rows: Sequence[Row], layout: str) -> list[str]:
     """What a reader of the table has to know of the records."""
     notes = []
+    if layout == "main" and (empty := _left_empty(rows)):
+        notes.append(f"The paper leaves empty: {'; '.join(empty)}.")
     cells = [cell for row in rows for cell in row.cells.values()]
     if any(cell.stale for cell in cells):
         notes.append(f"{STALE} made by other code than that of this version; run it again.")
@@ -578,12 +648,7 @@ def _notes(records: Records, protocol: str, rows: Sequence[Row]) -> list[str]:
             f"{CHANGED} made by other settings than its configuration has today "
             f"({', '.join(other)}); run it again."
         )
-    other = [
-        f"{record.method} on {record.dataset}, seed {record.seed}"
-        for _, record in records
-        if record.evaluations and all(e["protocol"] != protocol for e in record.evaluations)
-    ]
-    if other:
+    if other := _of_other_protocols(records, protocol, layout):
         notes.append(f"Evaluated with another protocol alone and left out: {'; '.join(other)}.")
     known = {*DATASETS, *DOWNSTREAM}
     strange = dict.fromkeys(d for row in rows for d in (row.dataset, row.target) if d not in known)
@@ -619,6 +684,11 @@ def _setting(record: Record, key: str, default: Any = "") -> Any:
             return default
         value = value[part]
     return json.dumps(value) if isinstance(value, (Mapping, list)) else value
+
+
+def holds(record: Record, key: str) -> bool:
+    """Whether a record's own configuration has a setting."""
+    return _setting(record, key, _NONE) is not _NONE
 
 
 def _settings(record: Record) -> dict[str, Any]:
@@ -692,7 +762,42 @@ def recipe(record: Record) -> dict[str, str]:
     flat = _flat(record.candidates or {}, "candidates")
     for block in _RECIPE:
         flat |= _flat(record.config.get(block), block)
+    flat |= _images_recipe(record) | _step_recipe(record)
     return {key: value for key, value in flat.items() if key not in _NOT_RECIPE}
+
+
+def _images_recipe(record: Record) -> dict[str, str]:
+    """Which images; a record that was written before a setting existed has its default."""
+    data = record.config.get("data")
+    if not isinstance(data, Mapping):
+        return {}
+    names = [*_IMAGES, *(_FOLDERS if record.dataset == "custom" else ())]
+    usual = Data()
+    values = ((name, data.get(name, getattr(usual, name))) for name in names)
+    # -1 and -1.0 are one fraction
+    return {f"data.{k}": json.dumps(int(v) if v == -1 else v) for k, v in values}
+
+
+def _step_recipe(record: Record) -> dict[str, str]:
+    """What a step computes: of how many images, however devices divide them, how exactly."""
+    config = record.config
+    precision = str(config.get("precision", "32-true"))
+    out = {
+        "precision": _PRECISIONS.get(precision, precision),
+        "accumulate_grad_batches": config.get("accumulate_grad_batches", 1),
+    }
+    batch = (config.get("optimizer") or {}).get("batch_size")
+    if batch is not None:
+        out["optimizer.batch_size, of all devices"] = _images_a_step(record, batch)
+    return {key: json.dumps(value) for key, value in out.items()}
+
+
+def _images_a_step(record: Record, batch: int) -> int | str:
+    devices = record.config.get("devices", 1)
+    if devices in ("auto", -1, "-1") and record.hardware.get("gpu"):
+        return f"{batch} a GPU"  # a record does not say how many there were
+    asked = OmegaConf.create({"devices": devices, "accelerator": "cpu"})
+    return batch * num_devices(asked) * record.config.get("num_nodes", 1)
 
 
 def _check_recipes(members: Records, by: Sequence[str]) -> None:
@@ -771,18 +876,10 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
         ]
         if found:
             latest.append((path, max(found, key=lambda e: e["epoch"])))
-    for path, evaluation in latest[1:]:
-        first_path, first = latest[0]
-        for name in ("epoch", "metric", "num_train", "num_test", "settings"):
-            ours, theirs = (_measured(e, name) for e in (first, evaluation))
-            if ours != theirs:
-                raise ClspError(
-                    f"The latest {TASKS[task]} evaluations of {first_path} and {path} differ in "
-                    f"{name} ({ours} and {theirs}); evaluate both in the same way."
-                )
+    check_alike(latest, f"latest {TASKS[task]}")
     made = [(dict(members)[path], evaluation) for path, evaluation in latest]
     return Cell.of(
-        [e["top1"] if e.get("metric") is None else e[e["metric"]] for _, e in latest],
+        [_number(path, e) for path, e in latest],
         stale=any(is_stale(record, evaluation) for record, evaluation in made),
         changed=tuple(changed(*zip(*made, strict=True))) if made else (),
         failed=failed,
@@ -790,7 +887,43 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
     )
 
 
+def _number(path: Path, evaluation: Mapping[str, Any]) -> float:
+    """An evaluation's result in percent; a record holds null for one that was not finite."""
+    name = evaluation.get("metric") or "top1"
+    if evaluation.get(name) is None:
+        raise ClspError(
+            f"The latest {TASKS[evaluation['task']]} evaluation of {path} has no number "
+            f"({name} is null); evaluate its checkpoint again, or leave the record out."
+        )
+    return evaluation[name]
+
+
+def check_alike(
+    members: Sequence[tuple[Path, Mapping[str, Any]]], what: str, epoch: bool = True
+) -> None:
+    """Refuse evaluations of one number that were not made in the same way.
+
+    Args:
+        members: paths of records, with an evaluation each.
+        what: they are, for people.
+        epoch: whether they must be of one epoch.
+    """
+    names = ["epoch"] * epoch + ["metric", "num_train", "num_test", "settings", "learning rate"]
+    for path, evaluation in members[1:]:
+        first_path, first = members[0]
+        for name in names:
+            ours, theirs = (_measured(e, name) for e in (first, evaluation))
+            if ours != theirs:
+                raise ClspError(
+                    f"The {what} evaluations of {first_path} and {path} differ in "
+                    f"{name} ({ours} and {theirs}); evaluate both in the same way."
+                )
+
+
 def _measured(evaluation: Mapping[str, Any], name: str) -> Any:
+    if name == "learning rate":  # given under the protocol paper, chosen under strict
+        given = evaluation["protocol"] == "paper"
+        return (evaluation.get("chosen") or {}).get("lr") if given else None
     value = evaluation.get(name)
     if name == "settings" and value:
         return {key: setting for key, setting in value.items() if key != "seed"}

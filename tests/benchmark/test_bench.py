@@ -1,5 +1,6 @@
 """A suite is planned from what its runs are made from, and survives what happens to them."""
 
+import dataclasses
 import json
 import os
 import re
@@ -13,11 +14,16 @@ from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from clsp_plugin import cli
+from clsp_plugin.benchmark import bench as benching
 from clsp_plugin.benchmark import suite as suites
 from clsp_plugin.benchmark.bench import Outcome, _write_quality, bench, show_plan, write_results
+from clsp_plugin.benchmark.figures import training_curves
+from clsp_plugin.benchmark.figures.groups import group
 from clsp_plugin.benchmark.pool import Rates
 from clsp_plugin.benchmark.published import PAPER_NAMES, load
 from clsp_plugin.benchmark.suite import Unit, make_plan, read_suite
@@ -456,6 +462,39 @@ def test_estimates_use_all_that_was_measured_there(plan):
 
 
 @pytest.mark.parametrize(
+    "other",
+    [
+        "backbone.kwargs.layers=[2,2,2,2]",
+        "augmentations.0.crop_size=32",
+        "generate.data.image_size=32",
+    ],
+)
+def test_another_network_or_image_size_tells_no_time(plan, other):
+    made, elsewhere = plan(seeds=[0]), plan([other, "denoiser.data.image_size=32"], seeds=[1])
+    for unit in made.units:
+        unit.path.mkdir(parents=True)
+        for step in unit.steps:
+            unit.finish(step, 10.0)
+    rates = Rates(made.artifacts)
+    again = plan(["max_epochs=7"], seeds=[1])
+    assert all(rates.of(step) for unit in again.units for step in unit.steps)
+    told = {step.verb for unit in elsewhere.units for step in unit.steps if rates.of(step)}
+    ours = {"pretrain", "linear", "knn"} if other.startswith("generate") else set()
+    assert told == ours
+
+
+def test_the_start_of_a_run_is_no_part_of_its_rate(plan):
+    short = plan(["max_epochs=10"], methods=["simclr"], seeds=[0]).runs[0]
+    put_record(short, 10.0)
+    record = Record.load(short.record)
+    record.timings = {"train_seconds": 20.0}
+    record.save(short.record)
+    short.finish(short.steps[0], 30.0)
+    made = plan(["max_epochs=40"], methods=["simclr"], seeds=[0])
+    assert Rates(made.artifacts).of(made.runs[0].steps[0]) == pytest.approx(4 * 20 + 10)
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("max_epoch=3", "did you mean 'max_epochs'"),
@@ -512,7 +551,7 @@ def test_runs_that_would_be_the_same_are_refused(plan):
         plan(vary={"linear.max_epochs": [1, 5]})
 
 
-def put_record(run, knn, **config):
+def put_record(run, knn, candidates=None, **config):
     """What a run would leave: its record, with one number."""
     about = run.about
     folder = run.path / about["method"] / "a"
@@ -520,7 +559,10 @@ def put_record(run, knn, **config):
     found = {"task": "knn", "protocol": "strict", "dataset": "digits", "epoch": 1, "top1": knn}
     found |= {"top5": 50.0, "num_train": 9, "num_test": 9, "settings": {}, "chosen": {"k": 5}}
     names = {key: about[key] for key in ("method", "dataset", "seed")}
-    record = Record(**names, **about["budget"], checkpoint=None, evaluations=[found], config=config)
+    record = Record(
+        **names, **about["budget"], checkpoint=None, evaluations=[found], config=config,
+        candidates=candidates, curve=[{"epoch": 1, "train_loss": 1.0, "val_acc1": knn}],
+    )  # fmt: skip
     record.save(folder / "record.json")
 
 
@@ -543,6 +585,40 @@ def test_variants_that_differ_in_a_recipe_are_rows(plan):
     # one run of two names has the method's own
     made = plan(["optimizer.lr=0.5"], methods=["simclr_slow", "simclr"], variants=variants)
     assert [run.about["variant"] for run in made.runs] == ["", ""]
+
+
+def test_variants_are_named_in_figures_and_in_the_report(plan, tmp_path):
+    variants = {"simclr_wd": {"config": "simclr", "overrides": ["optimizer.weight_decay=0.01"]}}
+    made = plan(methods=["simclr", "simclr_wd"], variants=variants, seeds=[0])
+    for run in made.runs:
+        put_record(run, 10.0)
+    write_results(made, Outcome(runs=list(made.runs)))
+    found = find_records([made.out])
+    told = listing([made.out], found)
+    assert [one.name for one in group(found, told=told)] == ["simclr", "simclr_wd"]
+    with pytest.raises(ClspError, match="with seed 0"):  # without their names they are one
+        training_curves(found, tmp_path / "curves.png")
+    pages = [made.out / "report.html", tmp_path / "report.html"]
+    cli._report([str(made.out), "--out", str(pages[1])])
+    for page in pages:
+        assert "<td>simclr_wd</td>" in page.read_text()
+        assert "No table" not in page.read_text()
+
+
+def test_what_a_suite_varies_is_named_and_not_its_hash(plan):
+    made = plan(methods=["clsp_simclr"], seeds=[0], vary={"denoiser.max_epochs": [1, 5]})
+    for run in made.runs:
+        epochs = run.about["point"]["denoiser.max_epochs"]
+        put_record(run, 10.0 * epochs, {"denoiser": f"hash{epochs}", "w": 0.1, "dataset": "digits"})
+    write_results(made, Outcome(runs=list(made.runs)))
+    found = find_records([made.out])
+    told = listing([made.out], found)
+    names = [f"clsp_simclr, denoiser.max_epochs = {epochs}" for epochs in (1, 5)]
+    assert [one.name for one in group(found, told=told)] == names
+    assert len(group(found, ["candidates."], told=told)) == 1  # a line of accuracy by quality
+    tables = (made.out / "report.html").read_text().partition("<h2 id=figures>")[0]
+    assert "<th>denoiser.max_epochs</th>" in tables
+    assert "hash" not in tables
 
 
 def test_the_folder_of_a_suite_stands_for_its_records(tmp_path):
@@ -569,6 +645,45 @@ def test_the_folder_of_a_suite_stands_for_its_records(tmp_path):
         find_records([tmp_path / "b/mine"])
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_record_edited_by_hand_is_refused_before_anything_runs(tmp_path, dry_run):
+    file, out = tmp_path / "mine.yaml", tmp_path / "out"
+    OmegaConf.save({**DIGITS, "methods": ["simclr"]}, file)
+    done = make_plan(*read_suite(file), out).runs[0]
+    put_record(done, 10.0)
+    done.record.write_text(done.record.read_text().replace("10.0", "99.0"))
+    before = sorted(out.rglob("*"))
+    with pytest.raises(ClspError, match="was edited by hand"):
+        bench(str(file), out, dry_run=dry_run)
+    assert sorted(out.rglob("*")) == before
+
+
+def test_sheets_of_several_stores_say_what_differs(plan, monkeypatch):
+    """The candidates are not drawn: what stands above a sheet is looked at."""
+    made = plan(methods=["clsp_simclr"], seeds=[0], vary={"generate.w": [0.1, 0.5]})
+    for unit in made.units:
+        if unit.kind == "candidates":
+            unit.product.mkdir(parents=True)
+            (unit.product / "manifest.json").touch()
+    titles = []
+    monkeypatch.setattr(benching, "CandidateStore", lambda path: Store())
+    monkeypatch.setattr(benching, "store_caption", lambda manifest: "")
+    monkeypatch.setattr(benching, "candidate_sheet", lambda *a, **k: titles.append(k["title"]))
+    for run in made.runs:
+        put_record(run, 10.0)
+    write_results(made, Outcome(runs=list(made.runs)))
+    place = "Anchors and their candidates: digits, generate.w="
+    assert titles == [f"{place}0.1", f"{place}0.5"]
+    assert str(made.out / "figures") + os.sep in benching._written(made)
+
+
+class Store:
+    manifest = None
+
+    def images(self, rows):
+        return np.zeros((len(rows), 1, 16, 16, 3), np.uint8)
+
+
 def test_numbers_that_were_measured_before_a_failure_stay(plan):
     made = plan(methods=["simclr"], seeds=[0])
     run = made.runs[0]
@@ -579,3 +694,29 @@ def test_numbers_that_were_measured_before_a_failure_stay(plan):
     text = write_results(made, Outcome(failures=[(run, "there is no room")]))
     assert "| failed | 12.5 " in text
     assert "there is no room" in text
+
+
+def test_failures_stay_with_the_folder_of_a_suite(plan, capsys, tmp_path):
+    made = plan(methods=["simclr"], seeds=[0, 1], vary={"synthetic.weight": [0.2, 1.0]})
+    *ran, last = made.runs
+    for run in ran:
+        put_record(run, 10.0, synthetic={"weight": run.about["point"]["synthetic.weight"]})
+    write_results(made, Outcome(runs=ran, failures=[(last, "there is no room")]))
+    capsys.readouterr()
+    cli._table([str(made.out)])
+    table = capsys.readouterr().out
+    assert "| simclr | 1.0 | 1 | failed | 10.0 (1 failed) |" in table
+    pages = [made.out / "report.html", tmp_path / "report.html"]
+    cli._report([str(made.out), "--out", str(pages[1])])
+    for text in (table, *(page.read_text() for page in pages)):
+        assert "10.0 (1 failed)" in text
+        assert "seed 1, synthetic.weight=1.0: there is no room." in text
+    # evaluations by one protocol that failed are there by another
+    put_record(last, 30.0, synthetic={"weight": 1.0})
+    suite = made.suite.copy()
+    suite.table.protocol = "paper"
+    again = dataclasses.replace(made, suite=suite)
+    write_results(again, Outcome(runs=ran, failures=[(last, "there is no room")]))
+    capsys.readouterr()
+    cli._table([str(made.out)])
+    assert "failed" not in capsys.readouterr().out

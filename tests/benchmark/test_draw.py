@@ -91,6 +91,10 @@ def test_points_are_means_and_bars_are_deviations():
     assert [axis.get_title() for axis in (linear, knn)] == ["digits: linear probe", "digits: kNN"]
     assert legend(picture) == ["clsp_simclr (n = 2)"]
     assert "protocol strict" in picture.caption.lower()
+    assert "bars: sample standard deviation" in picture.caption
+    alone, _ = one(LAMBDA[::2], "lambda")
+    assert "bars" not in alone.caption
+    assert "One seed a point" in alone.caption
     assert lines == []
 
 
@@ -190,6 +194,15 @@ def test_curves_say_which_probe_they_are_of():
     assert axis.lines[0].get_xydata().tolist() == [[1, 40], [3, 45]]
     assert legend(picture) == ["clsp_simclr (n = 1)"]
     assert "without simclr" in lines[0]
+
+
+def test_points_of_a_curve_are_of_seeds_that_were_evaluated_alike():
+    both = evaluations(40.0, epochs=(1, 3))
+    records = [run(evaluations=both), run(seed=1, evaluations=both[1:])]
+    assert legend(one(records, "epochs")[0]) == ["clsp_simclr (n = 1 to 2)"]
+    for name, value in (("num_test", 5), ("num_train", 5), ("settings", {"epochs": 1})):
+        other = run(seed=1, evaluations=[{**both[1], name: value}])
+        assert f"differ in {name}" in missing([records[0], other], "epochs")
 
 
 def report(store, **content):
@@ -294,6 +307,16 @@ def test_neighbours_are_the_nearest_and_wrong_ones_are_framed(trained, digits48)
     assert "after 1 epoch\n" in axis.texts[1].get_text()
     assert "chance: 10 %" in axis.texts[2].get_text()
     assert "n = 48 training images" in picture.caption
+
+
+def test_without_candidates_neighbours_are_all_that_is_named(trained):
+    records, _ = trained
+    assert one(records, "neighbours")[0].title == "Nearest neighbours and synthetic positives"
+    records[0][1].candidates = None
+    picture, lines = one(records, "neighbours", limit=12)
+    assert picture.title == "Nearest neighbours"
+    assert "synthetic" not in picture.caption
+    assert "drew from no candidate store" in lines[0]
 
 
 def test_features_of_test_images(trained):

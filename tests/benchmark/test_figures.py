@@ -145,6 +145,8 @@ def test_missing_numbers_are_left_out(drawn):
     figure = drawn([first, run(seed=1, curve=[(1, 7, 12), (2, 6, None)])])
     assert points(figure.axes[0].lines[0]) == [(1, 6), (2, 6), (3, 3)]
     assert points(figure.axes[1].lines[0]) == [(1, 11), (2, 20)]
+    assert figure.legends[0].get_texts()[0].get_text() == "simclr (n = 1 to 2)"
+    assert len(drawn([first, run("byol", curve=[])]).axes[0].lines) == 1
 
 
 def test_a_panel_without_any_number_is_left_out(drawn):

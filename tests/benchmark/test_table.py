@@ -245,6 +245,42 @@ def test_recipes_are_not_averaged():
     assert len({record.config["synthetic"]["path"] for _, record in SEEDS}) == 3
 
 
+def configured(seed, dataset="digits", data=None, batch=128, **settings):
+    config = {"data": {"seed": 0, "train_path": None, **(data or {})}, **settings}
+    config["optimizer"] = {"lr": 0.5, "batch_size": batch}
+    return run(seed=seed, dataset=dataset, found=evaluations(60, dataset=dataset), config=config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"data": {"seed": 7}}, r"data\.seed is 0 in one and 7"),
+        ({"data": {"extra": "generated"}}, r"data\.extra is null"),
+        ({"data": {"image_size": 8}}, r"data\.image_size"),
+        ({"data": {"fraction": 0.1}}, r"data\.fraction"),
+        ({"precision": "bf16-mixed"}, r"precision is \"32-true\" in one and \"bf16-mixed\""),
+        ({"accumulate_grad_batches": 2}, "accumulate_grad_batches is 1 in one and 2"),
+        ({"devices": [0, 1]}, "batch_size, of all devices is 128 in one and 256"),
+        ({"num_nodes": 2}, "batch_size, of all devices is 128 in one and 256"),
+    ],
+)
+def test_other_images_and_other_steps_are_other_recipes(settings, named):
+    with pytest.raises(ClspError, match=named):
+        make_table([configured(0), configured(1, **settings)])
+
+
+def test_the_machine_is_no_part_of_the_recipe():
+    here = configured(0, "cifar10", {"train_path": "datasets"}, precision="32-true")
+    there = configured(
+        1, "cifar10", {"train_path": "/data", "num_workers": 9, "extra": None}, batch=32,
+        precision=32, devices=2, num_nodes=2,
+    )  # fmt: skip
+    assert len(make_table([here, there]).rows) == 1
+    own = [configured(n, "custom", {"train_path": name}) for n, name in enumerate(("a", "b"))]
+    with pytest.raises(ClspError, match=r"data\.train_path is \"a\" in one and \"b\""):
+        make_table(own)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("epoch", 19), ("num_test", 5), ("settings", {"batch_size": 1, "seed": 0})]
 )
@@ -252,6 +288,19 @@ def test_evaluations_of_another_kind_are_not_averaged(name, value):
     other = run(seed=7, found=[{**evaluations(60)[0], name: value}])
     with pytest.raises(ClspError, match=rf"differ in {name} \("):
         make_table([SEEDS[0], other])
+
+
+def test_learning_rates_that_were_given_are_part_of_an_evaluation():
+    def probed(protocol):
+        found = [{**evaluations(60, protocol=protocol)[0], "chosen": {"lr": r}} for r in (1.0, 0.1)]
+        return [run(seed=seed, found=[e]) for seed, e in enumerate(found)]
+
+    with pytest.raises(ClspError, match=r"differ in learning rate \(1\.0 and 0\.1\)"):
+        make_table(probed("paper"), protocol="paper")
+    assert make_table(probed("strict")).rows[0].cells["linear"].n == 2  # it was chosen
+    ks = [{**evaluations(None, 60, "paper")[0], "chosen": {"k": k}} for k in (5, 10)]
+    by_k = [run(seed=seed, found=[e]) for seed, e in enumerate(ks)]
+    assert make_table(by_k, protocol="paper").rows[0].cells["knn"].n == 2
 
 
 def test_the_seed_of_an_evaluation_may_differ():
@@ -262,6 +311,12 @@ def test_the_seed_of_an_evaluation_may_differ():
 def test_the_latest_epoch_counts():
     found = [*evaluations(70, epoch=20), *evaluations(99, epoch=10)]
     assert body(make_table([run(found=found)]))[1][2] == "70.0"
+
+
+def test_an_evaluation_without_a_number_is_refused():
+    broken = run(found=[{**evaluations(60)[0], "top1": None}])
+    with pytest.raises(ClspError, match=r"linear evaluation of runs/.*json has no number"):
+        make_table([broken])
 
 
 def test_protocols_are_never_mixed():
@@ -323,6 +378,12 @@ def test_where_the_paper_has_nothing_the_caption_says_so(records):
     assert "The paper has no numbers for these" in text
 
 
+def test_the_caption_tells_each_row_s_published_epochs():
+    records = [cifar("clsp_simclr", epochs=300), cifar("clsp_simclr", epochs=1000), cifar("dcl")]
+    text = make_table(records, published=True).to_markdown()
+    assert "1000 epochs (DCL 200, CLSP-SimCLR 300 beside our 300)" in text
+
+
 def test_published_numbers_are_not_shown_unasked():
     assert "aper" not in make_table([cifar("simclr")]).to_markdown()
     assert "paper_linear" not in make_table([cifar("simclr")]).to_csv()
@@ -372,7 +433,9 @@ def test_published_numbers_as_records_give_the_paper_s_table(tmp_path):
     assert [method for method, cell in cells if cell == "none"] == ["cl_gan", "cl_gan"]
     assert all(cell.endswith("(+0.00)") for _, cell in cells if cell != "none")
     empty = "The paper leaves empty: CL-GAN on cifar10, kNN; CL-GAN on cifar100, kNN."
-    assert empty in table.to_markdown()
+    assert table.to_markdown().count(empty) == 1
+    assert empty in make_table(records, protocol="paper").to_markdown()  # ours are missing, too
+    assert "leaves empty" not in make_table([cifar("cl_gan")]).to_markdown()
 
 
 def seeds(method, *values, **changes):
@@ -458,6 +521,9 @@ def test_only_other_protocols_and_strange_data_sets_are_named():
     only_paper = run("byol", found=evaluations(98, protocol="paper"))
     text = make_table([*SEEDS, only_paper]).to_markdown()
     assert "another protocol alone and left out: byol on digits, seed 0." in text
+    mixed = [*evaluations(60), *evaluations(None, 50, protocol="paper")]
+    text = make_table([*SEEDS, run(seed=9, found=mixed)]).to_markdown()
+    assert "another protocol alone and left out: simclr on digits, seed 9 (kNN)." in text
     strange = run(dataset="digts", found=evaluations(60, dataset="digts"))
     assert "Not data sets that this version knows: digts." in make_table([strange]).to_markdown()
 
@@ -474,6 +540,12 @@ def test_ablation_is_a_row_a_value():
         ["0.2", "1", "60.2", "", "60.2", ""],
         ["1.0", "1", "61.0", "", "61.0", ""],
     ]  # fmt: skip
+    assert (
+        "Method:"
+        not in make_table(found, by=["synthetic.weight"], layout="ablation").grid().caption
+    )
+    alone = make_table(found[::2], by=["synthetic.weight"], layout="ablation")
+    assert "Method: clsp_simclr." in alone.grid().caption
     with pytest.raises(ClspError, match="--by"):
         make_table(found, layout="ablation")
 
@@ -534,6 +606,15 @@ def test_latex_is_booktabs_with_every_special_sign_written():
     assert text.isascii()
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {line.count("&") for line in rows} == {3}
+
+
+def test_a_bracket_at_the_start_of_a_latex_line_is_no_length():
+    blocks = [{"backbone": {"kwargs": {"layers": [n]}}} for n in (1, 2)]
+    records = [run(found=evaluations(60), config=block) for block in blocks]
+    by = ["backbone.kwargs.layers"]
+    text = make_table(records, by=by, layout="ablation").render("latex")
+    assert [line for line in text.splitlines() if line.startswith("[")] == []
+    assert "{}[1] & 1 & 60.0" in text
 
 
 def test_html_is_escaped():

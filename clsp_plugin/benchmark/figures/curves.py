@@ -9,10 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from clsp_plugin.benchmark.figures.groups import Group, group
-from clsp_plugin.benchmark.figures.picture import HEADINGS, Options, Picture, measured, stale_note
+from clsp_plugin.benchmark.figures.picture import (
+    HEADINGS,
+    Options,
+    Picture,
+    among,
+    measured,
+    stale_note,
+)
 from clsp_plugin.benchmark.figures.style import dress, legend, new_figure, save, styles
 from clsp_plugin.benchmark.published import authors_curve
-from clsp_plugin.benchmark.table import Records, check_seeds
+from clsp_plugin.benchmark.table import TASKS, Listing, Records, check_alike, check_seeds
 from clsp_plugin.errors import ClspError
 
 __all__ = ["accuracy_curves", "training_curves"]
@@ -21,7 +28,7 @@ _ONLINE = "online probe, test images"
 _MARKERS = 8  # a line
 
 
-def training_curves(records: Records, path: str | Path) -> None:
+def training_curves(records: Records, path: str | Path, told: Listing | None = None) -> None:
     """Write a PNG or SVG with the training loss and the online probe's accuracy by epoch.
 
     A line is the mean over the seeds of a method, its band their range. Methods whose budgets or
@@ -30,11 +37,14 @@ def training_curves(records: Records, path: str | Path) -> None:
     Args:
         records: with the paths they were loaded from, as ``find_records`` returns them.
         path: of the file.
+        told: what suites say of the records.
 
     Raises:
-        ClspError: no record has a curve.
+        ClspError: no record has a curve, or a run is there twice.
     """
-    groups = group(records)
+    groups = group(records, told=told)
+    for one in groups:
+        check_seeds(one.records)
     panels = (
         ("train_loss", "pre-training", "training loss"),
         ("val_acc1", "online linear probe", "validation top-1 accuracy (%)"),
@@ -49,7 +59,8 @@ def training_curves(records: Records, path: str | Path) -> None:
     axes = figure.subplots(1, len(present), squeeze=False)[0]
     for axis, (key, title, label) in zip(axes, present, strict=True):
         for one, style in zip(groups, styles(), strict=False):
-            _draw(axis, _series(one.records, key), _counted(one), style)
+            counts = [_series(one.records, panel[0]) for panel in present]
+            _draw(axis, _series(one.records, key), _counted(one.name, counts), style)
         _dress(axis, title, label)
     legend(figure, axes, _spread(groups))
     save(figure, path)
@@ -68,7 +79,7 @@ def accuracy_curves(records: Records, options: Options) -> Iterator[Picture | st
     Raises:
         ClspError: there is nothing to draw, or a run is there twice.
     """
-    groups = group(records, several=False)
+    groups = group(records, several=False, told=options.told)
     panels = []
     for dataset in dict.fromkeys(record.dataset for _, record in records):
         own = [one for one in groups if one.dataset == dataset]
@@ -114,13 +125,17 @@ def _accuracy_picture(
     for spare in axes[len(panels) :]:
         spare.remove()
     drawn: list = []
+    counts = {
+        one.name: [lines[o] for _, _, lines in panels for o in lines if o.name == one.name]
+        for one in groups
+    }
     looks = dict(zip(dict.fromkeys(one.name for one in groups), styles(), strict=False))
     for axis, (dataset, task, lines) in zip(axes, panels, strict=False):
         for one in groups:
             style = looks[one.name]
             if one in lines:
                 drawn += one.records
-                _draw(axis, lines[one], _counted(one), style)
+                _draw(axis, lines[one], _counted(one.name, counts[one.name]), style)
                 if options.published and task != "knn":
                     _draw_published(axis, one, style)
         what = _ONLINE if task is None else f"{HEADINGS[task]} on frozen features"
@@ -140,16 +155,23 @@ def _accuracy_picture(
 def _evaluated(
     groups: Sequence[Group], task: str, protocol: str
 ) -> dict[Group, dict[int, list[float]]]:
-    """Groups whose runs were evaluated at two epochs or more: epoch to the seeds' accuracies."""
+    """Groups whose runs were evaluated at two epochs or more: epoch to the seeds' accuracies.
+
+    Raises:
+        ClspError: evaluations of a line that were not made in the same way.
+    """
     out = {}
     for one in groups:
         series: dict[int, list[float]] = {}
-        for _, record in one.records:
+        found = []
+        for path, record in one.records:
             wanted = (task, protocol, record.dataset)
             for e in record.evaluations:
                 if (e["task"], e["protocol"], e["dataset"]) == wanted and e["top1"] is not None:
                     series.setdefault(e["epoch"], []).append(e["top1"])
+                    found.append((path, e))
         if len(series) > 1:
+            check_alike(found, TASKS[task], epoch=False)
             out[one] = dict(sorted(series.items()))
     return out
 
@@ -178,8 +200,10 @@ def _series(members: Records, key: str) -> dict[int, list[float]]:
     return dict(sorted(out.items()))
 
 
-def _counted(one: Group) -> str:
-    return f"{one.name} (n = {len(one.records)})"
+def _counted(name: str, lines: Sequence[Mapping[int, Sequence[float]]]) -> str:
+    """A group's name with the seeds of a point, over all of its lines."""
+    counts = [len(values) for line in lines for values in line.values()]
+    return f"{name} ({among(counts)})" if counts else name
 
 
 def _draw(

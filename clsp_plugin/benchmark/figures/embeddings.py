@@ -17,7 +17,7 @@ from clsp_plugin.benchmark.figures.tiles import PITCH, draw_tiles, frame
 from clsp_plugin.benchmark.grid import counted
 from clsp_plugin.benchmark.inspection import Encoder, pair_similarities
 from clsp_plugin.benchmark.origins import checkpoints_of, images_of, some_of_each, store_of
-from clsp_plugin.benchmark.table import Records
+from clsp_plugin.benchmark.table import Listing, Records
 from clsp_plugin.data.images import ImageArray
 from clsp_plugin.data.store import CandidateStore
 from clsp_plugin.engine.checkpoint import epoch_of
@@ -47,19 +47,19 @@ class _Run:
         return f"{self.name}, seed {self.record.seed}"
 
 
-def _runs(records: Records) -> list[_Run]:
-    """Of each method and data set the longest run that has a checkpoint, by seed.
+def _runs(records: Records, told: Listing) -> list[_Run]:
+    """Of each method, variant and data set the longest run that has a checkpoint, by seed.
 
     Raises:
         ClspError: none has one.
     """
     found: dict[tuple[str, str], list[_Run]] = {}
-    for one in group(records):
+    for one in group(records, told=told):
         for path, record in one.records:
             checkpoints = checkpoints_of(path, record)
             if checkpoints:
                 run = _Run(one.name, path, record, checkpoints)
-                found.setdefault((one.method, one.dataset), []).append(run)
+                found.setdefault((one.variant or one.method, one.dataset), []).append(run)
     out = [min(runs, key=lambda run: (-run.record.epochs, run.record.seed))
            for runs in found.values()]  # fmt: skip
     if not out:
@@ -120,7 +120,7 @@ def tsne(records: Records, options: Options) -> Iterator[Picture | str]:
     Raises:
         ClspError: there are no checkpoints or images.
     """
-    runs = _runs(records)
+    runs = _runs(records, options.told)
     panels: dict[_Run, tuple[np.ndarray, np.ndarray, dict[int, str]]] = {}
     title = "t-SNE of the features"
     yield from _panels(runs, title, lambda run: _embedded(run, options.limit), panels)
@@ -182,7 +182,7 @@ def similarities(records: Records, options: Options) -> Iterator[Picture | str]:
     Raises:
         ClspError: no run has a checkpoint and its candidates.
     """
-    runs = [run for run in _runs(records) if run.record.candidates is not None]
+    runs = [run for run in _runs(records, options.told) if run.record.candidates is not None]
     if not runs:
         raise ClspError("no run with a checkpoint drew candidates; pre-train a clsp_* method")
     panels: dict[_Run, tuple[str, dict[str, np.ndarray]]] = {}
@@ -230,7 +230,7 @@ def neighbours(records: Records, options: Options) -> Iterator[Picture | str]:
     Raises:
         ClspError: there are no checkpoints or images.
     """
-    run = min(_runs(records), key=lambda run: (run.record.candidates is None,
+    run = min(_runs(records, options.told), key=lambda run: (run.record.candidates is None,
                                                len(run.checkpoints) < 2))  # fmt: skip
     store = None
     try:
@@ -254,7 +254,7 @@ def neighbours(records: Records, options: Options) -> Iterator[Picture | str]:
     if store is not None:
         drawn = torch.from_numpy(store.images(rows))
         blocks.append(_candidate_block(part, drawn, run.checkpoints[-1]))
-    yield _neighbour_picture(run, part, blocks)
+    yield _neighbour_picture(run, part, blocks, store is not None)
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,9 @@ def _candidate_block(part: ImageArray, drawn: torch.Tensor, checkpoint: Path) ->
     return _Block(heading, shown, torch.zeros(shown.shape[:2], dtype=torch.bool))
 
 
-def _neighbour_picture(run: _Run, part: ImageArray, blocks: Sequence[_Block]) -> Picture:
+def _neighbour_picture(
+    run: _Run, part: ImageArray, blocks: Sequence[_Block], synthetic: bool
+) -> Picture:
     rows = some_of_each(part, _ANCHORS)
     tiles = torch.cat([part.images[rows][:, None], *(block.images[rows] for block in blocks)], 1)
     gaps, column = {}, 1
@@ -323,11 +325,12 @@ def _neighbour_picture(run: _Run, part: ImageArray, blocks: Sequence[_Block]) ->
             for place in block.wrong[number].nonzero()[:, 0].tolist():
                 frame(axis, lefts[column + place], row, _WRONG)
         column += block.images.shape[1]
-    title = "Nearest neighbours and synthetic positives"
+    title = "Nearest neighbours" + " and synthetic positives" * synthetic
+    first = ", and of an anchor's first synthetic positive" * synthetic
     note = (
         f"{run.label}. n = {len(part):,} training images are anchors, and each other's "
         f"neighbours; label and cosine similarity of features (mean ± standard deviation) are of "
-        f"the nearest one, and of an anchor's first synthetic positive. "
+        f"the nearest one{first}. "
         f"Frame with a stroke: another label than the anchor's. Shown: the first of {len(rows)} "
         f"classes, not chosen by eye."
     )

@@ -3,10 +3,19 @@
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from clsp_plugin.benchmark.grid import counted
-from clsp_plugin.benchmark.table import BUDGET, Records, family_order, recipe, varying
+from clsp_plugin.benchmark.table import (
+    BUDGET,
+    Listing,
+    Records,
+    family_order,
+    holds,
+    recipe,
+    varying,
+)
 from clsp_plugin.engine.record import Record
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.synthetic import SyntheticPositives
@@ -29,10 +38,12 @@ class Group:
     Attributes:
         name: the method, and what tells this group from the others.
         records: with their paths.
+        variant: a suite's name for a method with settings of its own.
     """
 
     name: str
     records: Records
+    variant: str = ""
 
     @property
     def method(self) -> str:
@@ -43,16 +54,25 @@ class Group:
         return self.records[0][1].dataset
 
 
-def settings(record: Record) -> dict[str, str]:
+def settings(record: Record, point: Mapping[str, Any] | None = None) -> dict[str, str]:
     """What a record was made with, as JSON by dotted key; the candidates drawn from in one place.
 
     A run draws from the first ``synthetic.num_candidates`` of a store, or from all it has.
+
+    Args:
+        record: of the run.
+        point: what a suite varied; what the record does not hold itself is added.
     """
-    out = recipe(record)
+    apart = {k: json.dumps(v) for k, v in (point or {}).items() if not holds(record, k)}
+    out = recipe(record) | apart
     method = METHODS.get(record.method)
     if method is not None and not issubclass(method, SyntheticPositives):
-        out = {key: value for key, value in out.items() if not key.startswith("synthetic")}
-        return out  # its block is there and unused
+        # its block is there and unused; what a suite varies in it tells runs apart all the same
+        return {
+            key: value
+            for key, value in out.items()
+            if not key.startswith("synthetic") or key in (point or {})
+        }
     stored = out.pop("candidates.num_candidates", "null")
     if out.get(CANDIDATES, "null") == "null":
         out[CANDIDATES] = stored
@@ -64,34 +84,52 @@ def value_of(record: Record, key: str) -> Any:
     return json.loads(settings(record).get(key, "null"))
 
 
-def group(records: Records, without: Collection[str] = (), several: bool | None = None
-          ) -> list[Group]:  # fmt: skip
-    """Records that agree in method, data set, budget and settings; families together.
+def group(
+    records: Records,
+    without: Collection[str] = (),
+    several: bool | None = None,
+    told: Listing | None = None,
+) -> list[Group]:
+    """Records that agree in method, variant, data set, budget and settings; families together.
 
     Args:
         records: with the paths they were loaded from.
         without: settings that may differ within a group; one that ends with a dot stands for all
             that begin with it.
         several: whether names say the data set; by default where there are several.
+        told: what suites say of the records; variants have their names.
     """
     found: dict[tuple, list] = {}
     for path, record in records:
-        found.setdefault(_key(record, without), []).append((path, record))
+        found.setdefault(_key(path, record, without, told), []).append((path, record))
     if several is None:
-        several = len({dataset for _, dataset, _, _ in found}) > 1
-    order = family_order(method for method, *_ in found)
-    keys = sorted(found, key=lambda key: order.index(key[0]))
+        several = len({dataset for _, dataset, *_ in found}) > 1
+    order = family_order(record.method for _, record in records)
+    keys = sorted(found, key=lambda key: order.index(found[key][0][1].method))
     names = _names(keys, several)
-    return [Group(name, found[key]) for name, key in zip(names, keys, strict=True)]
+    return [
+        Group(name, found[key], _variant(found[key][0][0], told))
+        for name, key in zip(names, keys, strict=True)
+    ]
 
 
-def _key(record: Record, without: Collection[str]) -> tuple:
+def _variant(path: Path, told: Listing | None) -> str:
+    return told.variants.get(path, "") if told else ""
+
+
+def _key(path: Path, record: Record, without: Collection[str], told: Listing | None) -> tuple:
     budget = tuple(getattr(record, name) for name in BUDGET)
-    kept = ((k, v) for k, v in settings(record).items() if not _matches(k, without))
-    return (record.method, record.dataset, budget, tuple(sorted(kept)))
+    own = settings(record, told.points.get(path) if told else None)
+    kept = ((k, v) for k, v in own.items() if not _matches(k, without))
+    name = _variant(path, told) or record.method
+    return (name, record.dataset, budget, tuple(sorted(kept)))
 
 
 def _matches(key: str, without: Collection[str]) -> bool:
+    verb, _, rest = key.partition(".")
+    if verb in ("generate", "denoiser"):  # what candidates were made with is in their manifest
+        key = f"candidates.{rest}" if verb == "generate" else "candidates.denoiser"
+        key = CANDIDATES if key == "candidates.num_candidates" else key
     return any(key == name or (name[-1] == "." and key.startswith(name)) for name in without)
 
 
@@ -137,8 +175,9 @@ def telling(flat: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _rank(key: str) -> tuple[int, str]:
-    known = list(_SYMBOLS)
-    return (known.index(key) if key in known else len(known), key)
+    known = [*_SYMBOLS, "generate", "denoiser"]  # what a suite varies before hashes
+    name = key if key in known else key.partition(".")[0]
+    return (known.index(name) if name in known else len(known), key)
 
 
 def symbol(key: str) -> str:
@@ -152,7 +191,7 @@ def _plain(text: str) -> str:
     return short if len(short) <= 16 else f"{short[:12]}.."
 
 
-def families(records: Records, key: str) -> list[Group]:
+def families(records: Records, key: str, told: Listing | None = None) -> list[Group]:
     """Groups in which one setting takes several values and everything else agrees.
 
     Their names do not say the data set.
@@ -163,6 +202,7 @@ def families(records: Records, key: str) -> list[Group]:
     Args:
         records: with the paths they were loaded from.
         key: of the setting.
+        told: what suites say of the records.
     """
     zero = [
         (path, record)
@@ -171,13 +211,13 @@ def families(records: Records, key: str) -> list[Group]:
     ]
     apart = [key, CANDIDATES, "candidates."]
     own = [pair for pair in records if pair not in zero and value_of(pair[1], key) is not None]
-    found = group(own, [key], several=False)
+    found = group(own, [key], several=False, told=told)
     found = [one for one in found if _several(one.records, key)] or (found if zero else [])
     out = []
     for one in found:
-        first = _key(one.records[0][1], apart)
-        joined = [(path, record) for path, record in zero if _key(record, apart) == first]
-        out.append(Group(one.name, [*one.records, *joined]))
+        first = _key(*one.records[0], apart, told)
+        joined = [pair for pair in zero if _key(*pair, apart, told) == first]
+        out.append(Group(one.name, [*one.records, *joined], one.variant))
     return [one for one in out if _several(one.records, key)]
 
 

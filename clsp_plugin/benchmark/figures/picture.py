@@ -1,13 +1,13 @@
 """What a figure is before it is a file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from clsp_plugin.benchmark.stale import CHANGED, STALE, changed, is_stale
-from clsp_plugin.benchmark.table import Records
+from clsp_plugin.benchmark.table import Listing, Records
 from clsp_plugin.evaluation.protocol import PROTOCOLS
 
 __all__ = ["HEADINGS", "Options", "Picture", "among", "measured", "stale_note"]
@@ -24,12 +24,14 @@ class Options:
         published: put published numbers beside ours.
         limit: images that figures of features look at, at most.
         reports: of ``clsp inspect`` about the stores, besides those that lie in them.
+        told: what suites say of the records.
     """
 
     protocol: str = "strict"
     published: bool = False
     limit: int = 1000
     reports: Sequence[Mapping[str, Any]] = ()
+    told: Listing = field(default_factory=Listing)
 
 
 @dataclass(frozen=True)

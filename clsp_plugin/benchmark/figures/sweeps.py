@@ -100,7 +100,7 @@ def sweep(which: Sweep, records: Records, options: Options) -> Iterator[Picture 
     Raises:
         ClspError: no runs differ in this alone.
     """
-    found = families(records, which.key)
+    found = families(records, which.key, options.told)
     if not found:
         raise ClspError(f"no two runs differ in {which.key} alone; pre-train with {which.need}")
     lines: list[_Line] = []
@@ -152,7 +152,7 @@ def quality(records: Records, options: Options) -> Iterator[Picture | str]:
     measuring = [(path, record) for path, record in records if path in values]
     found = [
         one
-        for one in group(measuring, ["candidates."])
+        for one in group(measuring, ["candidates."], told=options.told)
         if len({values[path] for path, _ in one.records}) > 1
     ]
     if not found:
@@ -245,7 +245,8 @@ def _picture(
             _logarithmic(axis)
     if strip is not None:
         draw_tiles(below, *strip, gaps={1: 0.4})
-    note = f"{_BARS}. {measured(options.protocol).capitalize()}."
+    several = any(cell.n > 1 for line in lines for cell in line.points.values())
+    note = f"{_BARS if several else 'One seed a point'}. {measured(options.protocol).capitalize()}."
     if published:
         note += " Published numbers: protocol paper."
     note += about + stale_note(records)
