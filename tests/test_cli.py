@@ -163,7 +163,7 @@ BAD = {
     "missing candidates": (["pretrain", "--config-name", "clsp_simclr"],
                            "clsp generate --config-name digits/generate"),
     "queue": (["pretrain", "--config-name", "mocov2plus", "optimizer.batch_size=100"],
-              "queue_size=500"),
+              "queue_size=1000"),
     "no gpu": (["pretrain", "--config-name", "simclr", "accelerator=tpu"], "do not fit"),
     "denoiser key": (["denoiser", "larning_rate=1"], "larning_rate"),
     "denoiser value": (["denoiser", "lr=-1"], "lr"),
