@@ -106,12 +106,13 @@ def test_swav_queue_takes_the_embeddings_in_turn(build):
 
 def test_swav_assigns_with_the_queue_from_its_epoch_on(build):
     model = build("swav", "method_kwargs.epoch_queue_starts=0")
+    epsilon = model.kwargs.sk_epsilon
     z = F.normalize(torch.randn(2, 16, 8), dim=-1)
     scores = model.prototypes(z[0])
-    alone = sinkhorn(scores, 0.05, 3)
+    alone = sinkhorn(scores, epsilon, 3)
     torch.testing.assert_close(model._assign(scores, 0), alone)  # nothing was queued yet
     model.enqueue((model.queue, torch.stack([z[1], z[0]], dim=1)))
-    both = sinkhorn(torch.cat([scores, model.prototypes(z[1])]), 0.05, 3)[:16]
+    both = sinkhorn(torch.cat([scores, model.prototypes(z[1])]), epsilon, 3)[:16]
     torch.testing.assert_close(model._assign(scores, 0), both)
     later = build("swav", "method_kwargs.epoch_queue_starts=1")
     later.load_state_dict(model.state_dict())
@@ -152,7 +153,11 @@ def test_dino_center_follows_the_teacher(build):
 
 
 def test_dino_teaches_sharpened_and_centered(build):
-    model = build("dino", "method_kwargs.warmup_teacher_temperature_epochs=0")
+    model = build(
+        "dino",
+        "method_kwargs.warmup_teacher_temperature_epochs=0",
+        "method_kwargs.teacher_temperature=0.07",
+    )
     model.center[:] = torch.linspace(-1, 1, 12)
     center, scores = model.center.clone(), torch.randn(4, 12)
     (target,) = model._teach([scores])
@@ -160,7 +165,12 @@ def test_dino_teaches_sharpened_and_centered(build):
 
 
 def test_dino_temperature_warms_up(build):
-    model = build("dino", "method_kwargs.warmup_teacher_temperature_epochs=4")
+    model = build(
+        "dino",
+        "method_kwargs.warmup_teacher_temperature_epochs=4",
+        "method_kwargs.warmup_teacher_temperature=0.04",
+        "method_kwargs.teacher_temperature=0.07",
+    )
     temperatures = [model.teacher_temperature(epoch) for epoch in range(6)]
     assert temperatures == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.07, 0.07])
 
