@@ -310,9 +310,7 @@ def bench(
     plan = make_plan(name, suite, out or Path("runs") / name, keep_stale, artifacts)
     for unit in plan.units:
         if unit.kind in ("run", "encoder") and unit.record:
-            Record.load(
-                unit.record
-            )  # one that a table would refuse is refused before hours of work
+            Record.load(unit.record)  # what a table would refuse is refused before hours of work
     if dry_run:
         print(show_plan(plan, jobs))
         return None

@@ -503,30 +503,44 @@ def train_denoiser(
     identity = _identity(images, settings, condition)
     workspace.mkdir(parents=True, exist_ok=True)
     with _alone(workspace):
-        checkpoint = _find_checkpoint(workspace, identity)
-        if checkpoint is None:
-            (workspace / "settings.json").write_text(json.dumps(identity, indent=2))
-        with quiet():
-            callbacks = list(callbacks or ())
-            if settings.sample_every:
-                folder = out.with_name(f"{out.name}.samples")
-                keys = {"score": score, "num_scored": settings.fid_images}
-                callbacks.append(
-                    SampleSheets(folder, settings.sample_every, settings.prediction, **keys)
-                )
-            trainer = _make_trainer(settings, workspace, callbacks)
-            if trainer.strategy.root_device.type == "cpu":
-                keep_freed_memory()
-            trainer.fit(module, datamodule=_Data(images, settings), ckpt_path=checkpoint)
-        if len(module.losses) < settings.max_epochs:  # Lightning may return from an interrupt
-            raise ClspError(
-                f"The training stopped after {len(module.losses)} of {settings.max_epochs} epochs; "
-                f"start it again with the same settings to continue."
+        return _train(images, module, settings, identity, workspace, out, callbacks, score)
+
+
+def _train(
+    images: torch.Tensor,
+    module: DenoiserModule,
+    settings: TrainingSettings,
+    identity: dict[str, Any],
+    workspace: Path,
+    out: Path,
+    callbacks: Sequence[Callback] | None,
+    score: Callable[[torch.Tensor], float] | None,
+) -> dict[str, Any]:
+    """Train in a workspace, on from its checkpoint if it has one; see :func:`train_denoiser`."""
+    checkpoint = _find_checkpoint(workspace, identity)
+    if checkpoint is None:
+        (workspace / "settings.json").write_text(json.dumps(identity, indent=2))
+    with quiet():
+        callbacks = list(callbacks or ())
+        if settings.sample_every:
+            folder = out.with_name(f"{out.name}.samples")
+            keys = {"score": score, "num_scored": settings.fid_images}
+            callbacks.append(
+                SampleSheets(folder, settings.sample_every, settings.prediction, **keys)
             )
-        record = _record(module, identity, trainer.global_step)
-        if trainer.is_global_zero:
-            files = {"training.json": json.dumps(record, indent=2)}
-            save_denoiser(module.ema, out, prediction=settings.prediction, files=files)
-            shutil.rmtree(workspace)
-        trainer.strategy.barrier()
-        return record
+        trainer = _make_trainer(settings, workspace, callbacks)
+        if trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
+        trainer.fit(module, datamodule=_Data(images, settings), ckpt_path=checkpoint)
+    if len(module.losses) < settings.max_epochs:  # Lightning may return from an interrupt
+        raise ClspError(
+            f"The training stopped after {len(module.losses)} of {settings.max_epochs} epochs; "
+            f"start it again with the same settings to continue."
+        )
+    record = _record(module, identity, trainer.global_step)
+    if trainer.is_global_zero:
+        files = {"training.json": json.dumps(record, indent=2)}
+        save_denoiser(module.ema, out, prediction=settings.prediction, files=files)
+        shutil.rmtree(workspace)
+    trainer.strategy.barrier()
+    return record
