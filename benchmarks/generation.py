@@ -2,9 +2,11 @@
 
 The plain one does what the authors' script does, in its order: one candidate number after
 another over the whole data set, fresh noise from the global generator, every step two passes of
-the encoder and one of the decoder in float32. The network, its weights, the images, the number of
-steps and the batch are the same for all. ``ours`` does equal work, step for step; what the other
-rows do less of is in their names. The contestants take turns for a number of rounds in one
+the encoder and one of the decoder in float32. The network, its weights and the images are the
+same for all, and so are the number of steps, unless a row names another, and the batch; but the
+plain one draws one candidate of every image after another, and where there are fewer images than
+the batch has room for, it has so many at once. ``ours`` does equal work, step for step; what the
+other rows do less of is in their names. The contestants take turns for a number of rounds in one
 process, so that whatever else the machine does falls on all of them, and only the ratios of one
 round are compared.
 

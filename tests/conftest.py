@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from clsp_plugin.cli import compose, shipped
 from clsp_plugin.data.images import load_images
-from clsp_plugin.data.store import StoreManifest, StoreWriter
+from clsp_plugin.data.store import StoreManifest
+from clsp_plugin.data.writer import StoreWriter
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.engine.progress import History
 

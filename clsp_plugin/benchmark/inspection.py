@@ -201,9 +201,10 @@ def label_agreement(
         rows: the anchors' indexes, A of them.
 
     Returns:
-        Percent: ``candidates`` whose label by 20 nearest neighbours is their anchor's; the same
-        for the ``anchors`` themselves, which is as good as the encoder gets; and ``chance``, for
-        candidates held against another anchor's label.
+        Percent: ``candidates`` whose label by nearest neighbours is their anchor's; the same for
+        the ``anchors`` themselves, which is as good as the encoder gets; and ``chance``, for
+        candidates held against another anchor's label. And the number of ``neighbours``, 20 or
+        as many as there are.
     """
     rest = np.setdiff1d(np.arange(len(array)), rows)
     train = encode(array.images[rest].permute(0, 3, 1, 2))
@@ -222,6 +223,7 @@ def label_agreement(
         "candidates": score(feats, targets.repeat_interleave(count)),
         "anchors": score(anchors, targets),
         "chance": score(feats, others),
+        "neighbours": min(_NEIGHBOURS, len(rest)),
     }
 
 
@@ -506,8 +508,9 @@ def summary(report: dict[str, Any]) -> str:
     if "agreement" in report:
         agreement = report["agreement"]
         lines.append(
-            f"    label agrees with the anchor's in {agreement['candidates']:.1f} % (real images: "
-            f"{agreement['anchors']:.1f}, chance: {agreement['chance']:.1f})"
+            f"    label by {agreement['neighbours']} nearest neighbours agrees with the anchor's "
+            f"in {agreement['candidates']:.1f} % (real images: {agreement['anchors']:.1f}, "
+            f"chance: {agreement['chance']:.1f})"
         )
     if "fid" in report:
         lines.append(f"  FID {report['fid']:.2f}")
@@ -519,7 +522,8 @@ def summary(report: dict[str, Any]) -> str:
     if report.get("middle"):
         middle = report["middle"]
         lines.append(
-            f"  middle features at step {middle['step']}: 20 nearest neighbours agree on the label "
-            f"in {middle['agreement']:.1f} % (the largest class has {middle['largest_class']:.1f})"
+            f"  middle features at step {middle['step']}: {middle['neighbours']} nearest "
+            f"neighbours agree on the label in {middle['agreement']:.1f} % (the largest class has "
+            f"{middle['largest_class']:.1f})"
         )
     return "\n".join(lines)

@@ -60,7 +60,7 @@ def middle_features(
 
 
 def _neighbours(features: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-    """Percent of one half whose label the other half's nearest neighbours give, and of chance."""
+    """Percent of one half whose label the other half's neighbours give, and of chance."""
     order = keys_for(derive_key(0, Purpose.ORDER), torch.arange(len(targets))).argsort()
     one, other = order.chunk(2)
     votes = weighted_knn(
@@ -68,7 +68,11 @@ def _neighbours(features: torch.Tensor, targets: torch.Tensor) -> dict[str, floa
         num_classes=int(targets.max()) + 1,
     )  # fmt: skip
     most = targets.bincount().max().item() / len(targets)
-    return {"agreement": votes[_NEIGHBOURS][0], "largest_class": 100 * most}
+    return {
+        "agreement": votes[_NEIGHBOURS][0],
+        "largest_class": 100 * most,
+        "neighbours": min(_NEIGHBOURS, len(one)),
+    }
 
 
 def middle_report(

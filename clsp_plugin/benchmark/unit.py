@@ -4,11 +4,13 @@ A process a unit, because a run that dies of memory or of a signal must not take
 The process ends by itself when the one that started it is gone.
 """
 
+import contextlib
 import json
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from omegaconf import OmegaConf
 from clsp_plugin.benchmark.suite import Step, Unit
 from clsp_plugin.cli import compose, task_of
 from clsp_plugin.configurations import fingerprint
-from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.files import locked, write_whole
 from clsp_plugin.data.images import load_images
 from clsp_plugin.engine.config import Data, typed
 from clsp_plugin.engine.record import made_from
@@ -84,32 +86,20 @@ def _inspect(step: Step) -> None:
     )  # fmt: skip
 
 
-class _alone:
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
     """Hold a unit's lock, which the system takes back from a process that dies.
 
     Suites that share a unit wait for each other, and then find it done.
     """
-
-    def __init__(self, path: Path):
-        self.path, self.handle = path, None
-
-    def __enter__(self) -> None:
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            return
-        try:
-            import fcntl
-        except ImportError:  # not on Windows
-            return
-        self.handle = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR)
-        try:
-            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"Waiting for another process that runs {self.path}.", flush=True)
-            fcntl.flock(self.handle, fcntl.LOCK_EX)
-
-    def __exit__(self, *_) -> None:
-        if self.handle is not None:
-            os.close(self.handle)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        yield
+        return
+    with contextlib.ExitStack() as held:
+        if not held.enter_context(locked(path / "lock")):
+            print(f"Waiting for another process that runs {path}.", flush=True)
+            held.enter_context(locked(path / "lock", wait=True))
+        yield
 
 
 def _end_with_parent() -> None:

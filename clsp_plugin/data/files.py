@@ -1,12 +1,14 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and locks on them."""
 
+import contextlib
+import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["write_whole"]
+__all__ = ["locked", "write_whole"]
 
 
 def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -26,3 +28,53 @@ def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_at(number: int, path: Path) -> bool:
+    """Whether an open file, by its number, is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(number), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock of a file or folder until the block or the process ends, however it ends.
+
+    Where the system or the file system knows no locks, it is taken for free.
+
+    Args:
+        path: an empty file is made there if there is nothing, but not for a shared lock.
+        shared: with others that ask for the same; otherwise a single process holds it.
+        wait: until it is free.
+
+    Yields:
+        Whether it was free.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield True
+        return
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    mode = os.O_RDONLY if shared or path.is_dir() else os.O_RDWR | os.O_CREAT
+    with contextlib.ExitStack() as opened:
+        while True:
+            free = True
+            try:
+                number = os.open(path, mode)
+            except FileNotFoundError:
+                if not shared:
+                    raise
+                break
+            opened.callback(os.close, number)
+            try:
+                fcntl.flock(number, how)
+            except OSError as error:
+                free = error.errno not in (errno.EAGAIN, errno.EACCES)
+            if not free or _is_at(number, path):
+                break
+            # whoever held it deleted it after it was opened here: a lock on it keeps nobody out
+            opened.pop_all().close()
+        yield free

@@ -8,14 +8,10 @@ where it was stopped. While a store is extended to more candidates an image, som
 hold the new number and the others still the old one.
 """
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +24,13 @@ from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
 from clsp_plugin.errors import ClspError
 
 __all__ = [
+    "DIGESTS",
+    "MANIFEST",
     "CandidateStore",
-    "Left",
     "StoreManifest",
-    "StoreWriter",
-    "check_export",
-    "export_npy",
     "generate_command",
-    "left_to_draw",
+    "map_shard",
+    "shard_path",
 ]
 
 MANIFEST = "manifest.json"
@@ -151,13 +146,14 @@ def generate_command(path: str | Path, data: Mapping[str, Any] | None = None) ->
     return " ".join(["clsp generate --config-name", f"{config}/generate", *given, f"out={path}"])
 
 
-def _shard_path(path: Path, shard: int) -> Path:
+def shard_path(path: Path, shard: int) -> Path:
+    """Where a shard of a store is, by its number."""
     return path / f"shard-{shard:05d}.npy"
 
 
-def _map_shard(path: Path, shard: int, manifest: StoreManifest) -> np.ndarray:
+def map_shard(path: Path, shard: int, manifest: StoreManifest) -> np.ndarray:
     """A shard, memory-mapped: uint8 (n, k, H, W, 3), k at most the manifest's K."""
-    file = _shard_path(path, shard)
+    file = shard_path(path, shard)
     try:
         array = np.load(file, mmap_mode="r")
     except (ValueError, EOFError, OSError) as error:
@@ -173,238 +169,6 @@ def _map_shard(path: Path, shard: int, manifest: StoreManifest) -> np.ndarray:
             f"delete that file and run `clsp generate` with the same settings again."
         )
     return array
-
-
-def _is_at(number: int, path: Path) -> bool:
-    """Whether an open file, by its number, is still the one at a path."""
-    try:
-        return os.path.samestat(os.fstat(number), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Hold a lock until the block or the process ends; yields whether nobody else has it.
-
-    Where the file system knows no locks, it is taken for free: two writers of one store waste
-    work, they do not harm it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield True
-        return
-    while True:
-        free, number = True, os.open(path, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            free = error.errno not in (errno.EAGAIN, errno.EACCES)
-        if not free or _is_at(number, path):
-            break
-        # whoever held it deleted it after it was opened here: a lock on it keeps nobody out
-        os.close(number)
-    try:
-        if free:
-            os.ftruncate(number, 0)
-            os.write(number, f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield free
-    finally:
-        if free:
-            path.unlink(missing_ok=True)
-        os.close(number)
-
-
-def _present(path: Path, manifest: StoreManifest, shard: int) -> int:
-    """Candidates an image that a shard holds already: 0 to K."""
-    if not _shard_path(path, shard).exists():
-        return 0
-    return _map_shard(path, shard, manifest).shape[1]
-
-
-def _check_same(path: Path, manifest: StoreManifest) -> None:
-    """Refuse to go on with a store of another manifest, but for fewer candidates an image."""
-    existing = StoreManifest.load(path)
-    if existing.num_candidates < manifest.num_candidates:
-        existing = replace(existing, num_candidates=manifest.num_candidates)
-    names = [field.name for field in fields(StoreManifest)]
-    different = [n for n in names if getattr(existing, n) != getattr(manifest, n)]
-    if different:
-        changes = ", ".join(
-            f"{n}={getattr(existing, n)!r} (now {getattr(manifest, n)!r})" for n in different
-        )
-        raise ClspError(
-            f"{path} already holds candidates made with {changes}; nothing was written: "
-            f"choose another out= or use the settings it was made with."
-        )
-
-
-@dataclass(frozen=True)
-class Left:
-    """What a store still lacks.
-
-    Attributes:
-        images: whose candidates are not all there.
-        candidates: to draw.
-        nbytes: of these.
-        rewritten: bytes of the largest file that will be written again with more candidates in it,
-            beside which the old one lies until the new one is whole.
-    """
-
-    images: int
-    candidates: int
-    nbytes: int
-    rewritten: int
-
-
-def left_to_draw(path: str | Path, manifest: StoreManifest) -> Left:
-    """What is left to draw of a store, which may not exist yet; nothing is written.
-
-    Raises:
-        ClspError: there is a store with another manifest, or a file of it is not readable.
-    """
-    path = Path(path)
-    if (path / MANIFEST).exists():
-        _check_same(path, manifest)
-    image = manifest.height * manifest.width * 3
-    images, candidates, rewritten = 0, 0, 0
-    for shard in range(manifest.num_shards):
-        start, stop = manifest.shard_range(shard)
-        have = _present(path, manifest, shard)
-        if have < manifest.num_candidates:
-            images += stop - start
-            candidates += (stop - start) * (manifest.num_candidates - have)
-            rewritten = max(rewritten, (stop - start) * have * image)
-    return Left(images, candidates, candidates * image, rewritten)
-
-
-class StoreWriter:
-    """Creates a store, continues an unfinished one, or extends one to more candidates.
-
-    Args:
-        path: directory of the store; made if absent.
-        manifest: what the store will hold. An existing store must have the same, but may have
-            fewer candidates an image.
-        digests: of the images, see ``ImageArray.digests``; without them the store fits only a
-            data set in the order it was made for.
-
-    Raises:
-        ClspError: the directory holds a store with another manifest, or other files.
-    """
-
-    def __init__(
-        self, path: str | Path, manifest: StoreManifest, digests: np.ndarray | None = None
-    ):
-        self.path = Path(path)
-        self.manifest = manifest
-        if self.path.exists() and not self.path.is_dir():
-            raise ClspError(f"{self.path} is a file; a candidate store is a directory.")
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not self._begun():
-            # another process may begin the same store meanwhile, so look at the manifest last
-            strangers = any(self.path.glob("[!.]*"))
-            if strangers and not self._begun():
-                raise ClspError(
-                    f"{self.path} holds files that are not a candidate store; choose another out=."
-                )
-            if not self._begun():
-                self._save()
-        _check_same(self.path, self.manifest)
-        if digests is not None and not (self.path / DIGESTS).exists():
-            with self._room():
-                write_whole(self.path / DIGESTS, lambda file: np.save(file, digests))
-
-    def extend(self) -> None:
-        """Let the store be one of as many candidates as asked for, if it has fewer.
-
-        Until all are drawn it cannot be opened, so call this when nothing is in the way any more.
-        """
-        if StoreManifest.load(self.path).num_candidates < self.manifest.num_candidates:
-            self._save()
-
-    def _begun(self) -> bool:
-        return (self.path / MANIFEST).exists()
-
-    def _save(self) -> None:
-        with self._room():
-            self.manifest.save(self.path)
-
-    @contextlib.contextmanager
-    def _room(self) -> Iterator[None]:
-        """Say so where there is no room left; what was written whole stays."""
-        try:
-            yield
-        except OSError as error:
-            # numpy's own error, of a file that it could write a part of, has no number
-            if error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            reason = error.strerror or error
-            raise ClspError(
-                f"There is no room for another shard in {self.path} ({reason}); what is there is "
-                f"whole: make room and run the same `clsp generate` again."
-            ) from error
-
-    @contextlib.contextmanager
-    def lock(self, rank: int = 0, world_size: int = 1) -> Iterator[None]:
-        """Write alone: one of ``world_size`` processes that share the shards by number.
-
-        The lock ends with the process, however that ends.
-
-        Raises:
-            ClspError: another process writes the same shards.
-        """
-        own = self.path / f".{rank}-of-{world_size}.lock"
-        with _locked(own) as free:
-            others = [own] if not free else []
-            for other in self.path.glob(".*-of-*.lock"):
-                if not other.name.endswith(f"-of-{world_size}.lock"):
-                    with _locked(other) as unused:
-                        others += [] if unused else [other]
-            if others:
-                who = others[0].read_text() if others[0].exists() else ""
-                raise ClspError(
-                    f"{self.path} is being written by another `clsp generate`"
-                    f"{f' ({who})' if who else ''}; wait for it, or give this one another out=."
-                )
-            for left in self.path.glob(".shard-*.tmp"):  # of a process that was killed
-                if int(left.name.split("-")[1].split(".")[0]) % world_size == rank:
-                    left.unlink(missing_ok=True)
-            yield
-
-    def present(self, shard: int) -> int:
-        """Candidates an image that a shard holds already: 0 to K."""
-        return _present(self.path, self.manifest, shard)
-
-    def missing(self) -> list[tuple[int, int, int]]:
-        """The shards still to write, as (shard number, first image, one past the last)."""
-        return [
-            (shard, *self.manifest.shard_range(shard))
-            for shard in range(self.manifest.num_shards)
-            if self.present(shard) < self.manifest.num_candidates
-        ]
-
-    def write(self, shard: int, candidates: np.ndarray) -> None:
-        """Write one shard; it appears whole or not at all.
-
-        Args:
-            shard: its number.
-            candidates: uint8 (n, K, H, W, 3), or (n, K - k, H, W, 3) where k are present: they
-                are kept, and these are put behind them.
-
-        Raises:
-            ClspError: there is no room left.
-        """
-        have = self.present(shard)
-        if have == self.manifest.num_candidates:
-            return  # another process was faster, and drew the same
-        if have:
-            before = _map_shard(self.path, shard, self.manifest)
-            candidates = np.concatenate([before, candidates], axis=1)
-        assert candidates.dtype == np.uint8
-        assert candidates.shape == self.manifest.shard_shape(shard)
-        with self._room():
-            write_whole(_shard_path(self.path, shard), lambda file: np.save(file, candidates))
 
 
 class CandidateStore:
@@ -441,7 +205,7 @@ class CandidateStore:
         self.num_images = sum(len(shard) for shard in self._shards)
         self.total_candidates = self._present(num_candidates)
         self.height, self.width = self._shards[0].shape[2:4]
-        self.num_candidates = num_candidates or self.total_candidates
+        self.num_candidates = self.total_candidates if num_candidates is None else num_candidates
         if not 1 <= self.num_candidates <= self.total_candidates:
             raise ClspError(
                 f"synthetic.num_candidates={num_candidates} is not between 1 and the "
@@ -464,14 +228,14 @@ class CandidateStore:
 
     def _open_shards(self) -> list[np.ndarray]:
         shards = range(self.manifest.num_shards)
-        absent = [shard for shard in shards if not _shard_path(self.path, shard).exists()]
+        absent = [shard for shard in shards if not shard_path(self.path, shard).exists()]
         if absent:
             raise ClspError(
                 f"The candidate store {self.path} is incomplete: {len(absent)} of "
                 f"{self.manifest.num_shards} shards are missing; run the `clsp generate` that "
                 f"made it again, it continues where it stopped."
             )
-        return [_map_shard(self.path, shard, self.manifest) for shard in shards]
+        return [map_shard(self.path, shard, self.manifest) for shard in shards]
 
     def _present(self, num_candidates: int | None) -> int:
         """Candidates that every image has, which are fewer while a store is extended."""
@@ -566,9 +330,15 @@ class CandidateStore:
             )
         return digests
 
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The candidates in order, of some images at a time: uint8 (n, K, H, W, 3)."""
+        for shard in self._shards:
+            for start in range(0, len(shard), 1024):  # the authors' array is a single one
+                yield shard[start : start + 1024, : self.num_candidates]
+
     def load_to(self, device: torch.device | str) -> None:
         """Hold the candidates as one tensor on a device, so that no step waits for the host."""
-        parts = [torch.from_numpy(shard[:, : self.num_candidates].copy()) for shard in self._shards]
+        parts = [torch.from_numpy(block.copy()) for block in self.blocks()]
         self._resident = torch.cat(parts).to(device)
 
     def choose(self, indexes: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
@@ -600,31 +370,3 @@ class CandidateStore:
             shard = int(np.searchsorted(self._starts, index, side="right")) - 1
             out.append(self._shards[shard][index - self._starts[shard], : self.num_candidates])
         return np.stack(out)
-
-
-def check_export(path: str | Path) -> Path:
-    """Refuse a file that :func:`export_npy` cannot write, before anything is drawn for it."""
-    path = Path(path)
-    if path.exists():
-        raise ClspError(f"{path} exists already; choose another file.")
-    if path.suffix != ".npy":
-        raise ClspError(f"{path} does not end in .npy.")
-    return path
-
-
-def export_npy(store: CandidateStore, path: str | Path) -> None:
-    """Write a store as the single array that the authors' training scripts read.
-
-    Args:
-        store: what to write.
-        path: a ``.npy`` file that does not exist yet; it gets uint8 (N, K, H, W, 3).
-    """
-    path = check_export(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (store.num_images, store.num_candidates, store.height, store.width, 3)
-    temporary = path.with_name(f".{path.name}.tmp.npy")
-    array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-    for start, shard in zip(store._starts, store._shards, strict=False):
-        array[start : start + len(shard)] = shard[:, : store.num_candidates]
-    array.flush()
-    os.replace(temporary, path)

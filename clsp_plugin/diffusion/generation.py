@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from clsp_plugin.data.augmentation import can_compile
 from clsp_plugin.data.condition import condition_digest
-from clsp_plugin.data.store import StoreManifest, StoreWriter, left_to_draw
+from clsp_plugin.data.store import StoreManifest
+from clsp_plugin.data.writer import StoreWriter, left_to_draw
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.interpolation import is_conditional
 from clsp_plugin.diffusion.sampling import (
@@ -32,13 +33,15 @@ from clsp_plugin.diffusion.sampling import (
 )
 from clsp_plugin.diffusion.settings import Settings, precision_name, read_settings, setting
 from clsp_plugin.errors import ClspError
-from clsp_plugin.memory import keep_freed_memory
+from clsp_plugin.memory import available_memory, keep_freed_memory, memory_of
 
 __all__ = ["Drawer", "GenerationSettings", "estimate_generation", "generate_candidates"]
 
 T = TypeVar("T")
 
-_LARGEST_BATCH = {"cuda": 8192, "cpu": 256}  # where batch_size is null; memory may allow less
+# Where batch_size is null, if memory does not allow less. More makes a CPU no faster.
+_LARGEST_BATCH = {"cuda": 8192, "cpu": 256}
+_TRIED = 8  # images of the batch whose memory is measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +53,15 @@ class GenerationSettings(Settings):
         w: weight of the SAMPLE's middle feature, 0 to 1; 0.1 is 90 % anchor.
         sampler: ``ddim``, the paper's; ``ddpm``; or ``dpmpp``, DPM-Solver++ of second order, for
             few steps.
-        steps: sampling steps, a divisor of the steps of training, or nearly: 12 of 1000.
+        steps: sampling steps; of ``ddim`` and ``ddpm`` a divisor of the steps of training, or
+            nearly: 12 of 1000.
         eta: DDIM's, 0 (no fresh noise) to 1; None is the paper's 0.1. The other samplers have
             none.
         seed: of the sampling noise.
         batch_size: images that the denoiser sees at once, in whole anchors with all their
-            candidates where it is large enough; None takes many. Where the memory of the device
-            does not suffice, it is halved until it does.
+            candidates where it is large enough; None takes as many as the memory has room for, up
+            to 8192 on a GPU and 256 on a CPU. Where the memory of a GPU does not suffice, it is
+            halved until it does.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         clip: clip every step's estimate of the image to [-1, 1]; the paper clips at the end
             alone, a denoiser that was trained briefly needs it.
@@ -111,14 +116,20 @@ def _process() -> tuple[int, int]:
     return int(rank), int(world_size)
 
 
+def _gpu() -> int:
+    """Number of this process's GPU: every process of a machine has its own, as far as they go."""
+    number = os.environ.get("LOCAL_RANK", "")
+    return (int(number) if number.isdigit() else _process()[0]) % max(1, torch.cuda.device_count())
+
+
 def _device(name: str) -> torch.device:
-    """The device of a name; under torchrun every process of a machine has its own GPU."""
+    """The device of a name, ``cuda`` being this process's GPU."""
     try:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(name)
         if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            device = torch.device("cuda", _gpu())
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -257,27 +268,48 @@ class Drawer:
             scheduler_config, settings.steps, settings.clip, settings.sampler
         )
         self.unet = self._prepared(unet)
-        self.batch_size = settings.batch_size or _LARGEST_BATCH.get(self.device.type, 256)
         self.ahead = 1 if self.device.type == "cuda" else 0
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(self.device)
+        self.batch_size = settings.batch_size or self._largest_batch()
+        if settings.compile:
+            self._compile()
 
     def _prepared(self, unet: UNet2DModel) -> UNet2DModel:
-        """The denoiser on its device, in the layout and the form that were asked for."""
+        """The denoiser on its device, in the layout that was asked for."""
         wanted = self.settings.channels_last
         last = self.device.type == "cuda" if wanted is None else wanted
         layout = torch.channels_last if last else torch.contiguous_format
-        unet = unet.to(self.device, memory_format=layout)
-        if self.settings.compile:
-            if not can_compile():
-                raise ClspError(
-                    "compile=True needs a C++ compiler, and none is here; leave it out."
-                )
-            for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
-                # a graph for each size of batch: one for all could round otherwise in a run that
-                # was continued, where the sizes come in another order
-                block.compile(dynamic=False)
-        return unet
+        return unet.to(self.device, memory_format=layout)
+
+    def _compile(self) -> None:
+        if not can_compile():
+            raise ClspError("compile=True needs a C++ compiler, and none is here; leave it out.")
+        for block in (*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks):
+            # a graph for each size of batch: one for all could round otherwise in a run that was
+            # continued, where the sizes come in another order
+            block.compile(dynamic=False)
+
+    def _largest_batch(self) -> int:
+        """The batch where none is given: of a CPU what is measured to fit, of a GPU a first try."""
+        largest = _LARGEST_BATCH.get(self.device.type, 256)
+        if self.device.type != "cpu":
+            return largest
+        # A system that is out of memory ends the process, where a GPU only refuses. What a step
+        # has to do once is done before it is measured.
+        self.batch_size = _TRIED
+        tried = self._fitting(lambda: self._try_steps(1, self.batch_size))
+        needed, free = memory_of(lambda: self._try_steps(1, tried)), available_memory()
+        if needed is None or free is None:
+            return largest
+        # a file's candidates are there up to three times: in parts, whole, and being written
+        settings, image = self.settings, self.images[0].numel()
+        file = min(settings.shard_size, len(self.images)) * settings.num_candidates * image
+        processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        share = free / (int(processes) if processes.isdigit() else 1) - 3 * file
+        batch = int(min(largest, max(1, 0.75 * share * tried / max(1, needed))))
+        if batch < largest:
+            tqdm.write(f"There is memory for batch_size={batch} ({_size(free)} are free).")
+        return batch
 
     def _begin(self, indexes: torch.Tensor, candidates: range) -> Callable[[], torch.Tensor]:
         settings = self.settings
@@ -384,10 +416,19 @@ class Drawer:
         """Measured time of one sampling step of one candidate, in a full batch."""
         return self._fitting(self._time_steps)
 
-    def _time_steps(self, num_steps: int = 3) -> float:
-        settings, size = self.settings, self.batch_size
-        indexes = torch.arange(min(max(1, size // settings.num_candidates), len(self.images)))
-        numbers = torch.arange(min(size, settings.num_candidates))
+    def _time_steps(self) -> float:
+        for steps in (1, 3):  # the first time warms up
+            began = time.perf_counter()
+            candidates = self._try_steps(steps, self.batch_size)
+            seconds = (time.perf_counter() - began) / steps
+        return seconds / candidates
+
+    def _try_steps(self, steps: int, batch_size: int) -> int:
+        """Do the first steps of a batch as large as can be, and wait; the number of candidates."""
+        settings = self.settings
+        numbers = torch.arange(min(batch_size, settings.num_candidates))
+        rows = min(batch_size // len(numbers), len(self.images), settings.shard_size)
+        indexes = torch.arange(rows)
         x = to_float(self.images[indexes].to(self.device))
         noise = CandidateNoise(
             settings.seed,
@@ -401,12 +442,8 @@ class Drawer:
         if self.labels is not None:
             labels = self.labels[indexes].to(self.device).repeat_interleave(len(numbers), dim=0)
             keys |= {"labels": labels, "guidance": settings.guidance}
-        seconds = 0.0
-        for steps in (1, num_steps):  # the first time warms up
-            began = time.perf_counter()
-            denoise(self.unet, self.scheduler, x, noise, num_steps=steps, **keys).sum().item()
-            seconds = (time.perf_counter() - began) / steps
-        return seconds / (len(indexes) * len(numbers))
+        denoise(self.unet, self.scheduler, x, noise, num_steps=steps, **keys).sum().item()
+        return rows * len(numbers)
 
 
 class _Shards:

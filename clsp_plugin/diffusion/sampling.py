@@ -70,6 +70,19 @@ class _AncestralScheduler(DDIMScheduler):
 Scheduler = DDIMScheduler | DPMSolverMultistepScheduler
 
 
+def _check_division(steps: int, total: int) -> None:
+    """Refuse steps between which diffusers' update would not go back by the same distance."""
+    fitting = [
+        n for n in range(1, total + 1) if total % n < (total / 100 if n <= total / 10 else 1)
+    ]
+    if steps not in fitting:
+        near = sorted(sorted(fitting, key=lambda n: abs(n - steps))[:3])
+        raise ClspError(
+            f"steps={steps} does not divide the {total} steps of the denoiser's training; the "
+            f"nearest that do, or nearly, are {', '.join(map(str, near))}. sampler=dpmpp takes any."
+        )
+
+
 def make_scheduler(
     train_config: Mapping[str, Any] | None,
     steps: int,
@@ -79,23 +92,24 @@ def make_scheduler(
     """Make the sampler that fits a denoiser's training.
 
     Steps are evenly spaced and start at the last of training: 999, 989, .., 9 for 100 of 1000.
-    The last one ends at the clean image. Where they do not divide, such as 12 of 1000, DDIM and
-    DDPM start at most a hundredth of training before its end (995, 912, .., 82), where there is
-    nothing but noise still.
+    The last one ends at the clean image. Where they do not divide, such as 12 of 1000, DPM-Solver++
+    rounds each of them, and DDIM and DDPM start at most a hundredth of training before its end
+    (995, 912, .., 82), where there is nothing but noise still.
 
     Args:
         train_config: configuration of the scheduler that the denoiser was trained with, in
             diffusers' keys; its betas and what it predicts are taken. By default the noise, with
             betas linear from 1e-4 to 0.02 in T = 1000 steps.
-        steps: sampling steps, which divide T, or up to a tenth of T leave a rest of less than a
-            hundredth of it: diffusers' update goes back by exactly ``T // steps``.
+        steps: sampling steps, 1 to T. Those of DDIM and DDPM divide T, or up to a tenth of T leave
+            a rest of less than a hundredth of it: diffusers' update goes back by exactly
+            ``T // steps``.
         clip: whether every step clips its estimate of the image to [-1, 1]. The paper does not;
             a denoiser that was trained briefly needs it.
         sampler: one of :data:`SAMPLERS`.
 
     Raises:
-        ClspError: the denoiser predicts something else, its betas end in pure noise, or steps do
-            not nearly divide T.
+        ClspError: the denoiser predicts something else, its betas end in pure noise, or there
+            are not so many steps.
     """
     config = dict(train_config or {})
     prediction = predicted(config)
@@ -111,15 +125,10 @@ def make_scheduler(
         )
     betas = training_betas(config)
     total = len(betas)
-    fitting = [
-        n for n in range(1, total + 1) if total % n < (total / 100 if n <= total / 10 else 1)
-    ]
-    if steps not in fitting:
-        near = sorted(sorted(fitting, key=lambda n: abs(n - steps))[:3])
-        raise ClspError(
-            f"steps={steps} does not divide the {total} steps of the denoiser's training; "
-            f"the nearest that do, or nearly, are {', '.join(map(str, near))}."
-        )
+    if not 1 <= steps <= total:
+        raise ClspError(f"steps={steps} is not between 1 and the {total} of the training.")
+    if sampler != "dpmpp":
+        _check_division(steps, total)
     common = {
         "num_train_timesteps": total,
         "trained_betas": betas.tolist(),

@@ -28,6 +28,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from clsp_plugin.data.condition import check_condition, condition_digest
+from clsp_plugin.data.files import locked
 from clsp_plugin.data.loader import IndexBatches, index_loader
 from clsp_plugin.data.random import Purpose, derive_key, key_normal, key_uniform, keys_for
 from clsp_plugin.diffusion.denoiser import (
@@ -45,7 +46,10 @@ from clsp_plugin.engine.progress import quiet
 from clsp_plugin.errors import ClspError
 from clsp_plugin.memory import keep_freed_memory
 
-__all__ = ["DenoiserModule", "TrainingSettings", "train_denoiser"]
+__all__ = ["RECORD", "DenoiserModule", "TrainingSettings", "train_denoiser"]
+
+# The file beside a denoiser's weights that says how they were trained.
+RECORD = "training.json"
 
 # Streams of a training; part of what a seed means, never renumber.
 _WEIGHTS, _DROPOUT, _CHOICES, _NOISE, _RENOISED, _RENOISE, _UNCONDITIONED = range(7)
@@ -407,6 +411,15 @@ def _make_trainer(
     )
 
 
+def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """What ``training.json`` says, if this very training was finished before."""
+    try:
+        record = json.loads((out / RECORD).read_text())
+        return record if record["settings"] == identity else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _record(module: DenoiserModule, identity: dict[str, Any], steps: int) -> dict[str, Any]:
     """What ``training.json`` says of a finished training."""
     device = module.device
@@ -438,27 +451,15 @@ def _alone(workspace: Path) -> Iterator[None]:
     Raises:
         ClspError: another one is in it.
     """
-    handle = None
-    if not any(name in os.environ for name in _OF_MANY):
-        with contextlib.suppress(ImportError):  # not on Windows
-            import fcntl
-
-            handle = os.open(workspace, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                os.close(handle)
-                raise ClspError(
-                    f"Another process is training in {workspace}; wait for it, or choose another "
-                    f"out=."
-                ) from error
-            except OSError:  # not on every network file system
-                pass
-    try:
+    if any(name in os.environ for name in _OF_MANY):
         yield
-    finally:
-        if handle is not None:
-            os.close(handle)
+        return
+    with locked(workspace / "lock") as free:
+        if not free:
+            raise ClspError(
+                f"Another process is training in {workspace}; wait for it, or choose another out=."
+            )
+        yield
 
 
 def train_denoiser(
@@ -473,7 +474,8 @@ def train_denoiser(
     """Train a denoiser and write it as a pipeline directory.
 
     While it runs, checkpoints are kept beside ``out`` in ``<out>.training``; a run that was
-    stopped continues from there when it is started again with the same settings.
+    stopped continues from there when it is started again with the same settings, and one that was
+    finished is left as it is.
 
     Args:
         images: uint8 (N, H, H, 3).
@@ -489,18 +491,22 @@ def train_denoiser(
         What ``training.json`` says.
 
     Raises:
-        ClspError: a setting is not valid, ``out`` exists, an unfinished training has other
-            settings, the loss is not finite, or the training was stopped.
+        ClspError: a setting is not valid, ``out`` holds something else, an unfinished training
+            has other settings, the loss is not finite, or the training was stopped.
     """
     settings = read_settings(TrainingSettings, cfg)
     out = Path(out)
-    check_absent(out)
     size = _check_images(images)
     if condition is not None:
         check_condition(condition, len(images))
-    module = _make_module(size, settings, condition)
-    workspace = out.with_name(f"{out.name}.training")
     identity = _identity(images, settings, condition)
+    workspace = out.with_name(f"{out.name}.training")
+    finished = _finished(out, identity)
+    if finished is not None:
+        shutil.rmtree(workspace, ignore_errors=True)  # of a process that was killed at the very end
+        return finished
+    check_absent(out)
+    module = _make_module(size, settings, condition)
     workspace.mkdir(parents=True, exist_ok=True)
     with _alone(workspace):
         return _train(images, module, settings, identity, workspace, out, callbacks, score)
@@ -529,8 +535,7 @@ def _train(
                 SampleSheets(folder, settings.sample_every, settings.prediction, **keys)
             )
         trainer = _make_trainer(settings, workspace, callbacks)
-        if trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(trainer.strategy.root_device)
         trainer.fit(module, datamodule=_Data(images, settings), ckpt_path=checkpoint)
     if len(module.losses) < settings.max_epochs:  # Lightning may return from an interrupt
         raise ClspError(
@@ -539,7 +544,7 @@ def _train(
         )
     record = _record(module, identity, trainer.global_step)
     if trainer.is_global_zero:
-        files = {"training.json": json.dumps(record, indent=2)}
+        files = {RECORD: json.dumps(record, indent=2)}
         save_denoiser(module.ema, out, prediction=settings.prediction, files=files)
         shutil.rmtree(workspace)
     trainer.strategy.barrier()

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.data.condition import condition_digest, load_condition
 from clsp_plugin.data.images import ImageArray, load_images
-from clsp_plugin.data.store import CandidateStore, check_export, export_npy
+from clsp_plugin.data.store import CandidateStore
+from clsp_plugin.data.writer import check_export, export_npy
 from clsp_plugin.diffusion.denoiser import check_absent
 from clsp_plugin.diffusion.generation import (
     GenerationSettings,
@@ -19,7 +20,12 @@ from clsp_plugin.diffusion.generation import (
     generate_candidates,
 )
 from clsp_plugin.diffusion.settings import read_settings
-from clsp_plugin.diffusion.training import TrainingSettings, images_digest, train_denoiser
+from clsp_plugin.diffusion.training import (
+    RECORD,
+    TrainingSettings,
+    images_digest,
+    train_denoiser,
+)
 from clsp_plugin.engine.config import Data, typed
 from clsp_plugin.engine.progress import Bar
 from clsp_plugin.errors import ClspError
@@ -59,7 +65,9 @@ def denoiser(
     own, rest = _split(given, "data", "out")
     condition, fid = rest.pop("condition", None), rest.pop("fid", None)
     settings = read_settings(TrainingSettings, rest)
-    check_absent(Path(own["out"]))
+    finished = (Path(own["out"]) / RECORD).exists()
+    if not finished:
+        check_absent(Path(own["out"]))
     if fid is not None and not settings.sample_every:
         raise ClspError(f"fid={fid} is computed beside the sample sheets; set sample_every too.")
     array = _images(own["data"])
@@ -74,7 +82,8 @@ def denoiser(
         callbacks=[Bar(title, metrics=("loss",))],
         score=score,
     )
-    print(f"Denoiser: {own['out']} ({record['epochs']} epochs, {record['seconds']:.0f} s)")
+    trained = f"{record['epochs']} epochs, {record['seconds']:.0f} s"
+    print(f"Denoiser: {own['out']} ({'already complete: ' if finished else ''}{trained})")
     return record
 
 
@@ -135,7 +144,7 @@ def _check_condition(denoiser: Path, array: ImageArray, labels: torch.Tensor) ->
     Clusters have the form of labels, so nothing else would tell.
     """
     try:
-        settings = json.loads((denoiser / "training.json").read_text())["settings"]
+        settings = json.loads((denoiser / RECORD).read_text())["settings"]
         trained, images = settings["condition"], settings["images"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # not of ours, or not conditional

@@ -101,8 +101,7 @@ def pretrain(
     history = History({"environment": environment(cfg.method), "candidates": _candidates(model)})
     bar = Bar(title or f"pre-train {cfg.method}", position=position)
     trainer = make_trainer(cfg, run_dir, [bar, history], val is not None, checkpoint)
-    if trainer.strategy.root_device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(trainer.strategy.root_device)
     if checkpoint is not None and trainer.is_global_zero:
         print(f"Continuing from {checkpoint}.")
     started = time.perf_counter()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from clsp_plugin import __version__
-from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.files import locked, write_whole
 from clsp_plugin.engine.code import evaluation_code, method_code
 from clsp_plugin.errors import ClspError
 
@@ -159,22 +159,6 @@ def _digest(content: Mapping[str, Any]) -> str:
     ).hexdigest()
 
 
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Keep other processes from changing a record meanwhile, where the file system can."""
-    handle = None
-    with suppress(ImportError, OSError):  # not on Windows, not on every network file system
-        import fcntl
-
-        handle = os.open(directory, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
 def add_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> Record:
     """Put an evaluation into a record on disk.
 
@@ -197,7 +181,7 @@ def add_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> Record:
     if _SOURCE.get() is not None:
         evaluation["source"] = _SOURCE.get()
     name = [evaluation[key] for key in _SAME]
-    with _locked(path.parent):
+    with locked(path.parent, wait=True):
         record = Record.load(path)
         kept = [e for e in record.evaluations if [e.get(key) for key in _SAME] != name]
         record.evaluations = [*kept, evaluation]

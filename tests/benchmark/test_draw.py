@@ -214,13 +214,13 @@ def report(store, **content):
 @pytest.fixture
 def on_stores(tmp_path, digits48, write_store, monkeypatch):
     """Two runs, each on a store of its own, which differ in w as their manifests say."""
-    from clsp_plugin.data import store as module
+    from dataclasses import replace
 
     monkeypatch.chdir(tmp_path)
     records, stores = [], []
     for w in (0.1, 0.6):
         store = CandidateStore(write_store(tmp_path / f"w{w}", digits48, seed=round(10 * w)))
-        manifest = module.replace(store.manifest, w=w, seed=0)
+        manifest = replace(store.manifest, w=w, seed=0)
         manifest.save(store.path)
         stores.append(CandidateStore(store.path))
         data = {"dataset": "digits", "num_train": 48, "num_val": 20, "seed": 0, "image_size": 16}

@@ -127,15 +127,15 @@ def test_all_of_a_report(made, tiny, digits48):
     assert json.loads((made / "report/report.json").read_text()) == report
     assert report["anchors"] == 24
     assert [row["w"] for row in report["weights"]] == [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert set(report["agreement"]) == {"candidates", "anchors", "chance"}
-    assert set(report["middle"]) == {"step", "agreement", "largest_class"}
+    assert set(report["agreement"]) == {"candidates", "anchors", "chance", "neighbours"}
+    assert set(report["middle"]) == {"step", "agreement", "largest_class", "neighbours"}
     assert set(report["masked"]) == {"colour", "layout"}
     text = summary(report)
     for part in (
         "share_anchor    False",
         "nearer to its own in",
         "no FID",
-        "label agrees",
+        "nearest neighbours agrees with the anchor's",
         "w 0.1",
         "middle feature masked",
         "middle features at step 50",

@@ -56,7 +56,8 @@ def test_features_are_of_images_noised_to_the_step(unet):
 def test_labels_that_features_tell_apart(unet, tmp_path):
     array = dark_and_bright(40)
     found = middle_report(unet, LINEAR_BETAS, array, list(range(40)), None, tmp_path / "map.png")
-    assert found == {"step": 50, "agreement": 100.0, "largest_class": 50.0}
+    expected = {"step": 50, "agreement": 100.0, "largest_class": 50.0, "neighbours": 20}
+    assert found == expected
     assert (tmp_path / "map.png").stat().st_size > 5000
     unlabelled = ImageArray(array.images, torch.full((40,), -1), (), "toy")
     for few in (unlabelled, array.subset(torch.arange(5), "few")):

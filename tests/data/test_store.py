@@ -1,22 +1,13 @@
 """The candidate store: whole or absent, and never for other images."""
 
-import fcntl
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from clsp_plugin.data.store import (
-    CandidateStore,
-    StoreManifest,
-    StoreWriter,
-    export_npy,
-    generate_command,
-)
+from clsp_plugin.data.store import CandidateStore, StoreManifest, generate_command
+from clsp_plugin.data.writer import StoreWriter, export_npy
 from clsp_plugin.errors import ClspError
 
 
@@ -107,44 +98,15 @@ def test_edited_manifest_is_refused(store):
         CandidateStore(store)
 
 
-def test_another_manifest_overwrites_nothing(store):
-    before = {file.name: file.read_bytes() for file in store.iterdir()}
-    manifest = StoreManifest.load(store)
-    with pytest.raises(ClspError, match=r"w=0.1 \(now 0.5\)"):
-        StoreWriter(store, type(manifest)(**{**vars(manifest), "w": 0.5}))
-    assert {file.name: file.read_bytes() for file in store.iterdir()} == before
-
-
-def test_a_folder_of_other_things_is_left_alone(tmp_path, store):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(ClspError, match="not a candidate store"):
-        StoreWriter(tmp_path / "mine", StoreManifest.load(store))
-    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
-
-
-def test_killed_while_writing_leaves_no_shard(store, monkeypatch):
-    manifest = StoreManifest.load(store)
-    shard = store / "shard-00000.npy"
-    shard.unlink()
-
-    def dies(file, array):
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(np, "save", dies)
-    with pytest.raises(KeyboardInterrupt):
-        StoreWriter(store, manifest).write(0, np.zeros(manifest.shard_shape(0), np.uint8))
-    assert not shard.exists()
-    assert StoreWriter(store, manifest).missing() == [(0, 0, 20)]
-
-
 def test_the_authors_array_is_read_and_written(store, tmp_path):
     opened = CandidateStore(store)
     export_npy(opened, tmp_path / "all.npy")
     array = CandidateStore(tmp_path / "all.npy")
     indexes, choice = torch.arange(48), torch.arange(48) % 3
     assert torch.equal(array.gather(indexes, choice), opened.gather(indexes, choice))
+    assert torch.equal(
+        torch.from_numpy(np.load(tmp_path / "all.npy")), torch.from_numpy(opened.images(range(48)))
+    )
     array.check(48, 16, 16, "any", "theirs")  # it names no images
     with pytest.raises(ClspError, match="48 images of 16x16"):
         array.check(50, 16, 16, "any", "theirs")
@@ -155,14 +117,12 @@ def test_the_authors_array_is_read_and_written(store, tmp_path):
         CandidateStore(tmp_path / "flat.npy")
 
 
-def test_processes_may_begin_a_store_together(store, tmp_path):
-    manifest = StoreManifest.load(store)
-    for attempt in range(20):
-        with ThreadPoolExecutor(8) as pool:
-            begun = [
-                pool.submit(StoreWriter, tmp_path / f"store{attempt}", manifest) for _ in range(8)
-            ]
-        assert [len(writer.result().missing()) for writer in begun] == [3] * 8
+def test_fewer_candidates_or_more_than_there_are(store, tmp_path):
+    export_npy(CandidateStore(store, 2), tmp_path / "two.npy")
+    assert (np.load(tmp_path / "two.npy") == CandidateStore(store).images(range(48))[:, :2]).all()
+    for number in (0, 4, -1):
+        with pytest.raises(ClspError, match=rf"={number} is not between 1 and the 3 candidates"):
+            CandidateStore(store, number)
 
 
 def test_a_part_in_another_order_is_found_by_its_pixels(store, digits48):
@@ -182,62 +142,3 @@ def test_names_of_images_that_contradict_the_manifest_are_refused(store, digits4
     (store / "images.npy").unlink()
     with pytest.raises(ClspError, match="does not name its images one by one"):
         CandidateStore(store).rows_of(digits48.digests, "theirs")
-
-
-def test_a_store_that_is_being_extended(store):
-    more = replace(StoreManifest.load(store), num_candidates=4)
-    three = CandidateStore(store)
-    writer = StoreWriter(store, more)
-    assert CandidateStore(store).num_candidates == 3  # until it is certain that it can be
-    writer.extend()
-    assert [shard for shard, _, _ in writer.missing()] == [0, 1, 2]
-    new = np.full((20, 1, 16, 16, 3), 7, np.uint8)
-    writer.write(1, new)
-    assert [writer.present(shard) for shard in range(3)] == [3, 4, 3]
-    assert (np.load(store / "shard-00001.npy")[:, 3] == 7).all()
-    with pytest.raises(ClspError, match=r"being extended from 3 to 4 .*[.]num_candidates=3"):
-        CandidateStore(store)
-    assert (CandidateStore(store, 3).images(range(48)) == three.images(range(48))).all()
-    writer.write(0, new)
-    writer.write(2, new[:8])
-    assert CandidateStore(store).images([47])[0, 3].max() == 7
-    with pytest.raises(ClspError, match=r"num_candidates=4 \(now 3\)"):
-        StoreWriter(store, replace(more, num_candidates=3))
-
-
-def test_a_writer_is_alone(store):
-    manifest = StoreManifest.load(store)
-    with StoreWriter(store, manifest).lock(0, 2):
-        with StoreWriter(store, manifest).lock(1, 2):  # its partner
-            pass
-        for rank, world_size in ((0, 2), (0, 1), (2, 3)):
-            with (
-                pytest.raises(ClspError, match=rf"written by another .*process {os.getpid()} on"),
-                StoreWriter(store, manifest).lock(rank, world_size),
-            ):
-                pass
-    with StoreWriter(store, manifest).lock(0, 1):
-        pass
-    assert not list(store.glob(".*"))
-
-
-def test_a_lock_that_was_deleted_meanwhile_is_none(store, monkeypatch):
-    manifest, flock, others = StoreManifest.load(store), fcntl.flock, []
-    own = store / ".0-of-1.lock"
-
-    def race(file, how):
-        flock(file, how)
-        if not others:  # between opening and locking, its holder ended and another one began
-            own.unlink()
-            others.append(os.open(own, os.O_RDWR | os.O_CREAT))
-            flock(others[0], how)
-
-    monkeypatch.setattr(fcntl, "flock", race)
-    with (
-        pytest.raises(ClspError, match="is being written by another"),
-        StoreWriter(store, manifest).lock(0, 1),
-    ):
-        pass
-    os.close(others[0])
-    with StoreWriter(store, manifest).lock(0, 1):
-        pass

@@ -7,8 +7,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
-from clsp_plugin.data.store import CandidateStore, export_npy
+from clsp_plugin.data.store import CandidateStore
 from clsp_plugin.data.third_view import SyntheticPositiveLoader
+from clsp_plugin.data.writer import export_npy
 from clsp_plugin.errors import ClspError
 
 PLAIN = AugmentationConfig.from_cfg({"rrc": {"enabled": False}, "crop_size": 16, "num_crops": 1})

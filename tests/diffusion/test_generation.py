@@ -1,6 +1,7 @@
 """From a denoiser's directory to a candidate store, killed and continued."""
 
 import functools
+import shutil
 import threading
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from clsp_plugin.data.store import CandidateStore, StoreWriter
+from clsp_plugin.data.store import CandidateStore
+from clsp_plugin.data.writer import StoreWriter
 from clsp_plugin.diffusion import generation
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser, save_denoiser
 from clsp_plugin.diffusion.generation import generate_candidates
@@ -206,7 +208,7 @@ def test_errors(images, denoiser, tmp_path):
         generate(images=larger)
     with pytest.raises(ClspError, match="no denoiser directory"):
         generate(denoiser=tmp_path / "absent")
-    with pytest.raises(ClspError, match="steps=30 does not divide"):
+    with pytest.raises(ClspError, match=r"steps=30 does not divide .* sampler=dpmpp takes any"):
         generate(steps=30)
     with pytest.raises(ClspError, match="device='abacus' cannot be used here"):
         generate(device="abacus")
@@ -261,6 +263,47 @@ def test_ranks_that_are_none_are_refused(images, denoiser, tmp_path, monkeypatch
         monkeypatch.setenv("WORLD_SIZE", world)
         with pytest.raises(ClspError, match=f"RANK={rank} and WORLD_SIZE={world}"):
             generate_candidates(images, "abc", denoiser, tmp_path / "store", CFG)
+
+
+def test_every_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for environment, number in (
+        ({}, 0),
+        ({"RANK": "6", "WORLD_SIZE": "8"}, 2),  # started by hand, without a local rank
+        ({"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, 1),
+        ({"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "5"}, 1),  # more processes than GPUs
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            assert generation._gpu() == number
+
+
+def test_the_batch_of_a_cpu_is_what_memory_has_room_for(
+    images, denoiser, tmp_path, monkeypatch, capfd
+):
+    tried = []
+
+    def memory_of(work):
+        tried.append(work())
+        return tried[-1] * 2**20  # a MiB for every candidate
+
+    monkeypatch.setattr(generation, "memory_of", memory_of)
+    cfg = {**CFG, "batch_size": None}
+    for free, processes, batch in (
+        (2**40, "1", 256),
+        (2**26, "1", 47),  # three quarters of it
+        (2**26, "4", 11),
+        (2**10, "1", 1),
+        (None, "1", 256),
+    ):
+        monkeypatch.setattr(generation, "available_memory", lambda free=free: free)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        found = generate_candidates(images, "abc", denoiser, tmp_path / f"{free}", cfg)
+        assert found["batch_size"] == batch
+        assert (f"memory for batch_size={batch} (" in capfd.readouterr().out) == (batch < 256)
+        shutil.rmtree(tmp_path / f"{free}")
+    assert set(tried) == {8}
 
 
 def run_out_of_memory(unet, rows, how):
@@ -323,6 +366,14 @@ def test_a_dry_run_says_how_long_and_writes_nothing(images, denoiser, tmp_path):
     twice = {**CFG, "steps": 1000}  # not slower for it: only a few steps are run
     assert estimate(images, denoiser, out, twice)["seconds"] > found["seconds"]
     assert not out.exists()
+
+
+def test_a_dry_run_refuses_what_would_be_refused(images, denoiser, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ClspError, match="file is a file; a candidate store is a directory"):
+        estimate(images, denoiser, tmp_path / "file", CFG)
+    with pytest.raises(ClspError, match="holds files that are not a candidate store"):
+        estimate(images, denoiser, tmp_path, CFG)
 
 
 def test_a_dry_run_counts_what_is_there(images, denoiser, tmp_path):

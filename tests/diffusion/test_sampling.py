@@ -99,7 +99,7 @@ def test_betas_are_those_of_training():
         ({"prediction_type": "sample"}, 10, "predicts 'sample'"),
         ({"rescale_betas_zero_snr": True}, 10, "rescale_betas_zero_snr"),
         ({"beta_schedule": "unheard of"}, 10, "unheard of"),
-        (None, 0, "steps=0 does not divide"),
+        (None, 0, "steps=0 is not between 1 and the 1000"),
         (None, 30, "steps=30 .* are 27, 31, 32"),
         (None, 999, "steps=999 .* are 250, 500, 1000"),
         (None, 1001, "steps=1001"),
@@ -108,6 +108,16 @@ def test_betas_are_those_of_training():
 def test_schedulers_that_are_refused(config, steps, message):
     with pytest.raises(ClspError, match=message):
         make_scheduler(config, steps)
+
+
+def test_the_fast_solver_takes_any_number_of_steps():
+    for steps in (1, 12, 30, 999):
+        times = make_scheduler(None, steps, sampler="dpmpp").timesteps.tolist()
+        assert times[0] == 999
+        assert len(set(times)) == steps
+        assert times == sorted(times, reverse=True)
+    with pytest.raises(ClspError, match="steps=1001 is not between 1 and the 1000"):
+        make_scheduler(None, 1001, sampler="dpmpp")
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.1, 1.0])

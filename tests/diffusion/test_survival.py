@@ -20,7 +20,8 @@ from clsp_plugin.diffusion.denoiser import save_denoiser
 from clsp_plugin.diffusion.generation import generate_candidates
 from clsp_plugin.errors import ClspError
 
-CFG = {"num_candidates": 2, "steps": 10, "batch_size": 4, "shard_size": 2, "device": "cpu"}
+# so slow that a process does not end before the moment at which it is to be killed
+CFG = {"num_candidates": 2, "steps": 40, "batch_size": 4, "shard_size": 2, "device": "cpu"}
 REFUSED = 2
 
 

@@ -1,9 +1,7 @@
 """Training of the denoiser: against a plain loop, and resumed to the last bit."""
 
 import dataclasses
-import fcntl
 import json
-import os
 import warnings
 from types import SimpleNamespace
 
@@ -12,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
+from clsp_plugin.data.files import locked
 from clsp_plugin.data.random import Purpose, derive_key, key_normal, key_uniform, keys_for
 from clsp_plugin.diffusion import training
 from clsp_plugin.diffusion.denoiser import build_unet, denoiser_hash, load_denoiser
@@ -302,6 +301,20 @@ def test_an_existing_out_is_refused_before_any_work(images, tmp_path):
     assert not (tmp_path / "out.training").exists()
 
 
+def test_a_finished_training_is_left_as_it_is(images, tmp_path):
+    out, workspace = tmp_path / "out", tmp_path / "out.training"
+    record = train_denoiser(images, CFG, out)
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    workspace.mkdir()  # it was killed before this was cleared away
+    (workspace / "settings.json").write_text("{}")
+    assert train_denoiser(images, CFG, out) == record
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == files
+    assert not workspace.exists()
+    with pytest.raises(ClspError, match="already exists; choose another out= or delete it"):
+        train_denoiser(images, {**CFG, "seed": 7}, out)
+    assert not workspace.exists()
+
+
 def test_a_loss_that_is_not_finite_is_an_error(images, tmp_path):
     with pytest.raises(ClspError, match="loss of the denoiser is not finite in epoch"):
         train_denoiser(images, {**CFG, "lr": 1e38, "gradient_clip": 0, "warmup_steps": 0},
@@ -362,10 +375,10 @@ def test_sheets_of_samples_change_nothing(images, tmp_path):
 def test_two_trainings_of_one_denoiser(images, tmp_path):
     workspace = tmp_path / "out.training"
     workspace.mkdir()
-    handle = os.open(workspace, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(ClspError, match=r"Another process is training in .*out\.training"):
+    with (
+        locked(workspace / "lock"),
+        pytest.raises(ClspError, match=r"Another process is training in .*out\.training"),
+    ):
         train_denoiser(images, CFG, tmp_path / "out")
-    os.close(handle)
     train_denoiser(images, CFG, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
