@@ -307,6 +307,7 @@ class Drawer:
         processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
         share = free / (int(processes) if processes.isdigit() else 1) - 3 * file
         batch = int(min(largest, max(1, 0.75 * share * tried / max(1, needed))))
+        batch = 2 ** (batch.bit_length() - 1)  # the same another time, unless much has changed
         if batch < largest:
             tqdm.write(f"There is memory for batch_size={batch} ({_size(free)} are free).")
         return batch

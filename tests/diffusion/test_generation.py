@@ -292,8 +292,8 @@ def test_the_batch_of_a_cpu_is_what_memory_has_room_for(
     cfg = {**CFG, "batch_size": None}
     for free, processes, batch in (
         (2**40, "1", 256),
-        (2**26, "1", 47),  # three quarters of it
-        (2**26, "4", 11),
+        (2**26, "1", 32),  # of the 47 that three quarters of it have room for
+        (2**26, "4", 8),
         (2**10, "1", 1),
         (None, "1", 256),
     ):
