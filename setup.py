@@ -68,6 +68,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3",
             "ruff>=0.6",
+            "torch-fidelity",  # see fid
             "setuptools>=70.1",  # from which on it builds wheels alone; installations are tested
         ],
     },

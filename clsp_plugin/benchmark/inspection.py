@@ -7,6 +7,7 @@ does (figure 4a), and what the middle feature holds (figure 1).
 """
 
 import json
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
 from torch import nn
+from torchmetrics import Metric
 
 from clsp_plugin.benchmark.figures import candidate_sheet, similarity_histogram, store_caption
 from clsp_plugin.benchmark.middle import masked_samples, masked_sheet, middle_report
@@ -50,27 +52,31 @@ _NEIGHBOURS = 20
 _REDRAWN = 64  # anchors whose candidates are drawn again, under several weights
 
 
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class Encoder(nn.Module):
     """A frozen backbone, on uint8 images; its features are those of the evaluation.
 
     Args:
         path: a checkpoint or a run's directory, all that the evaluation takes.
-        device: where it runs.
+        device: where it runs; by default a GPU if there is one.
         data: what the user says of the images, which the authors' checkpoints need.
     """
 
     def __init__(
         self,
         path: str | Path,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         data: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self.backbone, self.args, checkpoint = load_backbone(path, data)
-        self.backbone.eval().to(device)
+        self.device = torch.device(device or _device())
+        self.backbone.eval().to(self.device)
         self.mean, self.std = channel_statistics(self.args["data"], self.args.get("augmentations"))
         self.size = input_size(self.args)
-        self.device = torch.device(device)
         self.name = f"{self.args['method']} ({self.args['backbone']['name']}, {checkpoint.name})"
         self.num_features = self.backbone.num_features
 
@@ -239,10 +245,10 @@ def frechet_from(feature: int | nn.Module, real: torch.Tensor) -> Callable[[Imag
     """Frechet distance of sets of images from one set in the features of a network.
 
     Args:
-        feature: 2048 for the Inception network of the FID, whose weights torch-fidelity fetches;
-            or a module with ``num_features``, uint8 (N, 3, H, W) to features (N, D), and then
-            the number is no FID.
-        real: uint8 (N, H, W, 3); their features are computed once.
+        feature: 2048 for the Inception network of the FID, whose weights torch-fidelity fetches,
+            on a GPU if there is one; or a module with ``num_features``, uint8 (N, 3, H, W) to
+            features (N, D), and then the number is no FID.
+        real: uint8 (N, H, W, 3); their features are computed once, when they are needed.
 
     Returns:
         uint8 (M, H, W, 3), or batches of them, to their distance from them.
@@ -250,28 +256,43 @@ def frechet_from(feature: int | nn.Module, real: torch.Tensor) -> Callable[[Imag
     Raises:
         ClspError: torch-fidelity or its weights are not there.
     """
+    metric = _frechet_metric(feature)
+
+    def update(images: Images, is_real: bool) -> None:
+        for part in images.split(256) if isinstance(images, torch.Tensor) else images:
+            metric.update(part.permute(0, 3, 1, 2).to(metric.device), real=is_real)
+
+    def distance(drawn: Images) -> float:
+        metric.reset()  # the real ones stay
+        if metric.real_features_num_samples == 0:
+            update(real, True)
+        update(drawn, False)
+        return float(metric.compute())
+
+    return distance
+
+
+def _frechet_metric(feature: int | nn.Module) -> Metric:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     try:
         metric = FrechetInceptionDistance(feature=feature, reset_real_features=False)
-    except (ModuleNotFoundError, OSError, RuntimeError) as error:
+    except ModuleNotFoundError as error:
         raise ClspError(
-            f"The FID needs torch-fidelity and the weights that it fetches "
-            f"({str(error).splitlines()[0]}); `pip install 'clsp-plugin[fid]'`, or leave the FID "
-            f"out and name an encoder instead."
+            "The FID needs torch-fidelity: `pip install 'clsp-plugin[fid]'`, or leave the FID out "
+            "and name an encoder instead."
         ) from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-    def update(images: Images, is_real: bool) -> None:
-        for part in images.split(256) if isinstance(images, torch.Tensor) else images:
-            metric.update(part.permute(0, 3, 1, 2), real=is_real)
-
-    def distance(drawn: Images) -> float:
-        metric.reset()  # the real ones stay
-        update(drawn, False)
-        return float(metric.compute())
-
-    update(real, True)
-    return distance
+        file = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rsplit("/", 1)[1])
+        raise ClspError(
+            f"The weights of the FID's network could not be fetched or read "
+            f"({str(error).splitlines()[0]}); put the file {URL_INCEPTION_V3} at {file}, or leave "
+            f"the FID out and name an encoder instead."
+        ) from error
+    # an encoder of ours has a device of its own, and gives its features on the CPU
+    return metric.to(_device()) if isinstance(feature, int) else metric
 
 
 def first_candidates(store: CandidateStore, batch_size: int = 256) -> Iterator[torch.Tensor]:
@@ -296,7 +317,7 @@ def _denoiser_of(
             "The store was made with another condition; give --condition what `clsp generate` was "
             "given as condition=."
         )
-    return unet.to("cuda" if torch.cuda.is_available() else "cpu"), config
+    return unet.to(_device()), config
 
 
 def _draw_like(
@@ -390,6 +411,8 @@ def inspect_store(
         raise ClspError(f"{path} has no manifest; name a store that `clsp generate` wrote.")
     if limit < 2:
         raise ClspError(f"--limit {limit} must be at least 2: anchors are held against others.")
+    inception = frechet_from(2048, array.images) if fid else None  # tells at once what it lacks
+    network = None if encoder is None else Encoder(encoder, data=data)
     rows = _spread_rows(min(limit, max(2, len(array) // 2)), len(array))
     anchors, candidates = array.images[rows], torch.from_numpy(store.images(rows))
     report: dict[str, Any] = {
@@ -406,14 +429,11 @@ def inspect_store(
         title="Anchors and their candidates",
         caption=store_caption(store.manifest),
     )
-    network = None
-    if encoder is not None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        network = Encoder(encoder, device, data)
+    if network is not None:
         report["encoder"] = network.name
         report |= _encoder_report(network, array, anchors, candidates, rows, out)
-    if fid:
-        report["fid"] = frechet_distance(2048, array.images, first_candidates(store))
+    if inception is not None:
+        report["fid"] = inception(first_candidates(store))
     if denoiser is not None:
         told = array.targets if condition is None else load_condition(condition, array)
         unet, config = _denoiser_of(store.manifest, denoiser, told)

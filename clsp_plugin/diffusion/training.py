@@ -440,18 +440,19 @@ def _record(module: DenoiserModule, identity: dict[str, Any], steps: int) -> dic
     }
 
 
-# Set where a launcher started this process as one of several.
-_OF_MANY = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
+# Where a launcher started several processes, by these it tells each its number, in all of them or
+# on its machine, and that of its machine.
+_NUMBERS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
 
 
 @contextlib.contextmanager
 def _alone(workspace: Path) -> Iterator[None]:
-    """Keep a second training out of a workspace; the processes of one are started by its first.
+    """Keep a second training out of a workspace; of the processes of one, the first does.
 
     Raises:
         ClspError: another one is in it.
     """
-    if any(name in os.environ for name in _OF_MANY):
+    if any(os.environ.get(name, "0") != "0" for name in _NUMBERS):
         yield
         return
     with locked(workspace / "lock") as free:

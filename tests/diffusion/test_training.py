@@ -372,7 +372,10 @@ def test_sheets_of_samples_change_nothing(images, tmp_path):
     assert hashes[0] == hashes[1]
 
 
-def test_two_trainings_of_one_denoiser(images, tmp_path):
+@pytest.mark.parametrize("number", [None, "RANK", "SLURM_PROCID"])
+def test_two_trainings_of_one_denoiser(images, tmp_path, monkeypatch, number):
+    if number:  # of the first of several processes; the others are let in, see test_torchrun
+        monkeypatch.setenv(number, "0")
     workspace = tmp_path / "out.training"
     workspace.mkdir()
     with (

@@ -67,10 +67,6 @@ def _runs(records: Records, told: Listing) -> list[_Run]:
     return out
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _some(array: ImageArray, limit: int) -> np.ndarray:
     """At most so many indexes, evenly spaced: class folders come one class after another."""
     return np.unique(np.linspace(0, len(array) - 1, min(limit, len(array))).round().astype(int))
@@ -163,7 +159,7 @@ def _embedded(run: _Run, limit: int) -> tuple[np.ndarray, np.ndarray, dict[int, 
     rows = _some(array, limit)
     if len(rows) < 5:
         raise ClspError(f"{len(rows)} images are too few for t-SNE; give --limit more")
-    feats = _features(Encoder(run.checkpoints[-1], _device()), array.images[rows])
+    feats = _features(Encoder(run.checkpoints[-1]), array.images[rows])
     method = TSNE(perplexity=min(_PERPLEXITY, (len(rows) - 1) / 3), init="pca", random_state=0)
     names = {int(label): array.classes[label] for label in shown}
     return method.fit_transform(feats.numpy()), array.targets[rows].numpy(), names
@@ -199,7 +195,7 @@ def _similar(run: _Run, limit: int) -> tuple[str, dict[str, np.ndarray]]:
     array, store = _with_candidates(run)
     rows = _some(array, limit)
     candidates = torch.from_numpy(store.images(rows))
-    encoder = Encoder(run.checkpoints[-1], _device())
+    encoder = Encoder(run.checkpoints[-1])
     about = f"{_epochs(run.checkpoints[-1])}, n = {len(rows):,} anchors"
     title = f"{wrapped(run.label, 4.5)}\n{about}"
     return title, pair_similarities(encoder, array.images[rows], candidates)
@@ -273,7 +269,7 @@ class _Block:
 
 
 def _neighbour_block(part: ImageArray, checkpoint: Path) -> _Block:
-    feats = _features(Encoder(checkpoint, _device()), part.images)
+    feats = _features(Encoder(checkpoint), part.images)
     similarity = feats @ feats.T
     similarity.fill_diagonal_(-2)
     values, places = similarity.topk(_SHOWN, dim=1)
@@ -292,7 +288,7 @@ def _neighbour_block(part: ImageArray, checkpoint: Path) -> _Block:
 
 def _candidate_block(part: ImageArray, drawn: torch.Tensor, checkpoint: Path) -> _Block:
     """The run's synthetic positives; whether they keep the label is not known, only estimated."""
-    encoder = Encoder(checkpoint, _device())
+    encoder = Encoder(checkpoint)
     anchors, feats = _features(encoder, part.images), _features(encoder, drawn[:, 0])
     values = (anchors * feats).sum(1)
     heading = (
