@@ -1,7 +1,11 @@
 """Architecture and directory of the denoiser."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -160,27 +164,61 @@ def test_an_existing_directory_is_never_looked_up_on_the_hub(unet, tmp_path, mon
     assert denoiser_hash(load_denoiser("google/ddpm-cifar10-32")[0], {}) == denoiser_hash(unet, {})
 
 
-def test_a_hub_id_is_fetched(unet, tmp_path, monkeypatch):
-    from diffusers import DiffusionPipeline
+# Names of attention's layers in the weights of early days, as the hub still has them
+EARLY = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
-    asked = []
-    save_denoiser(unet, tmp_path / "cache")
-    monkeypatch.setattr(
-        DiffusionPipeline, "download", lambda name: asked.append(name) or str(tmp_path / "cache")
-    )
-    assert denoiser_hash(load_denoiser("someone/model")[0], {}) == denoiser_hash(unet, {})
-    assert asked == ["someone/model"]
+HUB = """
+import sys
+from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
+from clsp_plugin.errors import ClspError
+for source in sys.argv[1:]:
+    try:
+        print(denoiser_hash(*load_denoiser(source)))
+    except ClspError as error:
+        print(error)
+"""
 
 
-def test_a_hub_that_does_not_answer(monkeypatch):
-    from diffusers import DiffusionPipeline
+def write_early(unet, path):
+    """The files of google/ddpm-cifar10-32, for another network: all in one folder, pickled."""
+    path.mkdir(parents=True)
+    config = {key: unet.config[key] for key in DDPM_CIFAR10}
+    early = {"_diffusers_version": "0.0.4"}
+    betas = {**LINEAR_BETAS, "beta_end": 0.01, "clip_sample": True, "variance_type": "fixed_large"}
+    parts = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
+    for name, content in {
+        "config.json": {"_class_name": "UNet2DModel", **early, **config},
+        "scheduler_config.json": {"_class_name": "DDPMScheduler", **early, **betas},
+        "model_index.json": {"_class_name": "DDPMPipeline", **early, **parts},
+    }.items():
+        (path / name).write_text(json.dumps(content))
+    state = {}
+    for name, tensor in unet.state_dict().items():
+        for now, before in EARLY.items():
+            name = name.replace(f".{now}.", f".{before}.")
+        state[name] = tensor
+    assert "mid_block.attentions.0.proj_attn.weight" in state
+    torch.save(state, path / "diffusion_pytorch_model.bin")
 
-    def download(name):
-        raise OSError("no network")
 
-    monkeypatch.setattr(DiffusionPipeline, "download", download)
-    with pytest.raises(ClspError, match="someone/model is neither a directory here nor"):
-        load_denoiser("someone/model")
+def test_a_hub_id_is_what_the_hubs_client_has(unet, tmp_path):
+    folder = tmp_path / "hub/models--google--ddpm-cifar10-32"
+    commit = 40 * "a"
+    write_early(unet, folder / "snapshots" / commit)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text(commit)
+    done = subprocess.run(
+        [sys.executable, "-c", HUB, "google/ddpm-cifar10-32", "someone/model"],
+        cwd=tmp_path,
+        # the client reads these when it is imported
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1",
+             "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    found = done.stdout.splitlines()
+    assert found[0] == denoiser_hash(unet, {"beta_end": 0.01}), done.stderr
+    assert found[1].startswith("someone/model is neither a directory here nor could it be fetched")
+    assert len(found) == 2
 
 
 def break_json(path):
