@@ -467,7 +467,7 @@ def _inspect(args: list[str]) -> None:
     from clsp_plugin.data.images import load_images
     from clsp_plugin.data.store import CandidateStore
 
-    manifest = CandidateStore(options.store).manifest
+    manifest = CandidateStore(options.store, partial=True).manifest
     of_digits = manifest is not None and manifest.dataset.startswith("digits")
     name = options.config_name or f"{'digits' if of_digits else 'cifar'}/generate"
     data = _data_of("generate", name, options.data)

@@ -296,8 +296,8 @@ def _frechet_metric(feature: int | nn.Module) -> Metric:
 
 
 def first_candidates(store: CandidateStore, batch_size: int = 256) -> Iterator[torch.Tensor]:
-    """The first candidate of every image, in batches: uint8 (B, H, W, 3) each."""
-    for indexes in torch.arange(store.num_images).split(batch_size):
+    """The first candidate of every image that has some, in batches: uint8 (B, H, W, 3) each."""
+    for indexes in torch.from_numpy(store.drawn).split(batch_size):
         yield store.gather(indexes, torch.zeros_like(indexes))
 
 
@@ -386,7 +386,7 @@ def inspect_store(
     """Write a report about a store: ``report.json``, ``sheet.png`` and further pictures.
 
     Args:
-        path: of the store.
+        path: of the store; of one in the making, what is there of it is looked at.
         array: the images that it was made for.
         out: a folder; files of an earlier report in it are replaced.
         encoder: a checkpoint: adds ``similarity.png``, the agreement of labels and
@@ -405,7 +405,7 @@ def inspect_store(
     Raises:
         ClspError: the store is incomplete or for other images, or what was asked for is missing.
     """
-    store, out = CandidateStore(path), Path(out)
+    store, out = CandidateStore(path, partial=True), Path(out)
     store.check(len(array), *array.size, array.fingerprint, array.name)
     if store.manifest is None:
         raise ClspError(f"{path} has no manifest; name a store that `clsp generate` wrote.")
@@ -413,11 +413,15 @@ def inspect_store(
         raise ClspError(f"--limit {limit} must be at least 2: anchors are held against others.")
     inception = frechet_from(2048, array.images) if fid else None  # tells at once what it lacks
     network = None if encoder is None else Encoder(encoder, data=data)
-    rows = _spread_rows(min(limit, max(2, len(array) // 2)), len(array))
+    if len(store.drawn) < 2:
+        raise ClspError(f"{path} has candidates of one image, and anchors are held against others.")
+    number = min(limit, max(2, len(array) // 2))
+    rows = store.drawn[_spread_rows(number, len(store.drawn))].tolist()
     anchors, candidates = array.images[rows], torch.from_numpy(store.images(rows))
     report: dict[str, Any] = {
         "store": str(path),
         "manifest": vars(store.manifest),
+        "drawn": len(store.drawn),
         "anchors": len(rows),
         "closeness": closeness(anchors, candidates),
     }
@@ -509,7 +513,10 @@ def _encoder_report(
 def summary(report: dict[str, Any]) -> str:
     """A report in lines for people."""
     lines = [f"{name:<15} {value}" for name, value in report["manifest"].items()]
-    lines += ["", f"{report['anchors']} anchors with their candidates:"]
+    lines.append("")
+    if report["drawn"] < report["manifest"]["num_images"]:
+        lines.append(f"In the making: {report['drawn']} images have their candidates.")
+    lines.append(f"{report['anchors']} anchors with their candidates:")
     for name, found in report["closeness"].items():
         lines.append(
             f"  {name}: differs by {found['own']:.1f} levels from its own anchor and by "

@@ -171,6 +171,15 @@ def map_shard(path: Path, shard: int, manifest: StoreManifest) -> np.ndarray:
     return array
 
 
+def _placeholder(shape: tuple[int, ...]) -> np.ndarray:
+    """Of a shard that is not there: an array of that shape that takes no memory."""
+    return np.broadcast_to(np.zeros((), np.uint8), shape)
+
+
+def _is_there(shard: np.ndarray) -> bool:
+    return any(shard.strides)
+
+
 class CandidateStore:
     """Candidates of a data set, read by image index.
 
@@ -179,6 +188,11 @@ class CandidateStore:
             latter has no manifest: only the number and size of its images can be checked.
         num_candidates: draw from the first so many of the K; all by default.
         data: the configuration's ``data`` block, for what errors say.
+        partial: open a store in the making too, as far as it is made; only the images that are
+            ``drawn`` may be asked for.
+
+    Attributes:
+        drawn: int64 (M,), the images that have their candidates: all, unless ``partial``.
 
     Raises:
         ClspError: absent, incomplete or truncated, or fewer candidates than asked for.
@@ -189,8 +203,10 @@ class CandidateStore:
         path: str | Path,
         num_candidates: int | None = None,
         data: Mapping[str, Any] | None = None,
+        *,
+        partial: bool = False,
     ):
-        self.path, self.data = Path(path), data
+        self.path, self.data, self.partial = Path(path), data, partial
         self.manifest: StoreManifest | None = None
         if self.path.is_file() and self.path.suffix == ".npy":
             self._shards = [self._open_npy()]
@@ -202,7 +218,9 @@ class CandidateStore:
                 f"There is no candidate store at {self.path}; make it with "
                 f"`{generate_command(self.path, data)}`, or name another with synthetic.path=."
             )
-        self.num_images = sum(len(shard) for shard in self._shards)
+        sizes = [len(shard) for shard in self._shards]
+        self.num_images = sum(sizes)
+        self.drawn = np.flatnonzero(np.repeat([_is_there(shard) for shard in self._shards], sizes))
         self.total_candidates = self._present(num_candidates)
         self.height, self.width = self._shards[0].shape[2:4]
         self.num_candidates = self.total_candidates if num_candidates is None else num_candidates
@@ -211,7 +229,7 @@ class CandidateStore:
                 f"synthetic.num_candidates={num_candidates} is not between 1 and the "
                 f"{self.total_candidates} candidates an image that {self.path} holds."
             )
-        self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
+        self._starts = np.cumsum([0, *sizes])
         self._resident: torch.Tensor | None = None
 
     def _open_npy(self) -> np.ndarray:
@@ -228,20 +246,25 @@ class CandidateStore:
 
     def _open_shards(self) -> list[np.ndarray]:
         shards = range(self.manifest.num_shards)
-        absent = [shard for shard in shards if not shard_path(self.path, shard).exists()]
-        if absent:
+        absent = {shard for shard in shards if not shard_path(self.path, shard).exists()}
+        if len(absent) > (self.manifest.num_shards - 1 if self.partial else 0):
             raise ClspError(
                 f"The candidate store {self.path} is incomplete: {len(absent)} of "
                 f"{self.manifest.num_shards} shards are missing; run the `clsp generate` that "
                 f"made it again, it continues where it stopped."
             )
-        return [map_shard(self.path, shard, self.manifest) for shard in shards]
+        return [
+            _placeholder(self.manifest.shard_shape(shard))
+            if shard in absent
+            else map_shard(self.path, shard, self.manifest)
+            for shard in shards
+        ]
 
     def _present(self, num_candidates: int | None) -> int:
         """Candidates that every image has, which are fewer while a store is extended."""
         present = min(shard.shape[1] for shard in self._shards)
         complete = self.manifest is None or present == self.manifest.num_candidates
-        if not complete and num_candidates is None:
+        if not complete and num_candidates is None and not self.partial:
             raise ClspError(
                 f"The candidate store {self.path} is being extended from {present} to "
                 f"{self.manifest.num_candidates} candidates an image; run the `clsp generate` "

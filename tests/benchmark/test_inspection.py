@@ -188,6 +188,36 @@ def test_first_candidates_come_in_batches(made):
     )
 
 
+def test_a_store_in_the_making(made, digits48):
+    cfg = {"num_candidates": 2, "steps": 2, "clip": True, "device": "cpu", "shard_size": 10}
+    generate_candidates(
+        digits48.images, digits48.fingerprint, made / "denoiser", made / "begun", cfg
+    )
+    whole = CandidateStore(made / "begun")
+    expected = whole.images([3, 25, 47])
+    assert whole.drawn.tolist() == list(range(48))
+    for shard in (1, 3):
+        (made / f"begun/shard-0000{shard}.npy").unlink()
+    begun = CandidateStore(made / "begun", partial=True)
+    assert begun.drawn.tolist() == [*range(10), *range(20, 30), *range(40, 48)]
+    assert np.array_equal(begun.images([3, 25, 47]), expected)
+    assert [len(part) for part in first_candidates(begun)] == [28]
+    report = inspect_store(
+        made / "begun", digits48, made / "report", denoiser=made / "denoiser", limit=20
+    )
+    assert (report["drawn"], report["anchors"]) == (28, 20)
+    assert "In the making: 28 images have their candidates." in summary(report)
+    rows = begun.drawn[np.linspace(0, 27, 20).round().astype(int)]
+    again = closeness(digits48.images[rows], torch.from_numpy(whole.images(rows)))
+    assert report["closeness"] == again
+    with pytest.raises(ClspError, match="2 of 5 shards are missing"):
+        CandidateStore(made / "begun")
+    for shard in (0, 2, 4):
+        (made / f"begun/shard-0000{shard}.npy").unlink()
+    with pytest.raises(ClspError, match="5 of 5 shards are missing"):
+        inspect_store(made / "begun", digits48, made / "report")
+
+
 def test_what_is_refused(made, digits48):
     other = digits48.subset(torch.arange(47), "fewer")
     with pytest.raises(ClspError, match="were made for 48 images"):
