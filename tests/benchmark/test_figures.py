@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,11 @@ def test_the_caption_says_how_the_candidates_were_made():
     assert store_caption(MANIFEST) == (
         "w = 0.1 (90 % anchor in the middle features), DDIM, 100 steps, eta = 0.1, denoiser "
         "0123456789ab, store of 50,000 images with 8 candidates each"
+    )
+    told = store_caption(replace(MANIFEST, w=1.0, eta=1.0, condition="0123", guidance=1.8))
+    assert told.startswith(
+        "w = 1 (0 % anchor in the middle features), told the anchor's condition, guidance = 1.8, "
+        "DDIM, 100 steps, eta = 1, denoiser"
     )
 
 

@@ -18,9 +18,12 @@ _LEAST_WIDTH = 640  # pixels, so that a caption has room beside few candidates
 
 def store_caption(manifest: StoreManifest) -> str:
     """How the candidates of a store were made, and how many there are."""
+    told = ""
+    if manifest.condition is not None:
+        told = f"told the anchor's condition, guidance = {manifest.guidance:g}, "
     return (
         f"w = {manifest.w:g} ({100 * (1 - manifest.w):g} % anchor in the middle features), "
-        f"{manifest.sampler.upper()}, {manifest.steps} steps, eta = {manifest.eta:g}, "
+        f"{told}{manifest.sampler.upper()}, {manifest.steps} steps, eta = {manifest.eta:g}, "
         f"denoiser {manifest.denoiser[:12]}, store of {manifest.num_images:,} images "
         f"with {manifest.num_candidates} candidates each"
     )
