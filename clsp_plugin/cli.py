@@ -11,6 +11,7 @@ import errno
 import functools
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from clsp_plugin import __version__
 from clsp_plugin.configurations import fingerprint, shipped
-from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.errors import ClspError, Terminated, nearest
 
 __all__ = ["compose", "main", "shipped", "task_of"]
 
@@ -26,7 +27,7 @@ _DEFAULT_DATASET = "digits"
 # What the system says of a file that a user can do something about.
 _REFUSALS = {
     getattr(errno, name)
-    for name in ("EACCES", "EDQUOT", "EISDIR", "ENOSPC", "ENOTDIR", "EPERM", "EROFS")
+    for name in ("EACCES", "EDQUOT", "EEXIST", "EISDIR", "ENOSPC", "ENOTDIR", "EPERM", "EROFS")
     if hasattr(errno, name)
 }
 # verb -> (what it does, configuration used when none is named; None: one must be named)
@@ -626,9 +627,9 @@ def main() -> None:
     except ClspError as error:
         print(f"clsp: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("clsp: stopped; the same command continues where it can.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
 
 
 if __name__ == "__main__":

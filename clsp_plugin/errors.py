@@ -12,6 +12,10 @@ class ClspError(ValueError):
     """
 
 
+class Terminated(KeyboardInterrupt):
+    """The work was ended by SIGTERM, as a scheduler does before it takes the machine back."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return ``", did you mean 'x'?"`` for the closest valid name, or all of them.
 

@@ -26,6 +26,10 @@ def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk names none
+            error.filename = str(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

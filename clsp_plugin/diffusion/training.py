@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from clsp_plugin.diffusion.samples import SampleSheets
 from clsp_plugin.diffusion.sampling import PREDICTIONS, to_float
 from clsp_plugin.diffusion.settings import precision_name, read_settings, setting
 from clsp_plugin.engine.progress import quiet
+from clsp_plugin.engine.trainer import fit, new_trainer
 from clsp_plugin.errors import ClspError
 from clsp_plugin.memory import keep_freed_memory
 
@@ -311,7 +313,7 @@ class _Data(LightningDataModule):
         return indexes, self.images[indexes]
 
 
-class _LastCheckpoint(Checkpoint):
+class _LastCheckpoint(Checkpoint):  # which has its turn after the module
     """Replaces one file every few epochs, so that a kill at any time leaves a whole one."""
 
     def __init__(self, path: Path, every: int):
@@ -321,10 +323,7 @@ class _LastCheckpoint(Checkpoint):
         done = trainer.current_epoch + 1
         if done % self.every and done != trainer.max_epochs:
             return
-        temporary = self.path.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, self.path)
+        trainer.save_checkpoint(self.path)
 
 
 def _check_images(images: torch.Tensor) -> int:
@@ -363,7 +362,16 @@ def _find_checkpoint(workspace: Path, identity: dict[str, Any]) -> Path | None:
     checkpoint = workspace / "last.ckpt"
     if not checkpoint.exists():
         return None
-    before = json.loads((workspace / "settings.json").read_text())
+    try:
+        before = json.loads((workspace / "settings.json").read_text())
+        readable = isinstance(before, dict) and zipfile.is_zipfile(checkpoint)
+    except (OSError, ValueError):
+        readable = False
+    if not readable:
+        raise ClspError(
+            f"The unfinished training in {workspace} cannot be continued, a file of it is damaged "
+            f"or missing; delete that folder to start anew, or choose another out=."
+        )
     changed = [
         f"{name}={before.get(name)!r} (now {identity.get(name)!r})"
         for name in sorted(before.keys() | identity.keys())
@@ -396,7 +404,7 @@ def _make_trainer(
     callbacks = [*callbacks, _LastCheckpoint(workspace / "last.ckpt", settings.checkpoint_every)]
     if not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(TQDMProgressBar())
-    return Trainer(
+    return new_trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         strategy=settings.strategy,
@@ -406,7 +414,7 @@ def _make_trainer(
         callbacks=callbacks,
         default_root_dir=workspace,
         logger=False,
-        enable_model_summary=False,
+        enable_checkpointing=True,
         use_distributed_sampler=False,
     )
 
@@ -493,7 +501,8 @@ def train_denoiser(
 
     Raises:
         ClspError: a setting is not valid, ``out`` holds something else, an unfinished training
-            has other settings, the loss is not finite, or the training was stopped.
+            has other settings or a file that is damaged, the loss is not finite, the devices do
+            not fit this machine, another process is at it, or a callback ended it.
     """
     settings = read_settings(TrainingSettings, cfg)
     out = Path(out)
@@ -537,8 +546,8 @@ def _train(
             )
         trainer = _make_trainer(settings, workspace, callbacks)
         keep_freed_memory(trainer.strategy.root_device)
-        trainer.fit(module, datamodule=_Data(images, settings), ckpt_path=checkpoint)
-    if len(module.losses) < settings.max_epochs:  # Lightning may return from an interrupt
+        fit(trainer, module, _Data(images, settings), checkpoint)
+    if len(module.losses) < settings.max_epochs:  # a callback may end it
         raise ClspError(
             f"The training stopped after {len(module.losses)} of {settings.max_epochs} epochs; "
             f"start it again with the same settings to continue."

@@ -129,12 +129,9 @@ class Checkpointer(Callback):
         epoch = trainer.current_epoch
         if epoch % self.cfg.checkpoint.frequency and epoch + 1 != trainer.max_epochs:
             return
-        name = f"{self.cfg.name}-{self.run_dir.name}-ep={epoch}.ckpt"
-        path = self.run_dir / name
-        temporary = self.run_dir / f".{name}.tmp"
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            temporary.replace(path)
-            if self.last not in (None, path) and not self.cfg.checkpoint.keep_prev:
-                self.last.unlink(missing_ok=True)
+        path = self.run_dir / f"{self.cfg.name}-{self.run_dir.name}-ep={epoch}.ckpt"
+        trainer.save_checkpoint(path)
+        stale = self.last not in (None, path) and not self.cfg.checkpoint.keep_prev
+        if stale and trainer.is_global_zero:
+            self.last.unlink(missing_ok=True)
         self.last = path

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,6 +26,7 @@ from clsp_plugin.engine.checkpoint import (
 from clsp_plugin.engine.config import parse_cfg, trainer_kwargs
 from clsp_plugin.engine.progress import Bar, History, quiet
 from clsp_plugin.engine.record import RECORD, Record, environment
+from clsp_plugin.engine.trainer import fit, new_trainer
 from clsp_plugin.errors import ClspError
 from clsp_plugin.memory import keep_freed_memory
 from clsp_plugin.methods import METHODS
@@ -107,9 +107,7 @@ def pretrain(
     started = time.perf_counter()
     if cfg.debug_augmentations:
         print("Views:", *(pipeline.cfg for pipeline in data.pipelines), sep="\n  ")
-    trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
-    if trainer.interrupted:  # Lightning may return from an interrupt
-        raise KeyboardInterrupt
+    fit(trainer, model, data, checkpoint)
     checkpoint = run_dir / f"{cfg.name}-{run_dir.name}-ep={trainer.max_epochs - 1}.ckpt"
     finished = Finished(run_dir, checkpoint, run_dir / RECORD)
     if trainer.is_global_zero:
@@ -184,20 +182,12 @@ def make_trainer(
     kwargs.update(
         logger=_wandb(cfg, checkpoint) if cfg.wandb.enabled else False,
         callbacks=callbacks,
-        enable_checkpointing=False,
-        enable_model_summary=False,
         use_distributed_sampler=False,  # the order is already shared out, and keyed
         num_sanity_val_steps=0,
     )
     if not validate:
         kwargs["limit_val_batches"] = 0
-    try:
-        return pl.Trainer(**kwargs)
-    except (MisconfigurationException, ValueError, ImportError) as error:
-        raise ClspError(
-            f"accelerator={cfg.accelerator}, devices={cfg.devices}, strategy={cfg.strategy}, "
-            f"precision={cfg.precision} do not fit this machine: {str(error).splitlines()[0]}"
-        ) from error
+    return new_trainer(**kwargs)
 
 
 def _wandb(cfg: DictConfig, checkpoint: Path | None) -> Any:

@@ -22,6 +22,7 @@ from clsp_plugin.engine.checkpoint import new_run_dir
 from clsp_plugin.engine.config import Data, Training, training_cfg
 from clsp_plugin.engine.pretrain import continue_from, make_trainer, worth_compiling
 from clsp_plugin.engine.progress import Bar, History, quiet
+from clsp_plugin.engine.trainer import fit
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.features import load_labelled
 from clsp_plugin.evaluation.protocol import num_classes
@@ -164,9 +165,7 @@ def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | Non
     trainer = make_trainer(cfg, run_dir, [bar, history], False, checkpoint)
     if checkpoint is not None and trainer.is_global_zero:
         print(f"Continuing from {checkpoint}.")
-    trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
-    if trainer.interrupted:  # Lightning may return from an interrupt
-        raise KeyboardInterrupt
+    fit(trainer, model, data, checkpoint)
     if not trainer.is_global_zero:
         return None
     top1, top5 = _accuracy(model, test, trainer.strategy.root_device)
