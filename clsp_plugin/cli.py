@@ -464,12 +464,10 @@ def _inspect(args: list[str]) -> None:
     parser.add_argument("--limit", type=int, default=1000, help="anchors looked at (default 1000)")
     options = parser.parse_intermixed_args(args)
 
-    from clsp_plugin.benchmark.inspection import inspect_store, summary
+    from clsp_plugin.benchmark.inspection import inspect_store, open_store, summary
     from clsp_plugin.data.images import load_images
-    from clsp_plugin.data.store import CandidateStore
 
-    manifest = CandidateStore(options.store, partial=True).manifest
-    of_digits = manifest is not None and manifest.dataset.startswith("digits")
+    of_digits = open_store(options.store).manifest.dataset.startswith("digits")
     name = options.config_name or f"{'digits' if of_digits else 'cifar'}/generate"
     data = _data_of("generate", name, options.data)
     report = inspect_store(

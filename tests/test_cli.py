@@ -88,6 +88,14 @@ def test_the_whole_way_by_hand(clsp, tmp_path):
     code, out, _ = clsp("generate", *TINY_GENERATE, "out=elsewhere", "dry_run=True")
     assert "96 candidates, of 48 images, in 2 steps would take about" in out
     assert not (tmp_path / "elsewhere").exists()
+    for given, message in (
+        ("dry_run=no", "dry_run='no' is neither True nor False"),
+        ("out=", "out is not set"),
+        ("data=5", "5 is not a block of settings"),
+        ("denoiser=5", "There is no denoiser directory at 5"),
+    ):
+        code, _, err = clsp("generate", *TINY_GENERATE, given)
+        assert (code, message in err) == (2, True), err
     assert clsp("pretrain", "--config-name", "clsp_simclr", *TINY)[0] == 0
     run = the_run(tmp_path)
     code, out, _ = clsp("linear", f"pretrained_feature_extractor={run}", "max_epochs=5",

@@ -25,10 +25,12 @@ def cluster(features: torch.Tensor, number: int, seed: int) -> torch.Tensor:
     """k-means on the unit sphere: float (N, D) to int64 (N,), clusters from 0.
 
     Raises:
-        ClspError: fewer images than clusters, or fewer than 2 clusters.
+        ClspError: fewer images than clusters, fewer than 2 clusters, or a seed beyond 32 bits.
     """
     if not 2 <= number <= len(features):
         raise ClspError(f"--clusters {number} is not 2 to {len(features)}, the number of images.")
+    if not 0 <= seed < 2**32:
+        raise ClspError(f"--seed {seed} is not 0 to {2**32 - 1}.")
     found = KMeans(number, n_init=4, random_state=seed).fit(F.normalize(features, dim=1).numpy())
     return torch.from_numpy(found.labels_).long()
 

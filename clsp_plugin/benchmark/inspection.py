@@ -43,12 +43,14 @@ __all__ = [
     "frechet_from",
     "inspect_store",
     "label_agreement",
+    "open_store",
     "summary",
 ]
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 _SHEET_ROWS = 8
 _NEIGHBOURS = 20
+_PICTURES = ("sheet.png", "similarity.png", "weights.png", "masked.png", "middle.png")
 _REDRAWN = 64  # anchors whose candidates are drawn again, under several weights
 
 
@@ -366,6 +368,20 @@ def _weight_report(
     return out
 
 
+def open_store(path: str | Path) -> CandidateStore:
+    """A store that can be reported on, as far as it is made.
+
+    Raises:
+        ClspError: there is none, or it does not say how it was made.
+    """
+    if not Path(path).exists():
+        raise ClspError(f"There is no candidate store at {path}; `clsp generate` makes one.")
+    store = CandidateStore(path, partial=True)
+    if store.manifest is None:
+        raise ClspError(f"{path} has no manifest; name a store that `clsp generate` wrote.")
+    return store
+
+
 def _spread_rows(number: int, total: int) -> list[int]:
     """So many indexes, evenly spaced: class folders come one class after another."""
     return [int(row) for row in np.linspace(0, total - 1, min(number, total)).round()]
@@ -405,10 +421,10 @@ def inspect_store(
     Raises:
         ClspError: the store is incomplete or for other images, or what was asked for is missing.
     """
-    store, out = CandidateStore(path, partial=True), Path(out)
+    store, out = open_store(path), Path(out)
     store.check(len(array), *array.size, array.fingerprint, array.name)
-    if store.manifest is None:
-        raise ClspError(f"{path} has no manifest; name a store that `clsp generate` wrote.")
+    if condition is not None and denoiser is None:
+        raise ClspError(f"--condition {condition} goes with --denoiser; name that too.")
     if limit < 2:
         raise ClspError(f"--limit {limit} must be at least 2: anchors are held against others.")
     inception = frechet_from(2048, array.images) if fid else None  # tells at once what it lacks
@@ -417,6 +433,8 @@ def inspect_store(
         raise ClspError(f"{path} has candidates of one image, and anchors are held against others.")
     number = min(limit, max(2, len(array) // 2))
     rows = store.drawn[_spread_rows(number, len(store.drawn))].tolist()
+    for name in _PICTURES:
+        (out / name).unlink(missing_ok=True)  # of an earlier report, which may have shown more
     anchors, candidates = array.images[rows], torch.from_numpy(store.images(rows))
     report: dict[str, Any] = {
         "store": str(path),
@@ -500,9 +518,12 @@ def _encoder_report(
         },
     }
     rest = array.images[np.setdiff1d(np.arange(len(array)), rows)]
+    if len(rest) < 2:
+        return found  # there is nothing to hold them against
+    distance = frechet_from(encoder, rest)
     found["frechet"] = {
-        "candidates": frechet_distance(encoder, rest, candidates[:, 0]),
-        "anchors": frechet_distance(encoder, rest, anchors),
+        "candidates": distance(candidates[:, 0]),
+        "anchors": distance(anchors),
         "images": len(rest),
     }
     if bool((array.targets >= 0).all()):
@@ -527,6 +548,7 @@ def summary(report: dict[str, Any]) -> str:
         lines.append(f"  in the features of {report['encoder']}:")
         for name, found in report["similarity"].items():
             lines.append(f"    {name}: similarity {found['mean']:.3f} +- {found['std']:.3f} (std)")
+    if "frechet" in report:
         frechet = report["frechet"]
         lines.append(
             f"    Frechet distance (no FID) {frechet['candidates']:.2f}; of as many real images "

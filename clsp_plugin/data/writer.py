@@ -69,9 +69,11 @@ def _check_same(path: Path, manifest: StoreManifest) -> None:
         changes = ", ".join(
             f"{n}={getattr(existing, n)!r} (now {getattr(manifest, n)!r})" for n in different
         )
+        fewer = existing.num_candidates > manifest.num_candidates
         raise ClspError(
             f"{path} already holds candidates made with {changes}; nothing was written: "
-            f"choose another out= or use the settings it was made with."
+            f"choose another out= or use the settings it was made with"
+            f"{' (synthetic.num_candidates trains on the first of them)' if fewer else ''}."
         )
 
 
@@ -137,8 +139,9 @@ class StoreWriter:
         self.manifest = manifest
         _check_place(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        if not _begun(self.path):
-            self._save()
+        with locked(self.path, wait=True):  # of several that begin it at once, the first does
+            if not _begun(self.path):
+                self._save()
         _check_same(self.path, self.manifest)
         if digests is not None and not (self.path / DIGESTS).exists():
             with self._room():
@@ -244,13 +247,18 @@ class StoreWriter:
             write_whole(shard_path(self.path, shard), lambda file: np.save(file, candidates))
 
 
-def check_export(path: str | Path) -> Path:
+def check_export(path: str | Path, store: str | Path) -> Path:
     """Refuse a file that :func:`export_npy` cannot write, before anything is drawn for it."""
     path = Path(path)
     if path.exists():
         raise ClspError(f"{path} exists already; choose another file.")
     if path.suffix != ".npy":
         raise ClspError(f"{path} does not end in .npy.")
+    if Path(store).resolve() in (path.resolve(), *path.resolve().parents):
+        raise ClspError(f"{path} is a place of the store {store} itself; choose another file.")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir():
+        raise ClspError(f"{there} is a file, so that {path} cannot be written; choose another.")
     return path
 
 
@@ -264,7 +272,7 @@ def export_npy(store: CandidateStore, path: str | Path) -> None:
     Raises:
         ClspError: the file exists or is no ``.npy``, or there is no room for it.
     """
-    path = check_export(path)
+    path = check_export(path, store.path)
     shape = (store.num_images, store.num_candidates, store.height, store.width, 3)
 
     def write(file: BinaryIO) -> None:

@@ -251,7 +251,7 @@ def convert_unet(state: Mapping[str, torch.Tensor], image_size: int = 32) -> UNe
         weights = _renamed(state, config, down, up)
         unet = (AuthorsConditionalUNet if conditional else UNet2DModel)(**config)
         unet.load_state_dict(weights)
-    except (KeyError, IndexError, ValueError, RuntimeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ClspError(
             f"These are not the weights of the authors' UNet ({reason}); it is the ckpt_ema_*.pt "
@@ -271,6 +271,8 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     named = isinstance(state, Mapping) and all(isinstance(key, str) for key in state)
     if not named or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ClspError(f"{file} holds no state dict; name a ckpt_ema_*.pt of the authors' code.")
+    if not all(v.is_floating_point() and bool(torch.isfinite(v).all()) for v in state.values()):
+        raise ClspError(f"The weights in {file} are not all finite numbers; use another file.")
     return dict(state)
 
 

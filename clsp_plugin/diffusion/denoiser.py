@@ -250,7 +250,9 @@ def _load_unet(folder: Path) -> UNet2DModel:
         unet, info = _NETWORKS[config["_class_name"]].from_pretrained(
             folder, output_loading_info=True, low_cpu_mem_usage=False, local_files_only=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except (
+        OSError, ValueError, RuntimeError, KeyError, TypeError, ArithmeticError, SafetensorError
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:200]
         raise ClspError(
             f"The weights in {folder} cannot be loaded ({reason}); `clsp denoiser` trains a "
@@ -306,12 +308,16 @@ def training_betas(config: Mapping[str, Any]) -> torch.Tensor:
     """
     given = {key: config[key] for key in _BETA_KEYS if config.get(key) is not None}
     try:
-        return DDPMScheduler(**given).betas
+        betas = DDPMScheduler(**given).betas
+        problem = None if bool(((betas > 0) & (betas < 1)).all()) else "betas beyond 0 and 1"
     except (NotImplementedError, TypeError, ValueError) as error:
+        problem = str(error).splitlines()[0]
+    if problem:
         raise ClspError(
             f"The scheduler of this denoiser's training ({given}) is not one of diffusion in "
-            f"discrete steps: {error}; `clsp denoiser` trains another denoiser."
-        ) from error
+            f"discrete steps: {problem}; `clsp denoiser` trains another denoiser."
+        )
+    return betas
 
 
 def predicted(config: Mapping[str, Any]) -> str:
@@ -371,7 +377,7 @@ def save_denoiser(
         files: further text files, name to content.
 
     Raises:
-        ClspError: the path exists.
+        ClspError: the path exists, or there is no room for it.
     """
     path = Path(path)
     check_absent(path)
@@ -383,7 +389,12 @@ def save_denoiser(
     )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(temporary)
+        try:
+            DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(temporary)
+        except SafetensorError as error:
+            raise ClspError(
+                f"{path} could not be written ({error}); make room, or choose another place."
+            ) from error
         for name, text in (files or {}).items():
             (temporary / name).write_text(text)
         try:

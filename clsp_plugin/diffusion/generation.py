@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from clsp_plugin.data.augmentation import can_compile
 from clsp_plugin.data.condition import condition_digest
+from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.store import StoreManifest
-from clsp_plugin.data.writer import StoreWriter, left_to_draw
+from clsp_plugin.data.writer import Left, StoreWriter, left_to_draw
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.interpolation import is_conditional
 from clsp_plugin.diffusion.sampling import (
@@ -35,13 +36,20 @@ from clsp_plugin.diffusion.settings import Settings, precision_name, read_settin
 from clsp_plugin.errors import ClspError
 from clsp_plugin.memory import available_memory, keep_freed_memory, memory_of
 
-__all__ = ["Drawer", "GenerationSettings", "estimate_generation", "generate_candidates"]
+__all__ = [
+    "Drawer",
+    "GenerationSettings",
+    "estimate_generation",
+    "generate_candidates",
+    "in_bytes",
+]
 
 T = TypeVar("T")
 
 # Where batch_size is null, if memory does not allow less. More makes a CPU no faster.
 _LARGEST_BATCH = {"cuda": 8192, "cpu": 256}
 _TRIED = 8  # images of the batch whose memory is measured
+_GRAPHS = 4096  # of a process: one a block and size of batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +68,8 @@ class GenerationSettings(Settings):
         seed: of the sampling noise.
         batch_size: images that the denoiser sees at once, in whole anchors with all their
             candidates where it is large enough; None takes as many as the memory has room for, up
-            to 8192 on a GPU and 256 on a CPU. Where the memory of a GPU does not suffice, it is
-            halved until it does.
+            to 8192 on a GPU and 256 on a CPU, and for a store that was begun so as many as then.
+            Where the memory of a GPU does not suffice, it is halved until it does.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         clip: clip every step's estimate of the image to [-1, 1]; the paper clips at the end
             alone, a denoiser that was trained briefly needs it.
@@ -69,7 +77,7 @@ class GenerationSettings(Settings):
             each as in the paper; saves about a fifth of the time, and was measured to draw as well.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         shard_size: images a file of the store.
-        guidance: of a conditional denoiser by the anchors' condition, 0 or more; the authors'
+        guidance: of a conditional denoiser by the anchors' condition, 0 to 100; the authors'
             second recipe is ``w=1 guidance=1.8 eta=1``, in which the anchor gives only its label.
         channels_last: keep the channels of a pixel side by side in memory; None does on a GPU
             alone, since convolutions of few channels gain nothing from it on a CPU.
@@ -89,7 +97,7 @@ class GenerationSettings(Settings):
     share_anchor: bool = setting(False, bool)
     device: str = setting("auto", str)
     shard_size: int = setting(1024, int, low=1)
-    guidance: float = setting(0.0, float, low=0.0)
+    guidance: float = setting(0.0, float, low=0.0, high=100.0)
     channels_last: bool | None = setting(None, bool, optional=True)
     compile: bool = setting(False, bool)
 
@@ -145,10 +153,12 @@ def _check_size(images: torch.Tensor, unet: UNet2DModel) -> None:
     assert images.ndim == 4
     assert images.shape[3] == 3
     size = unet.config.sample_size
-    expected = (size, size) if isinstance(size, int) else tuple(size or images.shape[1:3])
-    if tuple(images.shape[1:3]) != expected:
+    if size is None:
+        return
+    expected = [size, size] if isinstance(size, int) else list(size)
+    if list(images.shape[1:3]) != expected:
         raise ClspError(
-            f"The denoiser draws images of {expected[0]}x{expected[1]} pixels, the images are "
+            f"The denoiser draws images of {'x'.join(map(str, expected))} pixels, the images are "
             f"{images.shape[1]}x{images.shape[2]}; train one for these with `clsp denoiser`, or "
             f"resize them."
         )
@@ -188,7 +198,10 @@ def _out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's or the machine's memory does not suffice."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
-    words = ("out of memory", "not enough memory", "can't allocate memory")
+    words = (
+        "out of memory", "not enough memory", "can't allocate memory", "_ALLOC_FAILED",
+        "could not create a primitive", "could not create a memory",  # oneDNN's
+    )  # fmt: skip
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
@@ -284,6 +297,11 @@ class Drawer:
     def _compile(self) -> None:
         if not can_compile():
             raise ClspError("compile=True needs a C++ compiler, and none is here; leave it out.")
+        # Blocks of one class count together, and behind the limit they would run as they are, which
+        # rounds otherwise.
+        limits = torch._dynamo.config
+        limits.cache_size_limit = max(limits.cache_size_limit, _GRAPHS)
+        limits.accumulated_cache_size_limit = max(limits.accumulated_cache_size_limit, _GRAPHS)
         for block in (*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks):
             # a graph for each size of batch: one for all could round otherwise in a run that was
             # continued, where the sizes come in another order
@@ -309,7 +327,7 @@ class Drawer:
         batch = int(min(largest, max(1, 0.75 * share * tried / max(1, needed))))
         batch = 2 ** (batch.bit_length() - 1)  # the same another time, unless much has changed
         if batch < largest:
-            tqdm.write(f"There is memory for batch_size={batch} ({_size(free)} are free).")
+            tqdm.write(f"There is memory for batch_size={batch} ({in_bytes(free)} are free).")
         return batch
 
     def _begin(self, indexes: torch.Tensor, candidates: range) -> Callable[[], torch.Tensor]:
@@ -491,19 +509,56 @@ def _work(writer: StoreWriter, rank: int, world_size: int) -> list[tuple[int, in
     ]
 
 
-def _check_room(manifest: StoreManifest, out: Path) -> None:
-    """Refuse to begin what the disk has no room for."""
-    left = left_to_draw(out, manifest)
-    needed, free = left.nbytes + left.rewritten, shutil.disk_usage(out).free
-    if needed > free:
-        raise ClspError(
-            f"The candidates still to draw need {_size(needed)} and there are {_size(free)} "
-            f"free at {out}; make room, or choose another out=."
-        )
+def _no_room(left: Left, out: Path) -> str | None:
+    """Why the disk has no room for what a store lacks, or None."""
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    needed, free = left.nbytes + left.rewritten, shutil.disk_usage(there).free
+    if needed <= free:
+        return None
+    return (
+        f"The candidates still to draw need {in_bytes(needed)} and there are {in_bytes(free)} "
+        f"free at {out}; make room, or choose another out=."
+    )
 
 
-def _size(number: int) -> str:
-    return f"{number / 2**30:.1f} GiB" if number >= 2**29 else f"{number / 2**20:.1f} MiB"
+def in_bytes(number: int) -> str:
+    """A number of bytes for people."""
+    unit, name = next(
+        (unit, name)
+        for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
+        if number >= unit / 2 or unit == 1
+    )
+    return f"{number / unit:.1f} {name}" if unit > 1 else f"{number} {name}"
+
+
+class _FoundBatch:
+    """The batch that memory had room for, kept beside the shards.
+
+    A run that is continued takes it again: another batch rounds sums in another order.
+    """
+
+    def __init__(self, out: Path, settings: GenerationSettings):
+        self.path = out / f".batch-size-{_device(settings.device).type}"
+        self.wanted = settings.batch_size is None
+        self.known = None
+        if self.wanted and self.path.exists():
+            text = self.path.read_text()
+            self.known = int(text) if text.isdigit() and int(text) > 0 else None
+        self.settings = dataclasses.replace(settings, batch_size=settings.batch_size or self.known)
+
+    def keep(self, batch_size: int) -> None:
+        if self.wanted and batch_size != self.known:
+            write_whole(self.path, lambda file: file.write(str(batch_size).encode()))
+            self.known = batch_size
+
+
+def _told(
+    unet: UNet2DModel, labels: torch.Tensor | None, condition: torch.Tensor | None
+) -> torch.Tensor | None:
+    """What a conditional denoiser is told: a condition that was given, else the labels."""
+    if condition is not None and not is_conditional(unet):
+        raise ClspError("A condition was given, and this denoiser takes none; leave it out.")
+    return labels if condition is None else condition
 
 
 def estimate_generation(
@@ -515,6 +570,7 @@ def estimate_generation(
     *,
     dataset: str = "",
     labels: torch.Tensor | None = None,
+    condition: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Time a few sampling steps and say how long the rest of it would take; nothing is written.
 
@@ -522,8 +578,9 @@ def estimate_generation(
 
     Returns:
         ``images`` whose candidates are not all there and the number of ``candidates`` left to
-        draw; ``total``, of candidates of the whole store; ``bytes`` of those left, ``seconds``
-        expected for them on one process, and the ``device`` they were measured on.
+        draw; ``total``, of candidates of the whole store; ``bytes`` of those left, ``no_room``,
+        why the disk has none for them, or None; ``seconds`` expected for them on one process, and
+        the ``device`` they were measured on.
 
     Raises:
         ClspError: as :func:`generate_candidates`.
@@ -531,7 +588,9 @@ def estimate_generation(
     settings = read_settings(GenerationSettings, cfg)
     unet, scheduler_config = load_denoiser(denoiser_path)
     _check_size(images, unet)
-    drawer = Drawer(images, unet, scheduler_config, settings, labels)
+    batch = _FoundBatch(Path(out), settings)
+    told = _told(unet, labels, condition)
+    drawer = Drawer(images, unet, scheduler_config, batch.settings, told)
     condition = None if drawer.labels is None else condition_digest(drawer.labels)
     name = denoiser_hash(unet, scheduler_config)
     left = left_to_draw(out, _manifest(images, fingerprint, dataset, name, settings, condition))
@@ -541,6 +600,7 @@ def estimate_generation(
         "candidates": left.candidates,
         "total": len(images) * settings.num_candidates,
         "bytes": left.nbytes,
+        "no_room": _no_room(left, Path(out)),
         "seconds": seconds,
         "device": str(drawer.device),
     }
@@ -557,6 +617,7 @@ def generate_candidates(
     desc: str = "candidates",
     digests: np.ndarray | None = None,
     labels: torch.Tensor | None = None,
+    condition: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Draw the candidates of a data set into a store, continuing an unfinished one.
 
@@ -578,8 +639,9 @@ def generate_candidates(
         dataset: name of the images, for people.
         desc: what the progress bar calls the work.
         digests: uint8 (N, 16), names of the single images, see ``ImageArray.digests``.
-        labels: classes from 0, int64 (N,), or features, float32 (N, D), which only a conditional
-            denoiser looks at.
+        labels: classes from 0, int64 (N,), which only a conditional denoiser looks at.
+        condition: in their place, classes, or features, float32 (N, D); the denoiser must be
+            conditional.
 
     Returns:
         ``images`` and ``candidates`` drawn by this process in this call, the ``seconds`` they
@@ -594,7 +656,9 @@ def generate_candidates(
     settings = read_settings(GenerationSettings, cfg)
     unet, scheduler_config = load_denoiser(denoiser_path)
     _check_size(images, unet)
-    drawer = Drawer(images, unet, scheduler_config, settings, labels)
+    batch = _FoundBatch(Path(out), settings)
+    told = _told(unet, labels, condition)
+    drawer = Drawer(images, unet, scheduler_config, batch.settings, told)
     condition = None if drawer.labels is None else condition_digest(drawer.labels)
     name = denoiser_hash(unet, scheduler_config)
     manifest = _manifest(images, fingerprint, dataset, name, settings, condition)
@@ -602,8 +666,11 @@ def generate_candidates(
     rank, world_size = _process()
     began = time.perf_counter()
     with writer.lock(rank, world_size):
-        _check_room(manifest, Path(out))
+        problem = _no_room(left_to_draw(out, manifest), Path(out))
+        if problem:
+            raise ClspError(problem)
         writer.extend()
+        batch.keep(drawer.batch_size)
         work = _work(writer, rank, world_size)
         total = sum(stop - start for _, start, stop, _ in work)
         bar = tqdm(total=total, desc=desc, unit="image", disable=rank != 0)
@@ -616,6 +683,7 @@ def generate_candidates(
             drawn = drawer.draw_each([job for _, *job in work], done)
             for (shard, *_), candidates in zip(work, drawn, strict=True):
                 shards.write(shard, candidates)
+                batch.keep(drawer.batch_size)  # it may have been halved
         number = sum((stop - start) * len(candidates) for _, start, stop, candidates in work)
     seconds = time.perf_counter() - began
     return {

@@ -137,18 +137,18 @@ def make_scheduler(
     if sampler == "dpmpp":
         # a threshold of 1 at every quantile is plain clipping
         scheduler = DPMSolverMultistepScheduler(
-            **common,
-            timestep_spacing="trailing",
-            final_sigmas_type="zero",
-            thresholding=clip,
-            sample_max_value=1.0,
+            **common, final_sigmas_type="zero", thresholding=clip, sample_max_value=1.0
         )
+        # by ourselves: of some numbers diffusers makes a step more, the last one before the first
+        # of training
+        times = [round(total - step * total / steps) - 1 for step in range(steps)]
+        scheduler.set_timesteps(timesteps=times)
     else:
         kind = _AncestralScheduler if sampler == "ddpm" else DDIMScheduler
         # with this offset every step goes back to where the next one is, whatever T // steps is
         spacing = {"timestep_spacing": "leading", "steps_offset": total // steps - 1}
         scheduler = kind(**common, **spacing, clip_sample=clip, set_alpha_to_one=True)
-    scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(steps)
     return scheduler
 
 
@@ -262,7 +262,8 @@ def denoise(
     Returns:
         float32 (B * K, 3, H, W).
     """
-    scheduler.set_timesteps(scheduler.num_inference_steps)  # a multistep solver has a memory
+    if isinstance(scheduler, DPMSolverMultistepScheduler):  # it remembers the steps before
+        scheduler.set_timesteps(timesteps=scheduler.timesteps.tolist())
     x = noise.sample(scheduler.config.num_train_timesteps)
     for t in scheduler.timesteps[:num_steps].tolist():
         x_anchor = anchors

@@ -18,6 +18,7 @@ from clsp_plugin.diffusion.generation import (
     GenerationSettings,
     estimate_generation,
     generate_candidates,
+    in_bytes,
 )
 from clsp_plugin.diffusion.settings import read_settings
 from clsp_plugin.diffusion.training import (
@@ -38,8 +39,10 @@ def _split(given: DictConfig, *names: str) -> tuple[dict[str, Any], dict[str, An
     content = OmegaConf.to_container(given, resolve=True)
     own = {name: content.pop(name, None) for name in names}
     for name, value in own.items():
-        if value in (None, "???"):
+        if value in (None, "", "???"):
             raise ClspError(f"{name} is not set; give it in the YAML or as {name}=...")
+        if name != "data":
+            own[name] = str(value)  # a path may be a number
     return own, content
 
 
@@ -102,23 +105,20 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
     rest.pop("export_npy", None)
     dry_run, condition = rest.pop("dry_run", False), rest.pop("condition", None)
     settings = read_settings(GenerationSettings, rest)
+    if not isinstance(dry_run, bool):
+        raise ClspError(f"dry_run={dry_run!r} is neither True nor False.")
     if export is not None:
-        check_export(export)
+        export = check_export(str(export), own["out"])
     array = _images(own["data"])
-    labels = array.targets if condition is None else load_condition(condition, array)
-    _check_condition(Path(own["denoiser"]), array, labels)
+    told = {"labels": array.targets, "condition": load_condition(condition, array)}
+    _check_condition(Path(own["denoiser"]), array, told["condition"])
+    given = (array.images, array.fingerprint, own["denoiser"], own["out"], settings)
     if dry_run:
-        return _estimate(array, own["denoiser"], own["out"], settings, labels)
+        found = estimate_generation(*given, dataset=array.name, **told)
+        print(_estimate(found, settings))
+        return found
     summary = generate_candidates(
-        array.images,
-        array.fingerprint,
-        own["denoiser"],
-        own["out"],
-        settings,
-        dataset=array.name,
-        desc=title,
-        digests=array.digests,
-        labels=labels,
+        *given, dataset=array.name, desc=title, digests=array.digests, **told
     )
     drawn = f"{summary['candidates']} drawn in {summary['seconds']:.0f} s"
     print(f"Candidates: {own['out']} ({drawn if summary['candidates'] else 'already complete'})")
@@ -138,7 +138,7 @@ def _export(out: str, export: str) -> None:
     print(f"The authors' array: {export}")
 
 
-def _check_condition(denoiser: Path, array: ImageArray, labels: torch.Tensor) -> None:
+def _check_condition(denoiser: Path, array: ImageArray, condition: torch.Tensor | None) -> None:
     """Refuse another condition than that of the denoiser's training, where it was on these images.
 
     Clusters have the form of labels, so nothing else would tell.
@@ -148,25 +148,24 @@ def _check_condition(denoiser: Path, array: ImageArray, labels: torch.Tensor) ->
         trained, images = settings["condition"], settings["images"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # not of ours, or not conditional
-    if images == images_digest(array.images) and trained != condition_digest(labels):
+    given = condition_digest(array.targets if condition is None else condition)
+    if images == images_digest(array.images) and trained != given:
         raise ClspError(
             f"{denoiser} was trained on these images with another condition; give condition=FILE, "
             f"the file of `clsp embed` that it was trained with, or leave it out for labels."
         )
 
 
-def _estimate(
-    array: ImageArray, denoiser: str, out: str, settings: GenerationSettings, labels: torch.Tensor
-) -> dict[str, Any]:
-    found = estimate_generation(
-        array.images, array.fingerprint, denoiser, out, settings, dataset=array.name, labels=labels
-    )
+def _estimate(found: dict[str, Any], settings: GenerationSettings) -> str:
+    """What a dry run says."""
     seconds, left, total = found["seconds"], found["candidates"], found["total"]
-    time = f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min"
-    there = f" that are left of {total}" if left < total else ""
-    print(
-        f"Dry run: {left} candidates{there}, of {found['images']} images, in {settings.steps} "
-        f"steps would take about {time} on one process ({found['device']}) and "
-        f"{found['bytes'] / 2**20:.0f} MiB; nothing was written."
+    unit, name = next(
+        u for u in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * u[0] or u[0] == 1
     )
-    return found
+    there = f" that are left of {total}" if left < total else ""
+    room = "" if found["no_room"] is None else f" {found['no_room']}"
+    return (
+        f"Dry run: {left} candidates{there}, of {found['images']} images, in {settings.steps} "
+        f"steps would take about {seconds / unit:.1f} {name} on one process ({found['device']}) "
+        f"and {in_bytes(found['bytes'])}; nothing was written.{room}"
+    )

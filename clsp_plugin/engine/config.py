@@ -237,6 +237,8 @@ def typed(cfg: Mapping[str, Any] | DictConfig, schema: type, extra: set[str] = f
     Raises:
         ClspError: an unknown key (with the nearest valid one), a wrong type, a missing value.
     """
+    if not isinstance(cfg, (Mapping, DictConfig)):
+        raise ClspError(f"{cfg!r} is not a block of settings; give keys and values.")
     if not OmegaConf.is_config(cfg):
         cfg = OmegaConf.create(dict(cfg))
     try:

@@ -144,6 +144,20 @@ def test_all_of_a_report(made, tiny, digits48):
     # the store still opens, and a report without an encoder leaves those numbers out
     assert CandidateStore(made / "store").num_candidates == 2
     assert "agreement" not in inspect_store(made / "store", digits48, made / "report")
+    # and no picture of the one before
+    assert {path.name for path in (made / "report").iterdir()} == {"report.json", "sheet.png"}
+
+
+def test_so_few_images_that_none_are_left_to_compare_with(made, tiny, digits48):
+    run = pretrain(tiny("simclr", "max_epochs=1")).run_dir
+    for number in (2, 3):
+        few = digits48.subset(torch.arange(number), "few")
+        out = made / f"of-{number}"
+        cfg = {"num_candidates": 2, "steps": 2, "device": "cpu"}
+        generate_candidates(few.images, few.fingerprint, made / "denoiser", out, cfg)
+        report = inspect_store(out, few, made / "report", encoder=run)
+        assert "frechet" not in report
+        assert "two augmented views" in summary(report)
 
 
 def test_an_encoder_sees_what_it_was_trained_on(tiny, digits48):
@@ -226,6 +240,10 @@ def test_what_is_refused(made, digits48):
                   made / "other")  # fmt: skip
     with pytest.raises(ClspError, match="is not the denoiser of this store"):
         inspect_store(made / "store", digits48, made / "report", denoiser=made / "other")
+    with pytest.raises(ClspError, match=r"--condition a.npz goes with --denoiser"):
+        inspect_store(made / "store", digits48, made / "report", condition="a.npz")
+    with pytest.raises(ClspError, match=r"no candidate store at .*; `clsp generate` makes one"):
+        inspect_store(made / "nowhere", digits48, made / "report")
     np.save(made / "all.npy", np.zeros((48, 2, 16, 16, 3), np.uint8))
     with pytest.raises(ClspError, match="has no manifest"):
         inspect_store(made / "all.npy", digits48, made / "report")

@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -11,7 +13,7 @@ import pytest
 
 from clsp_plugin.data.files import locked
 from clsp_plugin.data.store import CandidateStore, StoreManifest
-from clsp_plugin.data.writer import StoreWriter, export_npy
+from clsp_plugin.data.writer import StoreWriter, check_export, export_npy
 from clsp_plugin.errors import ClspError
 
 
@@ -74,8 +76,43 @@ def test_a_store_that_is_being_extended(store):
     writer.write(0, new)
     writer.write(2, new[:8])
     assert CandidateStore(store).images([47])[0, 3].max() == 7
-    with pytest.raises(ClspError, match=r"num_candidates=4 \(now 3\)"):
+    with pytest.raises(ClspError, match=r"num_candidates=4 \(now 3\).*trains on the first of them"):
         StoreWriter(store, replace(more, num_candidates=3))
+
+
+def test_of_two_that_begin_a_store_the_first_does(store, tmp_path, monkeypatch):
+    manifest = StoreManifest.load(store)
+    save, begun = StoreManifest.save, threading.Event()
+
+    def slow(self, path):
+        begun.set()
+        time.sleep(0.5)  # long enough for the second to look for a manifest
+        save(self, path)
+
+    monkeypatch.setattr(StoreManifest, "save", slow)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(StoreWriter, tmp_path / "new", manifest)
+        begun.wait(10)
+        second = pool.submit(StoreWriter, tmp_path / "new", replace(manifest, seed=7))
+        assert first.result().manifest == manifest
+        with pytest.raises(ClspError, match=r"already holds candidates made with seed=0 \(now 7\)"):
+            second.result()
+    assert StoreManifest.load(tmp_path / "new") == manifest
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("candidates/all.npy", "is a place of the store"), ("candidates.npy", None),
+     ("taken.npy", "exists already"), ("all.np", "does not end in .npy"),
+     ("taken.npy/all.npy", "taken.npy is a file"), ("new/folder/all.npy", None)],
+)  # fmt: skip
+def test_where_the_authors_array_can_go(tmp_path, name, message):
+    (tmp_path / "taken.npy").touch()
+    if message is None:
+        check_export(tmp_path / name, tmp_path / "candidates")
+        return
+    with pytest.raises(ClspError, match=message):
+        check_export(tmp_path / name, tmp_path / "candidates")
 
 
 def test_a_writer_is_alone(store):

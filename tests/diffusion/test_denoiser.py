@@ -20,6 +20,7 @@ from clsp_plugin.diffusion.denoiser import (
     denoiser_hash,
     load_denoiser,
     save_denoiser,
+    training_betas,
 )
 from clsp_plugin.diffusion.sampling import make_scheduler
 from clsp_plugin.errors import ClspError
@@ -250,6 +251,11 @@ def invent(path):
     safetensors.torch.save_file(state, weights, {"format": "pt"})
 
 
+def no_groups(path):
+    config = json.loads((path / "unet" / "config.json").read_text())
+    (path / "unet" / "config.json").write_text(json.dumps({**config, "norm_num_groups": 0}))
+
+
 def widen(path):
     config = json.loads((path / "unet" / "config.json").read_text())
     (path / "unet" / "config.json").write_text(
@@ -266,6 +272,7 @@ def widen(path):
         (forget, "are not those of its config.json .*1 missing_keys"),
         (invent, "are not those of its config.json .*1 unexpected_keys"),
         (widen, "weights in .* cannot be loaded"),
+        (no_groups, "weights in .* cannot be loaded"),
         (lambda path: shutil.rmtree(path / "scheduler"), "scheduler_config.json cannot be read"),
         (lambda path: (path / "model_index.json").write_text("{}"), "has no unet"),
         (lambda path: (path / "model_index.json").write_text("[]"), "not a configuration"),
@@ -311,6 +318,39 @@ def test_nothing_is_overwritten(unet, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ClspError, match="already exists"):
         check_absent(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "betas", [{"beta_end": 2.0}, {"beta_end": "much"}, {"trained_betas": [0.1, 0.0]}]
+)
+def test_betas_that_are_none(betas):
+    with pytest.raises(ClspError, match="is not one of diffusion in discrete steps") as refused:
+        training_betas({**LINEAR_BETAS, **betas})
+    assert "\n" not in str(refused.value)
+
+
+FULL = """
+import resource, sys
+from clsp_plugin.diffusion.denoiser import build_unet, save_denoiser
+from clsp_plugin.errors import ClspError
+unet = build_unet(8, {"block_out_channels": [32, 32], "attention_resolutions": []})
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # as large as a file may be
+try:
+    save_denoiser(unet, sys.argv[1])
+except ClspError as error:
+    print(error)
+"""
+
+
+def test_no_room_for_a_denoiser(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "out" / "denoiser")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert "could not be written (" in done.stdout, done.stderr
+    assert "make room, or choose another place" in done.stdout
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_failed_save_leaves_nothing(unet, tmp_path):

@@ -320,7 +320,14 @@ def cuda_error():
     raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
 
 
-@pytest.mark.parametrize("how", [cuda_error, lambda: torch.empty(2**52)])  # the second is real
+def onednn_error():
+    raise RuntimeError("could not create a primitive")  # what it says where memory is short
+
+
+@pytest.mark.parametrize(
+    "how",
+    [cuda_error, onednn_error, lambda: torch.empty(2**52)],  # the last is real
+)
 def test_out_of_memory_halves_the_batch(images, denoiser, tmp_path, monkeypatch, how):
     generate_candidates(images, "abc", denoiser, tmp_path / "a", {**CFG, "batch_size": 3})
     load = generation.load_denoiser
@@ -410,8 +417,82 @@ def test_a_store_is_extended_where_there_is_room_for_that(images, denoiser, tmp_
 def test_too_small_a_disk_is_refused(images, denoiser, tmp_path, monkeypatch):
     usage = generation.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(generation.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ClspError, match=r"need 0.0 MiB and there are 0.0 MiB free"):
+    problem = "need 6.0 KiB and there are 1.0 KiB free"
+    assert problem in estimate(images, denoiser, tmp_path / "no/store", CFG)["no_room"]
+    with pytest.raises(ClspError, match=problem):
         generate_candidates(images, "abc", denoiser, tmp_path / "store", CFG)
+
+
+def test_a_continued_store_takes_the_batch_that_was_found(images, denoiser, tmp_path, monkeypatch):
+    out, cfg = tmp_path / "store", {**CFG, "batch_size": None}
+    monkeypatch.setattr(generation, "available_memory", lambda: 0)  # not even for two
+    assert generate_candidates(images, "abc", denoiser, out, cfg)["batch_size"] == 1
+    whole = read(out)
+    monkeypatch.undo()
+    (out / "shard-00001.npy").unlink()
+    found = generate_candidates(images, "abc", denoiser, out, cfg)
+    assert (found["images"], found["batch_size"]) == (5, 1)
+    assert np.array_equal(read(out), whole)
+    given = generate_candidates(images, "abc", denoiser, out, {**CFG, "num_candidates": 3})
+    assert given["batch_size"] == CFG["batch_size"]  # one that is given counts, and is not kept
+    assert (out / ".batch-size-cpu").read_text() == "1"
+    (out / ".batch-size-cpu").write_text("by hand")
+    assert generate_candidates(images, "abc", denoiser, out, {**cfg, "num_candidates": 3})
+
+
+def test_the_batch_that_is_kept_is_the_one_that_fitted(images, denoiser, tmp_path, monkeypatch):
+    load, measured = generation.load_denoiser, generation.Drawer._largest_batch
+
+    def spoilt(path):
+        unet, config = load(path)
+        run_out_of_memory(unet, 4, cuda_error)
+        return unet, config
+
+    monkeypatch.setattr(generation, "load_denoiser", spoilt)
+    monkeypatch.setattr(generation.Drawer, "_largest_batch", lambda self: 16)  # as on a GPU
+    cfg = {**CFG, "batch_size": None}
+    assert generate_candidates(images, "abc", denoiser, tmp_path / "s", cfg)["batch_size"] == 4
+    assert (tmp_path / "s/.batch-size-cpu").read_text() == "4"
+    monkeypatch.setattr(generation.Drawer, "_largest_batch", measured)
+
+
+def test_a_condition_that_nobody_takes_is_refused(images, denoiser, tmp_path):
+    with pytest.raises(ClspError, match="A condition was given, and this denoiser takes none"):
+        generate_candidates(images, "abc", denoiser, tmp_path / "s", CFG,
+                            condition=torch.zeros(16, dtype=torch.int64))  # fmt: skip
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("size", [[16], [8, 9], "8", 16])
+def test_a_denoiser_of_another_size(images, unet, size, tmp_path):
+    unet.register_to_config(sample_size=size)
+    save_denoiser(unet, tmp_path / "other")
+    with pytest.raises(ClspError, match=r"pixels, the images are 8x8; train one for these"):
+        generate_candidates(images, "abc", tmp_path / "other", tmp_path / "s", CFG)
+
+
+def test_every_size_of_batch_is_compiled(make_unet, monkeypatch):
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    traced = functools.partialmethod(nn.Module.compile, backend=backend)
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    monkeypatch.setattr(generation, "can_compile", lambda: True)
+    torch.compiler.reset()
+    unet = make_unet(16, block_out_channels=[8, 8, 8, 8])
+    images, settings = torch.zeros(9, 16, 16, 3, dtype=torch.uint8), {**CFG, "num_candidates": 1}
+    settings = generation.GenerationSettings(**{**settings, "compile": True, "batch_size": 9})
+    drawer = generation.Drawer(images, unet, {}, settings)
+    graphs = []
+    for number in (9, 8, 7, 6):  # blocks of one class share what torch lets them compile
+        drawer.draw(0, number, range(1))
+        graphs.append(len(compiled))
+        compiled.clear()
+    assert graphs == [graphs[0]] * 4
+    assert graphs[0] >= 9
 
 
 @pytest.mark.parametrize("change", [{"channels_last": True}, {"compile": True}])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
 from clsp_plugin.data.random import Purpose, derive_key, key_normal, keys_for
 from clsp_plugin.diffusion.sampling import (
@@ -111,13 +111,30 @@ def test_schedulers_that_are_refused(config, steps, message):
 
 
 def test_the_fast_solver_takes_any_number_of_steps():
-    for steps in (1, 12, 30, 999):
-        times = make_scheduler(None, steps, sampler="dpmpp").timesteps.tolist()
-        assert times[0] == 999
-        assert len(set(times)) == steps
+    for steps in range(1, 1001):
+        scheduler = make_scheduler(None, steps, sampler="dpmpp")
+        times = scheduler.timesteps.tolist()
+        assert (len(times), len(set(times)), scheduler.num_inference_steps) == (steps,) * 3
         assert times == sorted(times, reverse=True)
+        assert times[0] == 999
+        assert times[-1] >= 0
+    # where diffusers' own are as many, they are the same
+    theirs = DPMSolverMultistepScheduler(timestep_spacing="trailing")
+    for steps in (12, 25, 50, 100):
+        theirs.set_timesteps(steps)
+        ours = make_scheduler(None, steps, sampler="dpmpp").timesteps
+        assert torch.equal(ours, theirs.timesteps)
     with pytest.raises(ClspError, match="steps=1001 is not between 1 and the 1000"):
         make_scheduler(None, 1001, sampler="dpmpp")
+
+
+@pytest.mark.parametrize("steps", [2, 13, 121])
+def test_the_fast_solver_forgets_the_batch_before(unet, images, steps):
+    scheduler = make_scheduler(None, steps, sampler="dpmpp")
+    keys = {"seed": 0, "indexes": torch.arange(2), "candidates": [0], "w": 0.1, "eta": 0.0}
+    first, again = (sample_candidates(unet, scheduler, images[:2], **keys) for _ in range(2))
+    assert torch.equal(first, again)
+    assert scheduler.num_inference_steps == steps
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.1, 1.0])
