@@ -670,7 +670,6 @@ def generate_candidates(
         if problem:
             raise ClspError(problem)
         writer.extend()
-        batch.keep(drawer.batch_size)
         work = _work(writer, rank, world_size)
         total = sum(stop - start for _, start, stop, _ in work)
         bar = tqdm(total=total, desc=desc, unit="image", disable=rank != 0)
@@ -683,7 +682,7 @@ def generate_candidates(
             drawn = drawer.draw_each([job for _, *job in work], done)
             for (shard, *_), candidates in zip(work, drawn, strict=True):
                 shards.write(shard, candidates)
-                batch.keep(drawer.batch_size)  # it may have been halved
+                batch.keep(drawer.batch_size)
         number = sum((stop - start) * len(candidates) for _, start, stop, candidates in work)
     seconds = time.perf_counter() - began
     return {

@@ -471,6 +471,7 @@ def test_a_denoiser_of_another_size(images, unet, size, tmp_path):
         generate_candidates(images, "abc", tmp_path / "other", tmp_path / "s", CFG)
 
 
+@torch._dynamo.config.patch(cache_size_limit=8)  # torch's own; timm sets another
 def test_every_size_of_batch_is_compiled(make_unet, monkeypatch):
     compiled = []
 
