@@ -62,7 +62,7 @@ def embed(
     """
     if Path(out).exists():
         raise ClspError(f"{out} already exists; choose another --out or delete it.")
-    network = Encoder(encoder, data=data)
+    network = Encoder(encoder, data)
     features = network(array.images.permute(0, 3, 1, 2))
     condition = F.layer_norm(features, features.shape[1:])
     what = f"{features.shape[1]} features"

@@ -59,23 +59,18 @@ def _device() -> str:
 
 
 class Encoder(nn.Module):
-    """A frozen backbone, on uint8 images; its features are those of the evaluation.
+    """A frozen backbone, on uint8 images and a GPU if there is one; its features, those of the
+    evaluation, are given on the CPU.
 
     Args:
         path: a checkpoint or a run's directory, all that the evaluation takes.
-        device: where it runs; by default a GPU if there is one.
         data: what the user says of the images, which the authors' checkpoints need.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        device: torch.device | str | None = None,
-        data: Mapping[str, Any] | None = None,
-    ):
+    def __init__(self, path: str | Path, data: Mapping[str, Any] | None = None):
         super().__init__()
         self.backbone, self.args, checkpoint = load_backbone(path, data)
-        self.device = torch.device(device or _device())
+        self.device = torch.device(_device())
         self.backbone.eval().to(self.device)
         self.mean, self.std = channel_statistics(self.args["data"], self.args.get("augmentations"))
         self.size = input_size(self.args)
@@ -293,7 +288,7 @@ def _frechet_metric(feature: int | nn.Module) -> Metric:
             f"({str(error).splitlines()[0]}); put the file {URL_INCEPTION_V3} at {file}, or leave "
             f"the FID out and name an encoder instead."
         ) from error
-    # an encoder of ours has a device of its own, and gives its features on the CPU
+    # an encoder of ours is on its device already, and its features are on the CPU
     return metric.to(_device()) if isinstance(feature, int) else metric
 
 
@@ -428,7 +423,7 @@ def inspect_store(
     if limit < 2:
         raise ClspError(f"--limit {limit} must be at least 2: anchors are held against others.")
     inception = frechet_from(2048, array.images) if fid else None  # tells at once what it lacks
-    network = None if encoder is None else Encoder(encoder, data=data)
+    network = None if encoder is None else Encoder(encoder, data)
     if len(store.drawn) < 2:
         raise ClspError(f"{path} has candidates of one image, and anchors are held against others.")
     number = min(limit, max(2, len(array) // 2))
