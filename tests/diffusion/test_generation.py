@@ -441,7 +441,7 @@ def test_a_continued_store_takes_the_batch_that_was_found(images, denoiser, tmp_
 
 
 def test_the_batch_that_is_kept_is_the_one_that_fitted(images, denoiser, tmp_path, monkeypatch):
-    load, measured = generation.load_denoiser, generation.Drawer._largest_batch
+    load = generation.load_denoiser
 
     def spoilt(path):
         unet, config = load(path)
@@ -453,7 +453,6 @@ def test_the_batch_that_is_kept_is_the_one_that_fitted(images, denoiser, tmp_pat
     cfg = {**CFG, "batch_size": None}
     assert generate_candidates(images, "abc", denoiser, tmp_path / "s", cfg)["batch_size"] == 4
     assert (tmp_path / "s/.batch-size-cpu").read_text() == "4"
-    monkeypatch.setattr(generation.Drawer, "_largest_batch", measured)
 
 
 def test_a_condition_that_nobody_takes_is_refused(images, denoiser, tmp_path):
