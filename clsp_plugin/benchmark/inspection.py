@@ -50,7 +50,11 @@ __all__ = [
 WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 _SHEET_ROWS = 8
 _NEIGHBOURS = 20
-_PICTURES = ("sheet.png", "similarity.png", "weights.png", "masked.png", "middle.png")
+# What is drawn beside the sheet, and the part of the report that it belongs to.
+_PICTURES = {
+    "similarity.png": "similarity", "weights.png": "weights", "masked.png": "masked",
+    "middle.png": "middle",
+}  # fmt: skip
 _REDRAWN = 64  # anchors whose candidates are drawn again, under several weights
 
 
@@ -428,8 +432,6 @@ def inspect_store(
         raise ClspError(f"{path} has candidates of one image, and anchors are held against others.")
     number = min(limit, max(2, len(array) // 2))
     rows = store.drawn[_spread_rows(number, len(store.drawn))].tolist()
-    for name in _PICTURES:
-        (out / name).unlink(missing_ok=True)  # of an earlier report, which may have shown more
     anchors, candidates = array.images[rows], torch.from_numpy(store.images(rows))
     report: dict[str, Any] = {
         "store": str(path),
@@ -459,6 +461,9 @@ def inspect_store(
         report |= _denoiser_report(draw, unet, array.images[some], store.manifest.w, network, out)
         told = told if is_conditional(unet) else None
         report["middle"] = middle_report(unet, config, array, rows, told, out / "middle.png")
+    for name, part in _PICTURES.items():
+        if not report.get(part):
+            (out / name).unlink(missing_ok=True)  # of an earlier report, which showed more
     text = json.dumps(report, indent=2)
     write_whole(out / "report.json", lambda file: file.write(text.encode()))
     return report

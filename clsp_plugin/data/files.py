@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["locked", "write_whole"]
+__all__ = ["locked", "unfinished", "write_whole"]
 
 
 def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -32,6 +32,16 @@ def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unfinished(folder: Path, target: str = "*") -> Iterator[Path]:
+    """What :func:`write_whole` leaves in a folder when its process is killed.
+
+    Args:
+        folder: of the target.
+        target: pattern of its name.
+    """
+    return folder.glob(f".{target}.*.*.tmp")
 
 
 def _is_at(number: int, path: Path) -> bool:

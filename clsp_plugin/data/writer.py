@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from clsp_plugin.data.files import locked, write_whole
+from clsp_plugin.data.files import locked, unfinished, write_whole
 from clsp_plugin.data.store import (
     DIGESTS,
     MANIFEST,
@@ -205,7 +205,7 @@ class StoreWriter:
 
     def _clear(self, rank: int, world_size: int) -> None:
         """Delete what a process that was killed had not written to its end."""
-        for left in self.path.glob(".*.tmp"):
+        for left in unfinished(self.path):
             shard = left.name.removeprefix(".shard-").split(".")[0]
             # the other files may be in the making by one of the other processes
             mine = int(shard) % world_size == rank if shard.isdigit() else world_size == 1
@@ -282,7 +282,7 @@ def export_npy(store: CandidateStore, path: str | Path) -> None:
             file.write(np.ascontiguousarray(block).data)
 
     # of a process that was killed
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    for left in unfinished(path.parent, glob.escape(path.name)):
         left.unlink(missing_ok=True)
     with _room(
         f"There is no room for {path} ({{}}), which takes {store.nbytes / 2**20:.0f} MiB; make "

@@ -561,6 +561,29 @@ def _told(
     return labels if condition is None else condition
 
 
+def _prepared(
+    images: torch.Tensor,
+    fingerprint: str,
+    denoiser_path: str | Path,
+    out: Path,
+    cfg: GenerationSettings | Mapping[str, Any] | None,
+    dataset: str,
+    labels: torch.Tensor | None,
+    condition: torch.Tensor | None,
+) -> tuple[Drawer, StoreManifest, _FoundBatch]:
+    """What draws the candidates, what their store will say of them, and the batch it began with."""
+    settings = read_settings(GenerationSettings, cfg)
+    unet, scheduler_config = load_denoiser(denoiser_path)
+    _check_size(images, unet)
+    batch = _FoundBatch(out, settings)
+    told = _told(unet, labels, condition)
+    drawer = Drawer(images, unet, scheduler_config, batch.settings, told)
+    digest = None if drawer.labels is None else condition_digest(drawer.labels)
+    name = denoiser_hash(unet, scheduler_config)
+    manifest = _manifest(images, fingerprint, dataset, name, settings, digest)
+    return drawer, manifest, batch
+
+
 def estimate_generation(
     images: torch.Tensor,
     fingerprint: str,
@@ -585,20 +608,15 @@ def estimate_generation(
     Raises:
         ClspError: as :func:`generate_candidates`.
     """
-    settings = read_settings(GenerationSettings, cfg)
-    unet, scheduler_config = load_denoiser(denoiser_path)
-    _check_size(images, unet)
-    batch = _FoundBatch(Path(out), settings)
-    told = _told(unet, labels, condition)
-    drawer = Drawer(images, unet, scheduler_config, batch.settings, told)
-    condition = None if drawer.labels is None else condition_digest(drawer.labels)
-    name = denoiser_hash(unet, scheduler_config)
-    left = left_to_draw(out, _manifest(images, fingerprint, dataset, name, settings, condition))
-    seconds = drawer.seconds_per_step() * settings.steps * left.candidates
+    drawer, manifest, _ = _prepared(
+        images, fingerprint, denoiser_path, Path(out), cfg, dataset, labels, condition
+    )
+    left = left_to_draw(out, manifest)
+    seconds = drawer.seconds_per_step() * manifest.steps * left.candidates
     return {
         "images": left.images,
         "candidates": left.candidates,
-        "total": len(images) * settings.num_candidates,
+        "total": len(images) * manifest.num_candidates,
         "bytes": left.nbytes,
         "no_room": _no_room(left, Path(out)),
         "seconds": seconds,
@@ -653,15 +671,9 @@ def generate_candidates(
             of another size, the store holds something else or is being written by another
             process, there is no room on the disk, or no image fits into memory.
     """
-    settings = read_settings(GenerationSettings, cfg)
-    unet, scheduler_config = load_denoiser(denoiser_path)
-    _check_size(images, unet)
-    batch = _FoundBatch(Path(out), settings)
-    told = _told(unet, labels, condition)
-    drawer = Drawer(images, unet, scheduler_config, batch.settings, told)
-    condition = None if drawer.labels is None else condition_digest(drawer.labels)
-    name = denoiser_hash(unet, scheduler_config)
-    manifest = _manifest(images, fingerprint, dataset, name, settings, condition)
+    drawer, manifest, batch = _prepared(
+        images, fingerprint, denoiser_path, Path(out), cfg, dataset, labels, condition
+    )
     writer = StoreWriter(out, manifest, digests)
     rank, world_size = _process()
     began = time.perf_counter()

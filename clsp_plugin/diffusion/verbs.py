@@ -112,13 +112,13 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
     array = _images(own["data"])
     told = {"labels": array.targets, "condition": load_condition(condition, array)}
     _check_condition(Path(own["denoiser"]), array, told["condition"])
-    given = (array.images, array.fingerprint, own["denoiser"], own["out"], settings)
+    work = (array.images, array.fingerprint, own["denoiser"], own["out"], settings)
     if dry_run:
-        found = estimate_generation(*given, dataset=array.name, **told)
+        found = estimate_generation(*work, dataset=array.name, **told)
         print(_estimate(found, settings))
         return found
     summary = generate_candidates(
-        *given, dataset=array.name, desc=title, digests=array.digests, **told
+        *work, dataset=array.name, desc=title, digests=array.digests, **told
     )
     drawn = f"{summary['candidates']} drawn in {summary['seconds']:.0f} s"
     print(f"Candidates: {own['out']} ({drawn if summary['candidates'] else 'already complete'})")

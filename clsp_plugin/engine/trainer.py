@@ -10,7 +10,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.files import unfinished, write_whole
 from clsp_plugin.errors import ClspError, Terminated
 
 __all__ = ["fit", "new_trainer"]
@@ -23,7 +23,7 @@ class _WholeFiles(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         path = Path(path)
-        for left in path.parent.glob(f".*{path.suffix}.*.tmp"):  # of a process that was killed
+        for left in unfinished(path.parent, f"*{path.suffix}"):  # of a process that was killed
             left.unlink(missing_ok=True)
         content = io.BytesIO()  # torch has an error of its own for a disk that is full
         torch.save(checkpoint, content)

@@ -306,14 +306,20 @@ def test_the_batch_of_a_cpu_is_what_memory_has_room_for(
     assert set(tried) == {8}
 
 
-def run_out_of_memory(unet, rows, how):
-    """Let a network's first layer fail on more images than so many."""
+def run_out_of_memory(monkeypatch, rows, how):
+    """Let the first layer of the denoiser that is loaded fail on more images than so many."""
+    load = generation.load_denoiser
 
     def fail(module, args):
         if len(args[0]) > rows:
             how()
 
-    return unet.conv_in.register_forward_pre_hook(fail)
+    def spoilt(path):
+        unet, config = load(path)
+        unet.conv_in.register_forward_pre_hook(fail)
+        return unet, config
+
+    monkeypatch.setattr(generation, "load_denoiser", spoilt)
 
 
 def cuda_error():
@@ -330,14 +336,7 @@ def onednn_error():
 )
 def test_out_of_memory_halves_the_batch(images, denoiser, tmp_path, monkeypatch, how):
     generate_candidates(images, "abc", denoiser, tmp_path / "a", {**CFG, "batch_size": 3})
-    load = generation.load_denoiser
-
-    def spoilt(path):
-        unet, config = load(path)
-        run_out_of_memory(unet, 4, how)
-        return unet, config
-
-    monkeypatch.setattr(generation, "load_denoiser", spoilt)
+    run_out_of_memory(monkeypatch, 4, how)
     for batch_size in (12, None):
         out = tmp_path / f"b{batch_size}"
         cfg = {**CFG, "batch_size": batch_size}
@@ -348,14 +347,7 @@ def test_out_of_memory_halves_the_batch(images, denoiser, tmp_path, monkeypatch,
 
 
 def test_memory_for_not_even_one_is_refused(images, denoiser, tmp_path, monkeypatch):
-    load = generation.load_denoiser
-
-    def spoilt(path):
-        unet, config = load(path)
-        run_out_of_memory(unet, 0, cuda_error)
-        return unet, config
-
-    monkeypatch.setattr(generation, "load_denoiser", spoilt)
+    run_out_of_memory(monkeypatch, 0, cuda_error)
     with pytest.raises(ClspError, match=r"memory of cpu does not suffice .* of a single image"):
         generate_candidates(images, "abc", denoiser, tmp_path / "a", CFG)
 
@@ -441,14 +433,7 @@ def test_a_continued_store_takes_the_batch_that_was_found(images, denoiser, tmp_
 
 
 def test_the_batch_that_is_kept_is_the_one_that_fitted(images, denoiser, tmp_path, monkeypatch):
-    load = generation.load_denoiser
-
-    def spoilt(path):
-        unet, config = load(path)
-        run_out_of_memory(unet, 4, cuda_error)
-        return unet, config
-
-    monkeypatch.setattr(generation, "load_denoiser", spoilt)
+    run_out_of_memory(monkeypatch, 4, cuda_error)
     monkeypatch.setattr(generation.Drawer, "_largest_batch", lambda self: 16)  # as on a GPU
     cfg = {**CFG, "batch_size": None}
     assert generate_candidates(images, "abc", denoiser, tmp_path / "s", cfg)["batch_size"] == 4
