@@ -57,6 +57,7 @@ setup(
         "scipy>=1.10",
         "matplotlib>=3.7",
         "numpy>=1.24",
+        "pydantic>=2.5",  # the types of what is read from JSON: records, manifests, args.json
         "pillow>=10.1",
         "torchmetrics>=0.11.4",  # the Frechet distance; solo-learn's kNN needs one below 0.12
         "tqdm>=4.64",  # progress of work that is not training
@@ -66,6 +67,7 @@ setup(
         "wandb": ["wandb"],
         "test": [
             "pytest>=8",
+            "hypothesis>=6.100",  # tests whose inputs are many
             "pytest-xdist>=3",
             "ruff>=0.6",
             "torch-fidelity",  # see fid

@@ -24,10 +24,17 @@ from clsp_plugin.errors import ClspError, Terminated, nearest
 __all__ = ["compose", "main", "shipped", "task_of"]
 
 _DEFAULT_DATASET = "digits"
-# What the system says of a file that a user can do something about.
+# What the system says of a file that a user can do something about, and what that is.
 _REFUSALS = {
-    getattr(errno, name)
-    for name in ("EACCES", "EDQUOT", "EEXIST", "EISDIR", "ENOSPC", "ENOTDIR", "EPERM", "EROFS")
+    getattr(errno, name): advice
+    for names, advice in (
+        ("EDQUOT ENOSPC EFBIG EROFS", "make room or name another place"),
+        ("EACCES EPERM", "let this user read and write there, or name another place"),
+        ("EMFILE ENFILE", "allow more open files (`ulimit -n 65536`)"),
+        ("EIO ESTALE ETIMEDOUT", "the disk or its connection fails: look after it"),
+        ("ENOENT EEXIST EISDIR ENOTDIR ENAMETOOLONG ELOOP", "name another place"),
+    )
+    for name in names.split()
     if hasattr(errno, name)
 }
 # verb -> (what it does, configuration used when none is named; None: one must be named)
@@ -576,8 +583,8 @@ def _files_told() -> Iterator[None]:
             raise
         name = f"{error.filename}: " if error.filename else ""
         raise ClspError(
-            f"{name}{error.strerror}. What was written whole is kept: make room or name another "
-            f"place, and give the same command again."
+            f"{name}{error.strerror}. What was written whole is kept; "
+            f"{_REFUSALS[error.errno]}, and give the same command again."
         ) from error
 
 

@@ -16,8 +16,12 @@ class Terminated(KeyboardInterrupt):
     """The work was ended by SIGTERM, as a scheduler does before it takes the machine back."""
 
 
+# Names that a sentence lists in full; timm alone has more than a thousand.
+_MOST = 40
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return ``", did you mean 'x'?"`` for the closest valid name, or all of them.
+    """Return ``"; did you mean 'x'?"`` for the closest valid name, or the valid names.
 
     Args:
         name: what was given.
@@ -27,4 +31,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{close[0]}'?"
-    return f"; valid names: {', '.join(valid)}" if valid else ""
+    if not valid:
+        return ""
+    if len(valid) <= _MOST:
+        return f"; valid names: {', '.join(valid)}"
+    alike = difflib.get_close_matches(str(name), valid, n=5, cutoff=0.0)
+    return f"; there are {len(valid)} valid names, such as {', '.join(sorted(alike))}"

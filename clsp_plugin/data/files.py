@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["locked", "unfinished", "write_whole"]
+__all__ = ["locked", "unfinished", "write_text", "write_whole"]
 
 
 def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -32,6 +32,22 @@ def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text as UTF-8; whole or not at all, and not if the file holds it already.
+
+    Args:
+        target: what to write; replaced if it holds something else.
+        text: its content.
+    """
+    content = text.encode()
+    try:
+        if target.read_bytes() == content:
+            return
+    except OSError:  # absent, or not readable, which writing will tell
+        pass
+    write_whole(target, lambda file: file.write(content))
 
 
 def unfinished(folder: Path, target: str = "*") -> Iterator[Path]:
