@@ -34,6 +34,18 @@ setup(
     description="Contrastive learning with synthetic positives, as a plugin and on its own.",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    keywords="self-supervised-learning contrastive-learning diffusion synthetic-data solo-learn",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+    project_urls={"Paper": "https://arxiv.org/abs/2408.16965"},
     python_requires=">=3.10",
     # hydra_plugins is a namespace that Hydra searches in every application. This package_dir
     # makes an editable install a plain path, without which Hydra does not find it.
