@@ -44,23 +44,28 @@ SMALL = {
 
 
 def _shipped(method: str):
-    """The shipped configuration that a registry name is trained from."""
+    """The shipped configuration that a registry name is trained from, if it has one."""
     base = method.removeprefix("clsp_").removesuffix("_aug")
     base = "mocov2plus" if base == "mocov2" else base
-    known = (shipped() / "pretrain/digits" / f"{base}.yaml").is_file()
-    return f"digits/{base if known else method}"
+    folder = shipped() / "pretrain/digits"
+    found = (name for name in (base, method) if (folder / f"{name}.yaml").is_file())
+    name = next(found, None)
+    return None if name is None else f"digits/{name}"
 
 
 @pytest.fixture
 def tiny(tmp_path):
     """Make a configuration of any method that trains in a second: ``tiny(method, *overrides)``.
 
-    It is the shipped one of the offline data set, shrunk.
+    It is the shipped one of the offline data set, shrunk. A method without one gets SimCLR's, and
+    its own default settings.
     """
 
     def make(method: str, *overrides: str):
         name = _shipped(method)
-        settings = compose("pretrain", name).get("method_kwargs") or {}
+        plain = ["~method_kwargs"] if name is None else []
+        name = name or "digits/simclr"
+        settings = compose("pretrain", name, plain).get("method_kwargs") or {}
         shrunk = [
             f"method_kwargs.{key}={[SMALL[key]] * 2 if OmegaConf.is_list(value) else SMALL[key]}"
             for key, value in settings.items()
@@ -69,7 +74,7 @@ def tiny(tmp_path):
         cfg = compose(
             "pretrain",
             name,
-            [*TINY, *shrunk, f"method={method}", f"name={method}",
+            [*TINY, *plain, *shrunk, f"method={method}", f"name={method}",
              f"checkpoint.dir={tmp_path / 'trained'}", *overrides],
         )  # fmt: skip
         OmegaConf.set_struct(cfg, False)

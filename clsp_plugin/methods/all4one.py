@@ -14,12 +14,14 @@ from clsp_plugin.losses.cross_view import cross_view_loss
 from clsp_plugin.losses.feature import feature_contrast_loss
 from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp, spread
 from clsp_plugin.methods.queue import NearestNeighbours, check_queue_size
+from clsp_plugin.methods.registry import register_method
 
 _NEIGHBOURS = 5
 _HEADS = 8
 _CENTROID_TEMPERATURE = 0.1
 
 
+@register_method("all4one")
 class All4One(NearestNeighbours, BaseMomentumMethod):
     """Three terms, half of each: neighbour contrast, centroid contrast, feature contrast.
 
@@ -37,19 +39,20 @@ class All4One(NearestNeighbours, BaseMomentumMethod):
     ``queue_size`` (default 65536; a multiple of the batch of all processes).
     """
 
+    prediction = "p"
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
         out, predictor = kwargs.proj_output_dim, kwargs.pred_hidden_dim
-        self.projector = self._projector()
-        self.momentum_projector = self._projector()
-        self.copy_to_momentum(self.projector, self.momentum_projector)
-        self.predictor = mlp(out, predictor, out, norm=True)
-        self.predictor2 = mlp(out, predictor, out, norm=True)
+        self.add_momentum_head("projector", self._projector)
+        self.add_head("predictor", mlp(out, predictor, out, norm=True))
+        self.add_head("predictor2", mlp(out, predictor, out, norm=True))
         layer = nn.TransformerEncoderLayer(
             out, _HEADS, dim_feedforward=2 * out, dropout=0.1, batch_first=True
         )
-        self.transformer_encoder = nn.TransformerEncoder(layer, num_layers=3)
+        transformer = nn.TransformerEncoder(layer, num_layers=3)
+        self.add_head("transformer_encoder", transformer, lr=0.1)
         self.register_buffer("encoding", _encoding(_NEIGHBOURS, out), persistent=False)
         self.register_support_set(out)
 
@@ -80,23 +83,6 @@ class All4One(NearestNeighbours, BaseMomentumMethod):
                 f"{_HEADS} heads; set method_kwargs.proj_output_dim={dim // _HEADS * _HEADS or 8}."
             )
         return cfg
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        heads = ("projector", "predictor", "predictor2")
-        return [
-            *super().learnable_params,
-            *({"name": name, "params": getattr(self, name).parameters()} for name in heads),
-            {
-                "name": "transformer_encoder",
-                "params": self.transformer_encoder.parameters(),
-                "lr": 0.1,
-            },
-        ]
-
-    @property
-    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        return [*super().momentum_pairs, (self.projector, self.momentum_projector)]
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` and the prediction ``p``, both (B, proj_output_dim)."""

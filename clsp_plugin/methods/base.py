@@ -1,6 +1,6 @@
 """What every method of the engine shares: solo-learn's contract, without solo-learn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
@@ -82,6 +82,12 @@ def mlp(
     return nn.Sequential(*layers)
 
 
+def _become_copy(momentum: nn.Module, online: nn.Module) -> None:
+    """Start a momentum network as a copy that takes no gradient."""
+    momentum.load_state_dict(online.state_dict())
+    momentum.requires_grad_(False)
+
+
 @torch.no_grad()
 def spread(views: Sequence[torch.Tensor]) -> torch.Tensor:
     """How far embeddings (B, D) of any norm are from a collapse.
@@ -115,15 +121,20 @@ class BaseMethod(JointForward, pl.LightningModule):
 
     Attributes:
         takes_small_crops: whether the method has a use for them (multi-crop).
+        prediction: what ``forward`` calls the prediction of another view's ``z``, of a method
+            that compares positives so; None where it compares ``z`` with ``z``. A synthetic
+            positive is compared in the same way.
 
     Args:
         cfg: a configuration as ``engine.config.parse_cfg`` returns it.
     """
 
     takes_small_crops = False
+    prediction: str | None = None
 
     def __init__(self, cfg: DictConfig):
         super().__init__()
+        self._heads: dict[str, dict[str, Any]] = {}
         cfg = self.add_and_assert_specific_cfg(cfg)
         if cfg.data.num_small_crops and not self.takes_small_crops:
             raise ClspError(
@@ -136,6 +147,7 @@ class BaseMethod(JointForward, pl.LightningModule):
         )
         self.num_classes: int = cfg.data.num_classes
         self.classifier = nn.Linear(self.features_dim, self.num_classes)
+        self.momentum_classifier: nn.Module | None = None
         self.num_large_crops: int = cfg.data.num_large_crops
         self.num_small_crops: int = cfg.data.num_small_crops
         self.num_crops = self.num_large_crops + self.num_small_crops
@@ -148,17 +160,28 @@ class BaseMethod(JointForward, pl.LightningModule):
     def attach_images(self, array: ImageArray) -> None:
         """Called with the training images, for methods that look at more than their views."""
 
+    def add_head(self, name: str, head: nn.Module, **settings: Any) -> None:
+        """Give the method a network of its own, such as a projector, which the optimiser trains.
+
+        Args:
+            name: the attribute and the parameter group that it becomes.
+            head: the network.
+            settings: of its parameter group, where they differ from the optimiser's: ``lr``,
+                ``weight_decay``, or ``static_lr=True`` for a rate without a schedule.
+        """
+        setattr(self, name, head)
+        self._heads[name] = settings
+
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
-        """Parameter groups of the optimiser, each with its own settings where it has any."""
+        """Parameter groups of the optimiser: the backbone, the probes, the heads as declared."""
+        probe = {"lr": self.cfg.optimizer.classifier_lr, "weight_decay": 0.0}
+        settings = {"backbone": {}, "classifier": probe}
+        if self.momentum_classifier is not None:
+            settings["momentum_classifier"] = probe
         return [
-            {"name": "backbone", "params": self.backbone.parameters()},
-            {
-                "name": "classifier",
-                "params": self.classifier.parameters(),
-                "lr": self.cfg.optimizer.classifier_lr,
-                "weight_decay": 0.0,
-            },
+            {"name": name, "params": getattr(self, name).parameters(), **own}
+            for name, own in {**settings, **self._heads}.items()
         ]
 
     def configure_optimizers(self):
@@ -239,35 +262,29 @@ class BaseMomentumMethod(BaseMethod):
         self.momentum_backbone, _ = build_backbone(
             of_method(cfg.backbone, cfg.method), cfg.data.dataset
         )
-        self.copy_to_momentum(self.backbone, self.momentum_backbone)
-        self.momentum_classifier = (
-            nn.Linear(self.features_dim, self.num_classes) if cfg.momentum.classifier else None
-        )
+        self._twins = ["backbone"]
+        _become_copy(self.momentum_backbone, self.backbone)
+        if cfg.momentum.classifier:
+            self.momentum_classifier = nn.Linear(self.features_dim, self.num_classes)
 
-    @staticmethod
-    def copy_to_momentum(online: nn.Module, momentum: nn.Module) -> None:
-        """Start a momentum network as a copy that takes no gradient."""
-        momentum.load_state_dict(online.state_dict())
-        momentum.requires_grad_(False)
+    def add_momentum_head(self, name: str, build: Callable[[], nn.Module], **settings: Any) -> None:
+        """As :meth:`add_head`, with a momentum version of the head as ``momentum_<name>``.
 
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        if self.momentum_classifier is None:
-            return super().learnable_params
-        return [
-            *super().learnable_params,
-            {
-                "name": "momentum_classifier",
-                "params": self.momentum_classifier.parameters(),
-                "lr": self.cfg.optimizer.classifier_lr,
-                "weight_decay": 0.0,
-            },
-        ]
+        Args:
+            name: the attribute and the parameter group that it becomes.
+            build: makes the network; called twice.
+            settings: of its parameter group.
+        """
+        self.add_head(name, build(), **settings)
+        momentum = build()
+        _become_copy(momentum, getattr(self, name))
+        setattr(self, f"momentum_{name}", momentum)
+        self._twins.append(name)
 
     @property
     def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """Pairs of (online, momentum) networks."""
-        return [(self.backbone, self.momentum_backbone)]
+        """Pairs of (online, momentum) networks: the backbone's and each momentum head's."""
+        return [(getattr(self, name), getattr(self, f"momentum_{name}")) for name in self._twins]
 
     @torch.no_grad()
     def momentum_forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -5,14 +5,15 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
 
 from clsp_plugin.losses.alignment import alignment_loss
 from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp, spread
+from clsp_plugin.methods.registry import register_method
 
 KWARGS = {"proj_hidden_dim": int, "proj_output_dim": int, "pred_hidden_dim": int}
 
 
+@register_method("byol")
 class BYOL(BaseMomentumMethod):
     """A predictor on each view regresses the momentum embedding of every other view.
 
@@ -23,36 +24,19 @@ class BYOL(BaseMomentumMethod):
     """
 
     takes_small_crops = True
+    prediction = "p"
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
-        hidden, out, predictor = (
-            kwargs.proj_hidden_dim,
-            kwargs.proj_output_dim,
-            kwargs.pred_hidden_dim,
-        )
-        self.projector = mlp(self.features_dim, hidden, out, norm=True)
-        self.momentum_projector = mlp(self.features_dim, hidden, out, norm=True)
-        self.copy_to_momentum(self.projector, self.momentum_projector)
-        self.predictor = mlp(out, predictor, out, norm=True)
+        hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
+        self.add_momentum_head("projector", lambda: mlp(self.features_dim, hidden, out, norm=True))
+        self.add_head("predictor", mlp(out, kwargs.pred_hidden_dim, out, norm=True))
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
         return check_method_kwargs(cfg, KWARGS)
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        return [
-            *super().learnable_params,
-            {"name": "projector", "params": self.projector.parameters()},
-            {"name": "predictor", "params": self.predictor.parameters()},
-        ]
-
-    @property
-    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        return [*super().momentum_pairs, (self.projector, self.momentum_projector)]
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` and the prediction ``p``, both (B, proj_output_dim)."""

@@ -22,11 +22,13 @@ from clsp_plugin.losses.distributed import average, rank
 from clsp_plugin.losses.nt_xent import nt_xent_loss
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs
 from clsp_plugin.methods.gan import Discriminator, Generator, discriminator_loss, generator_loss
+from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.simclr import KWARGS, SimCLR
 
 _ADAM = {"lr": 2e-4, "betas": (0.0, 0.9)}
 
 
+@register_method("cl_gan")
 class CLGAN(SimCLR):
     """Real images and generated pairs in one contrastive loss; the pairs grow apart.
 

@@ -4,12 +4,14 @@ from omegaconf import DictConfig
 
 from clsp_plugin.data.augmentation import AugmentationConfig
 from clsp_plugin.errors import ClspError
+from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.simclr import SimCLR
 from clsp_plugin.methods.synthetic import with_synthetic_positives
 
 _CLSP = with_synthetic_positives(SimCLR)
 
 
+@register_method("clsp_noaug")
 class ClspNoaug(_CLSP):
     """CLSP-SimCLR that refuses to augment: a row of CLSP's table (Zeng et al., ECCV 2024).
 

@@ -14,10 +14,12 @@ from clsp_plugin.losses.distributed import gather
 from clsp_plugin.losses.prototypes import assignment_loss
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
 from clsp_plugin.methods.prototypes import cluster
+from clsp_plugin.methods.registry import register_method
 
 _STATE = ("memory", "assignments")
 
 
+@register_method("deepclusterv2")
 class DeepClusterV2(BaseMethod):
     """Views are classified into clusters of their images (Caron et al., NeurIPS 2020, section 4).
 
@@ -39,7 +41,8 @@ class DeepClusterV2(BaseMethod):
         super().__init__(cfg)
         self.kwargs = kwargs = self.cfg.method_kwargs
         out = kwargs.proj_output_dim
-        self.projector = mlp(self.features_dim, kwargs.proj_hidden_dim, out, norm=True)
+        sizes = (self.features_dim, kwargs.proj_hidden_dim, out)
+        self.add_head("projector", mlp(*sizes, norm=True))
         self.prototypes = nn.ModuleList(
             nn.Linear(out, number, bias=False) for number in kwargs.num_prototypes
         ).requires_grad_(False)
@@ -67,13 +70,6 @@ class DeepClusterV2(BaseMethod):
                 f"a set of prototypes."
             )
         return cfg
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        return [
-            *super().learnable_params,
-            {"name": "projector", "params": self.projector.parameters()},
-        ]
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim), unit norm."""

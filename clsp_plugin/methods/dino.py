@@ -13,6 +13,7 @@ from clsp_plugin.losses.distributed import gather
 from clsp_plugin.losses.prototypes import swapped_prediction_loss
 from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
 from clsp_plugin.methods.prototypes import Prototypes
+from clsp_plugin.methods.registry import register_method
 
 _CENTER_MOMENTUM = 0.9
 
@@ -43,6 +44,7 @@ class DINOHead(nn.Module):
         return {"z": z, "p": self.last_layer(z)}
 
 
+@register_method("dino")
 class DINO(BaseMomentumMethod):
     """The student's every view predicts the teacher's distribution for the large views.
 
@@ -70,9 +72,7 @@ class DINO(BaseMomentumMethod):
         self.kwargs = kwargs = self.cfg.method_kwargs
         sizes = (self.features_dim, kwargs.proj_hidden_dim, kwargs.proj_output_dim)
         settings = (kwargs.num_prototypes, kwargs.use_bn_in_head, not kwargs.norm_last_layer)
-        self.head = DINOHead(sizes, *settings)
-        self.momentum_head = DINOHead(sizes, *settings)
-        self.copy_to_momentum(self.head, self.momentum_head)
+        self.add_momentum_head("head", lambda: DINOHead(sizes, *settings))
         self.register_buffer("center", torch.zeros(1, kwargs.num_prototypes))
 
     @staticmethod
@@ -98,14 +98,6 @@ class DINO(BaseMomentumMethod):
             if not cfg.method_kwargs[f"{name}_temperature"] > 0:
                 raise ClspError(f"method_kwargs.{name}_temperature must be above 0.")
         return cfg
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        return [*super().learnable_params, {"name": "head", "params": self.head.parameters()}]
-
-    @property
-    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        return [*super().momentum_pairs, (self.head, self.momentum_head)]
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim), unit norm, and ``p`` (B, num_prototypes)."""

@@ -8,9 +8,11 @@ from clsp_plugin.losses.info_nce import info_nce_loss
 from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs
 from clsp_plugin.methods.mocov2plus import KWARGS, MoCoV2Plus
 from clsp_plugin.methods.queue import check_queue_size
+from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.simclr_ft import FT_KWARGS, check_alphas
 
 
+@register_method("mocov2_ft")
 class MoCoV2FT(MoCoV2Plus):
     """MoCo v2+ with extrapolated query and key, and an interpolated queue.
 

@@ -6,15 +6,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from torch import nn
 
 from clsp_plugin.losses.info_nce import info_nce_loss
 from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
 from clsp_plugin.methods.queue import Queue, check_queue_size
+from clsp_plugin.methods.registry import register_method
 
 KWARGS = {"proj_hidden_dim": int, "proj_output_dim": int, "temperature": 0.2, "queue_size": 65536}
 
 
+@register_method("mocov2plus")
 class MoCoV2Plus(Queue, BaseMomentumMethod):
     """Each view's query meets the other view's key, against a queue of that view's past keys.
 
@@ -28,9 +29,7 @@ class MoCoV2Plus(Queue, BaseMomentumMethod):
         kwargs = self.cfg.method_kwargs
         self.temperature: float = kwargs.temperature
         sizes = (self.features_dim, kwargs.proj_hidden_dim, kwargs.proj_output_dim)
-        self.projector = mlp(*sizes)
-        self.momentum_projector = mlp(*sizes)
-        self.copy_to_momentum(self.projector, self.momentum_projector)
+        self.add_momentum_head("projector", lambda: mlp(*sizes))
         queue = torch.randn(2, kwargs.proj_output_dim, kwargs.queue_size)
         self.register_queue(F.normalize(queue, dim=1))
 
@@ -40,17 +39,6 @@ class MoCoV2Plus(Queue, BaseMomentumMethod):
         cfg = check_method_kwargs(cfg, KWARGS)
         check_queue_size(cfg)
         return cfg
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        return [
-            *super().learnable_params,
-            {"name": "projector", "params": self.projector.parameters()},
-        ]
-
-    @property
-    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        return [*super().momentum_pairs, (self.projector, self.momentum_projector)]
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim), unit norm."""

@@ -9,8 +9,10 @@ from torch import nn
 
 from clsp_plugin.losses.cross_view import cross_view_loss
 from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.registry import register_method
 
 
+@register_method("mocov3")
 class MoCoV3(BaseMomentumMethod):
     """Each view's query meets the other view's key; keys of other images are the negatives.
 
@@ -21,16 +23,17 @@ class MoCoV3(BaseMomentumMethod):
     projector and the predictor), ``temperature``.
     """
 
+    prediction = "q"
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
         hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
         resnet = "resnet" in self.cfg.backbone.name
         sizes = (self.features_dim, *[hidden] * (1 if resnet else 2), out)
-        self.projector = _head(*sizes)
-        self.momentum_projector = _head(*sizes)
-        self.copy_to_momentum(self.projector, self.momentum_projector)
-        self.predictor = _head(out, kwargs.pred_hidden_dim, out, last_norm=not resnet)
+        self.add_momentum_head("projector", lambda: _head(*sizes))
+        predictor = _head(out, kwargs.pred_hidden_dim, out, last_norm=not resnet)
+        self.add_head("predictor", predictor)
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
@@ -44,18 +47,6 @@ class MoCoV3(BaseMomentumMethod):
                 "temperature": float,
             },
         )
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        return [
-            *super().learnable_params,
-            {"name": "projector", "params": self.projector.parameters()},
-            {"name": "predictor", "params": self.predictor.parameters()},
-        ]
-
-    @property
-    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        return [*super().momentum_pairs, (self.projector, self.momentum_projector)]
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` and the query ``q``, both (B, proj_output_dim)."""

@@ -10,8 +10,10 @@ from omegaconf import DictConfig
 from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs
 from clsp_plugin.methods.byol import BYOL, KWARGS
 from clsp_plugin.methods.queue import NearestNeighbours, check_queue_size
+from clsp_plugin.methods.registry import register_method
 
 
+@register_method("nnbyol")
 class NNBYOL(NearestNeighbours, BYOL):
     """The predictor regresses the nearest past momentum embedding to the other view's.
 

@@ -11,8 +11,10 @@ from torch import nn
 from clsp_plugin.losses.cross_view import cross_view_loss
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
 from clsp_plugin.methods.queue import NearestNeighbours, check_queue_size
+from clsp_plugin.methods.registry import register_method
 
 
+@register_method("nnclr")
 class NNCLR(NearestNeighbours, BaseMethod):
     """The nearest past embedding to one view meets the other view's prediction in a contrast.
 
@@ -23,14 +25,15 @@ class NNCLR(NearestNeighbours, BaseMethod):
     the batch of all processes).
     """
 
+    prediction = "p"
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
         hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
-        self.projector = nn.Sequential(
-            *mlp(self.features_dim, hidden, hidden, out, norm=True), nn.BatchNorm1d(out)
-        )
-        self.predictor = mlp(out, kwargs.pred_hidden_dim, out, norm=True)
+        layers = mlp(self.features_dim, hidden, hidden, out, norm=True)
+        self.add_head("projector", nn.Sequential(*layers, nn.BatchNorm1d(out)))
+        self.add_head("predictor", mlp(out, kwargs.pred_hidden_dim, out, norm=True))
         self.register_support_set(out)
 
     @staticmethod
@@ -48,14 +51,6 @@ class NNCLR(NearestNeighbours, BaseMethod):
         )
         check_queue_size(cfg)
         return cfg
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        return [
-            *super().learnable_params,
-            {"name": "projector", "params": self.projector.parameters()},
-            {"name": "predictor", "params": self.predictor.parameters()},
-        ]
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z``, unit norm, and the prediction ``p``, both (B, proj_output_dim)."""

@@ -9,9 +9,11 @@ from omegaconf import DictConfig
 
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs
 from clsp_plugin.methods.queue import NearestNeighbours, check_queue_size
+from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.simsiam import KWARGS, SimSiam
 
 
+@register_method("nnsiam")
 class NNSiam(NearestNeighbours, SimSiam):
     """The predictor regresses the nearest past embedding to the other view's.
 

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from torch import nn
 
 from clsp_plugin.losses.ressl import ressl_loss
 from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
 from clsp_plugin.methods.queue import Queue, check_queue_size
+from clsp_plugin.methods.registry import register_method
 
 
+@register_method("ressl")
 class ReSSL(Queue, BaseMomentumMethod):
     """View 1, strongly augmented, relates to past keys as view 2, weakly augmented, does.
 
@@ -28,9 +29,7 @@ class ReSSL(Queue, BaseMomentumMethod):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
         sizes = (self.features_dim, kwargs.proj_hidden_dim, kwargs.proj_output_dim)
-        self.projector = mlp(*sizes)
-        self.momentum_projector = mlp(*sizes)
-        self.copy_to_momentum(self.projector, self.momentum_projector)
+        self.add_momentum_head("projector", lambda: mlp(*sizes))
         queue = torch.randn(kwargs.queue_size, kwargs.proj_output_dim)
         self.register_queue(F.normalize(queue, dim=1))
 
@@ -49,17 +48,6 @@ class ReSSL(Queue, BaseMomentumMethod):
         )
         check_queue_size(cfg)
         return cfg
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        return [
-            *super().learnable_params,
-            {"name": "projector", "params": self.projector.parameters()},
-        ]
-
-    @property
-    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        return [*super().momentum_pairs, (self.projector, self.momentum_projector)]
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim), unit norm."""

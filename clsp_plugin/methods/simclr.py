@@ -8,10 +8,12 @@ from omegaconf import DictConfig
 
 from clsp_plugin.losses.nt_xent import nt_xent_loss
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.registry import register_method
 
 KWARGS = {"proj_hidden_dim": int, "proj_output_dim": int, "temperature": 0.2}
 
 
+@register_method("simclr")
 class SimCLR(BaseMethod):
     """Views of an image attract, all else repels; see :func:`nt_xent_loss` for the formula.
 
@@ -24,19 +26,13 @@ class SimCLR(BaseMethod):
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
-        self.projector = mlp(self.features_dim, kwargs.proj_hidden_dim, kwargs.proj_output_dim)
+        sizes = (self.features_dim, kwargs.proj_hidden_dim, kwargs.proj_output_dim)
+        self.add_head("projector", mlp(*sizes))
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
         return check_method_kwargs(cfg, KWARGS)
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        return [
-            *super().learnable_params,
-            {"name": "projector", "params": self.projector.parameters()},
-        ]
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim)."""

@@ -7,6 +7,7 @@ from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.distributed import world_size
 from clsp_plugin.losses.feature_transform import draw_weight, transformed_nt_xent_loss
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs
+from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.simclr import KWARGS, SimCLR
 
 FT_KWARGS = {"pos_alpha": 2.0, "neg_alpha": 1.6, "mix_start_epoch": 0}
@@ -19,6 +20,7 @@ def check_alphas(cfg: DictConfig) -> None:
             raise ClspError(f"method_kwargs.{name}={cfg.method_kwargs[name]} must be above 0.")
 
 
+@register_method("simclr_ft")
 class SimCLRFT(SimCLR):
     """SimCLR with extrapolated positives and interpolated negatives.
 

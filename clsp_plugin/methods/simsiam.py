@@ -9,10 +9,12 @@ from omegaconf import DictConfig
 from torch import nn
 
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp, spread
+from clsp_plugin.methods.registry import register_method
 
 KWARGS = {"proj_hidden_dim": int, "proj_output_dim": int, "pred_hidden_dim": int}
 
 
+@register_method("simsiam")
 class SimSiam(BaseMethod):
     """A predictor on each view regresses the other view's embedding, which takes no gradient.
 
@@ -23,29 +25,22 @@ class SimSiam(BaseMethod):
     projector and the predictor).
     """
 
+    prediction = "p"
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
         hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
-        self.projector = nn.Sequential(
-            *mlp(self.features_dim, hidden, hidden, out, norm=True, hidden_bias=False),
-            nn.BatchNorm1d(out, affine=False),
-        )
-        self.projector[6].bias.requires_grad_(False)  # the normalisation takes it out again
-        self.predictor = mlp(out, kwargs.pred_hidden_dim, out, norm=True, hidden_bias=False)
+        layers = mlp(self.features_dim, hidden, hidden, out, norm=True, hidden_bias=False)
+        layers[-1].bias.requires_grad_(False)  # the normalisation takes it out again
+        self.add_head("projector", nn.Sequential(*layers, nn.BatchNorm1d(out, affine=False)))
+        predictor = mlp(out, kwargs.pred_hidden_dim, out, norm=True, hidden_bias=False)
+        self.add_head("predictor", predictor, static_lr=True)
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
         return check_method_kwargs(cfg, KWARGS)
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        return [
-            *super().learnable_params,
-            {"name": "projector", "params": self.projector.parameters()},
-            {"name": "predictor", "params": self.predictor.parameters(), "static_lr": True},
-        ]
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` and the prediction ``p``, both (B, proj_output_dim)."""

@@ -7,9 +7,11 @@ import torch
 from omegaconf import DictConfig
 
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs
+from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.simclr import KWARGS, SimCLR
 
 
+@register_method("supcon")
 class SupCon(SimCLR):
     """SimCLR where all images of a class are positives of each other: it learns from labels.
 

@@ -13,8 +13,10 @@ from clsp_plugin.losses.prototypes import sinkhorn, swapped_prediction_loss
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
 from clsp_plugin.methods.prototypes import Prototypes
 from clsp_plugin.methods.queue import Queue, check_queue_size
+from clsp_plugin.methods.registry import register_method
 
 
+@register_method("swav")
 class SwAV(Queue, BaseMethod):
     """Every view predicts which prototypes the large views are assigned to.
 
@@ -35,8 +37,8 @@ class SwAV(Queue, BaseMethod):
         super().__init__(cfg)
         self.kwargs = kwargs = self.cfg.method_kwargs
         hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
-        self.projector = mlp(self.features_dim, hidden, out, norm=True)
-        self.prototypes = Prototypes(out, kwargs.num_prototypes)
+        self.add_head("projector", mlp(self.features_dim, hidden, out, norm=True))
+        self.add_head("prototypes", Prototypes(out, kwargs.num_prototypes))
         self.register_queue(torch.zeros(kwargs.queue_size, self.num_large_crops, out))
 
     @staticmethod
@@ -64,14 +66,6 @@ class SwAV(Queue, BaseMethod):
         if cfg.method_kwargs.queue_size:
             check_queue_size(cfg)
         return cfg
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        return [
-            *super().learnable_params,
-            {"name": "projector", "params": self.projector.parameters()},
-            {"name": "prototypes", "params": self.prototypes.parameters()},
-        ]
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim), unit norm, and its scores ``p`` (B, num_prototypes)."""

@@ -14,7 +14,7 @@ term follows what the method itself does with a positive:
   with the embedding of the other, in both directions, and no gradient flows into the latter. A
   method without negatives does not collapse because of just that; a term that pulls two
   embeddings together directly would undo it.
-- DINO's ``z`` are scores of prototypes; what lies before its last layer is the embedding.
+- DINO's embedding is what lies before its prototypes.
 - everything else (Barlow Twins, VICReg, SwAV, W-MSE, ..) has ``z``, before any whitening, since
   statistics of a batch are the method's own business.
 """
@@ -205,18 +205,17 @@ class SyntheticPositives(JointForward):
             first: what ``forward`` returned for view 1.
             third: what ``forward`` returned for view 3.
         """
-        z_first, z_third = self._embedding(first), self._embedding(third)
-        if not hasattr(self, "predictor"):
+        z_first, z_third = self.embedding(first), self.embedding(third)
+        prediction = getattr(self, "prediction", None)  # classes of others need not have it
+        if prediction is None:
             return alignment_loss(z_first, z_third)
-        name = next(name for name in ("p", "q") if name in first)  # MoCoV3 calls it q
-        there = alignment_loss(first[name], z_third.detach())
-        back = alignment_loss(third[name], z_first.detach())
+        there = alignment_loss(first[prediction], z_third.detach())
+        back = alignment_loss(third[prediction], z_first.detach())
         return (there + back) / 2
 
-    def _embedding(self, out: dict[str, torch.Tensor]) -> torch.Tensor:
-        """(B, D); of DINO, what lies before the prototypes."""
-        before = getattr(getattr(self, "head", None), "mlp", None)
-        return out["z"] if before is None else before(out["feats"])
+    def embedding(self, out: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The embedding (B, D) among what ``forward`` returned."""
+        return out["z"]
 
 
 def with_synthetic_positives(
@@ -227,7 +226,7 @@ def with_synthetic_positives(
     Args:
         method: a class on solo-learn's contract: ``Method(cfg)``, ``forward(X)`` returning a dict
             with ``z`` (B, D), ``base_training_step`` called once a view, ``training_step``
-            returning the loss.
+            returning the loss; ``prediction``, if it has it, as in ``BaseMethod``.
         third_view: ``"candidate"``, or ``"anchor"`` for the ``*_aug`` control.
         mixin: :class:`SyntheticPositives`, or a host's version of it.
 

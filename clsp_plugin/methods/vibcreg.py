@@ -9,9 +9,11 @@ from torch import nn
 
 from clsp_plugin.losses.vibcreg import vibcreg_loss
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.whitening import IterNorm
 
 
+@register_method("vibcreg")
 class VIbCReg(BaseMethod):
     """Views agree, features vary and do not correlate; see :func:`vibcreg_loss`.
 
@@ -32,7 +34,7 @@ class VIbCReg(BaseMethod):
             activation=nn.GELU,
         )
         last = IterNorm(kwargs.proj_output_dim) if kwargs.iternorm else nn.Identity()
-        self.projector = nn.Sequential(*layers, last)
+        self.add_head("projector", nn.Sequential(*layers, last))
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
@@ -48,13 +50,6 @@ class VIbCReg(BaseMethod):
                 "iternorm": False,
             },
         )
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        return [
-            *super().learnable_params,
-            {"name": "projector", "params": self.projector.parameters()},
-        ]
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim)."""

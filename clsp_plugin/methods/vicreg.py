@@ -8,8 +8,10 @@ from omegaconf import DictConfig
 
 from clsp_plugin.losses.vicreg import vicreg_loss
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.registry import register_method
 
 
+@register_method("vicreg")
 class VICReg(BaseMethod):
     """Views agree, features vary and do not covary; see :func:`vicreg_loss`.
 
@@ -20,13 +22,8 @@ class VICReg(BaseMethod):
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
-        self.projector = mlp(
-            self.features_dim,
-            kwargs.proj_hidden_dim,
-            kwargs.proj_hidden_dim,
-            kwargs.proj_output_dim,
-            norm=True,
-        )
+        hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
+        self.add_head("projector", mlp(self.features_dim, hidden, hidden, out, norm=True))
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
@@ -41,13 +38,6 @@ class VICReg(BaseMethod):
                 "cov_loss_weight": 1.0,
             },
         )
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        return [
-            *super().learnable_params,
-            {"name": "projector", "params": self.projector.parameters()},
-        ]
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim)."""

@@ -10,9 +10,11 @@ from omegaconf import DictConfig
 from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.alignment import alignment_loss
 from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.whitening import whiten
 
 
+@register_method("wmse")
 class WMSE(BaseMethod):
     """Whitened embeddings of the views of an image attract; whitening keeps them from collapsing.
 
@@ -29,9 +31,8 @@ class WMSE(BaseMethod):
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
-        self.projector = mlp(
-            self.features_dim, kwargs.proj_hidden_dim, kwargs.proj_output_dim, norm=True
-        )
+        sizes = (self.features_dim, kwargs.proj_hidden_dim, kwargs.proj_output_dim)
+        self.add_head("projector", mlp(*sizes, norm=True))
 
     @staticmethod
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
@@ -48,13 +49,6 @@ class WMSE(BaseMethod):
         )
         _check_whitening(cfg.method_kwargs, cfg.optimizer.batch_size)
         return cfg
-
-    @property
-    def learnable_params(self) -> list[dict[str, Any]]:
-        return [
-            *super().learnable_params,
-            {"name": "projector", "params": self.projector.parameters()},
-        ]
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim)."""

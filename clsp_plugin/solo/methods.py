@@ -2,6 +2,7 @@
 
 import warnings
 
+import torch
 from omegaconf import DictConfig
 
 from clsp_plugin.data.images import channel_statistics
@@ -32,6 +33,19 @@ class HostPositives(SyntheticPositives):
         finally:
             cfg.method = named
         self.cfg.method = named
+
+    @property
+    def prediction(self) -> str | None:
+        """solo-learn's classes do not say it: a method with a predictor calls it p, MoCoV3 q."""
+        if not hasattr(self, "predictor"):
+            return None
+        names = [parent.__name__ for parent in self.base_method.__mro__]
+        return "q" if "MoCoV3" in names else "p"
+
+    def embedding(self, out: dict[str, torch.Tensor]) -> torch.Tensor:
+        """solo-learn's DINO calls scores of prototypes ``z``; what lies before is the embedding."""
+        before = getattr(getattr(self, "head", None), "mlp", None)
+        return out["z"] if before is None else before(out["feats"])
 
     @staticmethod
     def check_synthetic(cfg: DictConfig) -> DictConfig:
