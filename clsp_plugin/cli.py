@@ -20,10 +20,14 @@ from pathlib import Path
 from clsp_plugin import __version__
 from clsp_plugin.configurations import fingerprint, shipped
 from clsp_plugin.errors import ClspError, Terminated, nearest
+from clsp_plugin.overrides import as_hydra_reads, told
+from clsp_plugin.processes import check_environment
+from clsp_plugin.yaml_files import read_yaml
 
 __all__ = ["compose", "main", "shipped", "task_of"]
 
 _DEFAULT_DATASET = "digits"
+_SIGPIPE = 13
 # What the system says of a file that a user can do something about, and what that is.
 _REFUSALS = {
     getattr(errno, name): advice
@@ -138,6 +142,7 @@ def _locate(verb: str, path: str | None, name: str | None) -> tuple[Path, str]:
     for folder in folders:
         file = folder / f"{name}.yaml"
         if file.is_file():
+            read_yaml(file)  # Hydra would say less of what is wrong with it
             return file.parent.resolve(), file.stem
     where = f"in {path}" if path is not None else "among the configurations that ship with us"
     names = _names(verb) if path is None else [p.stem for p in Path(path).glob("*.yaml")]
@@ -150,19 +155,6 @@ def _source(verb: str, path: str | None, folder: Path, stem: str) -> str:
     if folder.is_relative_to(root):
         return (folder / stem).relative_to(root).as_posix()
     return (Path(path or ".") / stem).as_posix()
-
-
-def _overrides(args: Sequence[str], folder: Path) -> list[str]:
-    """Let ``key=value`` add settings as well as change them; unknown ones are refused later."""
-    out = []
-    for arg in args:
-        key, equals, value = arg.partition("=")
-        plain = equals and re.fullmatch(r"[A-Za-z_][\w.]*", key)
-        if plain and "=" in value and value[0] not in "'\"[{":
-            arg = f"{key}='{value}'"  # solo-learn's checkpoints have ep=99 in their names
-        group = (folder / key).is_dir() or key.startswith("hydra.") or key == "hydra"
-        out.append(f"++{arg}" if plain and not group else arg)
-    return out
 
 
 def compose(verb: str, name: str, overrides: Sequence[str] = ()):
@@ -180,7 +172,7 @@ def compose(verb: str, name: str, overrides: Sequence[str] = ()):
 
     folder, stem = _locate(verb, None, name)
     with hydra.initialize_config_dir(str(folder), version_base="1.2"):
-        return hydra.compose(stem, _overrides(overrides, folder))
+        return hydra.compose(stem, as_hydra_reads(overrides, [folder], multirun=False))
 
 
 def _frechet(name: str, real, data) -> Callable:
@@ -221,6 +213,7 @@ def _hydra(verb: str, args: list[str]) -> None:
 
     from clsp_plugin.engine.record import made_from
 
+    check_environment()
     original = list(sys.argv)
     args = list(args)
     path = _take(args, "--config-path", "-cp")
@@ -229,9 +222,14 @@ def _hydra(verb: str, args: list[str]) -> None:
     task = task_of(verb)
 
     source = _source(verb, path, folder, stem)
-    told: list[ClspError] = []
+    multirun = any(arg in ("-m", "--multirun") for arg in args)
+    overrides = as_hydra_reads(args, [folder], multirun)
+    refused: list[ClspError] = []
+    started = False
 
     def run(cfg):
+        nonlocal started
+        started = True
         sys.argv = original  # what a launcher of further processes has to repeat
         given = HydraConfig.get().overrides.task
         OmegaConf.set_struct(cfg, False)
@@ -241,23 +239,28 @@ def _hydra(verb: str, args: list[str]) -> None:
         except ClspError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # the launcher may be another process
-            told.append(error)  # Hydra would print lines of its own around it
+            refused.append(error)  # Hydra would print lines of its own around it
 
     run.__module__, run.__qualname__ = "clsp", f"clsp_{verb}"
     sys.argv = [original[0], "--config-path", str(folder), "--config-name", stem]
-    sys.argv += _overrides(args, folder)
+    sys.argv += overrides
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
     try:
         hydra.main(version_base="1.2", config_path=None)(run)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (ClspError, BrokenPipeError):
+        raise
+    except Exception as error:
         cause = error.__cause__ or error
         if isinstance(cause, ClspError):
             raise cause from error
-        raise ClspError(" ".join(str(error).split())) from error
+        # before our code runs, whatever Hydra and what it reads with raise is about the input
+        if started and not isinstance(error, (HydraException, OmegaConfBaseException)):
+            raise
+        raise ClspError(told(error, args)) from error
     finally:
         sys.argv = original
-    if told:
-        raise told[0]
+    if refused:
+        raise refused[0]
 
 
 def _table(args: list[str]) -> None:
@@ -626,9 +629,17 @@ def _dispatch(argv: list[str]) -> None:
 
 def main() -> None:
     """Entry point; bad input ends with one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows another
     try:
         with _files_told():
             _dispatch(sys.argv[1:])
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + _SIGPIPE)
     except ClspError as error:
         print(f"clsp: {error}", file=sys.stderr)
         sys.exit(2)

@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from omegaconf import OmegaConf
 
 from clsp_plugin.cli import compose, shipped
@@ -17,6 +18,8 @@ from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.engine.progress import History
 
 torch.set_num_threads(1)
+settings.register_profile("tests", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("tests")
 
 TINY = (
     "data.num_train=48",

@@ -24,6 +24,7 @@ from clsp_plugin.data.images import load_images
 from clsp_plugin.engine.config import Data, typed
 from clsp_plugin.engine.record import made_from
 from clsp_plugin.errors import ClspError
+from clsp_plugin.processes import number_of
 
 __all__ = ["describe", "read_unit", "run_unit"]
 
@@ -60,7 +61,7 @@ def run_unit(unit: Unit) -> None:
             # a denoiser is whole once it is there; only the note may be missing
             if not (step.verb == "denoiser" and unit.made):
                 _inspect(step) if step.verb == "inspect" else _run(step)
-            if os.environ.get("LOCAL_RANK", "0") != "0":
+            if number_of("LOCAL_RANK", 0):
                 return  # a process that Lightning started for the training alone
             unit.finish(step, time.perf_counter() - began)
 
@@ -92,7 +93,7 @@ def _alone(path: Path) -> Iterator[None]:
 
     Suites that share a unit wait for each other, and then find it done.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if number_of("LOCAL_RANK", 0):
         yield
         return
     with contextlib.ExitStack() as held:

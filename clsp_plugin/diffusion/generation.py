@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import os
+import re
 import shutil
 import time
 from collections import deque
@@ -35,6 +35,7 @@ from clsp_plugin.diffusion.sampling import (
 from clsp_plugin.diffusion.settings import Settings, precision_name, read_settings, setting
 from clsp_plugin.errors import ClspError
 from clsp_plugin.memory import available_memory, keep_freed_memory, memory_of
+from clsp_plugin.processes import device_of, number_of, process
 
 __all__ = [
     "Drawer",
@@ -111,40 +112,6 @@ class GenerationSettings(Settings):
                 f"eta={self.eta:g} is DDIM's and sampler={self.sampler} has none; leave it out, "
                 f"or set eta=null."
             )
-
-
-def _process() -> tuple[int, int]:
-    """Number of this process and how many there are, as torchrun tells."""
-    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not (rank.isdigit() and world_size.isdigit() and int(rank) < int(world_size)):
-        raise ClspError(
-            f"RANK={rank} and WORLD_SIZE={world_size} do not name one of so many processes; ranks "
-            f"count from 0."
-        )
-    return int(rank), int(world_size)
-
-
-def _gpu() -> int:
-    """Number of this process's GPU: every process of a machine has its own, as far as they go."""
-    number = os.environ.get("LOCAL_RANK", "")
-    return (int(number) if number.isdigit() else _process()[0]) % max(1, torch.cuda.device_count())
-
-
-def _device(name: str) -> torch.device:
-    """The device of a name, ``cuda`` being this process's GPU."""
-    try:
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", _gpu())
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ClspError(
-            f"device={name!r} cannot be used here ({reason}); give device=auto or device=cpu."
-        ) from error
-    return device
 
 
 def _check_size(images: torch.Tensor, unet: UNet2DModel) -> None:
@@ -274,7 +241,7 @@ class Drawer:
         settings: GenerationSettings,
         labels: torch.Tensor | None = None,
     ):
-        self.device = _device(settings.device)
+        self.device = device_of(settings.device)
         self.labels = _condition(unet, labels, settings)
         self.images, self.settings = images, settings
         self.scheduler = make_scheduler(
@@ -322,8 +289,7 @@ class Drawer:
         # a file's candidates are there up to three times: in parts, whole, and being written
         settings, image = self.settings, self.images[0].numel()
         file = min(settings.shard_size, len(self.images)) * settings.num_candidates * image
-        processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        share = free / (int(processes) if processes.isdigit() else 1) - 3 * file
+        share = free / max(1, number_of("LOCAL_WORLD_SIZE", 1)) - 3 * file
         batch = int(min(largest, max(1, 0.75 * share * tried / max(1, needed))))
         batch = 2 ** (batch.bit_length() - 1)  # the same another time, unless much has changed
         if batch < largest:
@@ -538,12 +504,12 @@ class _FoundBatch:
     """
 
     def __init__(self, out: Path, settings: GenerationSettings):
-        self.path = out / f".batch-size-{_device(settings.device).type}"
+        self.path = out / f".batch-size-{device_of(settings.device).type}"
         self.wanted = settings.batch_size is None
         self.known = None
         if self.wanted and self.path.exists():
-            text = self.path.read_text()
-            self.known = int(text) if text.isdigit() and int(text) > 0 else None
+            text = self.path.read_bytes()
+            self.known = int(text) if re.fullmatch(rb"[1-9][0-9]{0,8}", text) else None
         self.settings = dataclasses.replace(settings, batch_size=settings.batch_size or self.known)
 
     def keep(self, batch_size: int) -> None:
@@ -675,7 +641,7 @@ def generate_candidates(
         images, fingerprint, denoiser_path, Path(out), cfg, dataset, labels, condition
     )
     writer = StoreWriter(out, manifest, digests)
-    rank, world_size = _process()
+    rank, world_size = process()
     began = time.perf_counter()
     with writer.lock(rank, world_size):
         problem = _no_room(left_to_draw(out, manifest), Path(out))

@@ -9,7 +9,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import shutil
 import time
@@ -47,6 +46,7 @@ from clsp_plugin.engine.progress import quiet
 from clsp_plugin.engine.trainer import fit, new_trainer
 from clsp_plugin.errors import ClspError
 from clsp_plugin.memory import keep_freed_memory
+from clsp_plugin.processes import is_first
 
 __all__ = ["RECORD", "DenoiserModule", "TrainingSettings", "train_denoiser"]
 
@@ -448,11 +448,6 @@ def _record(module: DenoiserModule, identity: dict[str, Any], steps: int) -> dic
     }
 
 
-# Where a launcher started several processes, by these it tells each its number, in all of them or
-# on its machine, and that of its machine.
-_NUMBERS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
-
-
 @contextlib.contextmanager
 def _alone(workspace: Path) -> Iterator[None]:
     """Keep a second training out of a workspace; of the processes of one, the first does.
@@ -460,7 +455,7 @@ def _alone(workspace: Path) -> Iterator[None]:
     Raises:
         ClspError: another one is in it.
     """
-    if any(os.environ.get(name, "0") != "0" for name in _NUMBERS):
+    if not is_first():
         yield
         return
     with locked(workspace / "lock") as free:

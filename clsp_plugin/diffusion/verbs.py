@@ -1,7 +1,6 @@
 """``clsp denoiser`` and ``clsp generate``: their configurations, and what they print."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from clsp_plugin.diffusion.training import (
 from clsp_plugin.engine.config import Data, typed
 from clsp_plugin.engine.progress import Bar
 from clsp_plugin.errors import ClspError
+from clsp_plugin.processes import process
 
 __all__ = ["denoiser", "generate"]
 
@@ -129,9 +129,10 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
 
 def _export(out: str, export: str) -> None:
     """Write the authors' array, once all processes have drawn their shares."""
-    if os.environ.get("RANK", "0") != "0":
+    rank, world_size = process()
+    if rank:
         return
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if world_size > 1:
         print(f"No array yet: once all are done, the same command in one process writes {export}.")
         return
     export_npy(CandidateStore(out), export)

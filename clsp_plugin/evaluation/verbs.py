@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from clsp_plugin.data.downstream import DOWNSTREAM, Downstream, ImageStream, load_downstream
@@ -28,6 +27,7 @@ from clsp_plugin.evaluation.features import (
 from clsp_plugin.evaluation.finetune import finetune_cfg, train_and_test
 from clsp_plugin.evaluation.protocol import check_protocol, evaluate_knn, evaluate_linear
 from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer
+from clsp_plugin.processes import device_of
 
 __all__ = ["evaluate", "finetune", "knn", "linear", "targets_of", "transfer"]
 
@@ -238,11 +238,9 @@ class _Network:
         self.cfg, self.backbone, self.args = cfg, backbone, args
         self.size = size or input_size(args)
         self.mean, self.std = channel_statistics(args["data"], args.get("augmentations"))
-        self.device = cfg.device
-        if self.device == "auto":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device_of(cfg.device)
         what = {"backbone": args["backbone"], "mean": self.mean, "std": self.std}
-        what |= {"size": self.size, "device": self.device.partition(":")[0]}
+        what |= {"size": self.size, "device": self.device.type}
         self.cache = FeatureCache(cache_folder(checkpoint) if cfg.cache else None, backbone, what)
 
     def features(self, images: ImageArray | ImageStream, flip: bool, desc: str = "") -> Features:

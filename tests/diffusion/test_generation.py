@@ -16,6 +16,7 @@ from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser, save_de
 from clsp_plugin.diffusion.generation import generate_candidates
 from clsp_plugin.diffusion.sampling import make_scheduler, sample_candidates
 from clsp_plugin.errors import ClspError
+from clsp_plugin.processes import _gpu
 
 CFG = {"num_candidates": 2, "steps": 2, "batch_size": 6, "shard_size": 5, "device": "cpu"}
 
@@ -276,7 +277,7 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch):
         with monkeypatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
-            assert generation._gpu() == number
+            assert _gpu() == number
 
 
 def test_the_batch_of_a_cpu_is_what_memory_has_room_for(
