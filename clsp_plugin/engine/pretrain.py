@@ -163,8 +163,9 @@ def make_trainer(
         ClspError: devices or a precision that this machine does not have.
     """
     finite = Finite(
-        "likely causes are a rate, a temperature or a precision that is too small or too large: "
-        "give a smaller optimizer.lr, a longer scheduler.warmup_epochs or precision=32-true"
+        cfg.method,
+        f"give a smaller optimizer.lr (it is {cfg.optimizer.lr:g} after scaling), a longer "
+        f"scheduler.warmup_epochs, a larger temperature where there is one, or precision=32-true",
     )
     callbacks = [SeedSteps(), finite, *callbacks]
     if start.checkpoint is not None:

@@ -58,13 +58,14 @@ class Finite(Callback):
     end of an epoch, where the device is waited for anyway.
 
     Args:
-        advice: ends the sentence: what to change.
+        whose: that is trained, for people.
+        advice: what to change.
     """
 
     every = 100
 
-    def __init__(self, advice: str):
-        self.advice = advice
+    def __init__(self, whose: str, advice: str):
+        self.whose, self.advice = whose, advice
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # of the first loss that is none, its number in the epoch from 1; 0 where there is none
@@ -83,17 +84,19 @@ class Finite(Callback):
         finite = torch.stack([t.isfinite().all().to(module.device) for t in _state(trainer)]).all()
         # the sum of what each process found, so that all of them stop
         if float(trainer.strategy.reduce((~finite).float(), reduce_op="sum")) > 0:
-            self._stop(trainer, "The weights or the optimiser's moments are", "after")
+            self._stop(trainer, "weights", "are", "from its last step on")
 
     def _check_losses(self, trainer: pl.Trainer) -> None:
+        # where processes differ, a step between theirs: all of them stop
         step = float(trainer.strategy.reduce(self._first, reduce_op="mean"))
         if step > 0:
-            self._stop(trainer, "The loss is", f"in step {step:.0f} of")
+            self._stop(trainer, "loss", "is", f"from step {step:.0f} on")
 
-    def _stop(self, trainer: pl.Trainer, what: str, when: str) -> None:
+    def _stop(self, trainer: pl.Trainer, what: str, verb: str, when: str) -> None:
         raise ClspError(
-            f"{what} not finite {when} epoch {trainer.current_epoch + 1} with "
-            f"precision={trainer.precision}; {self.advice}. The checkpoint before it is kept."
+            f"The {what} of {self.whose} {verb} not finite in epoch {trainer.current_epoch + 1}, "
+            f"{when}, with precision={trainer.precision}; {self.advice}. A checkpoint that was "
+            f"saved before is kept."
         )
 
 
@@ -133,7 +136,7 @@ def fit(
     began = _Began()
     trainer.callbacks.insert(0, began)
     if checkpoint is not None:
-        _check_weights(model, read_checkpoint(checkpoint), checkpoint)
+        _check_whole(model, read_checkpoint(checkpoint), checkpoint)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
     except SIGTERMException as error:
@@ -178,12 +181,19 @@ def _unfit(checkpoint: Path, error: BaseException) -> ClspError:
     )
 
 
-def _check_weights(model: pl.LightningModule, content: Any, checkpoint: Path) -> None:
-    """Check that a checkpoint has the weights of a model, each of its shape."""
-    own = model.state_dict()
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict):
-        raise _unfit(checkpoint, KeyError("state_dict"))
+# Without its loops Lightning begins at epoch 0, without the callbacks' a curve is lost.
+_WHOLE = {
+    "state_dict": dict, "loops": dict, "callbacks": dict, "optimizer_states": list,
+    "lr_schedulers": list,
+}  # fmt: skip
+
+
+def _check_whole(model: pl.LightningModule, content: Any, checkpoint: Path) -> None:
+    """Check that a checkpoint has what Lightning saves, and the weights of a model, by shape."""
+    for key, kind in _WHOLE.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+            raise _unfit(checkpoint, KeyError(f"{key} is not in it"))
+    own, state = model.state_dict(), content["state_dict"]
     for key in sorted(own.keys() | state.keys()):
         shapes = [
             list(each[key].shape) if isinstance(each.get(key), torch.Tensor) else "missing"
