@@ -10,6 +10,7 @@ import pickle
 import random
 import re
 import string
+import warnings
 import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -30,7 +31,7 @@ from clsp_plugin.errors import ClspError
 __all__ = [
     "ARGS",
     "Checkpointer",
-    "check_args",
+    "check_bound",
     "comparable",
     "epoch_of",
     "find_checkpoint",
@@ -139,6 +140,9 @@ def find_checkpoint(path: str | Path) -> Path:
 def read_checkpoint(path: Path, *, foreign: Any = None) -> Any:
     """The content of a checkpoint, on the CPU; no byte of it is changed and nothing of it is run.
 
+    A TorchScript program, which would be, torch refuses itself since 2.6: it looks at the file
+    with the reader that would load it.
+
     Args:
         path: of the file.
         foreign: a pickle module for files with classes that ``weights_only`` does not know.
@@ -153,9 +157,11 @@ def read_checkpoint(path: Path, *, foreign: Any = None) -> Any:
     packed = zipfile.is_zipfile(path)
     try:
         if packed:
-            _check_archive(path)
+            _check_sums(path)
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # torch's words on a program are for its own users
+                warnings.simplefilter("ignore", UserWarning)
+                return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             if not packed or foreign is None:  # neither torch's format nor Lightning's
                 raise
@@ -164,7 +170,9 @@ def read_checkpoint(path: Path, *, foreign: Any = None) -> Any:
         raise
     except Exception as error:  # a broken pickle can raise anything
         if isinstance(error, OSError) and error.errno is not None:
-            raise
+            raise  # the system does not let it be read, which says nothing about its content
+        if "TorchScript" in str(error):
+            raise ClspError(f"{path} is a TorchScript program and no checkpoint.") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ClspError(f"{path} is not a readable checkpoint ({reason}); {_ADVICE}") from error
 
@@ -172,13 +180,9 @@ def read_checkpoint(path: Path, *, foreign: Any = None) -> Any:
 _ADVICE = "restore it from a copy, or delete it."
 
 
-def _check_archive(path: Path) -> None:
-    """Check the kind of a zip, and the checksums of its files, which torch does not look at."""
+def _check_sums(path: Path) -> None:
+    """Check the checksums of the files in a zip, which torch does not look at."""
     with zipfile.ZipFile(path) as file:
-        names = file.namelist()
-        if any(name.endswith("/constants.pkl") for name in names):
-            # which torch before 2.6 would load even with weights_only
-            raise ClspError(f"{path} is a TorchScript program and no checkpoint.")
         broken = file.testzip()
     if broken is not None:
         raise ClspError(f"{path} is damaged: {broken} in it does not match its checksum; {_ADVICE}")
@@ -231,13 +235,13 @@ def _digest(args: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def bound(content: Any) -> dict[str, str]:
+def bound(content: Any) -> dict[str, Any]:
     """What a checkpoint says that it was trained with; empty for one of others, or an older one."""
     said = content.get(_BOUND) if isinstance(content, dict) else None
     return said if isinstance(said, dict) else {}
 
 
-def check_args(args: Mapping[str, Any] | None, content: Any, checkpoint: Path) -> None:
+def check_bound(args: Mapping[str, Any] | None, content: Any, checkpoint: Path) -> None:
     """Check that an ``args.json`` is the one that its checkpoint was trained with.
 
     Args:
@@ -270,7 +274,7 @@ class Checkpointer(Callback):
     Args:
         cfg: the parsed configuration, written to ``args.json``.
         run_dir: where to save; held by this process if it exists.
-        identity: name to digest of what else the training depends on, such as its images.
+        identity: of what else the training depends on, by name, such as its images.
         held: takes the lock of a directory that is made.
 
     Attributes:
@@ -278,7 +282,7 @@ class Checkpointer(Callback):
     """
 
     def __init__(
-        self, cfg: DictConfig, run_dir: Path, identity: Mapping[str, str], held: ExitStack
+        self, cfg: DictConfig, run_dir: Path, identity: Mapping[str, Any], held: ExitStack
     ):
         self.cfg, self.run_dir = cfg, Path(run_dir)
         self.identity, self.held = dict(identity), held

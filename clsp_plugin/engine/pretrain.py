@@ -80,7 +80,7 @@ def pretrain(
     cfg.data.num_classes = max(1, len(train.classes))
     cfg.data.mean, cfg.data.std = channel_statistics(cfg.data, cfg.augmentations)
     with ExitStack() as held:
-        start = find_start(cfg, {"images": train.fingerprint}, held)
+        start = find_start(cfg, {"images": train.identity}, held)
         if start.complete:
             print(f"Already complete: {start.checkpoint} (auto_resume.enabled=False trains anew).")
             return _complete(cfg, start, len(train))
@@ -110,7 +110,7 @@ def _train(
         cfg.data.mean, cfg.data.std, compile=compiled, places=places,
     )  # fmt: skip
     history = History({"environment": environment(cfg.method), "candidates": _candidates(model)})
-    saver = Checkpointer(cfg, start.run_dir, {"images": train.fingerprint}, held)
+    saver = Checkpointer(cfg, start.run_dir, {"images": train.identity}, held)
     trainer = make_trainer(cfg, start, saver, [bar, history], val is not None)
     keep_freed_memory(trainer.strategy.root_device)
     if start.checkpoint is not None and trainer.is_global_zero:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.engine.checkpoint import (
     bound,
-    check_args,
+    check_bound,
     comparable,
     epoch_of,
     find_checkpoint,
@@ -46,7 +46,7 @@ _FIXED = (
 # Settings of the images that say nothing where the images themselves are compared, or that are of
 # the ones for evaluation alone.
 _OF_IMAGES = {"val_path", "num_val", "num_workers"}
-# What the checkpoint's own name for such a difference is, for people.
+# What else a training depends on, for people.
 _TOLD = {"images": "training images", "weights": "weights to start from"}
 
 
@@ -75,14 +75,14 @@ class Start:
         return f"Continuing from {self.checkpoint}{more}."
 
 
-def find_start(cfg: DictConfig, identity: Mapping[str, str], held: ExitStack) -> Start:
+def find_start(cfg: DictConfig, identity: Mapping[str, Any], held: ExitStack) -> Start:
     """Where a complete configuration goes on from: the checkpoint it names, its own run, nowhere.
 
     Args:
         cfg: of any ``engine.config.Training``, with ``method``. ``continued`` is added to it where
             a checkpoint of other settings is gone on from: of each such checkpoint its path, its
             epochs and the settings that were others.
-        identity: name to digest of what else the training depends on, such as its images.
+        identity: of what else the training depends on, by name, such as its images.
         held: takes the lock of the run's directory, so that no other process trains in it.
 
     Raises:
@@ -120,7 +120,7 @@ def _done(content: Any, checkpoint: Path) -> int:
     return epoch + 1
 
 
-def _newest(cfg: DictConfig, identity: Mapping[str, str], besides: Path | None) -> Start | None:
+def _newest(cfg: DictConfig, identity: Mapping[str, Any], besides: Path | None) -> Start | None:
     """The run of exactly this configuration and identity that is the newest."""
     for checkpoint in _of_settings(cfg):
         if checkpoint.parent == besides:
@@ -195,21 +195,21 @@ def _container(cfg: DictConfig) -> dict[str, Any]:
     return json.loads(json.dumps(OmegaConf.to_container(cfg)))
 
 
-def _of_others(content: Any, identity: Mapping[str, str]) -> list[str]:
+def _of_others(content: Any, identity: Mapping[str, Any]) -> list[str]:
     """What a checkpoint has of another kind, such as its images; one that does not say, nothing."""
     said = bound(content)
     return [
         _TOLD.get(name, name)
-        for name, digest in identity.items()
-        if name in said and said[name] != digest
+        for name, own in identity.items()
+        if name in said and said[name] != own
     ]
 
 
-def _named(cfg: DictConfig, identity: Mapping[str, str]) -> Start:
+def _named(cfg: DictConfig, identity: Mapping[str, Any]) -> Start:
     """The start at ``resume_from_checkpoint``, if it fits the configuration."""
     checkpoint = find_checkpoint(cfg.resume_from_checkpoint)
     content, args = read_checkpoint(checkpoint), load_args(checkpoint.parent)
-    check_args(args, content, checkpoint)
+    check_bound(args, content, checkpoint)
     other = _of_others(content, identity)
     if other:
         raise ClspError(

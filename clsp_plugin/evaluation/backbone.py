@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clsp_plugin.engine.checkpoint import check_args, find_checkpoint, load_args, read_checkpoint
+from clsp_plugin.engine.checkpoint import check_bound, find_checkpoint, load_args, read_checkpoint
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation import inert
 from clsp_plugin.evaluation.authors import authors_args, is_authors
@@ -41,7 +41,7 @@ def load_backbone(
         args, state = authors_args(content, checkpoint, data or {})
     else:
         args, state = load_args(checkpoint.parent), _backbone_state(content, checkpoint)
-        check_args(args, content, checkpoint)
+        check_bound(args, content, checkpoint)
     if args is None:
         raise ClspError(
             f"There is no readable args.json beside {checkpoint}; it says which backbone the "

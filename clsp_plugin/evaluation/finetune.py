@@ -152,7 +152,7 @@ def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | Non
     (block,) = cfg.augmentations
     block.crop_size = block.get("crop_size") or train.size[0]
     cfg.data.num_classes = num_classes(train.targets, test.targets)
-    identity = {"images": train.fingerprint, "weights": weights_digest(backbone)}
+    identity = {"images": train.identity, "weights": weights_digest(backbone)}
     with ExitStack() as held:
         return _train_and_test(cfg, backbone, train, test, identity, held)
 
@@ -162,7 +162,7 @@ def _train_and_test(
     backbone: nn.Module,
     train: ImageArray,
     test: ImageArray,
-    identity: dict[str, str],
+    identity: dict[str, Any],
     held: ExitStack,
 ) -> dict[str, Any] | None:
     start = find_start(cfg, identity, held)
