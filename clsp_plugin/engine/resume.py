@@ -3,7 +3,8 @@
 A run that was stopped is found by its settings and its images, and goes on where it is, as if it
 had not been stopped. ``resume_from_checkpoint`` goes on from any other checkpoint, which stays as
 it is, in a new directory: weights, moments of the optimiser and counters are the checkpoint's; the
-settings are the new configuration's, its rates and its schedule at the step that is gone on from.
+settings are the new configuration's, its rates and its schedule at the step that is gone on from;
+``docs/continuing.md`` has all of them.
 """
 
 import json
