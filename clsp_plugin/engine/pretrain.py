@@ -174,7 +174,7 @@ def make_trainer(
         callbacks.append(saver)
     kwargs = trainer_kwargs(cfg)
     kwargs.update(
-        logger=_wandb(cfg, start.checkpoint) if cfg.wandb.enabled else False,
+        logger=_wandb(cfg, start) if cfg.wandb.enabled else False,
         callbacks=callbacks,
         use_distributed_sampler=False,  # the order is already shared out, and keyed
         num_sanity_val_steps=0,
@@ -184,7 +184,7 @@ def make_trainer(
     return new_trainer(**kwargs)
 
 
-def _wandb(cfg: DictConfig, checkpoint: Path | None) -> Any:
+def _wandb(cfg: DictConfig, start: Start) -> Any:
     try:
         import wandb  # noqa: F401
     except ImportError:
@@ -194,7 +194,7 @@ def _wandb(cfg: DictConfig, checkpoint: Path | None) -> Any:
         ) from None
     from lightning.pytorch.loggers import WandbLogger
 
-    args = load_args(checkpoint.parent) if checkpoint is not None else None
+    args = load_args(start.run_dir)  # None for a new run, whatever it goes on from
     logger = WandbLogger(
         name=cfg.name,
         project=cfg.wandb.project,

@@ -7,7 +7,10 @@ settings are the new configuration's, its rates and its schedule at the step tha
 ``docs/continuing.md`` has all of them.
 """
 
+import errno
 import json
+import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -105,7 +108,16 @@ def find_start(cfg: DictConfig, identity: Mapping[str, Any], held: ExitStack) ->
                     held.close()
                     return find_start(cfg, identity, held)
             return own
-    return Start(new_run_dir(cfg)) if named is None else named
+    start = Start(new_run_dir(cfg)) if named is None else named
+    _check_writable(start.run_dir)
+    return start
+
+
+def _check_writable(run_dir: Path) -> None:
+    """Tell before an epoch is trained that its directory could not be made after it."""
+    above = next(folder for folder in run_dir.absolute().parents if folder.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
 
 
 def _say(text: str) -> None:
@@ -301,15 +313,13 @@ class Resumed(Callback):
             checkpoint["lr_schedulers"] = []
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if module.automatic_optimization:
-            expected = trainer.current_epoch * trainer.estimated_stepping_batches
-            if trainer.global_step * trainer.max_epochs != expected:
-                raise ClspError(
-                    f"{self.start.checkpoint} has {trainer.global_step} steps in "
-                    f"{trainer.current_epoch} epochs, and here an epoch has "
-                    f"{trainer.estimated_stepping_batches // trainer.max_epochs}; go on with as "
-                    f"many processes, images and optimizer.batch_size as it was trained with."
-                )
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        if module.automatic_optimization and trainer.global_step != trainer.current_epoch * steps:
+            raise ClspError(
+                f"{self.start.checkpoint} has {trainer.global_step} steps in "
+                f"{trainer.current_epoch} epochs, and here an epoch has {steps}; go on with as "
+                f"many processes, images and optimizer.batch_size as it was trained with."
+            )
         if self.start.other:
             self._settings_hold(trainer, module)
 
