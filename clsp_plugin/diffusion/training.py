@@ -12,7 +12,6 @@ import json
 import platform
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from clsp_plugin.data.condition import check_condition, condition_digest
-from clsp_plugin.data.files import locked
+from clsp_plugin.data.files import write_text
+from clsp_plugin.data.json_files import read_json
 from clsp_plugin.data.loader import IndexBatches, index_loader
 from clsp_plugin.data.random import Purpose, derive_key, key_normal, key_uniform, keys_for
 from clsp_plugin.diffusion.denoiser import (
@@ -42,11 +42,12 @@ from clsp_plugin.diffusion.interpolation import decode, encode, known, unknown
 from clsp_plugin.diffusion.samples import SampleSheets
 from clsp_plugin.diffusion.sampling import PREDICTIONS, to_float
 from clsp_plugin.diffusion.settings import precision_name, read_settings, setting
+from clsp_plugin.engine.checkpoint import read_checkpoint
+from clsp_plugin.engine.lock import alone
 from clsp_plugin.engine.progress import quiet
-from clsp_plugin.engine.trainer import fit, new_trainer
+from clsp_plugin.engine.trainer import Finite, fit, new_trainer
 from clsp_plugin.errors import ClspError
 from clsp_plugin.memory import keep_freed_memory
-from clsp_plugin.processes import is_first
 
 __all__ = ["RECORD", "DenoiserModule", "TrainingSettings", "train_denoiser"]
 
@@ -268,12 +269,6 @@ class DenoiserModule(LightningModule):
         mean = self.trainer.strategy.reduce(self._loss_sum / self._batches, reduce_op="mean")
         self.losses.append(float(mean))
         self.seconds += time.perf_counter() - self._start
-        if not torch.isfinite(mean):
-            raise ClspError(
-                f"The loss of the denoiser is not finite in epoch {self.current_epoch} with "
-                f"precision={self.settings.precision} and lr={self.settings.lr:g}; use "
-                f"precision=32-true or a smaller lr."
-            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = {"losses": list(self.losses), "seconds": self.seconds}
@@ -316,14 +311,16 @@ class _Data(LightningDataModule):
 class _LastCheckpoint(Checkpoint):  # which has its turn after the module
     """Replaces one file every few epochs, so that a kill at any time leaves a whole one."""
 
-    def __init__(self, path: Path, every: int):
-        self.path, self.every = path, every
+    def __init__(self, workspace: Path, identity: dict[str, Any], every: int):
+        self.workspace, self.identity, self.every = workspace, identity, every
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done = trainer.current_epoch + 1
         if done % self.every and done != trainer.max_epochs:
             return
-        trainer.save_checkpoint(self.path)
+        if trainer.is_global_zero:  # with the first checkpoint: without one they say nothing
+            write_text(self.workspace / "settings.json", json.dumps(self.identity, indent=2))
+        trainer.save_checkpoint(self.workspace / "last.ckpt")
 
 
 def _check_images(images: torch.Tensor) -> int:
@@ -363,15 +360,17 @@ def _find_checkpoint(workspace: Path, identity: dict[str, Any]) -> Path | None:
     if not checkpoint.exists():
         return None
     try:
-        before = json.loads((workspace / "settings.json").read_text())
-        readable = isinstance(before, dict) and zipfile.is_zipfile(checkpoint)
-    except (OSError, ValueError):
-        readable = False
-    if not readable:
+        advice = "nothing else knows what that training was of."
+        before = read_json(
+            workspace / "settings.json", dict[str, Any], "the settings of a training", advice
+        )
+        read_checkpoint(checkpoint)
+    except (ClspError, FileNotFoundError) as error:
         raise ClspError(
             f"The unfinished training in {workspace} cannot be continued, a file of it is damaged "
-            f"or missing; delete that folder to start anew, or choose another out=."
-        )
+            f"or missing ({_reason(error)}); delete that folder to start anew, or choose another "
+            f"out=."
+        ) from error
     changed = [
         f"{name}={before.get(name)!r} (now {identity.get(name)!r})"
         for name in sorted(before.keys() | identity.keys())
@@ -383,6 +382,11 @@ def _find_checkpoint(workspace: Path, identity: dict[str, Any]) -> Path | None:
             f"settings to continue it, choose another out=, or delete it to start anew."
         )
     return checkpoint
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, without the advice that a sentence of ours ends with."""
+    return str(error).partition(";")[0]
 
 
 def _make_module(
@@ -399,9 +403,19 @@ def _make_module(
 
 
 def _make_trainer(
-    settings: TrainingSettings, workspace: Path, callbacks: Sequence[Callback]
+    settings: TrainingSettings,
+    workspace: Path,
+    identity: dict[str, Any],
+    callbacks: Sequence[Callback],
 ) -> Trainer:
-    callbacks = [*callbacks, _LastCheckpoint(workspace / "last.ckpt", settings.checkpoint_every)]
+    finite = Finite(
+        "the denoiser", f"use precision=32-true or a smaller lr (it is {settings.lr:g})"
+    )
+    callbacks = [
+        finite,
+        *callbacks,
+        _LastCheckpoint(workspace, identity, settings.checkpoint_every),
+    ]
     if not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(TQDMProgressBar())
     return new_trainer(
@@ -422,10 +436,10 @@ def _make_trainer(
 def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """What ``training.json`` says, if this very training was finished before."""
     try:
-        record = json.loads((out / RECORD).read_text())
-        return record if record["settings"] == identity else None
-    except (OSError, ValueError, KeyError, TypeError):
+        record = read_json(out / RECORD, dict[str, Any], "the record of a training", "delete it.")
+    except (ClspError, FileNotFoundError, NotADirectoryError):  # something else is at that place
         return None
+    return record if record.get("settings") == identity else None
 
 
 def _record(module: DenoiserModule, identity: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -446,24 +460,6 @@ def _record(module: DenoiserModule, identity: dict[str, Any], steps: int) -> dic
             "diffusers": diffusers.__version__,
         },
     }
-
-
-@contextlib.contextmanager
-def _alone(workspace: Path) -> Iterator[None]:
-    """Keep a second training out of a workspace; of the processes of one, the first does.
-
-    Raises:
-        ClspError: another one is in it.
-    """
-    if not is_first():
-        yield
-        return
-    with locked(workspace / "lock") as free:
-        if not free:
-            raise ClspError(
-                f"Another process is training in {workspace}; wait for it, or choose another out=."
-            )
-        yield
 
 
 def train_denoiser(
@@ -513,8 +509,12 @@ def train_denoiser(
     check_absent(out)
     module = _make_module(size, settings, condition)
     workspace.mkdir(parents=True, exist_ok=True)
-    with _alone(workspace):
-        return _train(images, module, settings, identity, workspace, out, callbacks, score)
+    try:
+        with alone(workspace, "wait for it, or choose another out="):
+            return _train(images, module, settings, identity, workspace, out, callbacks, score)
+    finally:
+        with contextlib.suppress(OSError):  # not empty: it can be continued
+            workspace.rmdir()
 
 
 def _train(
@@ -529,8 +529,6 @@ def _train(
 ) -> dict[str, Any]:
     """Train in a workspace, on from its checkpoint if it has one; see :func:`train_denoiser`."""
     checkpoint = _find_checkpoint(workspace, identity)
-    if checkpoint is None:
-        (workspace / "settings.json").write_text(json.dumps(identity, indent=2))
     with quiet():
         callbacks = list(callbacks or ())
         if settings.sample_every:
@@ -539,7 +537,7 @@ def _train(
             callbacks.append(
                 SampleSheets(folder, settings.sample_every, settings.prediction, **keys)
             )
-        trainer = _make_trainer(settings, workspace, callbacks)
+        trainer = _make_trainer(settings, workspace, identity, callbacks)
         keep_freed_memory(trainer.strategy.root_device)
         fit(trainer, module, _Data(images, settings), checkpoint)
     if len(module.losses) < settings.max_epochs:  # a callback may end it
@@ -551,6 +549,6 @@ def _train(
     if trainer.is_global_zero:
         files = {RECORD: json.dumps(record, indent=2)}
         save_denoiser(module.ema, out, prediction=settings.prediction, files=files)
-        shutil.rmtree(workspace)
+        shutil.rmtree(workspace, ignore_errors=True)  # all of it is in out
     trainer.strategy.barrier()
     return record

@@ -113,8 +113,10 @@ class Checkpoint:
 
 @dataclass
 class AutoResume:
+    """``max_hours``: runs whose last checkpoint is older are not continued; by default all are."""
+
     enabled: bool = False
-    max_hours: float = 36
+    max_hours: Optional[float] = None
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """``clsp pretrain``: from images to a checkpoint and a record."""
 
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.data.augmentation import can_compile
 from clsp_plugin.data.extra import inflate
-from clsp_plugin.data.images import channel_statistics, load_images
+from clsp_plugin.data.files import locked
+from clsp_plugin.data.images import ImageArray, channel_statistics, load_images
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.random import Purpose, derive_key
-from clsp_plugin.engine.checkpoint import (
-    Checkpointer,
-    epoch_of,
-    find_checkpoint,
-    find_resumable,
-    load_args,
-    new_run_dir,
-)
+from clsp_plugin.engine.checkpoint import Checkpointer, load_args, read_checkpoint
 from clsp_plugin.engine.config import parse_cfg, trainer_kwargs
 from clsp_plugin.engine.progress import Bar, History, quiet
 from clsp_plugin.engine.record import RECORD, Record, environment
-from clsp_plugin.engine.trainer import fit, new_trainer
+from clsp_plugin.engine.resume import Resumed, Start, find_start
+from clsp_plugin.engine.trainer import Finite, fit, new_trainer
 from clsp_plugin.errors import ClspError
 from clsp_plugin.memory import keep_freed_memory
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.synthetic import SyntheticPositives
 
-__all__ = ["Finished", "continue_from", "make_trainer", "pretrain", "worth_compiling"]
+__all__ = ["Finished", "make_trainer", "pretrain", "worth_compiling"]
 
 # Compiling takes about half a minute; it pays from about this many augmented images on.
 _WORTH_COMPILING = 3_000_000
@@ -40,10 +36,13 @@ _WORTH_COMPILING = 3_000_000
 
 @dataclass
 class Finished:
-    """What a pre-training leaves: its directory, its last checkpoint and its record's path."""
+    """What a pre-training leaves: its directory, its last checkpoint and its record's path.
+
+    ``checkpoint`` is None where ``checkpoint.enabled`` is False.
+    """
 
     run_dir: Path
-    checkpoint: Path
+    checkpoint: Path | None
     record: Path
 
 
@@ -80,11 +79,24 @@ def pretrain(
     _check_extra(cfg)
     cfg.data.num_classes = max(1, len(train.classes))
     cfg.data.mean, cfg.data.std = channel_statistics(cfg.data, cfg.augmentations)
-    checkpoint = continue_from(cfg)
-    if checkpoint is not None and epoch_of(checkpoint) + 1 >= cfg.max_epochs:
-        print(f"Already complete: {checkpoint} (auto_resume.enabled=False trains anew).")
-        return _complete(cfg, checkpoint, len(train))
+    with ExitStack() as held:
+        start = find_start(cfg, {"images": train.identity}, held)
+        if start.complete:
+            print(f"Already complete: {start.checkpoint} (auto_resume.enabled=False trains anew).")
+            return _complete(cfg, start, len(train))
+        bar = Bar(title or f"pre-train {cfg.method}", position=position)
+        return _train(cfg, start, (train, val, places), bar, held)
 
+
+def _train(
+    cfg: DictConfig,
+    start: Start,
+    images: tuple[ImageArray, ImageArray | None, torch.Tensor | None],
+    bar: Bar,
+    held: ExitStack,
+) -> Finished:
+    """Train from a start on; ``images`` to train on, to validate on, and their places."""
+    train, val, places = images
     pl.seed_everything(cfg.seed)
     model = METHODS[cfg.method](cfg)
     if not cfg.performance.disable_channel_last:
@@ -97,22 +109,22 @@ def pretrain(
         train, val, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed,
         cfg.data.mean, cfg.data.std, compile=compiled, places=places,
     )  # fmt: skip
-    run_dir = checkpoint.parent if checkpoint is not None else new_run_dir(cfg)
     history = History({"environment": environment(cfg.method), "candidates": _candidates(model)})
-    bar = Bar(title or f"pre-train {cfg.method}", position=position)
-    trainer = make_trainer(cfg, run_dir, [bar, history], val is not None, checkpoint)
+    saver = Checkpointer(cfg, start.run_dir, {"images": train.identity}, held)
+    trainer = make_trainer(cfg, start, saver, [bar, history], val is not None)
     keep_freed_memory(trainer.strategy.root_device)
-    if checkpoint is not None and trainer.is_global_zero:
-        print(f"Continuing from {checkpoint}.")
-    started = time.perf_counter()
+    if start.checkpoint is not None and trainer.is_global_zero:
+        print(start.told)
+    began = time.perf_counter()
     if cfg.debug_augmentations:
         print("Views:", *(pipeline.cfg for pipeline in data.pipelines), sep="\n  ")
-    fit(trainer, model, data, checkpoint)
-    checkpoint = run_dir / f"{cfg.name}-{run_dir.name}-ep={trainer.max_epochs - 1}.ckpt"
-    finished = Finished(run_dir, checkpoint, run_dir / RECORD)
+    fit(trainer, model, data, start.checkpoint)
+    if not history.curve:
+        raise ClspError("Nothing was trained: the Trainer's limits leave no step to do.")
+    finished = Finished(start.run_dir, saver.last, start.run_dir / RECORD)
     if trainer.is_global_zero:
-        timings = {"last_start_seconds": time.perf_counter() - started}
-        _record(cfg, finished, history, len(train), timings).save(finished.record)
+        timings = {"last_start_seconds": time.perf_counter() - began}
+        _save(_record(cfg, finished, history, len(train), timings), finished.record)
     return finished
 
 
@@ -126,27 +138,6 @@ def _check_extra(cfg: DictConfig) -> None:
         )
 
 
-def continue_from(cfg: DictConfig) -> Path | None:
-    """The checkpoint that a complete configuration goes on from: the one it names, or its own.
-
-    Raises:
-        ClspError: the one it names is of another method or network.
-    """
-    if cfg.resume_from_checkpoint is not None:
-        checkpoint = find_checkpoint(cfg.resume_from_checkpoint)
-        args = load_args(checkpoint.parent)
-        if args is not None and (args["method"], args["backbone"]["name"]) != (
-            cfg.method,
-            cfg.backbone.name,
-        ):
-            raise ClspError(
-                f"{checkpoint} is of {args['method']} on {args['backbone']['name']}, the "
-                f"configuration says {cfg.method} on {cfg.backbone.name}; give a checkpoint of it."
-            )
-        return checkpoint
-    return find_resumable(cfg) if cfg.auto_resume.enabled else None
-
-
 def worth_compiling(cfg: DictConfig, num_images: int) -> bool:
     """Whether to compile the augmentation: as the configuration says, or in long runs."""
     wanted = cfg.performance.compile_augmentation
@@ -157,30 +148,33 @@ def worth_compiling(cfg: DictConfig, num_images: int) -> bool:
 
 
 def make_trainer(
-    cfg: DictConfig,
-    run_dir: Path,
-    callbacks: list[Callback],
-    validate: bool,
-    checkpoint: Path | None,
+    cfg: DictConfig, start: Start, saver: Checkpointer, callbacks: list[Callback], validate: bool
 ) -> pl.Trainer:
     """Lightning's trainer as a complete configuration says.
 
     Args:
         cfg: of any ``engine.config.Training``, with ``method``.
-        run_dir: where to save checkpoints.
-        callbacks: besides those that seed the steps and save.
+        start: where it begins.
+        saver: of checkpoints, if ``checkpoint.enabled``.
+        callbacks: besides those that seed the steps, look at the numbers and save.
         validate: whether there are validation batches.
-        checkpoint: that is gone on from, if one is.
 
     Raises:
         ClspError: devices or a precision that this machine does not have.
     """
-    callbacks = [SeedSteps(), *callbacks]
+    finite = Finite(
+        cfg.method,
+        f"give a smaller optimizer.lr (it is {cfg.optimizer.lr:g} after scaling), a longer "
+        f"scheduler.warmup_epochs, a larger temperature where there is one, or precision=32-true",
+    )
+    callbacks = [SeedSteps(), finite, *callbacks]
+    if start.checkpoint is not None:
+        callbacks.append(Resumed(start))
     if cfg.checkpoint.enabled:
-        callbacks.append(Checkpointer(cfg, run_dir))
+        callbacks.append(saver)
     kwargs = trainer_kwargs(cfg)
     kwargs.update(
-        logger=_wandb(cfg, checkpoint) if cfg.wandb.enabled else False,
+        logger=_wandb(cfg, start) if cfg.wandb.enabled else False,
         callbacks=callbacks,
         use_distributed_sampler=False,  # the order is already shared out, and keyed
         num_sanity_val_steps=0,
@@ -190,7 +184,7 @@ def make_trainer(
     return new_trainer(**kwargs)
 
 
-def _wandb(cfg: DictConfig, checkpoint: Path | None) -> Any:
+def _wandb(cfg: DictConfig, start: Start) -> Any:
     try:
         import wandb  # noqa: F401
     except ImportError:
@@ -200,7 +194,7 @@ def _wandb(cfg: DictConfig, checkpoint: Path | None) -> Any:
         ) from None
     from lightning.pytorch.loggers import WandbLogger
 
-    args = load_args(checkpoint.parent) if checkpoint is not None else None
+    args = load_args(start.run_dir)  # None for a new run, whatever it goes on from
     logger = WandbLogger(
         name=cfg.name,
         project=cfg.wandb.project,
@@ -219,16 +213,33 @@ def _candidates(model: pl.LightningModule) -> dict[str, Any] | None:
     return None if manifest is None else asdict(manifest)
 
 
-def _complete(cfg: DictConfig, checkpoint: Path, num_train: int) -> Finished:
+def _complete(cfg: DictConfig, start: Start, num_train: int) -> Finished:
     """A run that needs no more training; one killed before its record was written gets it now."""
-    finished = Finished(checkpoint.parent, checkpoint, checkpoint.parent / RECORD)
+    finished = Finished(start.run_dir, start.checkpoint, start.run_dir / RECORD)
     if not finished.record.exists():
         history = History()
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        history.load_state_dict(content["callbacks"][history.state_key])
-        _record(cfg, finished, history, num_train, {}).save(finished.record)
+        content = read_checkpoint(start.checkpoint)
+        try:
+            history.load_state_dict(content["callbacks"][history.state_key])
+            record = _record(cfg, finished, history, num_train, {})
+        except (LookupError, TypeError) as error:  # of solo-learn
+            raise ClspError(
+                f"{start.checkpoint} does not say how its training went, so there is no record to "
+                f"write; evaluate it (clsp knn, clsp linear) or train anew with "
+                f"auto_resume.enabled=False and without resume_from_checkpoint."
+            ) from error
+        _save(record, finished.record)
         print(f"Its record was missing and is written from the checkpoint: {finished.record}")
     return finished
+
+
+def _save(record: Record, path: Path) -> None:
+    """Write a record; what was measured on earlier epochs of its run stays in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent, wait=True):  # as whoever adds an evaluation does
+        if path.exists():
+            record.evaluations = Record.load(path).evaluations
+        record.save(path)
 
 
 def _record(
@@ -247,7 +258,7 @@ def _record(
         epochs=history.curve[-1]["epoch"],
         seed=cfg.seed,
         num_train=num_train,
-        checkpoint=finished.checkpoint.name if cfg.checkpoint.enabled else None,
+        checkpoint=None if finished.checkpoint is None else finished.checkpoint.name,
         curve=history.curve,
         timings={
             "train_seconds": history.seconds,

@@ -1,7 +1,5 @@
 """The backbone of a checkpoint, with nothing missing and nothing left over."""
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clsp_plugin.engine.checkpoint import find_checkpoint, load_args
+from clsp_plugin.engine.checkpoint import check_bound, find_checkpoint, load_args, read_checkpoint
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation import inert
 from clsp_plugin.evaluation.authors import authors_args, is_authors
@@ -38,11 +36,12 @@ def load_backbone(
             Classes and functions that a checkpoint names are neither needed nor called.
     """
     checkpoint = find_checkpoint(path)
-    content = _read(checkpoint)
+    content = read_checkpoint(checkpoint, foreign=inert)
     if is_authors(content):
         args, state = authors_args(content, checkpoint, data or {})
     else:
         args, state = load_args(checkpoint.parent), _backbone_state(content, checkpoint)
+        check_bound(args, content, checkpoint)
     if args is None:
         raise ClspError(
             f"There is no readable args.json beside {checkpoint}; it says which backbone the "
@@ -54,28 +53,6 @@ def load_backbone(
     module, _ = build_backbone(block, args["data"]["dataset"])
     _load_exactly(module, state, checkpoint, args["backbone"]["name"])
     return module, args, checkpoint
-
-
-def _read(checkpoint: Path) -> Any:
-    """The content of a file, of which nothing is ever run."""
-    if zipfile.is_zipfile(checkpoint):
-        with zipfile.ZipFile(checkpoint) as file:
-            program = any(name.endswith("/constants.pkl") for name in file.namelist())
-        if program:  # which torch before 2.6 would load even with weights_only
-            raise ClspError(f"{checkpoint} is a TorchScript program and no checkpoint.")
-    try:
-        try:
-            return torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            if not zipfile.is_zipfile(checkpoint):  # neither torch's format nor Lightning's
-                raise
-            # a schedule or settings of classes that weights_only does not know
-            return torch.load(
-                checkpoint, map_location="cpu", pickle_module=inert, weights_only=False
-            )
-    except Exception as error:  # a broken pickle can raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ClspError(f"{checkpoint} is not a readable checkpoint ({reason}).") from error
 
 
 def _backbone_state(content: Any, checkpoint: Path) -> dict[str, torch.Tensor]:

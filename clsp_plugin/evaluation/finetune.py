@@ -4,8 +4,10 @@ As ``main_linear.py finetune=True`` of solo-learn does: cross entropy on one aug
 learning rate for both, batch normalisation in training mode.
 """
 
+import hashlib
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -18,10 +20,11 @@ from torch import nn
 from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
 from clsp_plugin.data.images import ImageArray, channel_statistics
 from clsp_plugin.data.loader import PretrainData
-from clsp_plugin.engine.checkpoint import new_run_dir
+from clsp_plugin.engine.checkpoint import Checkpointer
 from clsp_plugin.engine.config import Data, Training, training_cfg
-from clsp_plugin.engine.pretrain import continue_from, make_trainer, worth_compiling
+from clsp_plugin.engine.pretrain import make_trainer, worth_compiling
 from clsp_plugin.engine.progress import Bar, History, quiet
+from clsp_plugin.engine.resume import find_start
 from clsp_plugin.engine.trainer import fit
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.features import load_labelled
@@ -149,7 +152,20 @@ def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | Non
     (block,) = cfg.augmentations
     block.crop_size = block.get("crop_size") or train.size[0]
     cfg.data.num_classes = num_classes(train.targets, test.targets)
-    checkpoint = continue_from(cfg)
+    identity = {"images": train.identity, "weights": weights_digest(backbone)}
+    with ExitStack() as held:
+        return _train_and_test(cfg, backbone, train, test, identity, held)
+
+
+def _train_and_test(
+    cfg: DictConfig,
+    backbone: nn.Module,
+    train: ImageArray,
+    test: ImageArray,
+    identity: dict[str, Any],
+    held: ExitStack,
+) -> dict[str, Any] | None:
+    start = find_start(cfg, identity, held)
     began = time.perf_counter()
     pl.seed_everything(cfg.seed)
     model = _Classifier(cfg, backbone)
@@ -159,17 +175,16 @@ def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | Non
         train, None, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed,
         cfg.data.mean, cfg.data.std, compile=worth_compiling(cfg, len(train)),
     )  # fmt: skip
-    run_dir = checkpoint.parent if checkpoint is not None else new_run_dir(cfg)
     history = History()
     bar = Bar(f"fine-tune {cfg.pretrain_method}", ("train_loss", "train_acc1"))
-    trainer = make_trainer(cfg, run_dir, [bar, history], False, checkpoint)
-    if checkpoint is not None and trainer.is_global_zero:
-        print(f"Continuing from {checkpoint}.")
-    fit(trainer, model, data, checkpoint)
+    saver = Checkpointer(cfg, start.run_dir, identity, held)
+    trainer = make_trainer(cfg, start, saver, [bar, history], False)
+    if start.checkpoint is not None and trainer.is_global_zero:
+        print(start.told)
+    fit(trainer, model, data, start.checkpoint)
     if not trainer.is_global_zero:
         return None
     top1, top5 = _accuracy(model, test, trainer.strategy.root_device)
-    saved = run_dir / f"{cfg.name}-{run_dir.name}-ep={cfg.max_epochs - 1}.ckpt"
     return {
         "task": "finetune",
         "protocol": "strict",
@@ -181,8 +196,17 @@ def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | Non
         "settings": _settings(cfg),
         "seconds": time.perf_counter() - began,
         "curve": history.curve,
-        "checkpoint": str(saved) if cfg.checkpoint.enabled else None,
+        "checkpoint": None if saver.last is None else str(saver.last),
     }
+
+
+def weights_digest(network: nn.Module) -> str:
+    """What names a network's weights: a SHA-256 of their names and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _labelled(data: DictConfig, split: str) -> ImageArray:

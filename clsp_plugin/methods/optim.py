@@ -15,6 +15,7 @@ __all__ = [
     "OPTIMIZERS",
     "SCHEDULERS",
     "WarmupCosine",
+    "at_step",
     "build_optimizer",
     "build_optimizers",
     "ema_tau",
@@ -122,6 +123,23 @@ class WarmupCosine(LRScheduler):
             base if group.get("static_lr") else self._at(base)
             for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
         ]
+
+
+def at_step(scheduler: LRScheduler, steps: int) -> None:
+    """Move a schedule that was not stepped yet, and the rates that it sets, to a number of steps.
+
+    Args:
+        scheduler: of :func:`build_scheduler`.
+        steps: or epochs, as its interval is.
+    """
+    scheduler.last_epoch, scheduler._step_count = steps, steps + 1
+    if isinstance(scheduler, MultiStepLR):  # which otherwise goes from one step to the next
+        rates = scheduler._get_closed_form_lr()
+    else:
+        rates = scheduler.get_lr()
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = list(rates)
 
 
 def build_scheduler(optimizer, cfg, total_steps: int, max_epochs: int) -> dict[str, Any] | None:

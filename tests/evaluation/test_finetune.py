@@ -127,6 +127,28 @@ def test_a_stopped_one_continues(tune, monkeypatch, capsys):
     assert again["top1"] == whole["top1"]
 
 
+def test_more_epochs_with_a_schedule_of_their_own(tune, tmp_path):
+    first = tune()
+    before = (tmp_path / first["checkpoint"]).read_bytes()
+    again = tune("max_epochs=4", f"resume_from_checkpoint={first['checkpoint']}")
+    assert (tmp_path / first["checkpoint"]).read_bytes() == before
+    assert again["checkpoint"] != first["checkpoint"]
+    assert [row["epoch"] for row in again["curve"]] == [1, 2, 3, 4]
+    assert not same(weights(first["checkpoint"]), weights(again["checkpoint"]))
+    (schedule,) = torch.load(again["checkpoint"], weights_only=True)["lr_schedulers"]
+    assert (schedule["last_epoch"], schedule["total"]) == (12, 12)
+
+
+def test_a_network_that_was_trained_on_is_another_start(run, tune, capsys):
+    first = tune()
+    path = run / "a-ep=1.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["backbone.conv1.weight"] += 1
+    torch.save(content, path)
+    assert tune()["checkpoint"] != first["checkpoint"]
+    assert "is of other weights to start from" in capsys.readouterr().out
+
+
 def test_what_is_trained_with(run, tune):
     result = tune("optimizer.lr=0.16", "label_smoothing=0.1")
     settings = result["settings"]

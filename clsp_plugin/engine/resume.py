@@ -1,0 +1,334 @@
+"""Going on from a checkpoint: from which, in which directory, and by whose settings.
+
+A run that was stopped is found by its settings and its images, and goes on where it is, as if it
+had not been stopped. ``resume_from_checkpoint`` goes on from any other checkpoint, which stays as
+it is, in a new directory: weights, moments of the optimiser and counters are the checkpoint's; the
+settings are the new configuration's, its rates and its schedule at the step that is gone on from;
+``docs/continuing.md`` has all of them.
+"""
+
+import errno
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from clsp_plugin.engine.checkpoint import (
+    bound,
+    check_bound,
+    comparable,
+    epoch_of,
+    find_checkpoint,
+    load_args,
+    new_run_dir,
+    read_checkpoint,
+)
+from clsp_plugin.engine.lock import alone, is_first
+from clsp_plugin.engine.record import RECORD
+from clsp_plugin.errors import ClspError
+from clsp_plugin.methods.optim import at_step
+
+__all__ = ["Resumed", "Start", "find_start"]
+
+# What is of the checkpoint, whatever the configuration says: the network and what it learns from,
+# which moments the optimiser has of which parameters, and how many steps an epoch has.
+_FIXED = (
+    "pretrain_method", "pretrained_feature_extractor", "backbone", "optimizer.name",
+    "optimizer.exclude_bias_n_norm_wd", "optimizer.kwargs.exclude_bias_n_norm",
+    "optimizer.kwargs.amsgrad", "optimizer.batch_size", "accumulate_grad_batches",
+    "data.num_classes",
+)  # fmt: skip
+# Settings of the images that say nothing where the images themselves are compared, or that are of
+# the ones for evaluation alone.
+_OF_IMAGES = {"val_path", "num_val", "num_workers"}
+# What else a training depends on, for people.
+_TOLD = {"images": "training images", "weights": "weights to start from"}
+
+
+@dataclass
+class Start:
+    """Where a training begins.
+
+    Attributes:
+        run_dir: of the run; it does not exist yet where the run is new.
+        checkpoint: that is gone on from, if one is.
+        done: epochs that it has behind it.
+        complete: whether nothing is left to train.
+        other: whether settings are others than the checkpoint's.
+    """
+
+    run_dir: Path
+    checkpoint: Path | None = None
+    done: int = 0
+    complete: bool = False
+    other: bool = False
+
+    @property
+    def told(self) -> str:
+        """What a person should know of it, in a line."""
+        more = f", in {self.run_dir}" if self.run_dir != self.checkpoint.parent else ""
+        return f"Continuing from {self.checkpoint}{more}."
+
+
+def find_start(cfg: DictConfig, identity: Mapping[str, Any], held: ExitStack) -> Start:
+    """Where a complete configuration goes on from: the checkpoint it names, its own run, nowhere.
+
+    Args:
+        cfg: of any ``engine.config.Training``, with ``method``. ``continued`` is added to it where
+            a checkpoint of other settings is gone on from: of each such checkpoint its path, its
+            epochs and the settings that were others.
+        identity: of what else the training depends on, by name, such as its images.
+        held: takes the lock of the run's directory, so that no other process trains in it.
+
+    Raises:
+        ClspError: a checkpoint that does not fit or is damaged, or a run that another process is
+            at.
+    """
+    named = None
+    if cfg.resume_from_checkpoint is not None:
+        named = _named(cfg, identity)
+        if named.complete:
+            return named
+    if cfg.auto_resume.enabled:
+        own = _newest(cfg, identity, None if named is None else named.checkpoint.parent)
+        if own is not None and (named is None or own.done >= named.done):
+            if not (own.complete and (own.run_dir / RECORD).exists()):
+                held.enter_context(alone(own.run_dir))
+                # another process may have trained on until it was locked
+                if is_first() and find_checkpoint(own.run_dir) != own.checkpoint:
+                    held.close()
+                    return find_start(cfg, identity, held)
+            return own
+    start = Start(new_run_dir(cfg)) if named is None else named
+    _check_writable(start.run_dir)
+    return start
+
+
+def _check_writable(run_dir: Path) -> None:
+    """Tell before an epoch is trained that its directory could not be made after it."""
+    above = next(folder for folder in run_dir.absolute().parents if folder.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
+
+
+def _say(text: str) -> None:
+    if is_first():
+        print(text)
+
+
+def _done(content: Any, checkpoint: Path) -> int:
+    """Epochs that a checkpoint has behind it."""
+    epoch = content.get("epoch") if isinstance(content, dict) else None
+    if not isinstance(epoch, int):
+        raise ClspError(f"{checkpoint} is not a checkpoint of a training: it has no epoch.")
+    return epoch + 1
+
+
+def _newest(cfg: DictConfig, identity: Mapping[str, Any], besides: Path | None) -> Start | None:
+    """The run of exactly this configuration and identity that is the newest."""
+    for checkpoint in _of_settings(cfg):
+        if checkpoint.parent == besides:
+            continue
+        try:
+            content = read_checkpoint(checkpoint)
+        except FileNotFoundError:  # the process that trains there has replaced it
+            found = _replaced(checkpoint.parent)
+            if found is None:
+                continue
+            checkpoint, content = found
+        except ClspError as error:
+            raise ClspError(
+                f"{str(error).rstrip('.')}, to go on from an older one or from the beginning; "
+                f"auto_resume.enabled=False trains anew beside it."
+            ) from error
+        other = _of_others(content, identity)
+        if other:
+            _say(f"{checkpoint} is of other {', '.join(other)}, so it is not continued.")
+            continue
+        done = _done(content, checkpoint)
+        complete = done >= cfg.max_epochs
+        return Start(checkpoint.parent, checkpoint, done, complete)
+    return None
+
+
+def _replaced(run_dir: Path) -> tuple[Path, Any] | None:
+    """The checkpoint that took the place of one that was found in a directory."""
+    for _ in range(20):
+        try:
+            checkpoint = find_checkpoint(run_dir)
+            return checkpoint, read_checkpoint(checkpoint)
+        except FileNotFoundError:
+            continue
+        except ClspError:
+            break
+    return None
+
+
+def _of_settings(cfg: DictConfig) -> Iterator[Path]:
+    """Checkpoints of runs of exactly this configuration, the newest first."""
+    wanted = comparable(_container(cfg))
+    oldest = None
+    if cfg.auto_resume.max_hours is not None:
+        oldest = time.time() - cfg.auto_resume.max_hours * 3600
+    found = []
+    for run_dir in (Path(cfg.checkpoint.dir) / cfg.method).glob("*/"):
+        checkpoints = list(run_dir.glob("*.ckpt"))
+        try:
+            args = load_args(run_dir) if checkpoints else None
+        except ClspError as error:
+            _say(f"{run_dir} is not looked at: {error}")
+            continue
+        if args is None or comparable(args) != wanted:
+            continue
+        for checkpoint in checkpoints:
+            try:
+                modified = checkpoint.stat().st_mtime
+            except FileNotFoundError:
+                modified = time.time()
+            if oldest is not None and modified < oldest:
+                _say(
+                    f"{checkpoint} is older than auto_resume.max_hours={cfg.auto_resume.max_hours} "
+                    f"and not continued; auto_resume.max_hours=null goes on from it."
+                )
+                continue
+            found.append((modified, epoch_of(checkpoint), checkpoint))
+    yield from (checkpoint for *_, checkpoint in sorted(found, reverse=True))
+
+
+def _container(cfg: DictConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(OmegaConf.to_container(cfg)))
+
+
+def _of_others(content: Any, identity: Mapping[str, Any]) -> list[str]:
+    """What a checkpoint has of another kind, such as its images; one that does not say, nothing."""
+    said = bound(content)
+    return [
+        _TOLD.get(name, name)
+        for name, own in identity.items()
+        if name in said and said[name] != own
+    ]
+
+
+def _named(cfg: DictConfig, identity: Mapping[str, Any]) -> Start:
+    """The start at ``resume_from_checkpoint``, if it fits the configuration."""
+    checkpoint = find_checkpoint(cfg.resume_from_checkpoint)
+    content, args = read_checkpoint(checkpoint), load_args(checkpoint.parent)
+    check_bound(args, content, checkpoint)
+    other = _of_others(content, identity)
+    if other:
+        raise ClspError(
+            f"{checkpoint} was trained on other {', '.join(other)} than the configuration names; "
+            f"give the same ones, or leave resume_from_checkpoint out."
+        )
+    known = "images" in bound(content)
+    changed = None if args is None else _changed(args, cfg, known, checkpoint)
+    done = _done(content, checkpoint)
+    if done >= cfg.max_epochs and changed:
+        raise ClspError(
+            f"{checkpoint} has {done} epochs behind it and max_epochs={cfg.max_epochs} leaves "
+            f"none to train with {', '.join(changed)}; give a larger max_epochs."
+        )
+    if done >= cfg.max_epochs:
+        return Start(checkpoint.parent, checkpoint, done, complete=True)
+    before = (args or {}).get("continued") or []
+    if changed or args is None:
+        entry = {"checkpoint": str(checkpoint), "epochs": done, "changed": changed}
+        before = [*before, entry]
+    if before:
+        cfg.continued = before
+    if changed:
+        was = ", ".join(f"{key}={value!r}" for key, value in changed.items())
+        _say(f"The settings of the configuration hold from epoch {done + 1} on; before: {was}.")
+    return Start(new_run_dir(cfg), checkpoint, done, other=changed is None or bool(changed))
+
+
+def _changed(
+    args: Mapping[str, Any], cfg: DictConfig, known: bool, checkpoint: Path
+) -> dict[str, Any]:
+    """Settings of a checkpoint that are others now: dotted names to what they were.
+
+    ``known`` says that the images are compared by themselves.
+    """
+    whose = [f"{each['method']} on {each['backbone']['name']}" for each in (args, cfg)]
+    if whose[0] != whose[1]:
+        raise ClspError(
+            f"{checkpoint} is of {whose[0]}, the configuration says {whose[1]}; give a checkpoint "
+            f"of it."
+        )
+    before, now = (_flat(comparable(each)) for each in (args, _container(cfg)))
+    changed = {
+        key: before.get(key)
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith("continued")
+    }
+    fixed = [
+        key
+        for key in changed
+        if any(key == name or key.startswith(f"{name}.") for name in _FIXED)
+        or (key.startswith("data.") and not known and key[5:] not in _OF_IMAGES)
+    ]
+    if fixed:
+        said = ", ".join(f"{key}={before.get(key)!r}" for key in fixed)
+        asked = ", ".join(f"{key}={now.get(key)!r}" for key in fixed)
+        raise ClspError(
+            f"{checkpoint} is of {said} and the configuration says {asked}, which has to be the "
+            f"checkpoint's; give a checkpoint of it, or leave resume_from_checkpoint out."
+        )
+    return changed
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value} if prefix and value not in (None, {}) else {}
+    out: dict[str, Any] = {}
+    for key, item in value.items():
+        out |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return out
+
+
+class Resumed(Callback):
+    """Checks that the counters of a checkpoint fit, and lets the configuration's settings hold.
+
+    The settings of every parameter group (rate, weight decay, momentum, ..) and the schedule are
+    made anew, and the schedule is moved to the step that is gone on from.
+
+    Args:
+        start: see :class:`Start`.
+    """
+
+    def __init__(self, start: Start):
+        self.start = start
+
+    def on_load_checkpoint(self, trainer, module, checkpoint: dict[str, Any]) -> None:
+        if self.start.other:
+            checkpoint["lr_schedulers"] = []
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        if module.automatic_optimization and trainer.global_step != trainer.current_epoch * steps:
+            raise ClspError(
+                f"{self.start.checkpoint} has {trainer.global_step} steps in "
+                f"{trainer.current_epoch} epochs, and here an epoch has {steps}; go on with as "
+                f"many processes, images and optimizer.batch_size as it was trained with."
+            )
+        if self.start.other:
+            self._settings_hold(trainer, module)
+
+    def _settings_hold(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        fresh = module.configure_optimizers()
+        optimizers = fresh[0] if isinstance(fresh, tuple) else [fresh]
+        for restored, new in zip(trainer.optimizers, optimizers, strict=True):
+            for group, settings in zip(restored.param_groups, new.param_groups, strict=True):
+                group.update({k: v for k, v in settings.items() if k != "params"})
+        for config in trainer.lr_scheduler_configs:
+            steps = trainer.global_step if config.interval == "step" else trainer.current_epoch
+            at_step(config.scheduler, steps)
