@@ -24,7 +24,7 @@ from clsp_plugin.benchmark.stale import CHANGED, STALE, changed, is_stale
 from clsp_plugin.data.downstream import DOWNSTREAM
 from clsp_plugin.data.images import DATASETS
 from clsp_plugin.engine.config import Data, num_devices
-from clsp_plugin.engine.record import INDEX, Record, read_index
+from clsp_plugin.engine.record import Record, read_index
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
 from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
@@ -543,25 +543,14 @@ def listing(paths: Iterable[str | Path], records: Records) -> Listing:
         index = read_index(place)
         if index is None:
             continue
-        out.absent.extend(run for run in _failed(place) if run not in out.absent)
+        failed = [Absent(**{**run, "tasks": tuple(run["tasks"])}) for run in index["failed"]]
+        out.absent.extend(run for run in failed if run not in out.absent)
         out.by.extend(key for key in index["by"] if key not in out.by)
         for file, about in index["records"]:
             path = names[file.resolve()]
             out.points[path] = about.get("point", {})
             out.variants[path] = about.get("variant", "")
     return out
-
-
-def _failed(place: Path) -> list[Absent]:
-    """Runs that failed, as the index of a suite's directory names them."""
-    file = place / INDEX if place.is_dir() else place
-    try:
-        failed = json.loads(file.read_text()).get("failed", [])
-        return [Absent(**{**run, "tasks": tuple(run["tasks"])}) for run in failed]
-    except (KeyError, TypeError) as error:
-        raise ClspError(
-            f"{file} is not the index of a suite ({error!r}); `clsp bench` writes it anew."
-        ) from error
 
 
 def _place(row: Row, order: Mapping[str, int], by: Sequence[str], layout: str) -> tuple:
