@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from omegaconf import OmegaConf
 from scipy.stats import ttest_ind_from_stats
 
-from clsp_plugin.benchmark.grid import Grid, GridCell, counted
+from clsp_plugin.benchmark.grid import Grid, GridCell, counted, csv_cell
 from clsp_plugin.benchmark.published import (
     BACKBONE,
     Published,
@@ -222,7 +222,7 @@ class Table:
             names += [f"{word}_{task}" for task in self.tasks for word in ("paper", "minus_paper")]
             names.append("paper_epochs")
         writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
-        writer.writeheader()
+        writer.writerow({name: csv_cell(name) for name in names})
         for row in self.rows:
             line = {"method": row.method, "dataset": row.dataset, "evaluated_on": row.target}
             line |= {"variant": row.variant} if variants else {}
@@ -239,7 +239,7 @@ class Table:
                     line[f"minus_paper_{task}"] = cell.mean - number if known else None
             if row.paper:
                 line["paper_epochs"] = row.paper.epochs
-            writer.writerow({key: "" if value is None else value for key, value in line.items()})
+            writer.writerow({k: "" if v is None else csv_cell(v) for k, v in line.items()})
         return out.getvalue()
 
     def to_markdown(self, base: Path | None = None) -> str:
@@ -785,7 +785,7 @@ def _images_a_step(record: Record, batch: int) -> int | str:
     devices = record.config.get("devices", 1)
     if devices in ("auto", -1, "-1") and record.hardware.get("gpu"):
         return f"{batch} a GPU"  # a record does not say how many there were
-    asked = OmegaConf.create({"devices": devices, "accelerator": "cpu"})
+    asked = SimpleNamespace(devices=devices, accelerator="cpu")
     return batch * num_devices(asked) * record.config.get("num_nodes", 1)
 
 

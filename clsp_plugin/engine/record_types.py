@@ -1,9 +1,9 @@
 """The types of a record's fields, by which a file of others is checked before it is used."""
 
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, with_config
-from typing_extensions import TypedDict  # Python 3.11's own is not enough for pydantic
+from typing_extensions import NotRequired, TypedDict  # pydantic brings them along
 
 from clsp_plugin.data.store import StoreManifest
 

@@ -1,6 +1,7 @@
 """The backbone of a checkpoint, with nothing missing and nothing left over."""
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from clsp_plugin.engine.checkpoint import find_checkpoint, load_args
+from clsp_plugin.engine.checkpoint import ARGS, find_checkpoint, load_args
+from clsp_plugin.engine.foreign import check_args
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation import inert
 from clsp_plugin.evaluation.authors import authors_args, is_authors
@@ -35,7 +37,8 @@ def load_backbone(
 
     Raises:
         ClspError: no checkpoint, no ``args.json``, or keys that are not exactly the backbone's.
-            Classes and functions that a checkpoint names are neither needed nor called.
+            Classes and functions that a checkpoint names are neither needed nor called. An
+            ``args.json`` that asks for other files, see ``engine.foreign``.
     """
     checkpoint = find_checkpoint(path)
     content = _read(checkpoint)
@@ -48,6 +51,7 @@ def load_backbone(
             f"There is no readable args.json beside {checkpoint}; it says which backbone the "
             f"checkpoint is of, so keep the two together."
         )
+    check_args(args, checkpoint.parent / ARGS)
     said = {key: data[key] for key in ("mean", "std") if data and data.get(key)}
     args = {**args, "data": {**args["data"], **said}}
     block = of_method(args["backbone"], args["method"])
@@ -57,15 +61,16 @@ def load_backbone(
 
 
 def _read(checkpoint: Path) -> Any:
-    """The content of a file, of which nothing is ever run."""
-    if zipfile.is_zipfile(checkpoint):
-        with zipfile.ZipFile(checkpoint) as file:
-            program = any(name.endswith("/constants.pkl") for name in file.namelist())
-        if program:  # which torch before 2.6 would load even with weights_only
-            raise ClspError(f"{checkpoint} is a TorchScript program and no checkpoint.")
+    """The content of a file, of which nothing is ever run.
+
+    A TorchScript program, which would be, torch refuses itself since 2.6, the lowest that setup.py
+    admits: it looks at the file with the reader that would load it.
+    """
     try:
         try:
-            return torch.load(checkpoint, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # torch's words on a program are for its own users
+                warnings.simplefilter("ignore", UserWarning)
+                return torch.load(checkpoint, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             if not zipfile.is_zipfile(checkpoint):  # neither torch's format nor Lightning's
                 raise
@@ -74,6 +79,10 @@ def _read(checkpoint: Path) -> Any:
                 checkpoint, map_location="cpu", pickle_module=inert, weights_only=False
             )
     except Exception as error:  # a broken pickle can raise anything
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system does not let it be read, which says nothing about its content
+        if "TorchScript" in str(error):
+            raise ClspError(f"{checkpoint} is a TorchScript program and no checkpoint.") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ClspError(f"{checkpoint} is not a readable checkpoint ({reason}).") from error
 
