@@ -15,7 +15,8 @@ from urllib.parse import quote
 __all__ = ["FORMATS", "Grid", "GridCell", "counted", "csv_cell", "one_line"]
 
 _NUMBER = re.compile(
-    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?( ± [\d.]+)?( \((n = \d+|\d+ failed|[+-][\d.]+)(, \d+ failed)?\))?[†‡]*"
+    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?( ± [\d.]+)?"
+    r"( \((n = \d+|\d+ failed|[+-][\d.]+)(, \d+ failed)?\))?[†‡]*"
 )
 
 FORMATS = {"markdown": ".md", "csv": ".csv", "latex": ".tex", "html": ".html"}

@@ -82,7 +82,7 @@ def store_of(path: Path, record: Record) -> CandidateStore:
             f"The candidate store {found} is not the one that {_who(record)} drew from: their "
             f"manifests differ; put that one back."
         )
-    return CandidateStore(found, record.candidates["num_candidates"])
+    return CandidateStore(found, record.candidates.get("num_candidates"))
 
 
 def _same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:

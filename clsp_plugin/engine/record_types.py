@@ -5,8 +5,6 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, with_config
 from typing_extensions import NotRequired, TypedDict  # pydantic brings them along
 
-from clsp_plugin.data.store import StoreManifest
-
 __all__ = ["IndexFile", "RecordFile"]
 
 # what later versions add is let through
@@ -54,6 +52,21 @@ def _has_its_epoch(point: dict[str, _Number]) -> dict[str, _Number]:
     if epoch is None or epoch != int(epoch):
         raise ValueError("epoch should be a whole number")
     return point
+
+
+@_OPEN
+class _Candidates(TypedDict):
+    """Of a store's manifest, see ``data.store``."""
+
+    dataset: str
+    w: float
+    denoiser: NotRequired[str]
+    num_images: NotRequired[int]
+    num_candidates: NotRequired[int]
+    seed: NotRequired[int]
+    sampler: NotRequired[str]
+    steps: NotRequired[int]
+    eta: NotRequired[float]
 
 
 @_OPEN
@@ -105,7 +118,7 @@ class RecordFile(TypedDict):
     commit: str | None
     config: _Config
     evaluations: list[Annotated[_Evaluation, AfterValidator(_has_its_number)]]
-    candidates: NotRequired[StoreManifest | None]
+    candidates: NotRequired[_Candidates | None]
     source: NotRequired[_Source | None]
     format: int
     digest: str

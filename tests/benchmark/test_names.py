@@ -17,8 +17,9 @@ from clsp_plugin.benchmark.table import make_table
 from clsp_plugin.engine.record import Record
 
 NAMES = st.text(min_size=1, max_size=30) | st.sampled_from(
-    ["=1+1", "+cmd|'/C calc'!A0", "@SUM(A1)", "a|b", "<script>alert(1)</script>", "[x](javascript:y)",
-     "**b**", "_a_", "clsp_simclr", "`c`", "a\\|b", "&lt;", "$x^2$", "$\\frac{$", "a\r\nb", "\x00", "-1"]
+    ["=1+1", "+cmd|'/C calc'!A0", "@SUM(A1)", "a|b", "<script>alert(1)</script>", "&lt;", "-1",
+     "[x](javascript:y)", "**b**", "_a_", "clsp_simclr", "`c`", "a\\|b", "$x^2$", "$\\frac{$",
+     "a\r\nb", "\x00"]
 )  # fmt: skip
 FOLDERS = st.text(
     st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20
