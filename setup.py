@@ -57,8 +57,9 @@ setup(
     package_data={"clsp_plugin.benchmark": ["published/*.csv"]},
     cmdclass={"build_py": BuildWithScripts},
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        # older ones run code of TorchScript files even with weights_only (CVE-2025-32434)
+        "torch>=2.6",
+        "torchvision>=0.21",
         "lightning>=2.2",
         "hydra-core>=1.3",
         "omegaconf>=2.3",

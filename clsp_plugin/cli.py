@@ -289,6 +289,7 @@ def _table(args: list[str]) -> None:
     options = parser.parse_args(args)
 
     from clsp_plugin.benchmark.table import listing, make_table
+    from clsp_plugin.data.files import write_text
     from clsp_plugin.engine.record import find_records
 
     records = find_records(options.paths)
@@ -304,8 +305,7 @@ def _table(args: list[str]) -> None:
     elif options.out.exists():
         raise ClspError(f"{options.out} exists already; choose another --out.")
     else:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text)
+        write_text(options.out, text)
 
 
 def _figures(args: list[str]) -> None:

@@ -10,14 +10,17 @@ import io
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from clsp_plugin.benchmark.alone import alone
 from clsp_plugin.benchmark.figures import candidate_sheet, store_caption, training_curves
 from clsp_plugin.benchmark.figures.draw import write_figures
 from clsp_plugin.benchmark.figures.picture import Options
-from clsp_plugin.benchmark.grid import FORMATS
+from clsp_plugin.benchmark.grid import FORMATS, csv_cell
 from clsp_plugin.benchmark.launch import check_launcher, launch
 from clsp_plugin.benchmark.origins import read_reports
 from clsp_plugin.benchmark.pool import Pool, Rates, default_jobs, duration
@@ -25,8 +28,9 @@ from clsp_plugin.benchmark.report import write_report
 from clsp_plugin.benchmark.suite import Plan, Unit, make_plan, measure, read_suite
 from clsp_plugin.benchmark.table import Absent, Listing, Records, make_table
 from clsp_plugin.cli import compose
-from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.files import unfinished, write_text
 from clsp_plugin.data.images import load_images
+from clsp_plugin.data.json_files import read_json
 from clsp_plugin.data.store import CandidateStore
 from clsp_plugin.engine.config import Data, typed
 from clsp_plugin.engine.record import INDEX, Record, find_records
@@ -36,6 +40,7 @@ from clsp_plugin.evaluation.protocol import check_protocol
 __all__ = ["Outcome", "bench", "run_plan", "show_plan", "write_results"]
 
 _SHEET_ROWS = 8
+_SUITE = "suite.json"
 
 
 @dataclass
@@ -106,7 +111,6 @@ def run_plan(
         launcher: of Hydra's, in place of a pool of processes here; see ``benchmark.launch``.
         settings: of the launcher.
     """
-    _claim(plan)
     failures = launch(plan, launcher, settings) if launcher else Pool(plan, jobs).run()
     outcome = Outcome()
     for unit in plan.units:
@@ -118,19 +122,34 @@ def run_plan(
     return outcome
 
 
-def _claim(plan: Plan) -> None:
-    """A directory of tables belongs to one suite."""
-    file = plan.out / "suite.json"
-    if plan.out.is_file():
-        raise ClspError(f"{plan.out} is a file; choose another --out.")
-    if file.exists():
-        before = json.loads(file.read_text())["suite"]
-        if before != plan.name:
-            raise ClspError(f"{plan.out} holds the suite {before}; choose another --out.")
-    elif plan.out.exists() and any(plan.out.iterdir()):
-        raise ClspError(f"{plan.out} holds other files; choose another --out.")
-    else:
-        write_whole(file, lambda handle: handle.write(json.dumps({"suite": plan.name}).encode()))
+@contextmanager
+def _claimed(plan: Plan) -> Iterator[None]:
+    """Hold the directory of a suite's tables: it belongs to one suite, and to one process.
+
+    Raises:
+        ClspError: it is another suite's, or not of a suite.
+    """
+    _check_claim(plan)  # before it waits
+    plan.out.mkdir(parents=True, exist_ok=True)
+    with alone(plan.out, f"runs the suite in {plan.out}"):
+        _check_claim(plan)
+        write_text(plan.out / _SUITE, json.dumps({"suite": plan.name}))
+        yield
+
+
+def _check_claim(plan: Plan) -> None:
+    out = plan.out
+    if out.exists() and not out.is_dir():
+        raise ClspError(f"{out} is a file; choose another --out.")
+    try:
+        kind = dict[Literal["suite"], str]
+        before = read_json(out / _SUITE, kind, "a suite's note", "choose another --out")
+    except FileNotFoundError:
+        if out.exists() and set(out.iterdir()) - set(unfinished(out, _SUITE)):
+            raise ClspError(f"{out} holds other files; choose another --out.") from None
+        return
+    if before.get("suite") != plan.name:
+        raise ClspError(f"{out} holds the suite {before.get('suite')}; choose another --out.")
 
 
 def write_results(plan: Plan, outcome: Outcome) -> str:
@@ -157,7 +176,9 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
         )  # fmt: skip
         texts.append(table.to_markdown())
         for name, suffix in FORMATS.items():
-            _write(plan.out / f"{_table_name(plan, layout)}{suffix}", table.render(name, plan.out))
+            write_text(
+                plan.out / f"{_table_name(plan, layout)}{suffix}", table.render(name, plan.out)
+            )
     _draw(plan, records, told)
     stores = [unit for unit in plan.units if unit.kind == "candidates" and unit.made]
     for unit in stores:
@@ -185,7 +206,7 @@ def _write_index(plan: Plan, runs: Sequence[Unit], absent: Sequence[Absent]) -> 
     ]
     failed = [asdict(run) for run in absent]
     content = {"by": list(plan.suite.vary), "records": records, "failed": failed}
-    _write(plan.out / INDEX, json.dumps(content, indent=1) + "\n")
+    write_text(plan.out / INDEX, json.dumps(content, indent=1) + "\n")
 
 
 def _draw(plan: Plan, records: Records, told: Listing) -> None:
@@ -203,10 +224,6 @@ def _draw(plan: Plan, records: Records, told: Listing) -> None:
         write_report(records, plan.out / f"{_named(plan, 'report')}.html", options, drawn)
 
 
-def _write(path: Path, text: str) -> None:
-    write_whole(path, lambda file: file.write(text.encode()))
-
-
 def _table_name(plan: Plan, layout: str) -> str:
     """``table``; another layout than the first and the paper's protocol are part of the name."""
     return _named(plan, "table", *[layout] * (layout != plan.suite.table.layout[0]))
@@ -221,16 +238,16 @@ def _write_quality(plan: Plan) -> None:
     lines = []
     for unit in plan.units:
         if unit.kind == "quality" and unit.made:
-            report = json.loads((unit.product / "report.json").read_text())
+            (report,) = read_reports([unit.product / "report.json"])
             found = {"denoiser": report["manifest"]["denoiser"], "fid": report.get("fid", "")}
             found["frechet"] = report.get("frechet", {}).get("candidates", "")
             lines.append({"dataset": unit.about["dataset"], **unit.about["point"], **found})
     if lines:
         out = io.StringIO()
         writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-        _write(plan.out / "quality.csv", out.getvalue())
+        writer.writerow({key: csv_cell(key) for key in lines[0]})
+        writer.writerows({k: csv_cell(v) for k, v in line.items()} for line in lines)
+        write_text(plan.out / "quality.csv", out.getvalue())
 
 
 def _sheet(unit: Unit, path: Path, alone: bool) -> None:
@@ -318,8 +335,9 @@ def bench(
         raise ClspError(f"Nothing was run. {' '.join(plan.absent)} Or name others: "
                         f"transfer.datasets=[NAME,..].")  # fmt: skip
     began = time.perf_counter()
-    outcome = run_plan(plan, jobs, launcher, settings)
-    print(f"{suite.title}\n\n{write_results(plan, outcome)}")
+    with _claimed(plan):
+        outcome = run_plan(plan, jobs, launcher, settings)
+        print(f"{suite.title}\n\n{write_results(plan, outcome)}")
     print(f"Written to {plan.out} in {duration(time.perf_counter() - began)}:")
     for file in _written(plan):
         print(f"  {file}")

@@ -10,8 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-__all__ = ["FORMATS", "Grid", "GridCell", "counted"]
+__all__ = ["FORMATS", "Grid", "GridCell", "counted", "csv_cell", "one_line"]
+
+_NUMBER = re.compile(
+    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?( ± [\d.]+)?"
+    r"( \((n = \d+|\d+ failed|[+-][\d.]+)(, \d+ failed)?\))?[†‡]*"
+)
 
 FORMATS = {"markdown": ".md", "csv": ".csv", "latex": ".tex", "html": ".html"}
 
@@ -62,13 +68,14 @@ class Grid:
     def to_markdown(self, base: Path | None = None) -> str:
         """Pipes and dashes, caption below; with links relative to ``base`` if it is given."""
         rule = ["---"] * self.left + ["---:"] * (len(self.head) - self.left)
-        body = [[self._markdown(cell, base) for cell in row] for row in self.rows]
-        text = "\n".join(f"| {' | '.join(cells)} |" for cells in (self.head, rule, *body))
-        return f"{text}\n\n{self.caption}\n"
+        body = [[self._cell(cell, base) for cell in row] for row in self.rows]
+        head = [_markdown(name) for name in self.head]
+        text = "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
+        return f"{text}\n\n{_markdown(self.caption)}\n"
 
     @staticmethod
-    def _markdown(cell: GridCell, base: Path | None) -> str:
-        text = f"**{cell.text}**" if cell.bold else cell.text
+    def _cell(cell: GridCell, base: Path | None) -> str:
+        text = f"**{_markdown(cell.text)}**" if cell.bold else _markdown(cell.text)
         if base is None or not cell.links or not text:
             return text
         first, *others = (_relative(link, base) for link in cell.links)
@@ -79,8 +86,8 @@ class Grid:
         """What is shown, without marks of layout; numbers with their spread as text."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(self.head)
-        writer.writerows([cell.text for cell in row] for row in self.rows)
+        writer.writerow(map(csv_cell, self.head))
+        writer.writerows([csv_cell(cell.text) for cell in row] for row in self.rows)
         return out.getvalue()
 
     def to_latex(self) -> str:
@@ -117,7 +124,7 @@ class Grid:
             href = partial(_relative, base=base)
         kinds = [""] * self.left + [' class="number"'] * (len(self.head) - self.left)
         head = "".join(
-            f"<th{kind}>{html.escape(name)}</th>"
+            f"<th{kind}>{html.escape(one_line(name))}</th>"
             for kind, name in zip(kinds, self.head, strict=True)
         )
         rows = "\n".join(
@@ -126,11 +133,11 @@ class Grid:
         )
         return (
             f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n"
-            f"<caption>{html.escape(self.caption)}</caption>\n</table>\n"
+            f"<caption>{html.escape(one_line(self.caption))}</caption>\n</table>\n"
         )
 
     def _html(self, column: int, cell: GridCell, href: Callable[[Path], str] | None) -> str:
-        text = html.escape(cell.text)
+        text = html.escape(one_line(cell.text))
         text = f"<strong>{text}</strong>" if cell.bold else text
         if href is not None and cell.links and text:
             first, *others = (html.escape(href(link), True) for link in cell.links)
@@ -147,11 +154,42 @@ class Grid:
 
 
 def _relative(path: Path, base: Path) -> str:
-    return Path(os.path.relpath(path, base)).as_posix().replace(" ", "%20")
+    """A path as a link, which no name can turn into a scheme, a query or another element."""
+    way = Path(os.path.relpath(path, base)).as_posix()
+    # as bytes: names of files need not be text
+    return quote(os.fsencode(way if way.startswith("../") else f"./{way}"))
+
+
+def one_line(text: str) -> str:
+    """A name without line breaks and other control characters, which no format has a place for."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", text)
+
+
+def csv_cell(value: Any) -> Any:
+    """What a spreadsheet shows and does not compute: text that begins a formula gets an apostrophe.
+
+    Numbers stay numbers (OWASP, "CSV Injection").
+    """
+    text = one_line(str(value))
+    if text.lstrip()[:1] not in (*"=+-@\uff1d\uff0b\uff0d\uff20", ""):
+        return text
+    return text if not text.strip() or _NUMBER.fullmatch(text) else f"'{text}"
+
+
+# marks of Markdown; what is none where it stands is left, so that the text reads as it is
+_MARKS = re.compile(
+    r"[\\|\[\]*`~$]"
+    r"|(?<![^\W_])_|_(?![^\W_])"  # not within a word
+    r"|<(?=[A-Za-z/!?])|&(?=[#A-Za-z])"
+)
+
+
+def _markdown(text: str) -> str:
+    return _MARKS.sub(r"\\\g<0>", one_line(text))
 
 
 def _tex(text: str) -> str:
-    return re.sub(".", lambda match: _TEX.get(match[0], match[0]), text)
+    return re.sub(".", lambda match: _TEX.get(match[0], match[0]), one_line(text))
 
 
 def _tex_cell(cell: GridCell) -> str:

@@ -19,11 +19,12 @@ from diffusers import UNet2DModel
 from torch import nn
 from torchmetrics import Metric
 
+from clsp_plugin.benchmark.alone import alone
 from clsp_plugin.benchmark.figures import candidate_sheet, similarity_histogram, store_caption
 from clsp_plugin.benchmark.middle import masked_samples, masked_sheet, middle_report
 from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
 from clsp_plugin.data.condition import condition_digest, load_condition
-from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.files import write_text
 from clsp_plugin.data.images import ImageArray, channel_statistics
 from clsp_plugin.data.random import Purpose, derive_key, keys_for
 from clsp_plugin.data.store import CandidateStore, StoreManifest
@@ -433,40 +434,43 @@ def inspect_store(
     number = min(limit, max(2, len(array) // 2))
     rows = store.drawn[_spread_rows(number, len(store.drawn))].tolist()
     anchors, candidates = array.images[rows], torch.from_numpy(store.images(rows))
-    report: dict[str, Any] = {
-        "store": str(path),
-        "manifest": vars(store.manifest),
-        "drawn": len(store.drawn),
-        "anchors": len(rows),
-        "closeness": closeness(anchors, candidates),
-    }
-    sheet = _spread_rows(_SHEET_ROWS, len(rows))
-    candidate_sheet(
-        anchors[sheet].numpy(),
-        candidates[sheet].numpy(),
-        out / "sheet.png",
-        title="Anchors and their candidates",
-        caption=store_caption(store.manifest),
-    )
-    if network is not None:
-        report["encoder"] = network.name
-        report |= _encoder_report(network, array, anchors, candidates, rows, out)
-    if inception is not None:
-        report["fid"] = inception(first_candidates(store))
-    if denoiser is not None:
-        told = array.targets if condition is None else load_condition(condition, array)
-        unet, config = _denoiser_of(store.manifest, denoiser, told)
-        some = [rows[i] for i in _spread_rows(_REDRAWN, len(rows))]
-        draw = _draw_like(store.manifest, unet, config, array, some, told)
-        report |= _denoiser_report(draw, unet, array.images[some], store.manifest.w, network, out)
-        told = told if is_conditional(unet) else None
-        report["middle"] = middle_report(unet, config, array, rows, told, out / "middle.png")
-    for name, part in _PICTURES.items():
-        if not report.get(part):
-            (out / name).unlink(missing_ok=True)  # of an earlier report, which showed more
-    text = json.dumps(report, indent=2)
-    write_whole(out / "report.json", lambda file: file.write(text.encode()))
-    return report
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out, f"writes a report to {out}"):
+        report: dict[str, Any] = {
+            "store": str(path),
+            "manifest": vars(store.manifest),
+            "drawn": len(store.drawn),
+            "anchors": len(rows),
+            "closeness": closeness(anchors, candidates),
+        }
+        sheet = _spread_rows(_SHEET_ROWS, len(rows))
+        candidate_sheet(
+            anchors[sheet].numpy(),
+            candidates[sheet].numpy(),
+            out / "sheet.png",
+            title="Anchors and their candidates",
+            caption=store_caption(store.manifest),
+        )
+        if network is not None:
+            report["encoder"] = network.name
+            report |= _encoder_report(network, array, anchors, candidates, rows, out)
+        if inception is not None:
+            report["fid"] = inception(first_candidates(store))
+        if denoiser is not None:
+            told = array.targets if condition is None else load_condition(condition, array)
+            unet, config = _denoiser_of(store.manifest, denoiser, told)
+            some = [rows[i] for i in _spread_rows(_REDRAWN, len(rows))]
+            draw = _draw_like(store.manifest, unet, config, array, some, told)
+            report |= _denoiser_report(
+                draw, unet, array.images[some], store.manifest.w, network, out
+            )
+            told = told if is_conditional(unet) else None
+            report["middle"] = middle_report(unet, config, array, rows, told, out / "middle.png")
+        for name, part in _PICTURES.items():
+            if not report.get(part):
+                (out / name).unlink(missing_ok=True)  # of an earlier report, which showed more
+        write_text(out / "report.json", json.dumps(report, indent=2))
+        return report
 
 
 def _denoiser_report(

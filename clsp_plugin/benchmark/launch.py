@@ -7,6 +7,7 @@ launcher put it, so units, their logs and the images have to be on a file system
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,8 @@ LAUNCHERS = {
     "submitit_local": "hydra-submitit-launcher",
     "submitit_slurm": "hydra-submitit-launcher",
 }
+_OF_THIS_PROCESS = ("basic", "joblib")  # whose jobs run in it or in children of it
+_POLL = 0.5  # seconds
 _STAGES = (("denoiser",), ("candidates",), ("encoder", "run"), ("quality",))
 
 
@@ -83,6 +86,7 @@ def _multirun(
     original, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [
         "clsp-bench", "--multirun", f"hydra/launcher={launcher}",
+        f"+parent={os.getpid() if launcher in _OF_THIS_PROCESS else 'null'}",
         "+unit=" + ",".join(map(_quoted, files)), f"+folder={_quoted(os.getcwd())}",
         f"hydra.sweep.dir={_quoted(str((plan.out / 'launcher').resolve()))}",
         "hydra.output_subdir=null", "hydra/hydra_logging=disabled", "hydra/job_logging=disabled",
@@ -112,7 +116,11 @@ def run_file(cfg: DictConfig) -> None:
     """
     os.chdir(cfg.folder)
     child = Child(read_unit(Path(cfg.unit)))
-    child.process.wait()
+    while child.process.poll() is None:
+        if cfg.parent and cfg.parent not in (os.getpid(), os.getppid()):
+            child.process.terminate()  # `clsp bench` is gone, and this worker would go on
+            return
+        time.sleep(_POLL)
     reason = child.failure()
     if reason is not None:
         child.note(reason)

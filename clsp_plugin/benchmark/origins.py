@@ -5,17 +5,19 @@ the folders may have been moved since: they are looked for there, from the curre
 beside the record, upwards; a store also by the end of its path, since its manifest tells it apart.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clsp_plugin.benchmark.report_types import Report
 from clsp_plugin.data.images import ImageArray, load_images
+from clsp_plugin.data.json_files import read_json
 from clsp_plugin.data.store import MANIFEST, CandidateStore
 from clsp_plugin.engine.checkpoint import epoch_of
 from clsp_plugin.engine.config import Data, typed
+from clsp_plugin.engine.foreign import check_literal
 from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError
 
@@ -80,7 +82,7 @@ def store_of(path: Path, record: Record) -> CandidateStore:
             f"The candidate store {found} is not the one that {_who(record)} drew from: their "
             f"manifests differ; put that one back."
         )
-    return CandidateStore(found, record.candidates["num_candidates"])
+    return CandidateStore(found, record.candidates.get("num_candidates"))
 
 
 def _same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
@@ -102,19 +104,12 @@ def read_reports(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
         if not path.exists():
             raise ClspError(f"{path} does not exist; name a report of `clsp inspect`.")
         for file in sorted(path.rglob(_REPORT)) if path.is_dir() else [path]:
-            report = _read(file)
-            if report is None:
-                raise ClspError(f"{file} is not a report of `clsp inspect`.")
-            out.append(report)
+            out.append(_read(file))
     return out
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        report = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
-    return report if isinstance(report, dict) and "manifest" in report else None
+def _read(file: Path) -> dict[str, Any]:
+    return read_json(file, Report, "a report of `clsp inspect`", "run that again on the store")
 
 
 def store_report(
@@ -134,9 +129,12 @@ def store_report(
         if record.candidates is not None and _same(report["manifest"], record.candidates):
             return report
     file = store_of(path, record).path / "report" / _REPORT
-    report = _read(file)
-    if report is None:
-        raise ClspError(f"There is no report on {file.parents[1]}; run `clsp inspect` on it.")
+    try:
+        report = _read(file)
+    except FileNotFoundError as error:
+        raise ClspError(
+            f"There is no report on {file.parents[1]}; run `clsp inspect` on it."
+        ) from error
     if not _same(report["manifest"], record.candidates):
         raise ClspError(f"{file} is about other candidates; run `clsp inspect` on the store again.")
     return report
@@ -149,6 +147,7 @@ def images_of(path: Path, record: Record, split: str) -> ImageArray:
         ClspError: they are not there.
     """
     own = record.config.get("data") or {}
+    check_literal(own, f"data of {path} has")
     data = typed({k: v for k, v in own.items() if k in Data.__dataclass_fields__}, Data)
     for key in ("train_path", "val_path"):
         if data[key] is not None:

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from clsp_plugin.benchmark.child import environment_of_a_child
 from clsp_plugin.benchmark.suite import Plan, Step, Unit, notes_of
 from clsp_plugin.benchmark.unit import describe
-from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.files import write_text
 from clsp_plugin.engine.record import Record
 
 __all__ = ["Child", "Pool", "Rates", "default_jobs", "duration"]
@@ -95,7 +96,7 @@ class Child:
         (unit.path / "failed.json").unlink(missing_ok=True)
         self.log = unit.path / "log.txt"
         self._step, self._since = next(iter(unit.missing), None), self.began
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {**environment_of_a_child(), "PYTHONUNBUFFERED": "1"}
         if not torch.cuda.is_available():
             # sums over threads differ in their last bits: the numbers must not depend on --jobs
             environment.setdefault("OMP_NUM_THREADS", "1")
@@ -146,8 +147,7 @@ class Child:
 
     def note(self, reason: str) -> None:
         """Leave word of why it failed."""
-        content = json.dumps({"reason": reason}).encode()
-        write_whole(self.unit.path / "failed.json", lambda file: file.write(content))
+        write_text(self.unit.path / "failed.json", json.dumps({"reason": reason}))
 
 
 class Pool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from clsp_plugin import __version__
 from clsp_plugin.benchmark.figures.draw import Drawn, draw
@@ -35,7 +35,7 @@ from clsp_plugin.benchmark.table import (
     hardware_of,
     make_table,
 )
-from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.files import write_text
 from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.protocol import PROTOCOLS
@@ -117,8 +117,8 @@ def write_report(
         *_runs(records, places, options.told),
         "</body></html>\n",
     ]
-    content = "\n".join(parts).encode()
-    write_whole(out, lambda file: file.write(content))
+    text = "\n".join(parts)
+    write_text(out, text.encode(errors="replace").decode())  # names of files need not be text
 
 
 def _is_report(path: Path) -> bool:
@@ -304,11 +304,16 @@ def _run(path: Path, record: Record, place: str) -> str:
         f'{record.seed}</strong> <a class="quiet" href="#tables">to the tables</a>',
         f"<dl>{listed}</dl>",
         _evaluations(record),
-        _details("Configuration", OmegaConf.to_yaml(OmegaConf.create(record.config))),
+        _details("Configuration", _yaml(record.config)),
     ]
     if record.candidates is not None:
-        parts.append(_details("Candidates", OmegaConf.to_yaml(OmegaConf.create(record.candidates))))
+        parts.append(_details("Candidates", _yaml(record.candidates)))
     return "\n".join([*parts, "</section>"])
+
+
+def _yaml(content: Mapping[str, Any]) -> str:
+    """As OmegaConf writes it; but what a record says is text, and not resolved."""
+    return yaml.safe_dump(content, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 
 def _time(record: Record) -> str:

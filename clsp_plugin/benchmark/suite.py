@@ -10,21 +10,25 @@ import hashlib
 import itertools
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, with_config
+from typing_extensions import NotRequired, TypedDict
 
 from clsp_plugin.cli import compose, shipped
 from clsp_plugin.configurations import what
 from clsp_plugin.data.downstream import to_fetch
-from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.files import write_text
 from clsp_plugin.data.images import DATASETS
+from clsp_plugin.data.json_files import read_json
 from clsp_plugin.engine.code import code_hash, evaluation_code, method_code
 from clsp_plugin.engine.config import Data, parse_cfg, typed
 from clsp_plugin.engine.record import Record
@@ -276,10 +280,41 @@ class Step:
 
 def notes_of(path: Path) -> dict[str, dict[str, Any]]:
     """What was noted of the finished steps of the unit in a directory, by key."""
+    return _read_note(path / "done.json", dict[str, _Note], "its steps are taken as not done") or {}
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Note(TypedDict):
+    """What is noted of a finished step; older notes have less."""
+
+    verb: str
+    config: str
+    cost: int | float | None
+    seconds: float
+    protocol: NotRequired[str | None]
+    network: NotRequired[str]
+    work: NotRequired[float | None]
+
+
+def _read_note(file: Path, kind: Any, consequence: str) -> Any:
+    """The content of a small file of ours; None where there is none, or, with a line, no whole one.
+
+    Raises:
+        OSError: the system does not let it be read, which says nothing about its content.
+    """
     try:
-        return json.loads((path / "done.json").read_text())
-    except (OSError, ValueError):
-        return {}
+        return read_json(file, kind, "a note of `clsp bench`", consequence)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ClspError as error:
+        _tell(str(error))
+        return None
+
+
+@cache
+def _tell(line: str) -> None:
+    """Once, however often a file is looked at."""
+    print(line, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -347,10 +382,9 @@ class Unit:
     @property
     def failure(self) -> str | None:
         """Why its last attempt failed, if it did."""
-        try:
-            return json.loads((self.path / "failed.json").read_text())["reason"]
-        except (OSError, ValueError, KeyError):
-            return None
+        lost = "why it failed is not known"
+        found = _read_note(self.path / "failed.json", dict[Literal["reason"], str], lost) or {}
+        return found.get("reason")
 
     def finish(self, step: Step, seconds: float) -> None:
         """Note that a step was finished."""
@@ -364,14 +398,19 @@ class Unit:
             or (old["verb"], old.get("protocol")) != (step.verb, step.protocol)
         }
         done[step.key] = note
-        write_whole(self.path / "done.json", lambda file: file.write(json.dumps(done).encode()))
+        write_text(self.path / "done.json", json.dumps(done))
 
     def _work(self, step: Step) -> float | None:
         """Seconds that a step's training took, without what comes before; None if not noted."""
         if step.verb == "pretrain" and self.record:
             return Record.load(self.record).timings.get("train_seconds")
         if step.verb == "denoiser" and self.made:
-            return json.loads((self.product / "training.json").read_text()).get("seconds")
+            made = read_json(
+                self.product / "training.json", dict[str, Any], "what is noted of a denoiser's "
+                "training", "train it again with `clsp denoiser`",
+            )  # fmt: skip
+            seconds = made.get("seconds")
+            return seconds if isinstance(seconds, int | float) else None
         return None
 
 

@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from omegaconf import OmegaConf
 from scipy.stats import ttest_ind_from_stats
 
-from clsp_plugin.benchmark.grid import Grid, GridCell, counted
+from clsp_plugin.benchmark.grid import Grid, GridCell, counted, csv_cell
 from clsp_plugin.benchmark.published import (
     BACKBONE,
     Published,
@@ -24,7 +24,7 @@ from clsp_plugin.benchmark.stale import CHANGED, STALE, changed, is_stale
 from clsp_plugin.data.downstream import DOWNSTREAM
 from clsp_plugin.data.images import DATASETS
 from clsp_plugin.engine.config import Data, num_devices
-from clsp_plugin.engine.record import INDEX, Record, read_index
+from clsp_plugin.engine.record import Record, read_index
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
 from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
@@ -222,7 +222,7 @@ class Table:
             names += [f"{word}_{task}" for task in self.tasks for word in ("paper", "minus_paper")]
             names.append("paper_epochs")
         writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
-        writer.writeheader()
+        writer.writerow({name: csv_cell(name) for name in names})
         for row in self.rows:
             line = {"method": row.method, "dataset": row.dataset, "evaluated_on": row.target}
             line |= {"variant": row.variant} if variants else {}
@@ -239,7 +239,7 @@ class Table:
                     line[f"minus_paper_{task}"] = cell.mean - number if known else None
             if row.paper:
                 line["paper_epochs"] = row.paper.epochs
-            writer.writerow({key: "" if value is None else value for key, value in line.items()})
+            writer.writerow({k: "" if v is None else csv_cell(v) for k, v in line.items()})
         return out.getvalue()
 
     def to_markdown(self, base: Path | None = None) -> str:
@@ -543,25 +543,14 @@ def listing(paths: Iterable[str | Path], records: Records) -> Listing:
         index = read_index(place)
         if index is None:
             continue
-        out.absent.extend(run for run in _failed(place) if run not in out.absent)
+        failed = [Absent(**{**run, "tasks": tuple(run["tasks"])}) for run in index["failed"]]
+        out.absent.extend(run for run in failed if run not in out.absent)
         out.by.extend(key for key in index["by"] if key not in out.by)
         for file, about in index["records"]:
             path = names[file.resolve()]
             out.points[path] = about.get("point", {})
             out.variants[path] = about.get("variant", "")
     return out
-
-
-def _failed(place: Path) -> list[Absent]:
-    """Runs that failed, as the index of a suite's directory names them."""
-    file = place / INDEX if place.is_dir() else place
-    try:
-        failed = json.loads(file.read_text()).get("failed", [])
-        return [Absent(**{**run, "tasks": tuple(run["tasks"])}) for run in failed]
-    except (KeyError, TypeError) as error:
-        raise ClspError(
-            f"{file} is not the index of a suite ({error!r}); `clsp bench` writes it anew."
-        ) from error
 
 
 def _place(row: Row, order: Mapping[str, int], by: Sequence[str], layout: str) -> tuple:
@@ -796,7 +785,7 @@ def _images_a_step(record: Record, batch: int) -> int | str:
     devices = record.config.get("devices", 1)
     if devices in ("auto", -1, "-1") and record.hardware.get("gpu"):
         return f"{batch} a GPU"  # a record does not say how many there were
-    asked = OmegaConf.create({"devices": devices, "accelerator": "cpu"})
+    asked = SimpleNamespace(devices=devices, accelerator="cpu")
     return batch * num_devices(asked) * record.config.get("num_nodes", 1)
 
 

@@ -4,11 +4,14 @@ A process a unit, because a run that dies of memory or of a signal must not take
 The process ends by itself when the one that started it is gone.
 """
 
+from clsp_plugin.benchmark.child import end_with_parent
+
+if __name__ == "__main__":
+    end_with_parent()
+
 import contextlib
 import json
-import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,11 +19,13 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from clsp_plugin.benchmark.alone import alone
 from clsp_plugin.benchmark.suite import Step, Unit
-from clsp_plugin.cli import compose, task_of
+from clsp_plugin.cli import _files_told, compose, task_of
 from clsp_plugin.configurations import fingerprint
-from clsp_plugin.data.files import locked, write_whole
+from clsp_plugin.data.files import write_text
 from clsp_plugin.data.images import load_images
+from clsp_plugin.data.json_files import read_json
 from clsp_plugin.engine.config import Data, typed
 from clsp_plugin.engine.record import made_from
 from clsp_plugin.errors import ClspError
@@ -33,17 +38,13 @@ def describe(unit: Unit) -> Path:
     """Write what a unit's process has to know; returns the file."""
     content = json.dumps({**asdict(unit), "path": str(unit.path), "needs": []}, indent=1)
     file = unit.path / "unit.json"
-    write_whole(file, lambda handle: handle.write(content.encode()))
+    write_text(file, content)
     return file
 
 
 def read_unit(file: Path) -> Unit:
     """The unit that a file of :func:`describe` is about."""
-    content = json.loads(file.read_text())
-    steps = tuple(
-        Step(**{**step, "overrides": tuple(step["overrides"])}) for step in content["steps"]
-    )
-    return Unit(**{**content, "path": Path(content["path"]), "steps": steps, "needs": ()})
+    return read_json(file, Unit, "the description of a unit", "`clsp bench` writes it anew")
 
 
 def run_unit(unit: Unit) -> None:
@@ -89,36 +90,19 @@ def _inspect(step: Step) -> None:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold a unit's lock, which the system takes back from a process that dies.
-
-    Suites that share a unit wait for each other, and then find it done.
-    """
+    """Hold a unit's lock: suites that share it wait for each other, and then find it done."""
     if number_of("LOCAL_RANK", 0):
         yield
         return
-    with contextlib.ExitStack() as held:
-        if not held.enter_context(locked(path / "lock")):
-            print(f"Waiting for another process that runs {path}.", flush=True)
-            held.enter_context(locked(path / "lock", wait=True))
+    with alone(path / "lock", f"runs {path}"):
         yield
-
-
-def _end_with_parent() -> None:
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(130)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def main(argv: list[str]) -> int:
     """Run the unit that a file describes; one sentence and exit code 2 where it cannot."""
-    _end_with_parent()
     try:
-        run_unit(read_unit(Path(argv[0])))
+        with _files_told():
+            run_unit(read_unit(Path(argv[0])))
     except ClspError as error:
         print(f"clsp: {error}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from clsp_plugin.processes import is_first
 
 __all__ = ["alone"]
 
+
 @contextlib.contextmanager
 def alone(
     folder: Path, advice: str = "wait for it, or train anew with auto_resume.enabled=False"

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
@@ -18,6 +18,7 @@ import torch
 
 from clsp_plugin import __version__
 from clsp_plugin.data.files import locked, write_whole
+from clsp_plugin.data.json_files import checked, read_json
 from clsp_plugin.engine.code import evaluation_code, method_code
 from clsp_plugin.errors import ClspError
 
@@ -104,13 +105,18 @@ class Record:
         """Read a record.
 
         Raises:
-            ClspError: unreadable, not a record, of another format, or edited by hand.
+            ClspError: absent, not a record, of another format, edited by hand, or with a field of
+                another type.
+            OSError: the system does not let it be read.
         """
+        from clsp_plugin.engine.record_types import RecordFile
+
+        advice = "restore it, or evaluate the checkpoint again without it"
         try:
-            content = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
+            content = read_json(path, dict[str, Any], "a readable record", advice)
+        except FileNotFoundError as error:
             raise ClspError(f"{path} is not a readable record ({error}).") from error
-        if not isinstance(content, dict) or "format" not in content:
+        if "format" not in content:
             raise ClspError(f"{path} is not a record of a run; name a {RECORD}.")
         if content["format"] != FORMAT:
             raise ClspError(
@@ -129,6 +135,7 @@ class Record:
                 f"{path} is not a record of this version; it differs in the fields "
                 f"{', '.join(sorted(other))}."
             )
+        checked(content, RecordFile, f"{path} is not a record: it has", advice)
         return cls(**content)
 
 
@@ -159,15 +166,22 @@ def _digest(content: Mapping[str, Any]) -> str:
     ).hexdigest()
 
 
-def add_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> Record:
+def add_evaluation(
+    path: str | Path,
+    evaluation: Mapping[str, Any],
+    make: Callable[[], Record] | None = None,
+    num_train: int | None = None,
+) -> Record:
     """Put an evaluation into a record on disk.
 
     One of the same task, protocol, data set and epoch is replaced; others stay. Evaluations of
-    one run that end at the same time do not lose each other.
+    one run that end at the same time do not lose each other, the first two neither.
 
     Args:
         path: of the record.
         evaluation: as ``Record.evaluations`` holds them.
+        make: the record of a checkpoint that came without one.
+        num_train: images pre-trained on, for a record that does not say.
 
     Returns:
         The new record.
@@ -182,7 +196,9 @@ def add_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> Record:
         evaluation["source"] = _SOURCE.get()
     name = [evaluation[key] for key in _SAME]
     with locked(path.parent, wait=True):
-        record = Record.load(path)
+        record = make() if make is not None and not path.exists() else Record.load(path)
+        if record.num_train is None:
+            record.num_train = num_train
         kept = [e for e in record.evaluations if [e.get(key) for key in _SAME] != name]
         record.evaluations = [*kept, evaluation]
         record.save(path)
@@ -247,7 +263,16 @@ def _files(path: Path) -> list[Path]:
     index = read_index(path)
     if index is not None:
         return [file for file, _ in index["records"]]
-    return sorted(path.rglob(f"*{RECORD}")) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    walked = os.walk(path, onerror=_raise)  # which else passes over what it may not read
+    return sorted(
+        Path(folder, name) for folder, _, names in walked for name in names if name.endswith(RECORD)
+    )
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def read_index(path: Path) -> dict[str, Any] | None:
@@ -257,8 +282,9 @@ def read_index(path: Path) -> dict[str, Any] | None:
         path: of the directory, or of its ``records.json``.
 
     Returns:
-        ``by``, the settings that tell its rows apart, and ``records``: of each its path and what
-        the suite says of it, ``variant`` and ``point``. None where there is no index.
+        ``by``, the settings that tell its rows apart; ``records``: of each its path and what
+        the suite says of it, ``variant`` and ``point``; ``failed``: what it says of the runs that
+        have none. None where there is no index.
 
     Raises:
         ClspError: it cannot be read, or names a record that is not there any more.
@@ -266,17 +292,12 @@ def read_index(path: Path) -> dict[str, Any] | None:
     file = path / INDEX if path.is_dir() else path
     if file.name != INDEX or not file.is_file():
         return None
-    try:
-        content = json.loads(file.read_text())
-        records = [
-            (Path(os.path.normpath(file.parent / about.pop("path"))), about)
-            for about in content["records"]
-        ]
-        index = {"by": list(content["by"]), "records": records}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ClspError(
-            f"{file} is not the index of a suite ({error!r}); `clsp bench` writes it anew."
-        ) from error
+    content = _index_file(file)
+    records = [
+        (Path(os.path.normpath(file.parent / about.pop("path"))), about)
+        for about in content["records"]
+    ]
+    index = {"by": content["by"], "records": records, "failed": content.get("failed", [])}
     for record, _ in records:
         if not record.is_file():
             raise ClspError(
@@ -284,6 +305,12 @@ def read_index(path: Path) -> dict[str, Any] | None:
                 f"makes what is missing."
             )
     return index
+
+
+def _index_file(file: Path) -> dict[str, Any]:
+    from clsp_plugin.engine.record_types import IndexFile
+
+    return read_json(file, IndexFile, "the index of a suite", "`clsp bench` writes it anew")
 
 
 def environment(method: str | None = None) -> dict[str, Any]:

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from clsp_plugin.engine.checkpoint import check_bound, find_checkpoint, load_args, read_checkpoint
+from clsp_plugin.engine.checkpoint import (
+    ARGS,
+    check_bound,
+    find_checkpoint,
+    load_args,
+    read_checkpoint,
+)
+from clsp_plugin.engine.foreign import check_args
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation import inert
 from clsp_plugin.evaluation.authors import authors_args, is_authors
@@ -33,7 +40,8 @@ def load_backbone(
 
     Raises:
         ClspError: no checkpoint, no ``args.json``, or keys that are not exactly the backbone's.
-            Classes and functions that a checkpoint names are neither needed nor called.
+            Classes and functions that a checkpoint names are neither needed nor called. An
+            ``args.json`` that asks for other files, see ``engine.foreign``.
     """
     checkpoint = find_checkpoint(path)
     content = read_checkpoint(checkpoint, foreign=inert)
@@ -47,10 +55,12 @@ def load_backbone(
             f"There is no readable args.json beside {checkpoint}; it says which backbone the "
             f"checkpoint is of, so keep the two together."
         )
+    check_args(args, checkpoint.parent / ARGS)
     said = {key: data[key] for key in ("mean", "std") if data and data.get(key)}
     args = {**args, "data": {**args["data"], **said}}
     block = of_method(args["backbone"], args["method"])
-    module, _ = build_backbone(block, args["data"]["dataset"])
+    kwargs = {**(block.get("kwargs") or {}), "pretrained": False}  # the weights are these
+    module, _ = build_backbone({**block, "kwargs": kwargs}, args["data"]["dataset"])
     _load_exactly(module, state, checkpoint, args["backbone"]["name"])
     return module, args, checkpoint
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -147,9 +148,7 @@ def finetune(given: DictConfig) -> dict[str, Any] | None:
         return None
     result = {"dataset": cfg.data.dataset, "epoch": epoch_of(checkpoint) + 1, **result}
     record = record_path(checkpoint)
-    if not record.exists():
-        _record_of(args, checkpoint, result["num_train"]).save(record)
-    add_evaluation(record, result)
+    add_evaluation(record, result, partial(_record_of, args, checkpoint, result["num_train"]))
     print(
         f"fine-tuning of {args['method']} on {result['dataset']}: top-1 {result['top1']:.2f} %, "
         f"top-5 {result['top5']:.2f} % (after {cfg.max_epochs} epoch{'s' * (cfg.max_epochs != 1)}, "
@@ -293,12 +292,7 @@ def _note(
     ``images`` are those pre-trained on, as far as the evaluation knows their number.
     """
     record = record_path(checkpoint)
-    if not record.exists():
-        _record_of(args, checkpoint, images).save(record)
-    elif images is not None and (found := Record.load(record)).num_train is None:
-        found.num_train = images
-        found.save(record)
-    add_evaluation(record, result)
+    add_evaluation(record, result, partial(_record_of, args, checkpoint, images), images)
     return record
 
 

@@ -275,7 +275,11 @@ def test_quality_is_collected_from_the_reports_of_the_stores(tmp_path):
     for number, unit in enumerate(unit for unit in made.units if unit.kind == "quality"):
         assert unit.missing
         unit.product.mkdir(parents=True)
-        report = {"manifest": {"denoiser": "abc"}, "frechet": {"candidates": 2.5 + number}}
+        report = {
+            "manifest": {"denoiser": "abc", "num_images": 9, "num_candidates": 2, "w": 0.1},
+            "drawn": 9, "anchors": 4, "closeness": {}, "encoder": "a",
+            "frechet": {"candidates": 2.5 + number, "anchors": 1.0, "images": 5},
+        }  # fmt: skip
         (unit.product / "report.json").write_text(json.dumps(report))
         unit.finish(unit.steps[0], 1.0)
         assert not unit.missing

@@ -207,7 +207,8 @@ def test_points_of_a_curve_are_of_seeds_that_were_evaluated_alike():
 
 def report(store, **content):
     (store.path / "report").mkdir(exist_ok=True)
-    content = {"manifest": vars(store.manifest), **content}
+    whole = {"drawn": 9, "anchors": 4, "closeness": {}}
+    content = {"manifest": vars(store.manifest), **whole, **content}
     (store.path / "report/report.json").write_text(json.dumps(content))
 
 
@@ -250,7 +251,7 @@ def test_images_under_w(on_stores, digits48):
 
 def test_quality_names_its_distance(on_stores, tmp_path):
     records, stores = on_stores
-    frechet = {"candidates": 3.0, "images": 100}
+    frechet = {"candidates": 3.0, "anchors": 1.0, "images": 100}
     report(stores[0], fid=20.0, encoder="a", frechet=frechet)
     report(stores[1], fid=30.0, encoder="b", frechet=frechet)
     picture, _ = one(records, "quality")
@@ -271,7 +272,7 @@ def test_quality_names_its_distance(on_stores, tmp_path):
     given = write_figures(records, tmp_path / "out", options, ["quality"])
     assert [picture.name for picture in given.pictures] == ["accuracy-quality"]
     report(stores[0], encoder="a", frechet=frechet)
-    report(stores[1], encoder="a", manifest={}, frechet=frechet)
+    report(stores[1], encoder="a", manifest={**vars(stores[1].manifest), "w": 0.9}, frechet=frechet)
     assert "about other candidates" in missing(records, "quality")
 
 

@@ -591,7 +591,7 @@ def test_candidates_are_part_of_the_recipe():
 def test_cells_link_to_their_records():
     text = make_table(SEEDS[:2]).to_markdown(Path("runs/tables"))
     assert "[60.5 ± 0.7](../simclr-digits-0-20/record.json) [2](../simclr-digits-1-20/r" in text
-    assert 'href="simclr-digits-0-20/record.json"' in make_table(SEEDS[:1]).render(
+    assert 'href="./simclr-digits-0-20/record.json"' in make_table(SEEDS[:1]).render(
         "html", Path("runs")
     )
 

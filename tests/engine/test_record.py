@@ -1,16 +1,28 @@
+import contextlib
 import json
 import os
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import clsp_plugin
+from clsp_plugin.benchmark.figures.groups import group
+from clsp_plugin.benchmark.table import make_table
 from clsp_plugin.engine import record as records
 from clsp_plugin.engine.code import evaluation_code, method_code
-from clsp_plugin.engine.record import Record, add_evaluation, environment, find_records
+from clsp_plugin.engine.record import (
+    Record,
+    add_evaluation,
+    environment,
+    find_records,
+    read_index,
+)
 from clsp_plugin.errors import ClspError
 
 
@@ -266,3 +278,147 @@ def test_a_record_from_before_a_field_was_added_is_still_read(tmp_path):
     content["digest"] = records._digest(content)
     path.write_text(json.dumps(content))
     assert Record.load(path).candidates is None
+
+
+def written(folder, content):
+    """A record of any content, with a digest that matches."""
+    content = {**content, "digest": records._digest(content)}
+    (folder / "record.json").write_text(json.dumps(content))
+    return folder / "record.json"
+
+
+def whole():
+    manifest = {"num_images": 9, "num_candidates": 2, "dataset": "digits/train", "denoiser": "d",
+                "w": 0.1, "sampler": "ddim", "steps": 2, "eta": 1.0, "seed": 0}  # fmt: skip
+    source = {"config": "digits/simclr", "overrides": ["seed=1"], "settings": "a"}
+    one = evaluation(chosen={"k": 5}, settings={"seed": 5}, source=source, code="c")
+    synthetic = {"path": "x", "num_candidates": None, "weight": 1.0}
+    config = {"data": {"dataset": "digits"}, "optimizer": {"batch_size": 64}, "devices": 1}
+    record = make_record(evaluations=[one], candidates=manifest, source=source)
+    return json.loads(json.dumps({**vars(record), "config": {**config, "synthetic": synthetic}}))
+
+
+def places(content, place=()):
+    """Every place in nested JSON."""
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        yield (*place, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*place, key))
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+VALUES = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(st.text(max_size=3), SCALARS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.sampled_from(list(places(whole()))), value=VALUES)
+def test_a_value_of_any_type_anywhere_is_a_table_or_a_sentence(tmp_path_factory, place, value):
+    content = whole()
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path = written(tmp_path_factory.mktemp("any"), content)
+    with contextlib.suppress(ClspError):
+        found = find_records([path])
+        for layout in ("markdown", "csv", "html", "latex"):
+            make_table(found).render(layout, path.parent)
+        group(found)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        ("evaluations", [1], r"evaluations\.0=1"),
+        ("evaluations", [{"task": "knn"}], r"evaluations\.0\.protocol.*required"),
+        ("evaluations", [evaluation("50")], r"evaluations\.0\.top1='50'"),
+        ("evaluations", [evaluation(metric="mean_class")], "mean_class should be its result"),
+        ("config", None, "config=None"),
+        ("config", {"optimizer": 5}, r"config\.optimizer=5"),
+        ("curve", [{"train_loss": 1.0}], "epoch should be"),
+        ("timings", {"train_seconds": "x"}, r"timings\.train_seconds='x'"),
+        ("candidates", {"w": 1}, r"candidates\."),
+        ("source", "x", "source='x'"),
+        ("seed", True, "seed=True"),
+    ],
+)
+def test_a_field_of_another_type_is_named_with_the_file(tmp_path, place, value, told):
+    path = written(tmp_path, {**whole(), place: value})
+    with pytest.raises(ClspError, match=f"{path} is not a record: it has .*{told}"):
+        Record.load(path)
+
+
+def test_what_later_versions_add_is_let_through(tmp_path):
+    content = whole()
+    content["evaluations"][0] |= {"images": "f", "classes": ["a"]}
+    content["candidates"] |= {"digests": ["a"]}
+    content["hardware"]["nodes"] = 2
+    assert Record.load(written(tmp_path, content)).evaluations[0]["classes"] == ["a"]
+
+
+def test_nested_too_deeply(tmp_path):
+    path = tmp_path / "record.json"
+    nested = '{"format": 1, "a": ' + "[" * 900 + "]" * 900 + "}"
+    for text in ("[" * 100_000, '{"format":' * 100_000, nested):
+        path.write_text(text)
+        with pytest.raises(ClspError, match="record"):
+            Record.load(path)
+
+
+def test_what_may_not_be_read_is_no_damage(tmp_path):
+    (tmp_path / "record.json").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        Record.load(tmp_path / "record.json")
+
+
+def test_folders_that_may_not_be_read_are_told(tmp_path, monkeypatch):
+    make_record().save(tmp_path / "a" / "record.json")
+    (tmp_path / "b").mkdir()
+    scan = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError):
+        find_records([tmp_path])
+
+
+def test_first_evaluations_that_end_at_once_make_one_record(tmp_path):
+    path = tmp_path / "record.json"
+    made = []
+
+    def make():
+        made.append(1)
+        time.sleep(0.05)
+        return make_record(num_train=None)
+
+    def add(number):
+        add_evaluation(path, evaluation(1.0, epoch=number), make, 9 if number == 3 else None)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(8)))
+    assert made == [1]
+    record = Record.load(path)
+    assert sorted(e["epoch"] for e in record.evaluations) == list(range(8))
+    assert record.num_train == 9
+
+
+def test_half_a_surrogate_is_no_text(tmp_path):
+    with pytest.raises(ClspError, match="invalid JSON"):
+        Record.load(written(tmp_path, {**whole(), "method": "\ud800"}))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"by": [], "records": [{"path": 5}]}, {"by": "x", "records": []}, {"records": []},
+        {"by": [], "records": [], "failed": [{"method": 5}]}, [], {"by": [], "records": [5]},
+    ],
+)  # fmt: skip
+def test_an_index_of_other_types_is_told(tmp_path, content):
+    (tmp_path / "records.json").write_text(json.dumps(content))
+    with pytest.raises(ClspError, match=r"records\.json is not the index of a suite"):
+        read_index(tmp_path)

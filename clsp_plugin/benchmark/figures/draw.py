@@ -7,13 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
+
+from clsp_plugin.benchmark.alone import alone
 from clsp_plugin.benchmark.figures.curves import accuracy_curves
 from clsp_plugin.benchmark.figures.embeddings import neighbours, similarities, tsne
 from clsp_plugin.benchmark.figures.picture import Options, Picture
 from clsp_plugin.benchmark.figures.style import save
 from clsp_plugin.benchmark.figures.sweeps import SWEEPS, quality, sweep
 from clsp_plugin.benchmark.table import Records
-from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.files import unfinished, write_text
+from clsp_plugin.data.json_files import read_json
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import check_protocol
 
@@ -37,6 +42,11 @@ _TITLES = {
 }
 _INDEX = "figures.json"
 _SUFFIXES = (".svg", ".png")
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Index(TypedDict):
+    files: list[str]
 
 
 @dataclass
@@ -97,19 +107,31 @@ def write_figures(
         ClspError: a bad option, or the folder holds files of these names that are not ours.
     """
     out = Path(out)
-    before = _index(out)
+    _index(out)  # refused before anything is drawn
     drawn = draw(records, options, only)
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out, f"writes figures to {out}"):
+        _write(drawn, out, records)
+    return drawn
+
+
+def _write(drawn: Drawn, out: Path, records: Records) -> None:
+    """Put figures into a folder so that, stopped at any moment, the same call goes on."""
+    before = _index(out)
     drawn.files = [out / f"{p.name}{suffix}" for p in drawn.pictures for suffix in _SUFFIXES]
     strangers = [path for path in drawn.files if path.exists() and path.name not in before]
     if strangers:
         raise ClspError(f"{strangers[0]} exists and is no figure of ours; choose another --out.")
+    for left in (left for path in drawn.files for left in unfinished(out, path.name)):
+        left.unlink(missing_ok=True)
+    # before the pictures: what the index names is ours, also after a process that was killed here
+    _write_index(out, drawn, records, before)
     for picture in drawn.pictures:
         for suffix in _SUFFIXES:
             save(picture.figure, out / f"{picture.name}{suffix}")
     for name in set(before) - {path.name for path in drawn.files}:
         (out / name).unlink(missing_ok=True)
     _write_index(out, drawn, records)
-    return drawn
 
 
 def _index(out: Path) -> list[str]:
@@ -117,22 +139,19 @@ def _index(out: Path) -> list[str]:
     if out.exists() and not out.is_dir():
         raise ClspError(f"{out} is a file; name a folder.")
     try:
-        names = json.loads((out / _INDEX).read_text())["files"]
+        content = read_json(out / _INDEX, _Index, "an index of figures", "choose another --out")
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ClspError(f"{out / _INDEX} is not ours ({error}); choose another --out.") from error
-    return [name for name in names if Path(name).name == name]
+    return [name for name in content["files"] if Path(name).name == name]
 
 
-def _write_index(out: Path, drawn: Drawn, records: Records) -> None:
+def _write_index(out: Path, drawn: Drawn, records: Records, before: Sequence[str] = ()) -> None:
     content: dict[str, Any] = {
         "figures": [
             {"name": p.name, "title": p.title, "caption": p.caption} for p in drawn.pictures
         ],
-        "files": [path.name for path in drawn.files],
+        "files": list(dict.fromkeys([*(path.name for path in drawn.files), *before])),
         "missing": drawn.missing,
         "records": [str(path) for path, _ in records],
     }
-    text = json.dumps(content, indent=1) + "\n"
-    write_whole(out / _INDEX, lambda file: file.write(text.encode()))
+    write_text(out / _INDEX, json.dumps(content, indent=1) + "\n")

@@ -187,7 +187,8 @@ def symbol(key: str) -> str:
 
 def _plain(text: str) -> str:
     value = json.loads(text)
-    short = f"{value:g}" if isinstance(value, int | float) else str(value)
+    number = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53)
+    short = f"{value:g}" if number else str(value)
     return short if len(short) <= 16 else f"{short[:12]}.."
 
 

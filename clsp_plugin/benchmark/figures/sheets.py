@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from clsp_plugin.benchmark.figures.style import INK, MUTED, PAPER, RULE
+from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.store import StoreManifest
 
 __all__ = ["candidate_sheet", "store_caption"]
@@ -82,8 +83,7 @@ def candidate_sheet(
             sheet.paste(_enlarged(candidates[row, column], scale), where)
     for line, words in enumerate(captions):
         draw.text((_MARGIN, bottom + 14 + 20 * line), words, MUTED, text)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, "PNG")
+    write_whole(Path(path), lambda file: sheet.save(file, "PNG"))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

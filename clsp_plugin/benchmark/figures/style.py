@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from clsp_plugin.data.files import write_whole
 
@@ -27,6 +29,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _CHARACTER, _LINE = 0.088, 0.2  # inches, of the notes below a figure
 
 
@@ -94,6 +97,11 @@ def wrapped(text: str, width: float) -> str:
 
 def rendered(figure: Figure, suffix: str) -> bytes:
     """A figure as a file of ``.svg`` or ``.png``; the same figure gives the same bytes."""
+    for text in figure.findobj(Text):
+        # names are no formulas, and what is no character has no place in an SVG
+        if "$" in text.get_text() or _CONTROL.search(text.get_text()):
+            text.set_parse_math(False)
+            text.set_text(_CONTROL.sub(" ", text.get_text()))
     file = io.BytesIO()
     metadata = {"Date": None} if suffix == ".svg" else None
     with matplotlib.rc_context({"svg.hashsalt": "clsp"}):
