@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from clsp_plugin.data.digits import make_digits
 from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.memory import total_memory
 
 __all__ = [
     "DATASETS",
@@ -399,8 +400,8 @@ def _open(file: Path, image_size: int | None) -> np.ndarray:
 
 def _check_memory(number: int, height: int, width: int) -> None:
     needed = number * height * width * 3
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > 0.7 * total:
+    total = total_memory()
+    if total is not None and needed > 0.7 * total:
         raise ClspError(
             f"{number} images of {height}x{width} need {needed / 2**30:.1f} GiB and this machine "
             f"has {total / 2**30:.1f} GiB; set a smaller data.image_size or a data.fraction."
