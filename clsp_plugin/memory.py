@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["available_memory", "keep_freed_memory", "memory_of"]
+__all__ = ["available_memory", "keep_freed_memory", "memory_of", "total_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -63,6 +63,15 @@ def memory_of(work: Callable[[], object]) -> int | None:
     before = _resident()
     work()
     return max(0, _resident() - before)
+
+
+def total_memory() -> int | None:
+    """Bytes of memory that this machine has, or None where the system does not tell."""
+    try:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # elsewhere than in POSIX
+        return None
+    return pages * size if pages > 0 and size > 0 else None
 
 
 def available_memory(root: Path = Path("/")) -> int | None:

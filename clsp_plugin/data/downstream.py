@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
-from clsp_plugin.data.images import ImageArray, load_images, open_torchvision, to_pixels
+from clsp_plugin.data.images import (
+    ImageArray,
+    check_depth,
+    load_images,
+    open_torchvision,
+    to_pixels,
+    unreadable,
+)
 from clsp_plugin.errors import ClspError, nearest
 
 __all__ = ["DOWNSTREAM", "Downstream", "ImageStream", "load_downstream", "to_fetch"]
@@ -90,10 +98,14 @@ class ImageStream(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str]:
         try:
+            file = self._file(index)
+            if file is not None:  # torchvision converts to RGB, and 16 bits become white
+                with Image.open(file) as image:
+                    check_depth(image)
             image, target = self.source[index]
             return torch.from_numpy(to_pixels(image, self.size).copy()), int(target), ""
-        except (OSError, SyntaxError, ValueError) as error:
-            wrong = f"{self._path(index)} is not a readable image ({error}); replace it."
+        except Exception as error:  # whatever a decoder of PIL's raises about a file
+            wrong = unreadable(self._file(index) or f"Image {index} of {self.name}", error)
             return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1, wrong
 
     @property
@@ -101,14 +113,14 @@ class ImageStream(Dataset):
         """What names the images and their order, without reading them."""
         return {"name": self.name, "files": self.identity.fingerprint}
 
-    def _path(self, index: int) -> str:
-        """The image's file where the source tells, for people."""
+    def _file(self, index: int) -> str | None:
+        """The image's file where the source tells."""
         for name in ("_images", "_image_files", "_samples"):
             files = getattr(self.source, name, None)
             if files:
                 found = files[index]
                 return str(found[0] if isinstance(found, tuple) else found)
-        return f"Image {index} of {self.name}"
+        return None
 
 
 class _Folder:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,22 +14,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from clsp_plugin.data.digits import make_digits
+from clsp_plugin.data.folders import class_folders, has_class_folders, image_files
 from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.memory import total_memory
 
 __all__ = [
     "DATASETS",
     "MEAN_STD",
     "ImageArray",
     "channel_statistics",
+    "check_depth",
     "fingerprint_of",
     "image_digest",
     "load_image_files",
     "load_images",
     "open_torchvision",
     "to_pixels",
+    "unreadable",
 ]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -42,7 +47,6 @@ MEAN_STD = {
     "stl10": ((0.4914, 0.4823, 0.4466), (0.2470, 0.2430, 0.2610)),
 }
 DATASETS = tuple(sorted(MEAN_STD))
-_EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 _CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 _STL10 = "stl10_binary"
 _PATHS = "or set data.train_path and data.val_path"
@@ -209,7 +213,7 @@ def _root(data: Mapping[str, Any], split: str) -> Path:
 def _load_cifar(dataset: str, data: Mapping[str, Any], split: str) -> ImageArray:
     root, name = _root(data, split), f"{dataset}/{split}"
     folders = root / dataset / ("train" if split == "train" else "test")
-    if (root / _CIFAR[dataset]).is_dir() or not (_has_class_folders(root) or folders.is_dir()):
+    if (root / _CIFAR[dataset]).is_dir() or not (has_class_folders(root) or folders.is_dir()):
         source = open_torchvision(
             dataset,
             dataset.upper(),
@@ -291,17 +295,6 @@ def _remove_empty(root: Path, folder: str, whole: bool) -> None:
             root.joinpath(*parts[:depth]).rmdir()
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _EXTENSIONS and not path.name.startswith(".")
-
-
-def _has_class_folders(root: Path) -> bool:
-    if not root.is_dir():
-        return False
-    folders = [f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")]
-    return any(_is_image(file) for folder in folders for file in folder.iterdir())
-
-
 def _load_folder(root: Path, name: str, data: Mapping[str, Any]) -> ImageArray:
     if not root.is_dir():
         raise ClspError(
@@ -311,7 +304,7 @@ def _load_folder(root: Path, name: str, data: Mapping[str, Any]) -> ImageArray:
     if data.get("no_labels", False):
         images = torch.from_numpy(load_image_files(root, data.get("image_size")))
         return ImageArray(images, torch.full((len(images),), -1), (), name)
-    files, targets, classes = _class_folders(root)
+    files, targets, classes = class_folders(root)
     expected = _NUM_CLASSES.get(data["dataset"])
     if expected not in (None, len(classes)):
         raise ClspError(
@@ -327,33 +320,13 @@ def load_image_files(root: Path, image_size: int | None) -> np.ndarray:
     """All images under a folder, in the order of their paths: uint8 (N, H, W, 3).
 
     Args:
-        root: searched recursively.
+        root: searched recursively, see :func:`folders.image_files`.
         image_size: see :func:`to_pixels`.
 
     Raises:
         ClspError: no images, a corrupt one, or several sizes without ``image_size``.
     """
-    files = sorted(f for f in root.rglob("*") if _is_image(f))
-    if not files:
-        raise ClspError(f"{root} holds no images ({', '.join(sorted(_EXTENSIONS))}).")
-    return _decode(files, image_size)
-
-
-def _class_folders(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
-    folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
-    if not folders:
-        raise ClspError(
-            f"{root} holds no class folders; put the images of each class into a folder of its "
-            f"own, or set data.no_labels=True."
-        )
-    files, targets = [], []
-    for number, folder in enumerate(folders):
-        inside = sorted(f for f in folder.rglob("*") if _is_image(f))
-        if not inside:
-            raise ClspError(f"The class folder {folder} holds no images; fill it or remove it.")
-        files += inside
-        targets += [number] * len(inside)
-    return files, targets, tuple(folder.name for folder in folders)
+    return _decode(image_files(root), image_size)
 
 
 def _decode(files: list[Path], image_size: int | None) -> np.ndarray:
@@ -371,7 +344,8 @@ def _decode(files: list[Path], image_size: int | None) -> np.ndarray:
             )
         out[number] = image
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of each of a million files
         for _ in pool.map(read, range(len(files))):
             pass
     return out
@@ -393,11 +367,18 @@ def _resized(images: np.ndarray, image_size: int) -> np.ndarray:
 def to_pixels(image: Image.Image, image_size: int | None) -> np.ndarray:
     """An image as uint8 (H, W, 3).
 
+    As PIL and torchvision have it: the first picture of an animation, alpha dropped, and turned
+    as its pixels are, whatever EXIF says of orientation.
+
     Args:
-        image: of any size and mode.
+        image: of any size and of any mode of 8 bits or fewer.
         image_size: side of a square in pixels; the shorter side is resized to it and the centre
             is cut out. None leaves the size as it is.
+
+    Raises:
+        ValueError: more than 8 bits a channel; PIL would cut the values off at 0 and 255.
     """
+    check_depth(image)
     image = image.convert("RGB")
     if image_size:
         scale = image_size / min(image.size)
@@ -408,20 +389,34 @@ def to_pixels(image: Image.Image, image_size: int | None) -> np.ndarray:
     return np.asarray(image)
 
 
+def check_depth(image: Image.Image) -> None:
+    """Raise a ValueError where an image has more than 8 bits a channel."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise ValueError(f"its values have 16 or 32 bits, PIL's mode {image.mode}: convert to 8")
+
+
 def _open(file: Path, image_size: int | None) -> np.ndarray:
     try:
         with Image.open(file) as image:
             return to_pixels(image, image_size)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ClspError(
-            f"{file} is not a readable image ({error}); repair or remove it."
-        ) from error
+    except Exception as error:  # whatever a decoder of PIL's raises about a file
+        raise ClspError(unreadable(file, error)) from error
+
+
+def unreadable(file: Path | str, error: Exception) -> str:
+    """The sentence for an image that PIL does not read."""
+    if isinstance(error, OSError) and error.errno is not None:  # of the system, not of PIL
+        return f"{file} cannot be read ({error.strerror})."
+    if isinstance(error, MemoryError):
+        return f"{file} does not fit into memory; shrink or remove it."
+    what = str(error).strip() or repr(error)
+    return f"{file} is not a readable image ({what}); repair, convert, shrink or remove it."
 
 
 def _check_memory(number: int, height: int, width: int) -> None:
     needed = number * height * width * 3
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > 0.7 * total:
+    total = total_memory()
+    if total is not None and needed > 0.7 * total:
         raise ClspError(
             f"{number} images of {height}x{width} need {needed / 2**30:.1f} GiB and this machine "
             f"has {total / 2**30:.1f} GiB; set a smaller data.image_size or a data.fraction."

@@ -21,6 +21,7 @@ from clsp_plugin.data.files import locked, write_whole
 from clsp_plugin.data.json_files import checked, read_json
 from clsp_plugin.engine.code import evaluation_code, method_code
 from clsp_plugin.errors import ClspError
+from clsp_plugin.memory import total_memory
 
 __all__ = [
     "FORMAT",
@@ -369,10 +370,8 @@ def _cores() -> int:
 
 
 def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None
+    total = total_memory()
+    return None if total is None else round(total / 2**30, 1)
 
 
 def _commit(package: Path) -> str | None:

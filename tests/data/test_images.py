@@ -299,6 +299,34 @@ def test_digits_hold_the_digit_and_hide_it_from_colour():
     assert shape.score(edges[1], y_val) > 0.2
 
 
+@pytest.mark.parametrize("size", [12, 32, 45])
+def test_digits_are_the_same_however_many_are_drawn_at_a_time(monkeypatch, size):
+    from clsp_plugin.data import digits
+
+    parts = make_digits(2**18 // size**2 + 7, "val", 3, size)[0]
+    monkeypatch.setattr(digits, "_PIXELS", 2**30)
+    assert torch.equal(parts, make_digits(len(parts), "val", 3, size)[0])
+
+
+def test_making_digits_takes_little_more_than_its_result():
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Largest(TorchDispatchMode):
+        bytes = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for tensor in tree_leaves(out):
+                if isinstance(tensor, torch.Tensor):
+                    self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+            return out
+
+    with Largest() as largest:
+        images, _ = make_digits(3000, "train")
+    assert largest.bytes == images.untyped_storage().nbytes()
+
+
 def test_too_few_digits():
     with pytest.raises(ClspError, match="10 or more"):
         load_images(data(dataset="digits", num_train=5), "train")
