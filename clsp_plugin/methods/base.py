@@ -115,12 +115,14 @@ class BaseMethod(JointForward, pl.LightningModule):
 
     Attributes:
         takes_small_crops: whether the method has a use for them (multi-crop).
+        numerics: the version of what the method computes that is its own; see ``engine.numerics``.
 
     Args:
         cfg: a configuration as ``engine.config.parse_cfg`` returns it.
     """
 
     takes_small_crops = False
+    numerics = 1
 
     def __init__(self, cfg: DictConfig):
         super().__init__()
