@@ -98,7 +98,8 @@ def pretrain(
         cfg.data.mean, cfg.data.std, compile=compiled, places=places,
     )  # fmt: skip
     run_dir = checkpoint.parent if checkpoint is not None else new_run_dir(cfg)
-    history = History({"environment": environment(cfg.method), "candidates": _candidates(model)})
+    around = environment(cfg.method, cfg.data.dataset)
+    history = History({"environment": around, "candidates": _candidates(model)})
     bar = Bar(title or f"pre-train {cfg.method}", position=position)
     trainer = make_trainer(cfg, run_dir, [bar, history], val is not None, checkpoint)
     keep_freed_memory(trainer.strategy.root_device)
