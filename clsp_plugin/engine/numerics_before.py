@@ -3,7 +3,8 @@
 They carry a hash of the sources that made them, 16 digits of which a folder's name has 8. The
 golden numbers of the commits below were compared with those of version 1 of every stage
 (``python -m tests.golden.compare --against COMMIT``) and are the same, so what these sources made
-is of version 1. Of other sources nothing is known: what they made counts as older.
+is of version 1. (1e32542 ships other settings of MoCo v2; its sources are those of 112b349.) Of
+other sources nothing is known: what they made counts as older.
 """
 
 from collections.abc import Mapping
