@@ -523,7 +523,9 @@ def _bench(args: list[str]) -> None:
     parser.add_argument("--methods", type=_words, default=[], help="such as simclr,byol")
     parser.add_argument("--seeds", type=_words, default=[], help="such as 0,1,2")
     parser.add_argument(
-        "--keep-stale", action="store_true", help="take what older code made; the table marks it"
+        "--keep-stale",
+        action="store_true",
+        help="take what older numerics made; the table marks it",
     )
     options = parser.parse_intermixed_args(args)
     if not all(re.fullmatch(r"\d+", seed) for seed in options.seeds):

@@ -296,7 +296,8 @@ def bench(
         jobs: units at a time; by default one a core, or one with a GPU.
         launcher: of Hydra's, in place of a pool of processes here.
         dry_run: print the plan and its cost, and stop.
-        keep_stale: take what older code made where its settings are the same; the table marks it.
+        keep_stale: take what older numerics made where its settings are the same; the table
+            marks it.
         datasets: in place of the suite's.
         methods: in place of the suite's.
         seeds: in place of the suite's.

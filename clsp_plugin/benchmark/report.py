@@ -283,15 +283,15 @@ def _runs(records: Records, places: Mapping[Path, str], told: Listing) -> Iterat
 
 
 def _run(path: Path, record: Record, place: str) -> str:
-    versions = (f"{k} {v}" for k, v in record.versions.items() if v and k != "code")
+    versions = {k: v for k, v in record.versions.items() if k not in ("code", "numerics")}
     stale, old = is_stale(record), changed([record], record.evaluations)
     facts = {
         "pre-training": f"{record.dataset}, {record.backbone}, {counted(record.epochs, 'epoch')}, "
         + (counted(record.num_train, "image", ",") if record.num_train else "unknown images"),
         "time": _time(record),
         "hardware": hardware_of(record),
-        "versions": ", ".join(versions),
-        "commit": commit_of(record) + " (other code than this version's)" * stale,
+        "versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
+        "commit": commit_of(record) + " (other numerics than this version's)" * stale,
         "changed since": f"the settings of {', '.join(old)}" if old else "",
         "checkpoint": record.checkpoint or "none was kept",
         "record": str(path),

@@ -1,4 +1,4 @@
-"""Whether a number would be made in the same way today: by the same code, of the same settings."""
+"""Whether a number would come out the same today: by the same numerics, of the same settings."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clsp_plugin.cli import compose
 from clsp_plugin.configurations import fingerprint
-from clsp_plugin.engine.code import evaluation_code, method_code
+from clsp_plugin.engine.numerics import numerics_of, older_than_today
+from clsp_plugin.engine.numerics_before import made_by
 from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError
 
@@ -22,16 +23,20 @@ _LEFT_OUT = re.compile(r"\+*(seed|name|pretrained_feature_extractor|synthetic\.p
 
 
 def is_stale(record: Record, evaluation: Mapping[str, Any] | None = None) -> bool:
-    """Whether other code than today's made it; a record that does not say is not accused.
+    """Whether the numerics that made it had another version than today's.
+
+    What does not say its versions does not count as stale, and neither does what an unknown method
+    made.
 
     Args:
         record: of the run.
         evaluation: of it that is looked at; by default all.
     """
     evaluations = record.evaluations if evaluation is None else [evaluation]
-    made = [(record.versions.get("code"), method_code(record.method))]
-    made += [(e.get("code"), evaluation_code(e["task"])) for e in evaluations]
-    return any(then not in (None, now) for then, now in made)
+    trained = numerics_of("pretrain", record.dataset, record.method)
+    made = [(made_by(record.versions), trained)]
+    made += [(made_by(e), numerics_of(e["task"], e["dataset"])) for e in evaluations]
+    return any(older_than_today(then, now) for then, now in made)
 
 
 def changed(records: Sequence[Record], evaluations: Sequence[Mapping[str, Any]] = ()) -> list[str]:

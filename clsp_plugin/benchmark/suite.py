@@ -2,8 +2,9 @@
 
 A plan is of units, each a directory: denoisers, the candidates that they draw, runs (one
 pre-training and its evaluations) and, where asked for, how good each store is. A unit's
-directory is named by what it is made from, so a changed setting, or changed code, is another unit
-and nothing old is taken for it; suites that share a folder of units share what they have in common.
+directory is named by what it is made from, so a changed setting, or another version of the
+numerics, is another unit and nothing old is taken for it; suites that share a folder of units share
+what they have in common.
 """
 
 import hashlib
@@ -29,8 +30,9 @@ from clsp_plugin.data.downstream import to_fetch
 from clsp_plugin.data.files import write_text
 from clsp_plugin.data.images import DATASETS
 from clsp_plugin.data.json_files import read_json
-from clsp_plugin.engine.code import code_hash, evaluation_code, method_code
 from clsp_plugin.engine.config import Data, parse_cfg, typed
+from clsp_plugin.engine.numerics import numerics_label, numerics_of
+from clsp_plugin.engine.numerics_before import of_first_version
 from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation import verbs
@@ -561,14 +563,6 @@ def measure(verb: str) -> str:
     }.get(verb, "embedded images")
 
 
-# The code of a unit, besides that of a method.
-_CODE = {
-    "denoisers": ("diffusion.training", "data.images"),
-    "candidates": ("diffusion.generation", "data.images"),
-    "quality": ("benchmark.inspection", "data.images"),
-}
-
-
 class _Planner:
     """Collects units, each once."""
 
@@ -577,15 +571,27 @@ class _Planner:
         self.units: dict[Path, Unit] = {}
         self.absent: dict[str, None] = {}
 
-    def place(self, folder: str, label: str, config: str, code: str) -> Path:
-        """A unit's directory; that of older code if it is wanted and there is one."""
-        path = self.artifacts / folder / f"{label}-{config}-{code[:8]}"
-        if self.keep_stale and not (path / "done.json").exists():
+    def place(
+        self, folder: str, label: str, config: str, numerics: Mapping[str, int] | None
+    ) -> Path:
+        """A unit's directory; another of the same numbers, or of older ones that are wanted, if
+        there is one."""
+        version = numerics_label(numerics)
+        path = self.artifacts / folder / f"{label}-{config}-{version}"
+        if not (path / "done.json").exists():
+            begin = f"{label}-{config}-"
             older = [
-                p for p in path.parent.glob(f"{label}-{config}-*") if (p / "done.json").exists()
+                p
+                for p in path.parent.glob(f"{begin}*")
+                if (p / "done.json").exists() and self.taken(p.name.removeprefix(begin), version)
             ]
             path = max(older, key=lambda p: p.stat().st_mtime, default=path)
         return path
+
+    def taken(self, old: str, version: str) -> bool:
+        """Whether what is labelled ``old`` is taken for a version: it was named by its sources
+        before there were versions, and these computed the same, or older ones are wanted."""
+        return self.keep_stale or (version == "v1" and of_first_version(old))
 
     def add(self, unit: Unit) -> Unit:
         known = self.units.setdefault(unit.path, unit)
@@ -629,7 +635,7 @@ class _Planner:
             needs, paths = (trained.path,), {"denoiser": str(trained.product)}
             parts = [{**parts[0], "denoiser": None}, trained.path.name]
         key = _hash(*parts)
-        path = self.place("candidates", dataset, key, code_hash(*_CODE["candidates"]))
+        path = self.place("candidates", dataset, key, numerics_of("generate", cfg.data.dataset))
         paths["out"] = str(path / "candidates")
         network = trained.steps[0].network if needs else _of_denoiser(cfg)
         cost = _cost("generate", cfg, cfg.data)
@@ -643,7 +649,7 @@ class _Planner:
         given = tuple(_routed(overrides, "denoiser"))
         cfg = _composed("denoiser", config, given)
         key = _hash({**what(cfg), "out": None})
-        path = self.place("denoisers", dataset, key, code_hash(*_CODE["denoisers"]))
+        path = self.place("denoisers", dataset, key, numerics_of("denoiser", cfg.data.dataset))
         paths = {"out": str(path / "denoiser")}
         cost = _cost("denoiser", cfg, cfg.data)
         step = Step("denoiser", config, given, paths, cost, key, _of_denoiser(cfg))
@@ -667,7 +673,7 @@ class _Planner:
             parts.append(store.path.name)
         key = _hash(*parts)
         label = f"{cfg.method}-{dataset}-s{seed}"
-        path = self.place("runs", label, key, method_code(cfg.method) or "unknown")
+        path = self.place("runs", label, key, numerics_of("pretrain", cfg.data.dataset, cfg.method))
         # a suite may take longer than a day and a half, which is where resuming ends by default
         paths |= {"checkpoint.dir": str(path)}
         paths |= {"auto_resume.enabled": True, "auto_resume.max_hours": 1e9}
@@ -694,9 +700,11 @@ class _Planner:
             composed = _composed(verb, config, given)
             if verb == "transfer":
                 self._targets(composed, cfg.data.dataset)
-            asked, code = _hash(verb, OmegaConf.to_container(composed)), evaluation_code(verb)[:8]
-            done = self._done(path)
-            key = next((k for k in done if k.startswith(f"{asked}-")), f"{asked}-{code}")
+            asked = _hash(verb, OmegaConf.to_container(composed))
+            # those of a transfer are none of ours
+            images = OmegaConf.select(composed, "data.dataset") or cfg.data.dataset
+            versions = numerics_of(verb, None if verb == "transfer" else images)
+            key = self._key(path, asked, numerics_label(versions))
             cost = _cost(verb, composed, cfg.data)
             yield Step(verb, config, given, where, cost, key, _of_backbone(cfg))
 
@@ -711,9 +719,12 @@ class _Planner:
             filter(None, (to_fetch(name, Path(cfg.data.path)) for name in names))
         )
 
-    def _done(self, path: Path) -> list[str]:
-        """Keys of what older code evaluated, the last first, if it is wanted."""
-        return list(reversed(Unit("run", "", path, ()).done)) if self.keep_stale else []
+    def _key(self, path: Path, asked: str, version: str) -> str:
+        """Of an evaluation: today's, or the last of those done that is taken for it."""
+        done, key = notes_of(path), f"{asked}-{version}"
+        old = [k for k in done if k.startswith(f"{asked}-")]
+        old = [k for k in old if self.taken(k.removeprefix(f"{asked}-"), version)]
+        return key if key in done or not old else old[-1]
 
     def quality(self, dataset: str, point: dict[str, Any]) -> None:
         """The unit that measures how good the candidates of one point are; see ``inspect``."""
@@ -727,9 +738,10 @@ class _Planner:
             needs = (*needs, encoder.path)
             paths["encoder"] = str(encoder.path / encoder.about["method"])
             parts.append(encoder.path.name)
-        path = self.place("quality", dataset, _hash(*parts), code_hash(*_CODE["quality"]))
-        paths["out"] = str(store.product / "report")
         made = store.steps[0]
+        images = _composed("generate", made.config, made.overrides).data.dataset
+        path = self.place("quality", dataset, _hash(*parts), numerics_of("inspect", images))
+        paths["out"] = str(store.product / "report")
         step = Step("inspect", made.config, made.overrides, paths, None, "all", made.network)
         people = ", ".join(["quality", dataset, *_words(point)])
         about = {"dataset": dataset, "point": point}
@@ -767,7 +779,7 @@ def make_plan(
         name: of the suite.
         suite: see :func:`read_suite`.
         out: the directory of the tables and figures.
-        keep_stale: take what older code made where its settings are the same.
+        keep_stale: take what older numerics made where its settings are the same.
         artifacts: the directory of the units; by default ``out``.
 
     Raises:

@@ -110,7 +110,7 @@ class Cell:
         n: seeds with a number.
         mean: over them; None without any.
         std: sample standard deviation (n - 1 in the denominator); None below two.
-        stale: whether a number was made by other code than today's.
+        stale: whether a number was made by other numerics than today's.
         changed: configurations that say something else today than a number was made by.
         failed: seeds that were wanted and have no number.
         paths: of the records.
@@ -211,7 +211,7 @@ class Table:
     def to_csv(self) -> str:
         """A line a row: names; of each task the parts of a cell, numbers in percent; the paper's.
 
-        ``{task}_stale`` says what is of an older version: ``code``, ``settings`` or both.
+        ``{task}_stale`` says what is of an older version: ``numerics``, ``settings`` or both.
         """
         out = io.StringIO()
         variants = ["variant"] * any(row.variant for row in self.rows)
@@ -230,7 +230,7 @@ class Table:
             for task in self.tasks:
                 cell = row.cells[task]
                 line |= {f"{task}_{part}": getattr(cell, part) for part in parts}
-                old = ["code"] * cell.stale + ["settings"] * bool(cell.changed)
+                old = ["numerics"] * cell.stale + ["settings"] * bool(cell.changed)
                 line[f"{task}_stale"] = " and ".join(old)
                 if row.paper:
                     number = getattr(row.paper, task)
@@ -631,7 +631,7 @@ def _notes(records: Records, protocol: str, rows: Sequence[Row], layout: str) ->
         notes.append(f"The paper leaves empty: {'; '.join(empty)}.")
     cells = [cell for row in rows for cell in row.cells.values()]
     if any(cell.stale for cell in cells):
-        notes.append(f"{STALE} made by other code than that of this version; run it again.")
+        notes.append(f"{STALE} made by other numerics than those of this version; run it again.")
     if other := dict.fromkeys(name for cell in cells for name in cell.changed):
         notes.append(
             f"{CHANGED} made by other settings than its configuration has today "

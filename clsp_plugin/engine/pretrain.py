@@ -109,7 +109,8 @@ def _train(
         train, val, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed,
         cfg.data.mean, cfg.data.std, compile=compiled, places=places,
     )  # fmt: skip
-    history = History({"environment": environment(cfg.method), "candidates": _candidates(model)})
+    around = environment(cfg.method, cfg.data.dataset)
+    history = History({"environment": around, "candidates": _candidates(model)})
     saver = Checkpointer(cfg, start.run_dir, {"images": train.identity}, held)
     trainer = make_trainer(cfg, start, saver, [bar, history], val is not None)
     keep_freed_memory(trainer.strategy.root_device)

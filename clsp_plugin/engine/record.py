@@ -19,7 +19,7 @@ import torch
 from clsp_plugin import __version__
 from clsp_plugin.data.files import locked, write_whole
 from clsp_plugin.data.json_files import checked, read_json
-from clsp_plugin.engine.code import evaluation_code, method_code
+from clsp_plugin.engine.numerics import numerics_of
 from clsp_plugin.errors import ClspError
 from clsp_plugin.memory import total_memory
 
@@ -64,7 +64,7 @@ class Record:
         commit: see :func:`environment`.
         config: the whole configuration.
         evaluations: of ``evaluation.protocol``, each with ``dataset`` (evaluated on), ``epoch``
-            (of the checkpoint), ``code`` (see ``engine.code``) and, if a configuration was
+            (of the checkpoint), ``numerics`` (see ``engine.numerics``) and, if a configuration was
             named, ``source`` besides.
         candidates: the manifest of the candidate store that was drawn from, if one was.
         source: the configuration that was named, see :func:`made_from`; None if none was.
@@ -82,7 +82,7 @@ class Record:
     curve: list[dict[str, Any]] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str | None] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
     commit: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
@@ -192,7 +192,8 @@ def add_evaluation(
     """
     path = Path(path)
     assert all(key in evaluation for key in _SAME), f"an evaluation has {', '.join(_SAME)}"
-    evaluation = {**_plain(evaluation), "code": evaluation_code(evaluation["task"])}
+    versions = numerics_of(evaluation["task"], evaluation["dataset"])
+    evaluation = {**_plain(evaluation), "numerics": versions}
     if _SOURCE.get() is not None:
         evaluation["source"] = _SOURCE.get()
     name = [evaluation[key] for key in _SAME]
@@ -314,18 +315,20 @@ def _index_file(file: Path) -> dict[str, Any]:
     return read_json(file, IndexFile, "the index of a suite", "`clsp bench` writes it anew")
 
 
-def environment(method: str | None = None) -> dict[str, Any]:
+def environment(method: str | None = None, dataset: str | None = None) -> dict[str, Any]:
     """What a run ran on.
 
     Args:
-        method: that is pre-trained here; without it the code is not known.
+        method: that is pre-trained here; without it the versions of the numerics are not known.
+        dataset: that it is pre-trained on.
 
     Returns:
         ``hardware``: ``cpu`` (model), ``cores`` (that this process may use), ``gpu`` (name, or
         None), ``memory_gib``. ``versions``: of Python, torch, lightning, timm, diffusers and
-        clsp_plugin, None where not installed, and ``code``, see ``engine.code``. ``commit``:
-        hash of the checkout that this package is run from, with ``-dirty`` if the package differs
-        from it; None outside a checkout. With a method also ``source``, see :func:`made_from`.
+        clsp_plugin, None where not installed, and ``numerics``, see ``engine.numerics``.
+        ``commit``: hash of the checkout that this package is run from, with ``-dirty`` if the
+        package differs from it; None outside a checkout. With a method also ``source``, see
+        :func:`made_from`.
     """
     source = {} if method is None else {"source": _SOURCE.get()}
     versions = {name: _version(name) for name in ("lightning", "timm", "diffusers")}
@@ -341,7 +344,7 @@ def environment(method: str | None = None) -> dict[str, Any]:
             "torch": str(torch.__version__),
             **versions,
             "clsp_plugin": __version__,
-            "code": None if method is None else method_code(method),
+            "numerics": None if method is None else numerics_of("pretrain", dataset, method),
         },
         "commit": _commit(Path(__file__).parents[1]),
         **source,

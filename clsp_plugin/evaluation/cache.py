@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from clsp_plugin.data.files import write_whole
-from clsp_plugin.engine.code import code_hash
+from clsp_plugin.engine.numerics import numerics_of
 from clsp_plugin.evaluation.features import Features
 
 __all__ = ["FeatureCache", "cache_folder"]
@@ -31,7 +31,8 @@ class FeatureCache:
     """Features of one network, each set of images a file.
 
     A file is named by the weights and by everything else that the features depend on: the images
-    and their order, statistics, size, device, versions and our code. What does not match is
+    and their order, statistics, size, device, libraries and the versions of our
+    numerics. What does not match is
     another file, and a file that is not whole is computed again. Files of other weights, earlier
     epochs of the same run, are removed when one is written, so a run keeps those of one epoch.
 
@@ -48,7 +49,7 @@ class FeatureCache:
             self.what = {
                 **what,
                 "weights": self.weights,
-                "code": code_hash("evaluation.verbs", "evaluation.backbone", "methods.backbones"),
+                "numerics": numerics_of("features"),
                 **{name: metadata.version(name) for name in ("torch", "torchvision", "timm")},
             }
 

@@ -124,6 +124,7 @@ class BaseMethod(JointForward, pl.LightningModule):
         prediction: what ``forward`` calls the prediction of another view's ``z``, of a method
             that compares positives so; None where it compares ``z`` with ``z``. A synthetic
             positive is compared in the same way.
+        numerics: the version of what the method computes that is its own; see ``engine.numerics``.
 
     Args:
         cfg: a configuration as ``engine.config.parse_cfg`` returns it.
@@ -131,6 +132,7 @@ class BaseMethod(JointForward, pl.LightningModule):
 
     takes_small_crops = False
     prediction: str | None = None
+    numerics = 1
 
     def __init__(self, cfg: DictConfig):
         super().__init__()

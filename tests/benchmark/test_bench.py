@@ -20,7 +20,6 @@ from omegaconf import OmegaConf
 
 from clsp_plugin import cli
 from clsp_plugin.benchmark import bench as benching
-from clsp_plugin.benchmark import suite as suites
 from clsp_plugin.benchmark.bench import Outcome, _write_quality, bench, show_plan, write_results
 from clsp_plugin.benchmark.figures import training_curves
 from clsp_plugin.benchmark.figures.groups import group
@@ -33,6 +32,7 @@ from clsp_plugin.cli import compose, shipped
 from clsp_plugin.diffusion.generation import GenerationSettings
 from clsp_plugin.diffusion.settings import read_settings
 from clsp_plugin.diffusion.training import TrainingSettings
+from clsp_plugin.engine import numerics
 from clsp_plugin.engine.record import Record, find_records
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods import METHODS
@@ -201,14 +201,14 @@ def test_what_a_unit_is_made_from_names_it(plan, override, changed):
     assert (steps[0] != steps[1]) == override.startswith("linear.")
 
 
-def test_other_code_is_another_run_unless_the_old_is_wanted(plan, monkeypatch):
+def test_other_numerics_are_another_run_unless_the_old_is_wanted(plan, monkeypatch):
     before = plan()
     for unit in before.units:
         unit.path.mkdir(parents=True)
         for step in unit.steps:
             unit.finish(step, 1.0)
-    for name in ("code_hash", "method_code", "evaluation_code"):
-        monkeypatch.setattr(suites, name, lambda *parts: "f" * 16)
+    for stage in numerics.NUMERICS:
+        monkeypatch.setitem(numerics.NUMERICS, stage, 2)
     assert not set(paths(plan())) & set(paths(before))
     assert paths(plan(keep_stale=True)) == paths(before)
     keys = [[step.key for step in unit.steps] for unit in before.units]
@@ -216,6 +216,22 @@ def test_other_code_is_another_run_unless_the_old_is_wanted(plan, monkeypatch):
     assert [[step.key for step in unit.steps[1:]] for unit in plan().units[2:]] != keys[2:]
     changed = plan(["optimizer.lr=0.3"], keep_stale=True)
     assert not set(paths(changed)[2:]) & set(paths(before))  # other settings are never taken
+
+
+def test_units_named_by_the_sources_that_made_them_are_taken_where_these_are_known(plan):
+    for known in (False, True):
+        run = plan(methods=["simclr"], seeds=[0]).units[0]
+        assert run.path.name.endswith("-v1")  # nothing older was taken
+        code = "46efe8be" if known else "00000000"  # of SimCLR at 1e32542, and of nothing
+        older = dataclasses.replace(run, path=run.path.with_name(run.path.name[:-2] + code))
+        older.path.mkdir(parents=True)
+        for step in run.steps:
+            key = step.key.replace("-v1", f"-{code}")  # any known one does for an evaluation
+            older.finish(dataclasses.replace(step, key=key), 1.0)
+    (taken,) = plan(methods=["simclr"], seeds=[0]).units
+    assert taken.path == older.path
+    assert [step.key for step in taken.steps] == list(older.done)
+    shutil.rmtree(older.path.parent)
 
 
 def test_what_is_varied_reaches_its_verb(plan):

@@ -10,7 +10,8 @@ from clsp_plugin.benchmark.stale import is_stale
 from clsp_plugin.benchmark.table import Absent, family_order, make_table
 from clsp_plugin.cli import compose
 from clsp_plugin.configurations import fingerprint
-from clsp_plugin.engine.code import evaluation_code, method_code
+from clsp_plugin.engine import numerics
+from clsp_plugin.engine.numerics import numerics_of
 from clsp_plugin.engine.record import Record, find_records
 from clsp_plugin.errors import ClspError
 
@@ -460,22 +461,51 @@ def test_bold_only_where_the_difference_exceeds_the_noise():
 
 
 def test_stale_numbers_are_marked():
-    new, old = ({"code": code} for code in (method_code("simclr"), "0" * 16))
+    now = {name: numerics_of("pretrain", "digits", name) for name in ("simclr", "byol")}
+    new, old = {"numerics": now["simclr"]}, {"numerics": {**now["byol"], "method": 2}}
     records = [*seeds("simclr", 60, 61, versions=new), *seeds("byol", 60, 61, versions=old)]
     table = make_table(records)
     assert [row[2] for row in body(table)[1:]] == ["60.5 ± 0.7", "60.5 ± 0.7†"]
-    assert "† made by other code" in table.to_markdown()
+    assert "† made by other numerics" in table.to_markdown()
     assert "†" not in make_table(records[:2]).to_markdown()
-    # the evaluation's code counts as well
+    # the evaluation's versions count as well
     for _, record in records[:2]:
-        record.evaluations[0]["code"] = evaluation_code(record.evaluations[0]["task"])
+        task = record.evaluations[0]["task"]
+        record.evaluations[0]["numerics"] = numerics_of(task, "digits")
     assert "†" not in make_table(records[:2]).to_markdown()
-    records[0][1].evaluations[0]["code"] = "0" * 16
+    records[0][1].evaluations[0]["numerics"]["features"] = 7
     assert "60.5 ± 0.7†" in make_table(records[:2]).to_markdown()
     (line,) = lines(make_table(records[:2]))
-    assert (line["linear_stale"], line["knn_stale"]) == ("code", "")
+    assert (line["linear_stale"], line["knn_stale"]) == ("numerics", "")
     assert is_stale(records[0][1])
     assert not is_stale(records[1][1])
+
+
+@pytest.mark.parametrize(
+    ("versions", "stage", "stale"),
+    [
+        ({"code": "46efe8be58023c77"}, None, False),  # of sources that are known
+        ({"code": "46efe8be58023c77"}, "pretrain", True),
+        ({"code": "46efe8be58023c77"}, "denoiser", False),  # which it does not go through
+        ({"code": "0" * 16}, None, True),
+        ({"code": None}, "pretrain", False),  # what does not say it is not accused
+        ({}, "pretrain", False),
+        ({"numerics": {"pretrain": 1}}, None, False),  # its other stages were not told apart
+        ({"numerics": {"pretrain": 1}}, "images", True),
+    ],
+)
+def test_what_was_recorded_before_there_were_versions(monkeypatch, versions, stage, stale):
+    if stage is not None:
+        monkeypatch.setitem(numerics.NUMERICS, stage, 2)
+    ((_, record),) = seeds("simclr", 60, versions=versions)
+    record.evaluations = []
+    assert is_stale(record) == stale
+
+
+def test_the_records_of_the_documentation_are_of_today_s_numerics():
+    records = find_records([Path(__file__).parents[2] / "docs/methods/records"])
+    assert len(records) == 81
+    assert [str(path) for path, record in records if is_stale(record)] == []
 
 
 def test_numbers_of_other_settings_than_today_s_are_marked():

@@ -42,7 +42,7 @@ class Attack:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("checkpoint_path", "evil.pt"), ("pretrained", True), ("cache_dir", "x"),
+        ("checkpoint_path", "evil.pt"), ("pretrained", "x"), ("cache_dir", "x"),
         ("pretrained_cfg", {"url": "http://localhost/x"}),
         ("pretrained_cfg_overlay", {"file": "x"}),
         ("features_only", True), ("_target_", "os.system"), ("scriptable", True),
@@ -59,8 +59,10 @@ def test_a_checkpoint_s_settings_name_no_other_file(run, monkeypatch, key, value
     assert not (folder / "was_run").exists()
 
 
-def test_what_changes_nothing_is_taken(run):
-    _, args, _ = load_backbone(run(pretrained=False, checkpoint_path=None, drop_rate=0.0))
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_what_changes_nothing_is_taken(run, pretrained):
+    """Nor are weights fetched that a training began from: the checkpoint has its own."""
+    _, args, _ = load_backbone(run(pretrained=pretrained, checkpoint_path=None, drop_rate=0.0))
     assert args["backbone"]["kwargs"]["drop_rate"] == 0.0
 
 

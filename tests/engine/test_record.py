@@ -15,7 +15,7 @@ import clsp_plugin
 from clsp_plugin.benchmark.figures.groups import group
 from clsp_plugin.benchmark.table import make_table
 from clsp_plugin.engine import record as records
-from clsp_plugin.engine.code import evaluation_code, method_code
+from clsp_plugin.engine.numerics import numerics_of
 from clsp_plugin.engine.record import (
     Record,
     add_evaluation,
@@ -153,7 +153,7 @@ def test_an_evaluation_replaces_its_like_and_keeps_the_others(tmp_path):
     loaded = Record.load(path)
     assert loaded == returned
     assert [e["top1"] for e in loaded.evaluations] == [1.0, 2.0, 3.0, 4.0, 9.0]
-    assert loaded.evaluations[-1]["code"] == evaluation_code("knn")
+    assert loaded.evaluations[-1]["numerics"] == numerics_of("knn", "digits")
     assert loaded.curve == make_record().curve
 
 
@@ -195,15 +195,15 @@ def test_find_records_finds_none(tmp_path):
 
 
 def test_environment():
-    assert environment()["versions"]["code"] is None
-    out = environment("simclr")
-    assert out["versions"]["code"] == method_code("simclr")
+    assert environment()["versions"]["numerics"] is None
+    out = environment("simclr", "digits")
+    assert out["versions"]["numerics"] == numerics_of("pretrain", "digits", "simclr")
     assert set(out) == {"hardware", "versions", "commit", "source"}
     assert out["source"] is None
     assert out["versions"]["clsp_plugin"] == clsp_plugin.__version__
     assert out["versions"]["torch"] == torch.__version__
     assert set(out["versions"]) == {
-        "python", "torch", "lightning", "timm", "diffusers", "clsp_plugin", "code",
+        "python", "torch", "lightning", "timm", "diffusers", "clsp_plugin", "numerics",
     }  # fmt: skip
     hardware = out["hardware"]
     assert hardware["cpu"]

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from clsp_plugin.engine.numerics import NUMERICS
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation import features, verbs
@@ -77,9 +78,12 @@ def test_what_features_depend_on_is_in_their_name(get, extraction, other):
     assert extraction.count == 2
 
 
-def test_other_code_is_another_file(get, extraction, monkeypatch):
+def test_another_version_of_the_features_is_another_file(get, extraction, monkeypatch):
     get()
-    monkeypatch.setattr("clsp_plugin.evaluation.cache.code_hash", lambda *rooms: "new")
+    monkeypatch.setitem(NUMERICS, "linear", 2)
+    get()
+    assert extraction.count == 1
+    monkeypatch.setitem(NUMERICS, "features", 2)
     get()
     assert extraction.count == 2
 

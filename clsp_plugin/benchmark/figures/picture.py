@@ -61,7 +61,7 @@ def stale_note(records: Records) -> str:
     stale = sum(is_stale(record) for _, record in records)
     other = sum(bool(changed([record], record.evaluations)) for _, record in records)
     of = f"of {len(records)} records were made by other"
-    text = f" {STALE} {stale} {of} code than this version's." if stale else ""
+    text = f" {STALE} {stale} {of} numerics than this version's." if stale else ""
     if other:
         text += f" {CHANGED} {other} {of} settings than their configurations have today."
     return text
