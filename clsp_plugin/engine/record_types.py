@@ -114,7 +114,7 @@ class RecordFile(TypedDict):
     curve: list[Annotated[dict[str, _Number], AfterValidator(_has_its_epoch)]]
     timings: dict[str, _Number]
     hardware: _Hardware
-    versions: dict[str, str | None]
+    versions: dict[str, str | dict[str, int] | None]
     commit: str | None
     config: _Config
     evaluations: list[Annotated[_Evaluation, AfterValidator(_has_its_number)]]
