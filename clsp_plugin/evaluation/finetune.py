@@ -48,7 +48,7 @@ class Finetune(Training):
     pretrained_feature_extractor: str = MISSING
     finetune: bool = True
     augmentations: Optional[list[Any]] = None
-    label_smoothing: float = 0.0
+    label_smoothing: float = ranged(0.0, low=0, below=1)
 
 
 def finetune_cfg(given: Mapping[str, Any], args: Mapping[str, Any]) -> DictConfig:
@@ -68,8 +68,6 @@ def finetune_cfg(given: Mapping[str, Any], args: Mapping[str, Any]) -> DictConfi
     own = {key: value for key, value in args["data"].items() if key in Data.__dataclass_fields__}
     data = {**own, **said} if said.get("dataset", own["dataset"]) == own["dataset"] else said
     cfg = training_cfg({**given, "data": data}, Finetune)
-    if not 0 <= cfg.label_smoothing < 1:
-        raise ClspError(f"label_smoothing={cfg.label_smoothing} must be at least 0 and below 1.")
     first = (args.get("augmentations") or [{}])[0]
     blocks = cfg.augmentations or [
         {
