@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from clsp_plugin import __version__
+from clsp_plugin import __version__, streams
+from clsp_plugin.commandline import composing, hydra_overrides
 from clsp_plugin.configurations import fingerprint, shipped
 from clsp_plugin.errors import ClspError, Terminated, nearest
+from clsp_plugin.rules import SEED, Rule, check_value, short
+from clsp_plugin.user_yaml import read_yaml
 
 __all__ = ["compose", "main", "shipped", "task_of"]
 
@@ -138,6 +141,8 @@ def _locate(verb: str, path: str | None, name: str | None) -> tuple[Path, str]:
     for folder in folders:
         file = folder / f"{name}.yaml"
         if file.is_file():
+            if not file.resolve().is_relative_to(root.resolve()):
+                read_yaml(file)  # a mistake is told with its line
             return file.parent.resolve(), file.stem
     where = f"in {path}" if path is not None else "among the configurations that ship with us"
     names = _names(verb) if path is None else [p.stem for p in Path(path).glob("*.yaml")]
@@ -150,19 +155,6 @@ def _source(verb: str, path: str | None, folder: Path, stem: str) -> str:
     if folder.is_relative_to(root):
         return (folder / stem).relative_to(root).as_posix()
     return (Path(path or ".") / stem).as_posix()
-
-
-def _overrides(args: Sequence[str], folder: Path) -> list[str]:
-    """Let ``key=value`` add settings as well as change them; unknown ones are refused later."""
-    out = []
-    for arg in args:
-        key, equals, value = arg.partition("=")
-        plain = equals and re.fullmatch(r"[A-Za-z_][\w.]*", key)
-        if plain and "=" in value and value[0] not in "'\"[{":
-            arg = f"{key}='{value}'"  # solo-learn's checkpoints have ep=99 in their names
-        group = (folder / key).is_dir() or key.startswith("hydra.") or key == "hydra"
-        out.append(f"++{arg}" if plain and not group else arg)
-    return out
 
 
 def compose(verb: str, name: str, overrides: Sequence[str] = ()):
@@ -180,7 +172,7 @@ def compose(verb: str, name: str, overrides: Sequence[str] = ()):
 
     folder, stem = _locate(verb, None, name)
     with hydra.initialize_config_dir(str(folder), version_base="1.2"):
-        return hydra.compose(stem, _overrides(overrides, folder))
+        return hydra.compose(stem, hydra_overrides(overrides, folder))
 
 
 def _frechet(name: str, real, data) -> Callable:
@@ -230,8 +222,10 @@ def _hydra(verb: str, args: list[str]) -> None:
 
     source = _source(verb, path, folder, stem)
     told: list[ClspError] = []
+    composed: list[bool] = []
 
     def run(cfg):
+        composed.append(True)
         sys.argv = original  # what a launcher of further processes has to repeat
         given = HydraConfig.get().overrides.task
         OmegaConf.set_struct(cfg, False)
@@ -245,7 +239,8 @@ def _hydra(verb: str, args: list[str]) -> None:
 
     run.__module__, run.__qualname__ = "clsp", f"clsp_{verb}"
     sys.argv = [original[0], "--config-path", str(folder), "--config-name", stem]
-    sys.argv += _overrides(args, folder)
+    multirun = any(arg in ("-m", "--multirun") for arg in args)
+    sys.argv += hydra_overrides(args, folder, multirun)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
     try:
         hydra.main(version_base="1.2", config_path=None)(run)()
@@ -253,7 +248,13 @@ def _hydra(verb: str, args: list[str]) -> None:
         cause = error.__cause__ or error
         if isinstance(cause, ClspError):
             raise cause from error
-        raise ClspError(" ".join(str(error).split())) from error
+        raise ClspError(f"{composing(error)}.") from error
+    except Exception as error:
+        # the boundary to Hydra: what it, OmegaConf and PyYAML raise while they read what the user
+        # wrote has no common class; once the task has begun it is ours
+        if composed or isinstance(error, ClspError):
+            raise
+        raise ClspError(f"{composing(error)}.") from error
     finally:
         sys.argv = original
     if told:
@@ -417,6 +418,8 @@ def _embed(args: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of k-means (default 0)")
     options = parser.parse_intermixed_args(args)
 
+    check_value("--seed", options.seed, SEED)
+    check_value("--clusters", options.clusters, Rule(low=1))
     from clsp_plugin.benchmark.embedding import embed
     from clsp_plugin.data.images import load_images
 
@@ -523,8 +526,9 @@ def _bench(args: list[str]) -> None:
         "--keep-stale", action="store_true", help="take what older code made; the table marks it"
     )
     options = parser.parse_intermixed_args(args)
-    if not all(re.fullmatch(r"\d+", seed) for seed in options.seeds):
-        raise ClspError(f"--seeds {','.join(options.seeds)} are not numbers, such as 0,1,2.")
+    if not all(re.fullmatch(r"[0-9]{1,20}", seed) for seed in options.seeds):
+        raise ClspError(f"--seeds {short(','.join(options.seeds))} are not numbers, such as 0,1,2.")
+    check_value("--seeds", [int(seed) for seed in options.seeds], SEED)
 
     from clsp_plugin.benchmark.bench import bench
 
@@ -553,6 +557,8 @@ def _demo(args: list[str]) -> None:
         "--scale", type=float, default=1.0, help="size of everything; 0.05 is a quick look"
     )
     options = parser.parse_args(args)
+    check_value("--seeds", options.seeds, Rule(low=1, high=1000))
+    check_value("--scale", options.scale, Rule(above=0, high=1000))
     from clsp_plugin.benchmark.demo import demo
 
     demo(options.out, seeds=options.seeds, scale=options.scale)
@@ -626,9 +632,15 @@ def _dispatch(argv: list[str]) -> None:
 
 def main() -> None:
     """Entry point; bad input ends with one sentence and exit code 2."""
+    streams.prepare()
     try:
         with _files_told():
-            _dispatch(sys.argv[1:])
+            try:
+                _dispatch(sys.argv[1:])
+            finally:
+                streams.flush()
+    except BrokenPipeError:
+        streams.abandon()
     except ClspError as error:
         print(f"clsp: {error}", file=sys.stderr)
         sys.exit(2)

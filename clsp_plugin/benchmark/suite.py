@@ -31,6 +31,8 @@ from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation import verbs
 from clsp_plugin.evaluation.protocol import check_protocol
+from clsp_plugin.rules import SEED, ranged
+from clsp_plugin.user_yaml import parse_yaml, read_yaml
 
 __all__ = ["EVALUATIONS", "Plan", "Step", "Suite", "Unit", "make_plan", "notes_of", "read_suite"]
 
@@ -123,7 +125,7 @@ class Suite:
     datasets: Any = MISSING
     methods: list[str] = MISSING
     variants: dict[str, Any] = field(default_factory=dict)
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seeds: list[int] = ranged([0, 1, 2], SEED)
     overrides: list[str] = field(default_factory=list)
     only: dict[str, list[str]] = field(default_factory=dict)
     vary: dict[str, list[Any]] = field(default_factory=dict)
@@ -157,7 +159,7 @@ def read_suite(
         if not file.is_file():
             known = (path.stem for path in folder.glob("*.yaml"))
             raise ClspError(f"There is no suite {name}{nearest(str(name), known)}")
-    suite = typed(_load(file), Suite)
+    suite = typed(read_yaml(file), Suite)
     suite.variants = {key: typed(value, _Variant) for key, value in suite.variants.items()}
     suite.table.layout = _several(suite.table.layout)
     own = suite.datasets if OmegaConf.is_dict(suite.datasets) else {}
@@ -170,22 +172,10 @@ def read_suite(
         if key == "seed":
             raise ClspError(f"{override}: a suite's seeds are its own; give --seeds {value}.")
         if key in suite.vary:
-            suite.vary[key] = _several(OmegaConf.create(f"values: {value}")["values"])
+            suite.vary[key] = _several(parse_yaml(value, override))
         else:
             suite.given.append(override)
     return file.stem, suite
-
-
-def _load(file: Path) -> DictConfig:
-    try:
-        content = OmegaConf.load(file)
-    except (OSError, OmegaConfBaseException, ValueError) as error:
-        raise ClspError(f"{file} is not a readable suite ({error}).") from error
-    except Exception as error:  # PyYAML's errors have no common base below Exception
-        raise ClspError(f"{file} is not YAML ({' '.join(str(error).split())}).") from error
-    if not OmegaConf.is_dict(content):
-        raise ClspError(f"{file} is a list and no suite; see the shipped ones in scripts/bench.")
-    return content
 
 
 def _several(value: Any) -> list[Any]:
@@ -198,7 +188,7 @@ def _block(name: str, own: Mapping[str, Any]) -> DictConfig:
     if name not in own and not (folder / f"{name}.yaml").is_file():
         known = {*own, *(path.stem for path in folder.glob("*.yaml"))}
         raise ClspError(f"There is no data set {name} for suites{nearest(str(name), known)}")
-    return typed(own[name] if name in own else _load(folder / f"{name}.yaml"), _DataSet)
+    return typed(own[name] if name in own else read_yaml(folder / f"{name}.yaml"), _DataSet)
 
 
 def _check(

@@ -113,21 +113,9 @@ class GenerationSettings(Settings):
             )
 
 
-def _process() -> tuple[int, int]:
-    """Number of this process and how many there are, as torchrun tells."""
-    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not (rank.isdigit() and world_size.isdigit() and int(rank) < int(world_size)):
-        raise ClspError(
-            f"RANK={rank} and WORLD_SIZE={world_size} do not name one of so many processes; ranks "
-            f"count from 0."
-        )
-    return int(rank), int(world_size)
-
-
 def _gpu() -> int:
     """Number of this process's GPU: every process of a machine has its own, as far as they go."""
-    number = os.environ.get("LOCAL_RANK", "")
-    return (int(number) if number.isdigit() else _process()[0]) % max(1, torch.cuda.device_count())
+    return number_of("LOCAL_RANK", process()[0]) % max(1, torch.cuda.device_count())
 
 
 def _device(name: str) -> torch.device:
@@ -136,6 +124,8 @@ def _device(name: str) -> torch.device:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("nothing is computed on it")
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", _gpu())
         torch.empty(0, device=device)
@@ -322,8 +312,7 @@ class Drawer:
         # a file's candidates are there up to three times: in parts, whole, and being written
         settings, image = self.settings, self.images[0].numel()
         file = min(settings.shard_size, len(self.images)) * settings.num_candidates * image
-        processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        share = free / (int(processes) if processes.isdigit() else 1) - 3 * file
+        share = free / number_of("LOCAL_WORLD_SIZE", 1, low=1) - 3 * file
         batch = int(min(largest, max(1, 0.75 * share * tried / max(1, needed))))
         batch = 2 ** (batch.bit_length() - 1)  # the same another time, unless much has changed
         if batch < largest:
@@ -675,7 +664,7 @@ def generate_candidates(
         images, fingerprint, denoiser_path, Path(out), cfg, dataset, labels, condition
     )
     writer = StoreWriter(out, manifest, digests)
-    rank, world_size = _process()
+    rank, world_size = process()
     began = time.perf_counter()
     with writer.lock(rank, world_size):
         problem = _no_room(left_to_draw(out, manifest), Path(out))

@@ -30,7 +30,9 @@ from clsp_plugin.engine.trainer import fit, new_trainer
 from clsp_plugin.errors import ClspError
 from clsp_plugin.memory import keep_freed_memory
 from clsp_plugin.methods import METHODS
+from clsp_plugin.methods.backbones import check_network
 from clsp_plugin.methods.synthetic import SyntheticPositives
+from clsp_plugin.processes import check_launch
 
 __all__ = ["Finished", "continue_from", "make_trainer", "pretrain", "worth_compiling"]
 
@@ -74,6 +76,7 @@ def pretrain(
         ClspError: anything about the configuration, the images or the candidates that is wrong,
             before a file is written.
     """
+    check_launch()
     cfg = parse_cfg(given, METHODS)
     train, places = inflate(load_images(cfg.data, "train"), cfg.data)
     val = load_images(cfg.data, "val")
@@ -89,6 +92,11 @@ def pretrain(
     model = METHODS[cfg.method](cfg)
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
+    # in distributed training every process has a batch of that many
+    check_network(
+        cfg.backbone, model.backbone, [b.crop_size for b in cfg.augmentations],
+        min(cfg.optimizer.batch_size, len(train)),
+    )  # fmt: skip
     compiled = worth_compiling(cfg, len(train if places is None else places))
     model.attach_images(train)
     if isinstance(model, SyntheticPositives):

@@ -26,8 +26,10 @@ from clsp_plugin.engine.trainer import fit
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.features import load_labelled
 from clsp_plugin.evaluation.protocol import num_classes
-from clsp_plugin.methods.backbones import resolve_stem
+from clsp_plugin.methods.backbones import check_network, resolve_stem
 from clsp_plugin.methods.optim import build_optimizers
+from clsp_plugin.processes import check_launch
+from clsp_plugin.rules import ranged
 
 __all__ = ["Finetune", "finetune_cfg", "train_and_test"]
 
@@ -66,6 +68,7 @@ def finetune_cfg(given: Mapping[str, Any], args: Mapping[str, Any]) -> DictConfi
     """
     said = given.get("data") or {}
     own = {key: value for key, value in args["data"].items() if key in Data.__dataclass_fields__}
+    check_launch()
     data = {**own, **said} if said.get("dataset", own["dataset"]) == own["dataset"] else said
     cfg = training_cfg({**given, "data": data}, Finetune)
     first = (args.get("augmentations") or [{}])[0]
@@ -151,6 +154,8 @@ def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | Non
     began = time.perf_counter()
     pl.seed_everything(cfg.seed)
     model = _Classifier(cfg, backbone)
+    sizes = [cfg.augmentations[0].crop_size]
+    check_network(cfg.backbone, backbone, sizes, min(cfg.optimizer.batch_size, len(train)))
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
     data = PretrainData(
