@@ -17,10 +17,10 @@ from clsp_plugin.rules import short
 __all__ = ["TEXTS", "composing", "hydra_overrides"]
 
 # Last parts of the keys whose values are texts of the user's own: paths and names.
-TEXTS = frozenset(
-    "condition denoiser dir entity extra name out path pretrained_feature_extractor project "
-    "resume_from_checkpoint train_path val_path".split()
-)
+TEXTS = frozenset({
+    "condition", "denoiser", "dir", "entity", "extra", "name", "out", "path",
+    "pretrained_feature_extractor", "project", "resume_from_checkpoint", "train_path", "val_path",
+})  # fmt: skip
 _KEY = re.compile(r"(\+{0,2})([A-Za-z_][\w.]*)")
 _QUOTED = re.compile(r"\s*(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")\s*", re.DOTALL)
 

@@ -81,7 +81,7 @@ def ranged(default: Any, rule: Rule | None = None, **bounds: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_value(key: str, value: Any, rule: Rule = Rule()) -> None:  # noqa: B008  it is frozen
+def check_value(key: str, value: Any, rule: Rule = Rule()) -> None:
     """Check a value against a rule, or each of those that a list or a mapping holds.
 
     Raises:

@@ -58,7 +58,7 @@ def parse_yaml(text: str, name: str) -> Any:
         ClspError: it is not YAML.
     """
     try:
-        return yaml.load(text, Loader=get_yaml_loader())  # noqa: S506  OmegaConf's is a safe one
+        return yaml.load(text, Loader=get_yaml_loader())
     except yaml.MarkedYAMLError as error:
         raise ClspError(f"{told(error, name)}.") from error
     except yaml.reader.ReaderError as error:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import shutil
 import time
 from collections import deque
@@ -35,6 +34,7 @@ from clsp_plugin.diffusion.sampling import (
 from clsp_plugin.diffusion.settings import Settings, precision_name, read_settings, setting
 from clsp_plugin.errors import ClspError
 from clsp_plugin.memory import available_memory, keep_freed_memory, memory_of
+from clsp_plugin.processes import number_of, process
 
 __all__ = [
     "Drawer",

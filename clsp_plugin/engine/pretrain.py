@@ -92,11 +92,11 @@ def pretrain(
     model = METHODS[cfg.method](cfg)
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
-    # in distributed training every process has a batch of that many
     check_network(
         cfg.backbone, model.backbone, [b.crop_size for b in cfg.augmentations],
         min(cfg.optimizer.batch_size, len(train)),
     )  # fmt: skip
+    _check_batch(cfg, model)
     compiled = worth_compiling(cfg, len(train if places is None else places))
     model.attach_images(train)
     if isinstance(model, SyntheticPositives):
@@ -122,6 +122,16 @@ def pretrain(
         timings = {"last_start_seconds": time.perf_counter() - started}
         _record(cfg, finished, history, len(train), timings).save(finished.record)
     return finished
+
+
+def _check_batch(cfg: DictConfig, model: torch.nn.Module) -> None:
+    """Batch normalisation of vectors needs two of them."""
+    normalised = any(isinstance(part, torch.nn.BatchNorm1d) for part in model.modules())
+    if cfg.optimizer.batch_size == 1 and normalised:
+        raise ClspError(
+            f"optimizer.batch_size=1 leaves the batch normalisation of {cfg.method} nothing to "
+            f"compare; give at least 2."
+        )
 
 
 def _check_extra(cfg: DictConfig) -> None:

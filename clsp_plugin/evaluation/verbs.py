@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from clsp_plugin.data.downstream import DOWNSTREAM, Downstream, ImageStream, load_downstream

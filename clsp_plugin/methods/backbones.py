@@ -129,15 +129,25 @@ def check_network(
             what += f", backbone.{key}={short(backbone[key])}" if backbone.get(key) else ""
         where = f"{batch_size} view{'s' * (batch_size > 1)} of {size}x{size} pixels"
         try:
-            empty = copy.deepcopy(module).to("meta").train()
-            features = empty(images)
-        except NotImplementedError:
-            return  # an operation without such a run; the first step will tell
+            features = _without_content(module).train()(images)
         except Exception as error:
             # the boundary to timm and torch: a layer raises what it likes of the shapes it meets
+            if isinstance(error, NotImplementedError) or "meta" in str(error):
+                return  # an operation that has no such run; the first step will tell
             raise ClspError(f"{what} cannot work on {where}: {short(error)}") from error
         if features.ndim != 2 or 0 in features.shape:
             raise ClspError(f"{what} makes features of shape {tuple(features.shape)} of {where}.")
+
+
+def _without_content(module: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers take no memory."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(module, memo)
 
 
 def _replace_stem(module: nn.Module, stem: Mapping[str, Any], name: str) -> None:

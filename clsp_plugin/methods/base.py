@@ -13,10 +13,10 @@ from torch import nn
 
 from clsp_plugin.data.images import ImageArray
 from clsp_plugin.errors import ClspError, nearest
-from clsp_plugin.rules import Rule, check_value
 from clsp_plugin.methods.backbones import build_backbone, of_method
 from clsp_plugin.methods.joint import JointForward
 from clsp_plugin.methods.optim import build_optimizers, ema_tau, ema_update
+from clsp_plugin.rules import Rule, check_value
 
 __all__ = ["BaseMethod", "BaseMomentumMethod", "check_method_kwargs", "mlp", "spread"]
 
