@@ -52,7 +52,7 @@ class Rule:
     def __str__(self) -> str:
         """The values in words, after "must be"; empty for all finite ones."""
         if self.choices:
-            return "one of " + ", ".join(map(str, (*self.choices, *self.also)))
+            return "one of " + ", ".join(dict.fromkeys(map(str, (*self.choices, *self.also))))
         words = [f"at least {_number(self.low)}"] * math.isfinite(self.low)
         words += [f"at most {_number(self.high)}"] * math.isfinite(self.high)
         words += [f"above {_number(self.above)}"] * math.isfinite(self.above)
