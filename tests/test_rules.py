@@ -43,7 +43,7 @@ def _block(key, value):
 
 
 @pytest.mark.parametrize(("schema", "key", "many"), _ALL, ids=lambda v: getattr(v, "__name__", v))
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -(10.0**30), -2, "x", True])
+@pytest.mark.parametrize("value", [math.nan, -math.inf, -2, "x"])
 def test_what_no_number_may_be_is_refused(schema, key, many, value):
     if value == -2 and key.rpartition(".")[2] == "mean":
         return  # of normalised images it may be below 0
