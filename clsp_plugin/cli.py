@@ -17,17 +17,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from clsp_plugin import __version__
+from clsp_plugin import __version__, streams
+from clsp_plugin.commandline import composing, hydra_overrides
 from clsp_plugin.configurations import fingerprint, shipped
 from clsp_plugin.errors import ClspError, Terminated, nearest
-from clsp_plugin.overrides import as_hydra_reads, told
-from clsp_plugin.processes import check_environment
-from clsp_plugin.yaml_files import read_yaml
+from clsp_plugin.processes import check_launch
+from clsp_plugin.rules import SEED, Rule, check_value, short
+from clsp_plugin.user_yaml import read_yaml
 
 __all__ = ["compose", "main", "shipped", "task_of"]
 
 _DEFAULT_DATASET = "digits"
-_SIGPIPE = 13
 # What the system says of a file that a user can do something about, and what that is.
 _REFUSALS = {
     getattr(errno, name): advice
@@ -142,7 +142,8 @@ def _locate(verb: str, path: str | None, name: str | None) -> tuple[Path, str]:
     for folder in folders:
         file = folder / f"{name}.yaml"
         if file.is_file():
-            read_yaml(file)  # Hydra would say less of what is wrong with it
+            if not file.resolve().is_relative_to(root.resolve()):
+                read_yaml(file)  # a mistake is told with its line
             return file.parent.resolve(), file.stem
     where = f"in {path}" if path is not None else "among the configurations that ship with us"
     names = _names(verb) if path is None else [p.stem for p in Path(path).glob("*.yaml")]
@@ -172,7 +173,7 @@ def compose(verb: str, name: str, overrides: Sequence[str] = ()):
 
     folder, stem = _locate(verb, None, name)
     with hydra.initialize_config_dir(str(folder), version_base="1.2"):
-        return hydra.compose(stem, as_hydra_reads(overrides, [folder], multirun=False))
+        return hydra.compose(stem, hydra_overrides(overrides, folder))
 
 
 def _frechet(name: str, real, data) -> Callable:
@@ -213,7 +214,7 @@ def _hydra(verb: str, args: list[str]) -> None:
 
     from clsp_plugin.engine.record import made_from
 
-    check_environment()
+    check_launch()
     original = list(sys.argv)
     args = list(args)
     path = _take(args, "--config-path", "-cp")
@@ -222,14 +223,11 @@ def _hydra(verb: str, args: list[str]) -> None:
     task = task_of(verb)
 
     source = _source(verb, path, folder, stem)
-    multirun = any(arg in ("-m", "--multirun") for arg in args)
-    overrides = as_hydra_reads(args, [folder], multirun)
     refused: list[ClspError] = []
-    started = False
+    composed: list[bool] = []
 
     def run(cfg):
-        nonlocal started
-        started = True
+        composed.append(True)
         sys.argv = original  # what a launcher of further processes has to repeat
         given = HydraConfig.get().overrides.task
         OmegaConf.set_struct(cfg, False)
@@ -243,7 +241,8 @@ def _hydra(verb: str, args: list[str]) -> None:
 
     run.__module__, run.__qualname__ = "clsp", f"clsp_{verb}"
     sys.argv = [original[0], "--config-path", str(folder), "--config-name", stem]
-    sys.argv += overrides
+    multirun = any(arg in ("-m", "--multirun") for arg in args)
+    sys.argv += hydra_overrides(args, folder, multirun)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
     try:
         hydra.main(version_base="1.2", config_path=None)(run)()
@@ -253,10 +252,11 @@ def _hydra(verb: str, args: list[str]) -> None:
         cause = error.__cause__ or error
         if isinstance(cause, ClspError):
             raise cause from error
-        # before our code runs, whatever Hydra and what it reads with raise is about the input
-        if started and not isinstance(error, (HydraException, OmegaConfBaseException)):
+        # the boundary to Hydra: what it, OmegaConf and PyYAML raise while they read what the user
+        # wrote has no common class; once the task has begun it is ours
+        if composed and not isinstance(error, (HydraException, OmegaConfBaseException)):
             raise
-        raise ClspError(told(error, args)) from error
+        raise ClspError(f"{composing(error)}.") from error
     finally:
         sys.argv = original
     if refused:
@@ -420,6 +420,8 @@ def _embed(args: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of k-means (default 0)")
     options = parser.parse_intermixed_args(args)
 
+    check_value("--seed", options.seed, SEED)
+    check_value("--clusters", options.clusters, Rule(low=1))
     from clsp_plugin.benchmark.embedding import embed
     from clsp_plugin.data.images import load_images
 
@@ -528,8 +530,9 @@ def _bench(args: list[str]) -> None:
         help="take what older numerics made; the table marks it",
     )
     options = parser.parse_intermixed_args(args)
-    if not all(re.fullmatch(r"\d+", seed) for seed in options.seeds):
-        raise ClspError(f"--seeds {','.join(options.seeds)} are not numbers, such as 0,1,2.")
+    if not all(re.fullmatch(r"[0-9]{1,20}", seed) for seed in options.seeds):
+        raise ClspError(f"--seeds {short(','.join(options.seeds))} are not numbers, such as 0,1,2.")
+    check_value("--seeds", [int(seed) for seed in options.seeds], SEED)
 
     from clsp_plugin.benchmark.bench import bench
 
@@ -558,6 +561,8 @@ def _demo(args: list[str]) -> None:
         "--scale", type=float, default=1.0, help="size of everything; 0.05 is a quick look"
     )
     options = parser.parse_args(args)
+    check_value("--seeds", options.seeds, Rule(low=1, high=1000))
+    check_value("--scale", options.scale, Rule(above=0, high=1000))
     from clsp_plugin.benchmark.demo import demo
 
     demo(options.out, seeds=options.seeds, scale=options.scale)
@@ -631,17 +636,15 @@ def _dispatch(argv: list[str]) -> None:
 
 def main() -> None:
     """Entry point; bad input ends with one sentence and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows another
+    streams.prepare()
     try:
         with _files_told():
-            _dispatch(sys.argv[1:])
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:  # whoever read it, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + _SIGPIPE)
+            try:
+                _dispatch(sys.argv[1:])
+            finally:
+                streams.flush()
+    except BrokenPipeError:
+        streams.abandon()
     except ClspError as error:
         print(f"clsp: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,54 +1,58 @@
 """Which of several processes this one is, as torchrun or SLURM says, and the device it works on."""
 
 import os
-import re
 
 from clsp_plugin.errors import ClspError
+from clsp_plugin.rules import short
 
-__all__ = ["check_environment", "device_of", "is_first", "number_of", "process"]
+__all__ = ["check_launch", "device_of", "is_first", "number_of", "process"]
 
-# Numbers that torchrun, Lightning and SLURM give to each of several processes.
-_FIRST = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
-_NUMBERS = (
-    *_FIRST, "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_LOCALID",
-    "SLURM_NODEID", "MASTER_PORT",
-)  # fmt: skip
+# What launchers tell their processes, each with the smallest number that makes sense.
+_VARIABLES = {
+    "RANK": 0,
+    "LOCAL_RANK": 0,
+    "GROUP_RANK": 0,
+    "NODE_RANK": 0,
+    "WORLD_SIZE": 1,
+    "LOCAL_WORLD_SIZE": 1,
+    "MASTER_PORT": 0,
+    "SLURM_PROCID": 0,
+    "SLURM_LOCALID": 0,
+    "SLURM_NODEID": 0,
+    "SLURM_NTASKS": 1,
+    "SLURM_NNODES": 1,
+    "SLURM_JOB_NUM_NODES": 1,
+}
 
 
-def number_of(variable: str, default: int) -> int:
-    """A number that the environment gives to this process.
+def number_of(name: str, default: int) -> int:
+    """A whole number among the variables of the environment.
 
     Args:
-        variable: its name, such as ``RANK``.
-        default: where it is absent.
+        name: of the variable.
+        default: where it is not set, or empty.
 
     Raises:
-        ClspError: it is no number.
+        ClspError: it is something else, or too small.
     """
-    text = os.environ.get(variable)
-    if text is None:
+    text = os.environ.get(name, "").strip()
+    low = _VARIABLES.get(name, 0)
+    if not text:
         return default
-    if not re.fullmatch("[0-9]{1,9}", text):
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= low):
         raise ClspError(
-            f"The environment variable {variable}={text!r} is not a number; it says which of "
-            f"several processes this one is: `unset {variable}` where there is one process."
+            f"The environment says {name}={short(text)}, which is not a whole number of at least "
+            f"{low}; unset {name}, or start with a launcher that sets it, such as torchrun."
         )
     return int(text)
 
 
-def check_environment() -> None:
-    """Refuse variables that do not number this process, which Lightning and torch would read.
+def process() -> tuple[int, int]:
+    """Number of this process, from 0, and how many there are, as torchrun tells.
 
     Raises:
-        ClspError: naming the first of them.
+        ClspError: the variables are not such numbers.
     """
-    for variable in _NUMBERS:
-        number_of(variable, 0)
-    process()
-
-
-def process() -> tuple[int, int]:
-    """Number of this process, from 0, and how many there are, as torchrun tells."""
     rank, world_size = number_of("RANK", 0), number_of("WORLD_SIZE", 1)
     if rank >= world_size:
         raise ClspError(
@@ -58,9 +62,21 @@ def process() -> tuple[int, int]:
     return rank, world_size
 
 
+def check_launch() -> None:
+    """Look at every variable that Lightning and torch would read as a number without looking.
+
+    Raises:
+        ClspError: one is none.
+    """
+    for name, low in _VARIABLES.items():
+        number_of(name, low)
+    process()
+
+
 def is_first() -> bool:
     """Whether no variable numbers this process as another than the first."""
-    return all(number_of(variable, 0) == 0 for variable in _FIRST)
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+    return all(number_of(name, 0) == 0 for name in names)
 
 
 def _gpu() -> int:
@@ -91,6 +107,7 @@ def device_of(name: str):
     except (RuntimeError, AssertionError, NotImplementedError, TypeError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ClspError(
-            f"device={name!r} cannot be used here ({reason}); give device=auto or device=cpu."
+            f"device={short(name)} cannot be used here ({short(reason)}); give device=auto or "
+            f"device=cpu."
         ) from error
     return device

@@ -37,7 +37,8 @@ from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation import verbs
 from clsp_plugin.evaluation.protocol import check_protocol
-from clsp_plugin.yaml_files import read_yaml
+from clsp_plugin.rules import SEED, ranged
+from clsp_plugin.user_yaml import parse_yaml, read_yaml
 
 __all__ = ["EVALUATIONS", "Plan", "Step", "Suite", "Unit", "make_plan", "notes_of", "read_suite"]
 
@@ -130,7 +131,7 @@ class Suite:
     datasets: Any = MISSING
     methods: list[str] = MISSING
     variants: dict[str, Any] = field(default_factory=dict)
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seeds: list[int] = ranged([0, 1, 2], SEED)
     overrides: list[str] = field(default_factory=list)
     only: dict[str, list[str]] = field(default_factory=dict)
     vary: dict[str, list[Any]] = field(default_factory=dict)
@@ -177,7 +178,7 @@ def read_suite(
         if key == "seed":
             raise ClspError(f"{override}: a suite's seeds are its own; give --seeds {value}.")
         if key in suite.vary:
-            suite.vary[key] = _several(OmegaConf.create(f"values: {value}")["values"])
+            suite.vary[key] = _several(parse_yaml(value, override))
         else:
             suite.given.append(override)
     return file.stem, suite

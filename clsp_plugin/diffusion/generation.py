@@ -289,7 +289,7 @@ class Drawer:
         # a file's candidates are there up to three times: in parts, whole, and being written
         settings, image = self.settings, self.images[0].numel()
         file = min(settings.shard_size, len(self.images)) * settings.num_candidates * image
-        share = free / max(1, number_of("LOCAL_WORLD_SIZE", 1)) - 3 * file
+        share = free / number_of("LOCAL_WORLD_SIZE", 1) - 3 * file
         batch = int(min(largest, max(1, 0.75 * share * tried / max(1, needed))))
         batch = 2 ** (batch.bit_length() - 1)  # the same another time, unless much has changed
         if batch < largest:

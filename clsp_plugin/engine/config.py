@@ -9,7 +9,9 @@ from lightning.pytorch import Trainer
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from clsp_plugin.engine.arguments import PRECISIONS, TrainerArguments, refuse_arguments
 from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.rules import SEED, Rule, check_value, ranged, short
 
 __all__ = [
     "Data",
@@ -21,14 +23,18 @@ __all__ = [
     "typed",
 ]
 
+_LARGEST_SIDE = 4096  # pixels
+# Rates beyond it are slips: the largest in use are those of LARS and of linear probes, below 100.
+RATE = Rule(low=0, high=10_000)
+
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
 
 @dataclass
 class Stem:
-    kernel_size: int = 3
-    stride: int = 1
-    padding: int = 1
+    kernel_size: int = ranged(3, low=1)
+    stride: int = ranged(1, low=1)
+    padding: int = ranged(1, low=0)
     max_pool: bool = False
 
 
@@ -50,20 +56,20 @@ class Data:
     train_path: Optional[str] = None
     val_path: Optional[str] = None
     format: str = "image_folder"
-    num_workers: int = 4  # solo-learn's loaders; batches here need no workers
+    num_workers: int = ranged(4, low=0)  # solo-learn's loaders; batches here need no workers
     no_labels: bool = False
-    fraction: float = -1
+    fraction: float = ranged(-1, above=0, below=1, also=(-1,))
     extra: Optional[str] = None
-    replicate: int = 1
-    image_size: Optional[int] = None
-    num_train: int = 2000
-    num_val: int = 1000
-    seed: int = 0
-    mean: Optional[list[float]] = None
-    std: Optional[list[float]] = None
-    num_classes: Optional[int] = None
-    num_large_crops: Optional[int] = None
-    num_small_crops: Optional[int] = None
+    replicate: int = ranged(1, low=1)
+    image_size: Optional[int] = ranged(None, low=1, high=_LARGEST_SIDE)
+    num_train: int = ranged(2000, low=1)
+    num_val: int = ranged(1000, low=1)
+    seed: int = ranged(0, SEED)
+    mean: Optional[list[float]] = ranged(None)
+    std: Optional[list[float]] = ranged(None, above=0)
+    num_classes: Optional[int] = ranged(None, low=1)
+    num_large_crops: Optional[int] = ranged(None, low=0)
+    num_small_crops: Optional[int] = ranged(None, low=0)
 
 
 @dataclass
@@ -71,9 +77,9 @@ class Optimizer:
     """``scale_lr`` multiplies rates by images a step / 256, as solo-learn always does."""
 
     name: str = MISSING
-    batch_size: int = MISSING
-    lr: float = MISSING
-    weight_decay: float = 0.0
+    batch_size: int = ranged(MISSING, low=1)
+    lr: float = ranged(MISSING, RATE)
+    weight_decay: float = ranged(0.0, low=0)
     exclude_bias_n_norm_wd: bool = False
     scale_lr: bool = True
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -83,23 +89,23 @@ class Optimizer:
 class ProbedOptimizer(Optimizer):
     """``classifier_lr`` is that of the probe that learns beside the backbone."""
 
-    classifier_lr: float = 0.1
+    classifier_lr: float = ranged(0.1, RATE)
 
 
 @dataclass
 class Scheduler:
     name: str = "warmup_cosine"
-    warmup_epochs: float = 10
-    warmup_start_lr: float = 3e-5
-    min_lr: float = 0.0
+    warmup_epochs: float = ranged(10, low=0)
+    warmup_start_lr: float = ranged(3e-5, RATE)
+    min_lr: float = ranged(0.0, RATE)
     interval: str = "step"
-    lr_decay_steps: Optional[list[int]] = None
+    lr_decay_steps: Optional[list[int]] = ranged(None, low=0)
 
 
 @dataclass
 class Momentum:
-    base_tau: float = 0.99
-    final_tau: float = 1.0
+    base_tau: float = ranged(0.99, low=0, high=1)
+    final_tau: float = ranged(1.0, low=0, high=1)
     classifier: bool = False
 
 
@@ -107,7 +113,7 @@ class Momentum:
 class Checkpoint:
     enabled: bool = True
     dir: str = "trained_models"
-    frequency: int = 1
+    frequency: int = ranged(1, low=1)
     keep_prev: bool = False
 
 
@@ -116,7 +122,7 @@ class AutoResume:
     """``max_hours``: runs whose last checkpoint is older are not continued; by default all are."""
 
     enabled: bool = False
-    max_hours: Optional[float] = None
+    max_hours: Optional[float] = ranged(None, low=0)
 
 
 @dataclass
@@ -124,7 +130,7 @@ class KnnEval:
     """Read so that solo-learn's files are; enabling it is refused."""
 
     enabled: bool = False
-    k: int = 20
+    k: int = ranged(20, low=1)
     distance_func: str = "cosine"
 
 
@@ -139,9 +145,9 @@ class Performance:
 @dataclass
 class Synthetic:
     path: Optional[str] = None
-    num_candidates: Optional[int] = None
-    warmup_epochs: int = 0
-    weight: float = 1.0
+    num_candidates: Optional[int] = ranged(None, low=1)
+    warmup_epochs: int = ranged(0, low=0)
+    weight: float = ranged(1.0, low=0)
     augmentation: Optional[dict[str, Any]] = None
 
 
@@ -157,14 +163,14 @@ class Wandb:
 class AutoUmap:
     enabled: bool = False
     dir: str = "auto_umap"
-    frequency: int = 1
+    frequency: int = ranged(1, low=1)
 
 
 @dataclass
 class Training:
     """What every training by Lightning reads; other keys may be arguments of the Trainer."""
 
-    name: str = MISSING
+    name: str = ranged(MISSING, name=True)
     data: Data = field(default_factory=Data)
     augmentations: Any = MISSING
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -174,15 +180,15 @@ class Training:
     resume_from_checkpoint: Optional[str] = None
     performance: Performance = field(default_factory=Performance)
     wandb: Wandb = field(default_factory=Wandb)
-    max_epochs: int = MISSING
-    seed: int = 5
+    max_epochs: int = ranged(MISSING, low=1)
+    seed: int = ranged(5, SEED)
     devices: Any = "auto"
-    num_nodes: int = 1
+    num_nodes: int = ranged(1, low=1)
     accelerator: str = "auto"
     strategy: Optional[str] = "auto"
-    precision: Any = "32-true"
+    precision: Any = ranged("32-true", choices=PRECISIONS)
     sync_batchnorm: bool = False
-    accumulate_grad_batches: int = 1
+    accumulate_grad_batches: int = ranged(1, low=1)
 
 
 @dataclass
@@ -203,9 +209,8 @@ class Pretrain(Training):
     debug_augmentations: bool = False
 
 
-# What the engine decides itself and so does not take from a configuration.
-_NOT_OURS = {"self", "logger", "callbacks", "enable_checkpointing", "profiler", "plugins"}
-_TRAINER = set(inspect.signature(Trainer.__init__).parameters) - _NOT_OURS
+_TRAINER = {f.name for f in fields(TrainerArguments)}
+_TRAINER |= {f.name for f in fields(Training)} & set(inspect.signature(Trainer).parameters)
 
 
 def _schema_of(schema: type, name: str) -> type | None:
@@ -218,6 +223,8 @@ def _schema_of(schema: type, name: str) -> type | None:
 def _refuse_unknown(given: Mapping[str, Any], schema: type, prefix: str, extra: set[str]) -> None:
     valid = {f.name for f in fields(schema)} | extra
     for key, value in given.items():
+        if not isinstance(key, str):
+            raise ClspError(f"{prefix}{key} is not the name of a setting; names are text.")
         if key not in valid:
             raise ClspError(f"{prefix}{key} is not a setting{nearest(key, valid - extra or valid)}")
         nested = _schema_of(schema, key) if key not in extra else None
@@ -258,7 +265,18 @@ def typed(cfg: Mapping[str, Any] | DictConfig, schema: type, extra: set[str] = f
     if missing:
         raise ClspError(f"{', '.join(missing)} is not set; give it in the YAML or as key=value.")
     out = OmegaConf.to_container(merged)
+    _check_rules(out, schema, "")
     return OmegaConf.create({**out, **{k: v for k, v in given.items() if k in extra}})
+
+
+def _check_rules(values: Mapping[str, Any], schema: type, prefix: str) -> None:
+    """Every number is finite, and every value keeps the rule of its field."""
+    for one in fields(schema):
+        value, nested = values[one.name], _schema_of(schema, one.name)
+        if nested is not None and isinstance(value, Mapping):
+            _check_rules(value, nested, f"{prefix}{one.name}.")
+        else:
+            check_value(f"{prefix}{one.name}", value, one.metadata.get("rule", Rule()))
 
 
 def _without_none(given: Any) -> Any:
@@ -315,7 +333,10 @@ def training_cfg(cfg: Mapping[str, Any] | DictConfig, schema: type[Training]) ->
     Raises:
         ClspError: anything that cannot be run as written.
     """
-    cfg = typed(cfg, schema, extra=_TRAINER - {f.name for f in fields(schema)})
+    refuse_arguments(cfg, schema)
+    passed = {f.name for f in fields(TrainerArguments)}
+    cfg = typed(cfg, schema, extra=passed)
+    typed({key: cfg[key] for key in passed if key in cfg}, TrainerArguments)
     _check_ranges(cfg)
     _scale_rates(cfg)
     if cfg.optimizer.name in ("sgd", "lars"):
@@ -324,13 +345,6 @@ def training_cfg(cfg: Mapping[str, Any] | DictConfig, schema: type[Training]) ->
 
 
 def _check_ranges(cfg: DictConfig) -> None:
-    at_least_one = ("max_epochs", "optimizer.batch_size", "checkpoint.frequency", "num_nodes")
-    for key in (*at_least_one, "accumulate_grad_batches"):
-        if OmegaConf.select(cfg, key) < 1:
-            raise ClspError(f"{key}={OmegaConf.select(cfg, key)} must be at least 1.")
-    for key in (*_rates(cfg), "weight_decay"):
-        if not cfg.optimizer[key] >= 0:
-            raise ClspError(f"optimizer.{key}={cfg.optimizer[key]} must be at least 0.")
     num_devices(cfg)
     if cfg.data.format != "image_folder":
         raise ClspError(
@@ -370,19 +384,39 @@ def _count_crops(cfg: DictConfig) -> None:
 def num_devices(cfg: DictConfig) -> int:
     """How many devices of one node a configuration asks for; ``auto`` is resolved on this one."""
     devices = cfg.devices
-    if isinstance(devices, Sequence) and not isinstance(devices, str):
-        return len(devices)
-    if devices in ("auto", -1, "-1"):
+    if devices in ("auto", "-1") or (devices == -1 and not isinstance(devices, bool)):
         import torch
 
         cpu = cfg.accelerator == "cpu" or not torch.cuda.is_available()
         return 1 if cpu else torch.cuda.device_count()
-    if isinstance(devices, str) and "," in devices:
-        return len([d for d in devices.split(",") if d])
     try:
-        return int(devices)
-    except (TypeError, ValueError):
-        raise ClspError(f"devices={devices} is neither a number, a list nor auto.") from None
+        if isinstance(devices, Sequence) and not isinstance(devices, str):
+            numbers = [_whole(number) for number in devices]
+        elif isinstance(devices, str) and "," in devices:
+            numbers = [_whole(number) for number in devices.split(",") if number.strip()]
+        else:
+            numbers = list(range(min(_whole(devices), _MOST_DEVICES)))
+    except ValueError:
+        numbers = []
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ClspError(
+            f"devices={short(devices)} is neither a number of at least 1, a list of different "
+            f"numbers nor auto."
+        )
+    return len(numbers)
+
+
+_MOST_DEVICES = 1024
+
+
+def _whole(value: Any) -> int:
+    """A number of at least 0, or its digits."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isascii():
+        raise ValueError
+    number = int(value)
+    if number < 0:
+        raise ValueError
+    return number
 
 
 def _scale_rates(cfg: DictConfig) -> None:

@@ -26,7 +26,9 @@ from clsp_plugin.engine.trainer import Finite, fit, new_trainer
 from clsp_plugin.errors import ClspError
 from clsp_plugin.memory import keep_freed_memory
 from clsp_plugin.methods import METHODS
+from clsp_plugin.methods.backbones import check_network
 from clsp_plugin.methods.synthetic import SyntheticPositives
+from clsp_plugin.processes import check_launch
 
 __all__ = ["Finished", "make_trainer", "pretrain", "worth_compiling"]
 
@@ -73,6 +75,7 @@ def pretrain(
         ClspError: anything about the configuration, the images or the candidates that is wrong,
             before a file is written.
     """
+    check_launch()
     cfg = parse_cfg(given, METHODS)
     train, places = inflate(load_images(cfg.data, "train"), cfg.data)
     val = load_images(cfg.data, "val")
@@ -101,6 +104,11 @@ def _train(
     model = METHODS[cfg.method](cfg)
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
+    check_network(
+        cfg.backbone, model.backbone, [b.crop_size for b in cfg.augmentations],
+        min(cfg.optimizer.batch_size, len(train)),
+    )  # fmt: skip
+    _check_batch(cfg, model)
     compiled = worth_compiling(cfg, len(train if places is None else places))
     model.attach_images(train)
     if isinstance(model, SyntheticPositives):
@@ -127,6 +135,16 @@ def _train(
         timings = {"last_start_seconds": time.perf_counter() - began}
         _save(_record(cfg, finished, history, len(train), timings), finished.record)
     return finished
+
+
+def _check_batch(cfg: DictConfig, model: torch.nn.Module) -> None:
+    """Batch normalisation of vectors needs two of them."""
+    normalised = any(isinstance(part, torch.nn.BatchNorm1d) for part in model.modules())
+    if cfg.optimizer.batch_size == 1 and normalised:
+        raise ClspError(
+            f"optimizer.batch_size=1 leaves the batch normalisation of {cfg.method} nothing to "
+            f"compare; give at least 2."
+        )
 
 
 def _check_extra(cfg: DictConfig) -> None:

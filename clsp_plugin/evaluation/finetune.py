@@ -29,8 +29,10 @@ from clsp_plugin.engine.trainer import fit
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.features import load_labelled
 from clsp_plugin.evaluation.protocol import num_classes
-from clsp_plugin.methods.backbones import resolve_stem
+from clsp_plugin.methods.backbones import check_network, resolve_stem
 from clsp_plugin.methods.optim import build_optimizers
+from clsp_plugin.processes import check_launch
+from clsp_plugin.rules import ranged
 
 __all__ = ["Finetune", "finetune_cfg", "train_and_test"]
 
@@ -51,7 +53,7 @@ class Finetune(Training):
     pretrained_feature_extractor: str = MISSING
     finetune: bool = True
     augmentations: Optional[list[Any]] = None
-    label_smoothing: float = 0.0
+    label_smoothing: float = ranged(0.0, low=0, below=1)
 
 
 def finetune_cfg(given: Mapping[str, Any], args: Mapping[str, Any]) -> DictConfig:
@@ -69,10 +71,9 @@ def finetune_cfg(given: Mapping[str, Any], args: Mapping[str, Any]) -> DictConfi
     """
     said = given.get("data") or {}
     own = {key: value for key, value in args["data"].items() if key in Data.__dataclass_fields__}
+    check_launch()
     data = {**own, **said} if said.get("dataset", own["dataset"]) == own["dataset"] else said
     cfg = training_cfg({**given, "data": data}, Finetune)
-    if not 0 <= cfg.label_smoothing < 1:
-        raise ClspError(f"label_smoothing={cfg.label_smoothing} must be at least 0 and below 1.")
     first = (args.get("augmentations") or [{}])[0]
     blocks = cfg.augmentations or [
         {
@@ -169,6 +170,8 @@ def _train_and_test(
     began = time.perf_counter()
     pl.seed_everything(cfg.seed)
     model = _Classifier(cfg, backbone)
+    sizes = [cfg.augmentations[0].crop_size]
+    check_network(cfg.backbone, backbone, sizes, min(cfg.optimizer.batch_size, len(train)))
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
     data = PretrainData(

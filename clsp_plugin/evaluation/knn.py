@@ -11,6 +11,8 @@ __all__ = ["weighted_knn"]
 
 _CHUNK = 2**23  # similarities held at once: 32 MiB
 
+_OVERFLOWS = 0.0125  # float32 holds exp(80); cosines are at most 1
+
 
 @torch.no_grad()
 def weighted_knn(
@@ -59,7 +61,9 @@ def weighted_knn(
     for start in range(0, len(test_feats), chunk):
         test = F.normalize(test_feats[start : start + chunk].float(), dim=1)
         similar, neighbours = (test @ train.T).topk(min(max(ks), len(train)), dim=1)
-        weights, labels = (similar / temperature).exp(), train_targets[neighbours]
+        # at small temperatures exp would overflow; a common factor changes no vote
+        shift = similar[:, :1] if temperature < _OVERFLOWS else 0.0
+        weights, labels = ((similar - shift) / temperature).exp(), train_targets[neighbours]
         targets = test_targets[start : start + chunk, None]
         votes = test.new_zeros(len(test), num_classes)
         counted = 0

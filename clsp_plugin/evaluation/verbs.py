@@ -13,7 +13,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from clsp_plugin.data.downstream import DOWNSTREAM, Downstream, ImageStream, load_downstream
 from clsp_plugin.data.images import ImageArray, channel_statistics
 from clsp_plugin.engine.checkpoint import epoch_of
-from clsp_plugin.engine.config import Data, typed
+from clsp_plugin.engine.config import RATE, Data, typed
 from clsp_plugin.engine.record import Record, add_evaluation, environment, record_path
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.backbone import load_backbone
@@ -29,8 +29,11 @@ from clsp_plugin.evaluation.finetune import finetune_cfg, train_and_test
 from clsp_plugin.evaluation.protocol import check_protocol, evaluate_knn, evaluate_linear
 from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer
 from clsp_plugin.processes import device_of
+from clsp_plugin.rules import SEED, Rule, ranged, short
 
 __all__ = ["evaluate", "finetune", "knn", "linear", "targets_of", "transfer"]
+
+PROBE_RATE = Rule(above=0, high=RATE.high)
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
@@ -45,8 +48,8 @@ class _Evaluation:
     pretrained_feature_extractor: str = MISSING
     protocol: str = "strict"
     data: dict[str, Any] = field(default_factory=dict)
-    batch_size: int = 256
-    seed: int = 5
+    batch_size: int = ranged(256, low=1)
+    seed: int = ranged(5, SEED)
     device: str = "auto"
     cache: bool = True
 
@@ -57,15 +60,15 @@ class Linear(_Evaluation):
 
     finetune: bool = False
     flip: Optional[bool] = None
-    lr: Any = 1.0
-    max_epochs: int = 100
-    lr_decay_steps: list[int] = field(default_factory=lambda: [60, 80])
+    lr: Any = ranged(1.0, PROBE_RATE)
+    max_epochs: int = ranged(100, low=1)
+    lr_decay_steps: list[int] = ranged([60, 80], low=0)
 
 
 @dataclass
 class Knn(_Evaluation):
-    k: list[int] = field(default_factory=lambda: [5, 10, 20, 50, 100, 200])
-    temperature: float = 0.07
+    k: list[int] = ranged([5, 10, 20, 50, 100, 200], low=1)
+    temperature: float = ranged(0.07, above=0)
 
 
 @dataclass
@@ -76,9 +79,9 @@ class _DownstreamData:
 
     path: str = "datasets"
     dataset: Optional[str] = None
-    image_size: Optional[int] = None
-    mean: Optional[list[float]] = None
-    std: Optional[list[float]] = None
+    image_size: Optional[int] = ranged(None, low=1, high=4096)
+    mean: Optional[list[float]] = ranged(None)
+    std: Optional[list[float]] = ranged(None, above=0)
 
 
 @dataclass
@@ -94,16 +97,16 @@ class Transfer:
     dataset: Optional[str] = None
     datasets: list[str] = field(default_factory=list)
     data: _DownstreamData = field(default_factory=_DownstreamData)
-    partition: int = 1
-    l2: Optional[list[float]] = None
-    max_iter: int = 1000
+    partition: int = ranged(1, low=1)
+    l2: Optional[list[float]] = ranged(None, low=0)
+    max_iter: int = ranged(1000, low=1)
     flip: Optional[bool] = None
-    lr: float = 1.0
-    max_epochs: int = 100
-    lr_decay_steps: list[int] = field(default_factory=lambda: [60, 80])
-    batch_size: int = 256
-    num_workers: int = 4
-    seed: int = 5
+    lr: float = ranged(1.0, PROBE_RATE)
+    max_epochs: int = ranged(100, low=1)
+    lr_decay_steps: list[int] = ranged([60, 80], low=0)
+    batch_size: int = ranged(256, low=1)
+    num_workers: int = ranged(4, low=0)
+    seed: int = ranged(5, SEED)
     device: str = "auto"
     cache: bool = True
 
@@ -115,7 +118,11 @@ def linear(given: DictConfig) -> dict[str, Any]:
     """
     if given.get("finetune"):
         return finetune(given)
-    return evaluate(typed(given, Linear))
+    cfg = typed(given, Linear)
+    rates = [cfg.lr] if not OmegaConf.is_list(cfg.lr) else cfg.lr
+    if not rates or not all(type(rate) in (int, float) for rate in rates):
+        raise ClspError(f"lr={short(cfg.lr)} is neither a rate above 0 nor a list of some.")
+    return evaluate(cfg)
 
 
 def knn(given: DictConfig) -> dict[str, Any]:
@@ -190,6 +197,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         ClspError: a checkpoint of another architecture, images without labels, ...
     """
     check_protocol(cfg.protocol)
+    device_of(cfg.device)  # before a checkpoint is read
+    if not cfg.get("k", [1]):
+        raise ClspError("k is an empty list; give at least one number of neighbours, as k=[20].")
     is_linear = "lr" in cfg
     backbone, args, checkpoint = load_backbone(
         cfg.pretrained_feature_extractor, OmegaConf.to_container(cfg.data)
@@ -307,6 +317,7 @@ def transfer(given: DictConfig) -> list[dict[str, Any]]:
     """
     cfg = typed(given, Transfer)
     check_protocol(cfg.protocol)
+    device_of(cfg.device)
     _downstream_names(cfg)  # before a checkpoint is read
     said = {key: value for key, value in cfg.data.items() if key != "path" and value is not None}
     backbone, args, checkpoint = load_backbone(cfg.pretrained_feature_extractor, said)

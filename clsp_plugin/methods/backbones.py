@@ -1,14 +1,17 @@
 """Backbones by timm's names, with a stem for small images."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.rules import check_finite, short
 
-__all__ = ["build_backbone", "of_method", "resolve_stem"]
+__all__ = ["build_backbone", "check_network", "of_method", "resolve_stem"]
 
 # solo-learn's names for what timm calls otherwise
 _ALIASES = {
@@ -79,7 +82,7 @@ def build_backbone(backbone: Mapping[str, Any], dataset: str) -> tuple[nn.Module
     name = _ALIASES.get(backbone["name"], backbone["name"])
     if not timm.is_model(name):
         raise ClspError(
-            f"backbone.name={backbone['name']} is not a model of timm"
+            f"backbone.name={short(backbone['name'])} is not a model of timm"
             f"{nearest(name, timm.list_models()) if len(name) > 2 else ''}"
         )
     kwargs = dict(backbone.get("kwargs") or {})
@@ -88,14 +91,63 @@ def build_backbone(backbone: Mapping[str, Any], dataset: str) -> tuple[nn.Module
         kwargs.setdefault("zero_init_last", False)
     if backbone["name"] in _ALIASES and name.startswith("vit"):
         kwargs.setdefault("dynamic_img_size", True)  # small crops have fewer patches
+    check_finite("backbone.kwargs", kwargs)
     try:
         module = timm.create_model(name, num_classes=0, **kwargs)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ClspError(f"backbone.kwargs={kwargs} do not fit {name}: {error}") from error
+    except Exception as error:
+        # the boundary to timm, whose models raise whatever their first bad argument leads to
+        raise ClspError(
+            f"backbone.kwargs={short(kwargs)} do not fit {name}: {short(error) or 'it fails'}"
+        ) from error
     stem = resolve_stem(backbone, dataset)
     if stem is not None:
         _replace_stem(module, stem, name)
     return module, module.num_features
+
+
+def check_network(
+    backbone: Mapping[str, Any], module: nn.Module, sizes: Sequence[int], batch_size: int
+) -> None:
+    """See whether a network takes the views that it will be given, and makes features of them.
+
+    A copy without content runs once on tensors without content: nothing is computed, and no
+    statistics of batch normalisation and no random numbers are touched.
+
+    Args:
+        backbone: the configuration's block, for the sentence.
+        module: images (B, 3, H, W) to features (B, D).
+        sizes: H = W of the views, in pixels.
+        batch_size: B, images a process and step.
+
+    Raises:
+        ClspError: it does not, with what the library says.
+    """
+    for size in dict.fromkeys(sizes):
+        images = torch.empty(batch_size, 3, size, size, device="meta")
+        what = f"backbone.name={backbone['name']}"
+        for key in ("kwargs", "stem"):
+            what += f", backbone.{key}={short(backbone[key])}" if backbone.get(key) else ""
+        where = f"{batch_size} view{'s' * (batch_size > 1)} of {size}x{size} pixels"
+        try:
+            features = _without_content(module).train()(images)
+        except Exception as error:
+            # the boundary to timm and torch: a layer raises what it likes of the shapes it meets
+            if isinstance(error, NotImplementedError) or "meta" in str(error):
+                return  # an operation that has no such run; the first step will tell
+            raise ClspError(f"{what} cannot work on {where}: {short(error)}") from error
+        if features.ndim != 2 or 0 in features.shape:
+            raise ClspError(f"{what} makes features of shape {tuple(features.shape)} of {where}.")
+
+
+def _without_content(module: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers take no memory."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(module, memo)
 
 
 def _replace_stem(module: nn.Module, stem: Mapping[str, Any], name: str) -> None:

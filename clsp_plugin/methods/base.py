@@ -16,6 +16,7 @@ from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.methods.backbones import build_backbone, of_method
 from clsp_plugin.methods.joint import JointForward
 from clsp_plugin.methods.optim import build_optimizers, ema_tau, ema_update
+from clsp_plugin.rules import Rule, check_value
 
 __all__ = ["BaseMethod", "BaseMomentumMethod", "check_method_kwargs", "mlp", "spread"]
 
@@ -52,8 +53,25 @@ def check_method_kwargs(cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig
                 f"method_kwargs.{name}={value!r} is not of type {kind.__name__} as "
                 f"{cfg.method} needs."
             )
+        check_value(f"method_kwargs.{name}", value, _rule(name))
     cfg.method_kwargs = given
     return cfg
+
+
+def _rule(name: str) -> Rule:
+    """What a setting of a method accepts, by the words of its name, the same in all methods."""
+    words = name.split("_")
+    if words[-1] in ("dim", "width") or name in _COUNTS:
+        return Rule(low=1, high=_LARGEST)
+    if words[-1] in ("temperature", "eps"):
+        return Rule(above=0)
+    if words[-1] in ("epoch", "epochs", "layer", "grad", "iters") or words[0] == "num":
+        return Rule(low=0)
+    return Rule()
+
+
+_COUNTS = ("queue_size", "whitening_size", "num_prototypes", "num_crops", "kmeans_iters")
+_LARGEST = 2**24  # a layer that wide holds more than any device
 
 
 def mlp(

@@ -47,10 +47,10 @@ def test_none_as_text_is_none():
 
 
 def test_arguments_of_the_trainer_pass_through(tiny):
-    cfg = parse_cfg(tiny("simclr", "gradient_clip_val=0.5", "limit_train_batches=2"), METHODS)
+    cfg = parse_cfg(tiny("simclr", "gradient_clip_val=0.5", "log_every_n_steps=2"), METHODS)
     kwargs = trainer_kwargs(cfg)
     assert kwargs["gradient_clip_val"] == 0.5
-    assert kwargs["limit_train_batches"] == 2
+    assert kwargs["log_every_n_steps"] == 2
 
 
 def test_gpu_numbers_are_processes_on_the_cpu(tiny):

@@ -115,3 +115,11 @@ def test_classes_default_to_those_of_training():
 def test_k_below_one_is_refused(ks):
     with pytest.raises(ClspError, match="1 or more"):
         weighted_knn(*make_problem(), ks, 0.07, 8)
+
+
+def test_no_vote_overflows_at_a_small_temperature():
+    feats = torch.eye(4)[[0, 0, 1, 1]]
+    test = torch.tensor([[1.0, 0.1, 0.0, 0.0], [0.1, 1.0, 0.0, 0.0]])
+    hits = weighted_knn(feats, torch.tensor([0, 0, 1, 1]), test, torch.tensor([0, 1]),
+                        ks=(4,), temperature=1e-4)  # fmt: skip
+    assert hits[4][0] == 100.0
