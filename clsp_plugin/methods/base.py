@@ -63,9 +63,9 @@ def _rule(name: str) -> Rule:
     words = name.split("_")
     if words[-1] in ("dim", "width") or name in _COUNTS:
         return Rule(low=1, high=_LARGEST)
-    if words[-1] in ("temperature", "eps"):
+    if "temperature" in words and words[-1] != "epochs":
         return Rule(above=0)
-    if words[-1] in ("epoch", "epochs", "layer", "grad", "iters") or words[0] == "num":
+    if words[-1] in ("epoch", "epochs", "layer", "grad", "iters", "eps") or words[0] == "num":
         return Rule(low=0)
     return Rule()
 
