@@ -1,6 +1,7 @@
 """Labelled images of one size as one uint8 array, from wherever they come."""
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,6 +82,26 @@ class ImageArray:
     def fingerprint(self) -> str:
         """What names the images and their order, see :func:`fingerprint_of`."""
         return fingerprint_of(self.digests, *self.size)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What names these images, their order, their classes and their labels, for JSON.
+
+        Two arrays with the same one are the same for everything that is computed from them.
+
+        Returns:
+            ``count``, ``height`` and ``width`` in pixels; ``fingerprint`` of the images;
+            ``classes``, SHA-256 of the names of the classes; ``targets``, SHA-256 of the labels.
+        """
+        names = json.dumps(list(self.classes)).encode()
+        return {
+            "count": len(self),
+            "height": self.size[0],
+            "width": self.size[1],
+            "fingerprint": self.fingerprint,
+            "classes": hashlib.sha256(names).hexdigest(),
+            "targets": hashlib.sha256(self.targets.numpy().astype("<i8").tobytes()).hexdigest(),
+        }
 
     def subset(self, indexes: torch.Tensor, name: str) -> "ImageArray":
         return ImageArray(self.images[indexes], self.targets[indexes], self.classes, name)

@@ -1,6 +1,8 @@
 """Images from every source, and what is wrong with bad ones."""
 
+import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +65,25 @@ def test_fingerprint_knows_pixels_and_order(folders):
     one[3, 2, 1, 0] ^= 1
     changed = type(array)(one, array.targets, array.classes, array.name)
     assert changed.fingerprint != array.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("what", "changed"),
+    [
+        ("fingerprint", {"images": lambda v: v.roll(1, 0)}),
+        ("targets", {"targets": lambda v: v.roll(1)}),
+        ("classes", {"classes": lambda v: v[::-1]}),
+        ("classes", {"classes": lambda v: ("cat,dog",)}),
+    ],
+)
+def test_identity_knows_images_classes_and_labels_each(folders, what, changed):
+    array = load_images(data(train_path=str(folders[0])), "train")
+    assert array.identity == load_images(data(train_path=str(folders[0])), "train").identity
+    other = replace(array, **{name: f(getattr(array, name)) for name, f in changed.items()})
+    differing = {key for key in array.identity if array.identity[key] != other.identity[key]}
+    assert differing == {what}
+    assert json.loads(json.dumps(array.identity)) == array.identity
+    assert array.identity["count"] == len(array)
 
 
 def test_images_of_several_sizes_need_one(folders):
