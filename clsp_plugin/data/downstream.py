@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from clsp_plugin.data.images import ImageArray, load_images, open_torchvision, to_pixels
+from clsp_plugin.data.images import ImageArray, open_torchvision, to_pixels
+from clsp_plugin.data.splits import load_splits
 from clsp_plugin.errors import ClspError, nearest
 
 __all__ = ["DOWNSTREAM", "Downstream", "ImageStream", "load_downstream", "to_fetch"]
@@ -203,9 +204,10 @@ def to_fetch(name: str, root: Path) -> str | None:
 
 
 def _cifar(name: str, root: Path) -> dict[str, ImageArray]:
-    data = {"dataset": name, "train_path": str(root), "val_path": str(root)}
+    data = {"dataset": name, "train_path": str(root), "val_path": None}
     try:
-        return {"train": load_images(data, "train"), "test": load_images(data, "val")}
+        train, test = load_splits(data)
     except ClspError as error:  # it names the keys of another verb
         text = str(error).replace("data.train_path and data.val_path", "data.path")
         raise ClspError(text) from error
+    return {"train": train, "test": test}

@@ -24,6 +24,7 @@ __all__ = [
     "ImageArray",
     "channel_statistics",
     "fingerprint_of",
+    "has_own_split",
     "image_digest",
     "load_image_files",
     "load_images",
@@ -206,21 +207,44 @@ def _root(data: Mapping[str, Any], split: str) -> Path:
     return Path(path or "datasets")
 
 
+def has_own_split(data: Mapping[str, Any]) -> bool:
+    """Whether a data set says itself which of its images are for testing, not a person's folders."""
+    dataset = data["dataset"]
+    if dataset in _CIFAR:
+        return _cifar_folder(dataset, _root(data, "val"), "val") is None
+    return dataset in ("digits", "stl10")
+
+
+def _cifar_folder(dataset: str, root: Path, split: str) -> Path | None:
+    """Where the class folders are; None for torchvision's files."""
+    folders = root / dataset / ("train" if split == "train" else "test")
+    if (root / _CIFAR[dataset]).is_dir():
+        return None
+    if folders.is_dir():
+        return folders
+    return root if _has_class_folders(root) else None
+
+
 def _load_cifar(dataset: str, data: Mapping[str, Any], split: str) -> ImageArray:
     root, name = _root(data, split), f"{dataset}/{split}"
-    folders = root / dataset / ("train" if split == "train" else "test")
-    if (root / _CIFAR[dataset]).is_dir() or not (_has_class_folders(root) or folders.is_dir()):
-        source = open_torchvision(
-            dataset,
-            dataset.upper(),
-            root,
-            _CIFAR[dataset],
-            f"put class folders under {root / dataset}/train and test, {_PATHS}",
-            train=split == "train",
-        )
-        images, targets = torch.from_numpy(source.data), torch.tensor(source.targets)
-        return ImageArray(images, targets, tuple(source.classes), name)
-    return _load_folder(folders if folders.is_dir() else root, name, data)
+    folder = _cifar_folder(dataset, root, split)
+    if folder is not None:
+        if folder == root and split == "val" and data["val_path"] is None:
+            raise ClspError(
+                f"{root} holds class folders, all of them training images, and no test images are "
+                f"named: put them into folders train and test under {root / dataset}, {_PATHS}."
+            )
+        return _load_folder(folder, name, data)
+    source = open_torchvision(
+        dataset,
+        dataset.upper(),
+        root,
+        _CIFAR[dataset],
+        f"put class folders under {root / dataset}/train and test, {_PATHS}",
+        train=split == "train",
+    )
+    images, targets = torch.from_numpy(source.data), torch.tensor(source.targets)
+    return ImageArray(images, targets, tuple(source.classes), name)
 
 
 def _load_stl10(data: Mapping[str, Any], split: str) -> ImageArray:

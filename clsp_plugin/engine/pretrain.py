@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.data.augmentation import can_compile
 from clsp_plugin.data.extra import inflate
-from clsp_plugin.data.images import channel_statistics, load_images
+from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.random import Purpose, derive_key
+from clsp_plugin.data.splits import load_splits
 from clsp_plugin.engine.checkpoint import (
     Checkpointer,
     epoch_of,
@@ -75,8 +76,8 @@ def pretrain(
             before a file is written.
     """
     cfg = parse_cfg(given, METHODS)
-    train, places = inflate(load_images(cfg.data, "train"), cfg.data)
-    val = load_images(cfg.data, "val")
+    real, val = load_splits(cfg.data)
+    train, places = inflate(real, cfg.data)
     _check_extra(cfg)
     cfg.data.num_classes = max(1, len(train.classes))
     cfg.data.mean, cfg.data.std = channel_statistics(cfg.data, cfg.augmentations)

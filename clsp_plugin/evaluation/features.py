@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from clsp_plugin.data.downstream import ImageStream
-from clsp_plugin.data.images import ImageArray, load_images
+from clsp_plugin.data.images import ImageArray
+from clsp_plugin.data.splits import load_splits
 from clsp_plugin.errors import ClspError
 
 __all__ = ["Features", "extract_features", "input_size", "load_labelled", "resized"]
@@ -126,18 +127,18 @@ def extract_features(
     return Features(feats, torch.cat(targets).to(torch.int64).cpu())
 
 
-def load_labelled(data: Any, split: str) -> ImageArray:
-    """The images of a configuration's ``data`` block that have labels.
+def load_labelled(data: Any) -> tuple[ImageArray, ImageArray]:
+    """The training and the test images of a configuration's ``data`` block that have labels.
 
     Raises:
-        ClspError: there are no images to test on.
+        ClspError: there are no images to test on, or of a class that is not trained on.
     """
-    array = load_images(data, split)
-    if array is None:
+    train, test = load_splits(data)
+    if test is None:
         raise ClspError(
             "There are no images to test on: set data.val_path to a folder of class folders."
         )
-    return array.labelled()
+    return train.labelled(), test.labelled()
 
 
 def _batches(

@@ -145,7 +145,7 @@ def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | Non
     Raises:
         ClspError: images without labels, too few for a batch, or training diverged.
     """
-    train, test = (_labelled(cfg.data, split) for split in ("train", "val"))
+    train, test = _labelled(cfg.data)
     (block,) = cfg.augmentations
     block.crop_size = block.get("crop_size") or train.size[0]
     cfg.data.num_classes = num_classes(train.targets, test.targets)
@@ -185,15 +185,16 @@ def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | Non
     }
 
 
-def _labelled(data: DictConfig, split: str) -> ImageArray:
-    """The images that have labels; an error where there are none."""
-    array = load_labelled(data, split)
-    if bool((array.targets < 0).any()):
-        raise ClspError(
-            f"The images of {array.name} have no labels and fine-tuning needs them; put each class "
-            f"into a folder of its own and set data.no_labels=False."
-        )
-    return array
+def _labelled(data: DictConfig) -> tuple[ImageArray, ImageArray]:
+    """The training and the test images that have labels; an error where there are none."""
+    arrays = load_labelled(data)
+    for array in arrays:
+        if bool((array.targets < 0).any()):
+            raise ClspError(
+                f"The images of {array.name} have no labels and fine-tuning needs them; put each "
+                f"class into a folder of its own and set data.no_labels=False."
+            )
+    return arrays
 
 
 @torch.no_grad()

@@ -280,11 +280,8 @@ def _features(cfg: DictConfig, network: _Network, flip: bool):
     own = {k: v for k, v in args["data"].items() if k in Data.__dataclass_fields__}
     same = _dataset(cfg, args) == own["dataset"]
     data = typed({**(own if same else {}), **OmegaConf.to_container(cfg.data)}, Data)
-    out = []
-    for split in ("train", "val"):
-        array = load_labelled(data, split)
-        out.append((array, network.features(array, flip and split == "train")))
-    return out
+    train, test = load_labelled(data)
+    return (train, network.features(train, flip)), (test, network.features(test, False))
 
 
 def _note(
