@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["available_memory", "keep_freed_memory", "memory_of"]
+__all__ = ["available_memory", "keep_freed_memory", "memory_of", "total_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -63,6 +63,14 @@ def memory_of(work: Callable[[], object]) -> int | None:
     before = _resident()
     work()
     return max(0, _resident() - before)
+
+
+def total_memory() -> int | None:
+    """Bytes of memory of this machine, or None where the system does not tell them."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
 
 
 def available_memory(root: Path = Path("/")) -> int | None:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from clsp_plugin.data.images import ImageArray, open_torchvision, to_pixels
+from clsp_plugin.data.folders import reading, to_pixels
+from clsp_plugin.data.images import ImageArray, open_torchvision
 from clsp_plugin.data.splits import load_splits
 from clsp_plugin.errors import ClspError, nearest
 
@@ -78,7 +79,7 @@ class ImageStream(Dataset):
 
     Args:
         source: a data set of torchvision's, of pairs (image of PIL's, class number).
-        size: in pixels; see ``images.to_pixels``.
+        size: in pixels; see ``folders.to_pixels``.
         name: of the data set and its part, for people.
         identity: what names the images.
     """
@@ -90,12 +91,14 @@ class ImageStream(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str]:
-        try:
+        def read() -> tuple[torch.Tensor, int]:
             image, target = self.source[index]
-            return torch.from_numpy(to_pixels(image, self.size).copy()), int(target), ""
-        except (OSError, SyntaxError, ValueError) as error:
-            wrong = f"{self._path(index)} is not a readable image ({error}); replace it."
-            return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1, wrong
+            return torch.from_numpy(to_pixels(image, self.size).copy()), int(target)
+
+        try:
+            return *reading(self._path(index), read), ""
+        except ClspError as error:  # raised by whoever collects: from a worker it has a traceback
+            return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1, str(error)
 
     @property
     def key(self) -> dict[str, Any]:

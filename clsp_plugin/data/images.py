@@ -13,10 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from clsp_plugin.data.digits import make_digits
+from clsp_plugin.data.folders import (
+    EXTENSIONS,
+    class_folders,
+    has_class_folders,
+    image_files,
+    open_image,
+    to_pixels,
+)
 from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.memory import total_memory
 
 __all__ = [
     "DATASETS",
@@ -29,7 +38,6 @@ __all__ = [
     "load_image_files",
     "load_images",
     "open_torchvision",
-    "to_pixels",
 ]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -43,7 +51,6 @@ MEAN_STD = {
     "stl10": ((0.4914, 0.4823, 0.4466), (0.2470, 0.2430, 0.2610)),
 }
 DATASETS = tuple(sorted(MEAN_STD))
-_EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 _CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 _STL10 = "stl10_binary"
 _PATHS = "or set data.train_path and data.val_path"
@@ -208,7 +215,7 @@ def _root(data: Mapping[str, Any], split: str) -> Path:
 
 
 def has_own_split(data: Mapping[str, Any]) -> bool:
-    """Whether a data set says itself which of its images are for testing, not a person's folders."""
+    """Whether a data set, and not a person's folders, says which images are for testing."""
     dataset = data["dataset"]
     if dataset in _CIFAR:
         return _cifar_folder(dataset, _root(data, "val"), "val") is None
@@ -222,7 +229,7 @@ def _cifar_folder(dataset: str, root: Path, split: str) -> Path | None:
         return None
     if folders.is_dir():
         return folders
-    return root if _has_class_folders(root) else None
+    return root if has_class_folders(root) else None
 
 
 def _load_cifar(dataset: str, data: Mapping[str, Any], split: str) -> ImageArray:
@@ -315,17 +322,6 @@ def _remove_empty(root: Path, folder: str, whole: bool) -> None:
             root.joinpath(*parts[:depth]).rmdir()
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _EXTENSIONS and not path.name.startswith(".")
-
-
-def _has_class_folders(root: Path) -> bool:
-    if not root.is_dir():
-        return False
-    folders = [f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")]
-    return any(_is_image(file) for folder in folders for file in folder.iterdir())
-
-
 def _load_folder(root: Path, name: str, data: Mapping[str, Any]) -> ImageArray:
     if not root.is_dir():
         raise ClspError(
@@ -335,7 +331,7 @@ def _load_folder(root: Path, name: str, data: Mapping[str, Any]) -> ImageArray:
     if data.get("no_labels", False):
         images = torch.from_numpy(load_image_files(root, data.get("image_size")))
         return ImageArray(images, torch.full((len(images),), -1), (), name)
-    files, targets, classes = _class_folders(root)
+    files, targets, classes = class_folders(root)
     expected = _NUM_CLASSES.get(data["dataset"])
     if expected not in (None, len(classes)):
         raise ClspError(
@@ -352,42 +348,25 @@ def load_image_files(root: Path, image_size: int | None) -> np.ndarray:
 
     Args:
         root: searched recursively.
-        image_size: see :func:`to_pixels`.
+        image_size: see :func:`~clsp_plugin.data.folders.to_pixels`.
 
     Raises:
         ClspError: no images, a corrupt one, or several sizes without ``image_size``.
     """
-    files = sorted(f for f in root.rglob("*") if _is_image(f))
+    files = image_files(root)
     if not files:
-        raise ClspError(f"{root} holds no images ({', '.join(sorted(_EXTENSIONS))}).")
+        raise ClspError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))}).")
     return _decode(files, image_size)
-
-
-def _class_folders(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
-    folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
-    if not folders:
-        raise ClspError(
-            f"{root} holds no class folders; put the images of each class into a folder of its "
-            f"own, or set data.no_labels=True."
-        )
-    files, targets = [], []
-    for number, folder in enumerate(folders):
-        inside = sorted(f for f in folder.rglob("*") if _is_image(f))
-        if not inside:
-            raise ClspError(f"The class folder {folder} holds no images; fill it or remove it.")
-        files += inside
-        targets += [number] * len(inside)
-    return files, targets, tuple(folder.name for folder in folders)
 
 
 def _decode(files: list[Path], image_size: int | None) -> np.ndarray:
     """Read images into one array, ``image_size`` squares if given, else all of the first's size."""
-    size = (image_size, image_size) if image_size else _open(files[0], None).shape[:2]
+    size = (image_size, image_size) if image_size else open_image(files[0], None).shape[:2]
     _check_memory(len(files), *size)
     out = np.empty((len(files), *size, 3), np.uint8)
 
     def read(number: int) -> None:
-        image = _open(files[number], image_size)
+        image = open_image(files[number], image_size)
         if image.shape != out.shape[1:]:
             raise ClspError(
                 f"{files[number]} is {image.shape[0]}x{image.shape[1]}, {files[0]} is "
@@ -414,38 +393,9 @@ def _resized(images: np.ndarray, image_size: int) -> np.ndarray:
     return out
 
 
-def to_pixels(image: Image.Image, image_size: int | None) -> np.ndarray:
-    """An image as uint8 (H, W, 3).
-
-    Args:
-        image: of any size and mode.
-        image_size: side of a square in pixels; the shorter side is resized to it and the centre
-            is cut out. None leaves the size as it is.
-    """
-    image = image.convert("RGB")
-    if image_size:
-        scale = image_size / min(image.size)
-        width, height = (max(image_size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - image_size) // 2, (height - image_size) // 2
-        image = image.crop((left, top, left + image_size, top + image_size))
-    return np.asarray(image)
-
-
-def _open(file: Path, image_size: int | None) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            return to_pixels(image, image_size)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ClspError(
-            f"{file} is not a readable image ({error}); repair or remove it."
-        ) from error
-
-
 def _check_memory(number: int, height: int, width: int) -> None:
-    needed = number * height * width * 3
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > 0.7 * total:
+    needed, total = number * height * width * 3, total_memory()
+    if total is not None and needed > 0.7 * total:
         raise ClspError(
             f"{number} images of {height}x{width} need {needed / 2**30:.1f} GiB and this machine "
             f"has {total / 2**30:.1f} GiB; set a smaller data.image_size or a data.fraction."

@@ -20,6 +20,7 @@ from clsp_plugin import __version__
 from clsp_plugin.data.files import locked, write_whole
 from clsp_plugin.engine.code import evaluation_code, method_code
 from clsp_plugin.errors import ClspError
+from clsp_plugin.memory import total_memory
 
 __all__ = [
     "FORMAT",
@@ -300,13 +301,14 @@ def environment(method: str | None = None) -> dict[str, Any]:
         from it; None outside a checkout. With a method also ``source``, see :func:`made_from`.
     """
     source = {} if method is None else {"source": _SOURCE.get()}
+    total = total_memory()
     versions = {name: _version(name) for name in ("lightning", "timm", "diffusers")}
     return {
         "hardware": {
             "cpu": _cpu_model(),
             "cores": _cores(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "memory_gib": _memory_gib(),
+            "memory_gib": None if total is None else round(total / 2**30, 1),
         },
         "versions": {
             "python": platform.python_version(),
@@ -339,13 +341,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def _commit(package: Path) -> str | None:
