@@ -1,5 +1,7 @@
 """Training and test images of one configuration, compared with each other once, for every verb."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from clsp_plugin.data.images import ImageArray, has_own_split, load_images
 from clsp_plugin.errors import ClspError
 
-__all__ = ["load_splits", "numbered_as", "shared_images"]
+__all__ = ["load_splits", "named_images", "numbered_as", "shared_images"]
 
 _NAMED = 5  # classes that a sentence names
 
@@ -78,3 +80,11 @@ def shared_images(train: ImageArray, test: ImageArray) -> int:
         return 0
     known = {digest.tobytes() for digest in train.digests}
     return sum(digest.tobytes() in known for digest in test.digests)
+
+
+def named_images(train: ImageArray, test: ImageArray) -> dict[str, str]:
+    """``train`` and ``test``, SHA-256 of ``ImageArray.identity`` each, by which to compare them."""
+    return {
+        split: hashlib.sha256(json.dumps(array.identity, sort_keys=True).encode()).hexdigest()
+        for split, array in (("train", train), ("test", test))
+    }

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.data.augmentation import can_compile
 from clsp_plugin.data.extra import inflate
-from clsp_plugin.data.images import channel_statistics
+from clsp_plugin.data.images import ImageArray, channel_statistics
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.random import Purpose, derive_key
 from clsp_plugin.data.splits import load_splits
@@ -84,7 +84,7 @@ def pretrain(
     checkpoint = continue_from(cfg)
     if checkpoint is not None and epoch_of(checkpoint) + 1 >= cfg.max_epochs:
         print(f"Already complete: {checkpoint} (auto_resume.enabled=False trains anew).")
-        return _complete(cfg, checkpoint, len(train))
+        return _complete(cfg, checkpoint, train)
 
     pl.seed_everything(cfg.seed)
     model = METHODS[cfg.method](cfg)
@@ -113,7 +113,7 @@ def pretrain(
     finished = Finished(run_dir, checkpoint, run_dir / RECORD)
     if trainer.is_global_zero:
         timings = {"last_start_seconds": time.perf_counter() - started}
-        _record(cfg, finished, history, len(train), timings).save(finished.record)
+        _record(cfg, finished, history, train, timings).save(finished.record)
     return finished
 
 
@@ -220,14 +220,14 @@ def _candidates(model: pl.LightningModule) -> dict[str, Any] | None:
     return None if manifest is None else asdict(manifest)
 
 
-def _complete(cfg: DictConfig, checkpoint: Path, num_train: int) -> Finished:
+def _complete(cfg: DictConfig, checkpoint: Path, train: ImageArray) -> Finished:
     """A run that needs no more training; one killed before its record was written gets it now."""
     finished = Finished(checkpoint.parent, checkpoint, checkpoint.parent / RECORD)
     if not finished.record.exists():
         history = History()
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         history.load_state_dict(content["callbacks"][history.state_key])
-        _record(cfg, finished, history, num_train, {}).save(finished.record)
+        _record(cfg, finished, history, train, {}).save(finished.record)
         print(f"Its record was missing and is written from the checkpoint: {finished.record}")
     return finished
 
@@ -236,7 +236,7 @@ def _record(
     cfg: DictConfig,
     finished: Finished,
     history: History,
-    num_train: int,
+    train: ImageArray,
     timings: dict[str, float],
 ) -> Record:
     about = history.about
@@ -247,7 +247,8 @@ def _record(
         backbone=cfg.backbone.name,
         epochs=history.curve[-1]["epoch"],
         seed=cfg.seed,
-        num_train=num_train,
+        num_train=len(train),
+        images=train.identity,
         checkpoint=finished.checkpoint.name if cfg.checkpoint.enabled else None,
         curve=history.curve,
         timings={

@@ -18,6 +18,7 @@ from torch import nn
 from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
 from clsp_plugin.data.images import ImageArray, channel_statistics
 from clsp_plugin.data.loader import PretrainData
+from clsp_plugin.data.splits import named_images
 from clsp_plugin.engine.checkpoint import new_run_dir
 from clsp_plugin.engine.config import Data, Training, training_cfg
 from clsp_plugin.engine.pretrain import continue_from, make_trainer, worth_compiling
@@ -138,9 +139,9 @@ def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | Non
 
     Returns:
         ``task``, ``protocol``, ``top1``, ``top5`` (percent), ``chosen`` (nothing), ``num_train``,
-        ``num_test``, ``settings``, ``seconds``, ``curve`` (one dict an epoch) and ``checkpoint``
-        (where the fine-tuned weights are, None if they are not saved); None on every process but
-        the first.
+        ``num_test``, ``images`` (what names them), ``settings``, ``seconds``, ``curve`` (one dict
+        an epoch) and ``checkpoint`` (where the fine-tuned weights are, None if they are not
+        saved); None on every process but the first.
 
     Raises:
         ClspError: images without labels, too few for a batch, or training diverged.
@@ -178,6 +179,7 @@ def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | Non
         "chosen": {},
         "num_train": len(train),
         "num_test": len(test),
+        "images": {**named_images(train, test), "size": block.crop_size},
         "settings": _settings(cfg),
         "seconds": time.perf_counter() - began,
         "curve": history.curve,
