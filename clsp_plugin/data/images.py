@@ -6,13 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torchvision.transforms.v2.functional as F
 from PIL import Image
 
 from clsp_plugin.data.digits import make_digits
@@ -38,6 +39,7 @@ __all__ = [
     "load_image_files",
     "load_images",
     "open_torchvision",
+    "squares",
 ]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -114,11 +116,26 @@ class ImageArray:
     def subset(self, indexes: torch.Tensor, name: str) -> "ImageArray":
         return ImageArray(self.images[indexes], self.targets[indexes], self.classes, name)
 
+    def squared(self, size: int) -> "ImageArray":
+        """The images brought to squares of ``size`` pixels, see :func:`squares`."""
+        return replace(self, images=squares(self.images, size))
+
     def labelled(self) -> "ImageArray":
         """The images that have labels, where some have; STL-10 trains on others too."""
         indexes = torch.nonzero(self.targets >= 0)[:, 0]
         whole = len(indexes) in (0, len(self))
         return self if whole else self.subset(indexes, f"{self.name}[labelled]")
+
+
+def squares(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Bring images to squares: uint8 (N, H, W, 3) to (N, size, size, 3), the centre of each."""
+    if images.shape[1:3] == (size, size):
+        return images
+    parts = [
+        F.center_crop(F.resize(part, [size], F.InterpolationMode.BICUBIC, antialias=True), [size])
+        for part in images.permute(0, 3, 1, 2).split(1024)
+    ]
+    return torch.cat(parts).permute(0, 2, 3, 1).contiguous()
 
 
 def image_digest(image: np.ndarray) -> np.ndarray:

@@ -94,6 +94,8 @@ def pretrain(
     model.attach_images(train)
     if isinstance(model, SyntheticPositives):
         model.attach(train, cfg.data.mean, cfg.data.std, compile=compiled)
+    if val is not None:  # to the size of the views, as an evaluation does
+        val = val.squared(cfg.augmentations[0].crop_size or val.size[0])
     data = PretrainData(
         train, val, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed,
         cfg.data.mean, cfg.data.std, compile=compiled, places=places,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torchvision.transforms.v2.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -16,7 +15,7 @@ from clsp_plugin.data.images import ImageArray
 from clsp_plugin.data.splits import load_splits
 from clsp_plugin.errors import ClspError
 
-__all__ = ["Features", "extract_features", "input_size", "load_labelled", "resized"]
+__all__ = ["Features", "extract_features", "input_size", "load_labelled"]
 
 
 @dataclass(frozen=True)
@@ -59,17 +58,6 @@ def _evaluating(module: nn.Module):
 def input_size(args: Mapping[str, Any]) -> int | None:
     """Pixels a side of the images that a configuration trains on; None if it does not say."""
     return (args.get("augmentations") or [{}])[0].get("crop_size")
-
-
-def resized(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Bring images to squares: uint8 (N, H, W, 3) to (N, size, size, 3), the centre of each."""
-    if images.shape[1:3] == (size, size):
-        return images
-    parts = [
-        F.center_crop(F.resize(part, [size], F.InterpolationMode.BICUBIC, antialias=True), [size])
-        for part in images.permute(0, 3, 1, 2).split(1024)
-    ]
-    return torch.cat(parts).permute(0, 2, 3, 1).contiguous()
 
 
 def extract_features(

@@ -24,7 +24,6 @@ from clsp_plugin.evaluation.features import (
     extract_features,
     input_size,
     load_labelled,
-    resized,
 )
 from clsp_plugin.evaluation.finetune import finetune_cfg, train_and_test
 from clsp_plugin.evaluation.protocol import check_protocol, evaluate_knn, evaluate_linear
@@ -262,8 +261,7 @@ class _Network:
         def compute() -> Features:
             array = images
             if isinstance(images, ImageArray):
-                pixels = resized(images.images, self.size or images.size[0])
-                array = ImageArray(pixels, images.targets, images.classes, images.name)
+                array = images.squared(self.size or images.size[0])
             return extract_features(
                 self.backbone,
                 array,
