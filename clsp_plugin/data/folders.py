@@ -191,7 +191,8 @@ def reading(name: str, read: Callable[[], Any]) -> Any:
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
             raise ClspError(
-                f"{name} cannot be read ({error.strerror}); the image may be whole all the same."
+                f"{name} is not a readable image for this process ({error.strerror}); nothing "
+                f"is known against what is in it."
             ) from error
         why = str(error).strip() or type(error).__name__
         raise ClspError(f"{name} is not a readable image ({why}); repair or remove it.") from error
