@@ -66,12 +66,11 @@ def memory_of(work: Callable[[], object]) -> int | None:
 
 
 def total_memory() -> int | None:
-    """Bytes of memory that this machine has, or None where the system does not tell."""
+    """Bytes of memory of this machine, or None where the system does not tell them."""
     try:
-        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # elsewhere than in POSIX
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return None
-    return pages * size if pages > 0 and size > 0 else None
 
 
 def available_memory(root: Path = Path("/")) -> int | None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from clsp_plugin.memory import available_memory, total_memory
+from clsp_plugin.memory import available_memory
 
 # a process of its own: what others did to its heap decides where blocks lie
 PROGRAM = """
@@ -89,19 +89,3 @@ def test_memory_that_is_free(tmp_path):
     assert available_memory(machine(tmp_path / "g", first, **old)) == 500
     over = group("memory/job/", V1, 800, 900, 0)
     assert available_memory(machine(tmp_path / "h", first, **over)) == 0
-
-
-@pytest.mark.parametrize("error", [AttributeError, ValueError, OSError])
-def test_a_system_that_does_not_tell_its_memory(monkeypatch, error):
-    import os
-
-    from clsp_plugin.data.images import _check_memory
-    from clsp_plugin.engine.record import environment
-
-    def silent(name):
-        raise error(name)
-
-    monkeypatch.setattr(os, "sysconf", silent)
-    assert total_memory() is None
-    _check_memory(10**9, 1000, 1000)
-    assert environment()["hardware"]["memory_gib"] is None

@@ -25,7 +25,7 @@ from clsp_plugin.benchmark.middle import masked_samples, masked_sheet, middle_re
 from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
 from clsp_plugin.data.condition import condition_digest, load_condition
 from clsp_plugin.data.files import write_text
-from clsp_plugin.data.images import ImageArray, channel_statistics
+from clsp_plugin.data.images import ImageArray, channel_statistics, squares
 from clsp_plugin.data.random import Purpose, derive_key, keys_for
 from clsp_plugin.data.store import CandidateStore, StoreManifest
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
@@ -33,7 +33,7 @@ from clsp_plugin.diffusion.interpolation import is_conditional
 from clsp_plugin.diffusion.sampling import make_scheduler, sample_candidates
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.backbone import load_backbone
-from clsp_plugin.evaluation.features import extract_features, input_size, resized
+from clsp_plugin.evaluation.features import extract_features, input_size
 from clsp_plugin.evaluation.knn import weighted_knn
 
 __all__ = [
@@ -109,7 +109,7 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Features of images without augmentation: uint8 (N, 3, H, W) to float32 (N, D)."""
-        pixels = resized(images.permute(0, 2, 3, 1).cpu(), self.size or images.shape[2])
+        pixels = squares(images.permute(0, 2, 3, 1).cpu(), self.size or images.shape[2])
         no_labels = torch.zeros(len(pixels), dtype=torch.int64)
         array = ImageArray(pixels, no_labels, (), self.name)
         keys = {"mean": self.mean, "std": self.std, "device": self.device}

@@ -36,7 +36,7 @@ from clsp_plugin.benchmark.table import (
     make_table,
 )
 from clsp_plugin.data.files import write_text
-from clsp_plugin.engine.record import Record
+from clsp_plugin.engine.record import Record, evaluated_on
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.protocol import PROTOCOLS
 
@@ -345,7 +345,7 @@ def _evaluation(e: Mapping[str, Any]) -> list[str]:
     chosen = ", ".join(f"{key} = {value:g}" for key, value in (e.get("chosen") or {}).items())
     images = " and ".join(f"{e[k]:,}" for k in ("num_train", "num_test") if e.get(k) is not None)
     return [
-        e["task"], e["protocol"], e["dataset"], str(e["epoch"]), percent(e.get("top1")),
+        e["task"], e["protocol"], evaluated_on(e), str(e["epoch"]), percent(e.get("top1")),
         percent(e.get("top5")), chosen, percent(e.get("heldout_top1")), images,
     ]  # fmt: skip
 

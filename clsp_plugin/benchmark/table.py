@@ -24,7 +24,7 @@ from clsp_plugin.benchmark.stale import CHANGED, STALE, changed, is_stale
 from clsp_plugin.data.downstream import DOWNSTREAM
 from clsp_plugin.data.images import DATASETS
 from clsp_plugin.engine.config import Data, num_devices
-from clsp_plugin.engine.record import Record, read_index
+from clsp_plugin.engine.record import Record, evaluated_on, read_index
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.protocol import PROTOCOLS, check_protocol
 from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
@@ -154,7 +154,7 @@ class Row:
     Attributes:
         method: its name.
         dataset: pre-trained on.
-        target: evaluated on.
+        target: evaluated on, see ``engine.record.evaluated_on``.
         budget: the group's ``backbone``, ``epochs``, ``num_train``, and what ``by`` names.
         cells: a task to its accuracy.
         paper: the published numbers, if asked for and there are any.
@@ -175,7 +175,8 @@ class Row:
 
     @property
     def heading(self) -> str:
-        return self.dataset if self.target == self.dataset else f"{self.dataset} → {self.target}"
+        own = self.target == self.dataset or self.target.startswith(f"{self.dataset} [")
+        return self.target if own else f"{self.dataset} → {self.target}"
 
 
 @dataclass(frozen=True)
@@ -611,8 +612,8 @@ def _of_other_protocols(records: Records, protocol: str, layout: str) -> list[st
     found = []
     for _, record in records:
         name = f"{record.method} on {record.dataset}, seed {record.seed}"
-        made = {(e["task"], e["dataset"]): False for e in record.evaluations}
-        made |= {(e["task"], e["dataset"]): True for e in record.evaluations
+        made = {(e["task"], evaluated_on(e)): False for e in record.evaluations}
+        made |= {(e["task"], evaluated_on(e)): True for e in record.evaluations
                  if e["protocol"] == protocol}  # fmt: skip
         if made and not any(made.values()):
             found.append(name)
@@ -640,7 +641,8 @@ def _notes(records: Records, protocol: str, rows: Sequence[Row], layout: str) ->
     if other := _of_other_protocols(records, protocol, layout):
         notes.append(f"Evaluated with another protocol alone and left out: {'; '.join(other)}.")
     known = {*DATASETS, *DOWNSTREAM}
-    strange = dict.fromkeys(d for row in rows for d in (row.dataset, row.target) if d not in known)
+    named = (d.split(" [")[0] for row in rows for d in (row.dataset, row.target))
+    strange = dict.fromkeys(dataset for dataset in named if dataset not in known)
     if strange:
         notes.append(f"Not data sets that this version knows: {', '.join(strange)}.")
     return notes
@@ -820,7 +822,7 @@ def _rows(
     targets = [] if layout == "transfer" else [dataset]
     for _, member in members:
         targets += [
-            e["dataset"]
+            evaluated_on(e)
             for e in member.evaluations
             if e["protocol"] == protocol and e["task"] in tasks
         ]
@@ -861,7 +863,7 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
         found = [
             e
             for e in record.evaluations
-            if (e["task"], e["protocol"], e["dataset"]) == (task, protocol, target)
+            if (e["task"], e["protocol"], evaluated_on(e)) == (task, protocol, target)
         ]
         if found:
             latest.append((path, max(found, key=lambda e: e["epoch"])))

@@ -9,17 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from clsp_plugin.data.images import (
-    ImageArray,
-    check_depth,
-    load_images,
-    open_torchvision,
-    to_pixels,
-    unreadable,
-)
+from clsp_plugin.data.folders import reading, to_pixels
+from clsp_plugin.data.images import ImageArray, open_torchvision
+from clsp_plugin.data.splits import load_splits
 from clsp_plugin.errors import ClspError, nearest
 
 __all__ = ["DOWNSTREAM", "Downstream", "ImageStream", "load_downstream", "to_fetch"]
@@ -85,7 +79,7 @@ class ImageStream(Dataset):
 
     Args:
         source: a data set of torchvision's, of pairs (image of PIL's, class number).
-        size: in pixels; see ``images.to_pixels``.
+        size: in pixels; see ``folders.to_pixels``.
         name: of the data set and its part, for people.
         identity: what names the images.
     """
@@ -97,30 +91,28 @@ class ImageStream(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str]:
-        try:
-            file = self._file(index)
-            if file is not None:  # torchvision converts to RGB, and 16 bits become white
-                with Image.open(file) as image:
-                    check_depth(image)
+        def read() -> tuple[torch.Tensor, int]:
             image, target = self.source[index]
-            return torch.from_numpy(to_pixels(image, self.size).copy()), int(target), ""
-        except Exception as error:  # whatever a decoder of PIL's raises about a file
-            wrong = unreadable(self._file(index) or f"Image {index} of {self.name}", error)
-            return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1, wrong
+            return torch.from_numpy(to_pixels(image, self.size).copy()), int(target)
+
+        try:
+            return *reading(self._path(index), read), ""
+        except ClspError as error:  # raised by whoever collects: from a worker it has a traceback
+            return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1, str(error)
 
     @property
     def key(self) -> dict[str, Any]:
         """What names the images and their order, without reading them."""
         return {"name": self.name, "files": self.identity.fingerprint}
 
-    def _file(self, index: int) -> str | None:
-        """The image's file where the source tells."""
+    def _path(self, index: int) -> str:
+        """The image's file where the source tells, for people."""
         for name in ("_images", "_image_files", "_samples"):
             files = getattr(self.source, name, None)
             if files:
                 found = files[index]
                 return str(found[0] if isinstance(found, tuple) else found)
-        return None
+        return f"Image {index} of {self.name}"
 
 
 class _Folder:
@@ -215,9 +207,10 @@ def to_fetch(name: str, root: Path) -> str | None:
 
 
 def _cifar(name: str, root: Path) -> dict[str, ImageArray]:
-    data = {"dataset": name, "train_path": str(root), "val_path": str(root)}
+    data = {"dataset": name, "train_path": str(root), "val_path": None}
     try:
-        return {"train": load_images(data, "train"), "test": load_images(data, "val")}
+        train, test = load_splits(data)
     except ClspError as error:  # it names the keys of another verb
         text = str(error).replace("data.train_path and data.val_path", "data.path")
         raise ClspError(text) from error
+    return {"train": train, "test": test}

@@ -1,34 +1,139 @@
-"""Which images a folder holds: those of torchvision's ``ImageFolder``, and none silently not.
-
-Links to folders are followed on every level. What tools leave beside images is left out on every
-level: names that begin with a dot (``.ipynb_checkpoints``, ``.Trash-1000``, ``._a.png``) and those
-of ``_LITTER``.
-"""
+"""Folders of images as people have them: what counts as an image, and reading one."""
 
 import os
 import stat
-from collections.abc import Iterator
+import struct
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from PIL import Image
 
 from clsp_plugin.errors import ClspError
 
-__all__ = ["EXTENSIONS", "class_folders", "has_class_folders", "image_files"]
+__all__ = [
+    "EXTENSIONS", "UNREADABLE", "class_folders", "has_class_folders", "image_files", "open_image",
+    "reading", "to_pixels",
+]  # fmt: skip
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-# of macOS' archives, Synology's thumbnails, Windows, ext4
-_LITTER = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+# Folders that systems put beside images, with copies or parts of them; all others of the kind
+# begin with a dot: .ipynb_checkpoints, .Trash-1000, ._x.png.
+_OF_SYSTEMS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
+# Whole numbers above 8 bits, and fractions: Pillow cuts them off at 0 and 255.
+_WIDE = ("I", "F")
+# What Pillow raises on files that are damaged, too large or not images; it documents no list.
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+    EOFError, MemoryError, RuntimeError, AssertionError, struct.error, zlib.error,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in _OF_SYSTEMS
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not _hidden(name)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """Also for ``os.walk``, which else leaves out a folder that it cannot read."""
+    raise ClspError(
+        f"{error.filename} cannot be read ({error.strerror or error}); make it readable, or move "
+        f"it away."
+    ) from error
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders below one, links followed as torchvision does, with their files; hidden ones not."""
+    above: dict[str, list[str]] = {}  # a folder's path to the real paths of it and those above it
+    for path, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
+        trail = [*above.get(os.path.dirname(path), []), os.path.realpath(path)]
+        if trail[-1] in trail[:-1]:
+            raise ClspError(
+                f"{path} leads back to {trail[-1]}, a folder that it is in; remove the link."
+            )
+        above[path] = trail
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        yield Path(path), [name for name in files if not _hidden(name)]
+
+
+def image_files(root: Path) -> list[Path]:
+    """All images under a folder, in the order of their paths.
+
+    Hidden files and folders are left out; links to folders are followed.
+
+    Raises:
+        ClspError: a folder that cannot be read or contains itself, a link to nothing, or what has
+            an image's name and is not a file.
+    """
+    found = []
+    for folder, files in _walk(root):
+        for path in (folder / name for name in files):
+            if _is_image(path.name):
+                _check_file(path)
+                found.append(path)
+            elif path.is_symlink():  # perhaps of a folder of images
+                _check_link(path)
+    return sorted(found)
+
+
+def _check_link(path: Path) -> None:
+    try:
+        path.stat()
+    except OSError as error:
+        raise ClspError(
+            f"{path} is a link to what is not there or cannot be reached "
+            f"({error.strerror or error}); repair or remove it."
+        ) from error
+
+
+def _check_file(path: Path) -> None:
+    """Refuse, without opening it, what only has an image's name: a pipe would wait for ever."""
+    if path.is_symlink():
+        _check_link(path)
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        _refuse(error)
+    if not stat.S_ISREG(mode):
+        raise ClspError(f"{path} is not a file but a pipe, a socket or a device; remove it.")
+
+
+def _inside(root: Path) -> tuple[list[Path], list[Path]]:
+    """The folders in a folder, hidden ones left out, and the links."""
+    try:
+        inside = sorted(path for path in root.iterdir() if not _hidden(path.name))
+    except OSError as error:
+        _refuse(error)
+    return [path for path in inside if path.is_dir()], [
+        path for path in inside if path.is_symlink()
+    ]
+
+
+def has_class_folders(root: Path) -> bool:
+    """Whether a folder has folders in which images lie."""
+    if not root.is_dir():
+        return False
+    return any(_is_image(name) for folder in _inside(root)[0] for name in os.listdir(folder))
 
 
 def class_folders(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
-    """The images of class folders, sorted by class and path, with the numbers of their classes.
+    """Images by class: the folders in a folder, numbered by their names' order as torchvision's.
 
     Returns:
-        Files, a class number for each, and the names of the classes in the order of their numbers.
+        The files, their class numbers, and the names of the classes.
 
     Raises:
-        ClspError: no class folder, one without images, or see :func:`image_files`.
+        ClspError: see :func:`image_files`; no folders, or one without images.
     """
-    folders = sorted((f for f in _entries(root) if f.is_dir()), key=lambda folder: folder.name)
+    folders, links = _inside(root)
+    for link in links:
+        _check_link(link)
     if not folders:
         raise ClspError(
             f"{root} holds no class folders; put the images of each class into a folder of its "
@@ -36,7 +141,7 @@ def class_folders(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
         )
     files, targets = [], []
     for number, folder in enumerate(folders):
-        inside = sorted(_walk(folder))
+        inside = image_files(folder)
         if not inside:
             raise ClspError(f"The class folder {folder} holds no images; fill it or remove it.")
         files += inside
@@ -44,75 +149,64 @@ def class_folders(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     return files, targets, tuple(folder.name for folder in folders)
 
 
-def has_class_folders(root: Path) -> bool:
-    """Whether a folder inside ``root`` has an image in it, directly."""
-    if not root.is_dir():
-        return False
-    folders = [entry for entry in _entries(root) if entry.is_dir()]
-    return any(_is_image(file) for folder in folders for file in _entries(folder))
+def to_pixels(image: Image.Image, image_size: int | None) -> np.ndarray:
+    """An image as uint8 (H, W, 3), as it is stored: EXIF's orientation is not applied.
 
-
-def image_files(root: Path) -> list[Path]:
-    """All images under a folder, on every level, in the order of their paths.
+    Args:
+        image: of any size, and any mode of 8 bits a channel or fewer.
+        image_size: side of a square in pixels; the shorter side is resized to it and the centre
+            is cut out. None leaves the size as it is.
 
     Raises:
-        ClspError: no images, a folder that cannot be read, a link that leads nowhere or round in
-            a circle, or a pipe, socket or device that is named like an image.
+        ValueError: more than 8 bits a channel.
     """
-    files = sorted(_walk(root))
-    if not files:
-        raise ClspError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))}).")
-    return files
+    if image.mode.split(";")[0] in _WIDE:
+        raise ValueError(
+            f"its mode {image.mode} has more than 8 bits a channel; bring it to 8 bits first"
+        )
+    image = image.convert("RGB")
+    if image_size:
+        scale = image_size / min(image.size)
+        width, height = (max(image_size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - image_size) // 2, (height - image_size) // 2
+        image = image.crop((left, top, left + image_size, top + image_size))
+    return np.asarray(image)
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS
+def reading(name: str, read: Callable[[], Any]) -> Any:
+    """What reads an image with Pillow; the one place that turns what Pillow raises into a sentence.
 
+    Args:
+        name: of the image, for people.
+        read: called once.
 
-def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, without what tools leave there."""
+    Raises:
+        ClspError: it is not a readable image.
+    """
     try:
-        names = os.listdir(folder)
-    except OSError as error:
-        raise ClspError(
-            f"The folder {folder} cannot be read ({error.strerror}); make it readable or move it "
-            f"out of the images."
-        ) from error
-    return [folder / name for name in names if not name.startswith(".") and name not in _LITTER]
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """The images under a folder, in no order. A stack, since folders may lie deeper than calls."""
-    todo: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]
-    while todo:
-        folder, above = todo.pop()
-        here = _status(folder)
-        identity = (here.st_dev, here.st_ino)
-        if identity in above:
+        return read()
+    except ClspError:
+        raise
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
             raise ClspError(
-                f"{folder} is a link to a folder that it lies in, so that its images have no end; "
-                f"remove the link."
-            )
-        for entry in _entries(folder):
-            mode = _status(entry).st_mode
-            if stat.S_ISDIR(mode):
-                todo.append((entry, above | {identity}))
-            elif not _is_image(entry):
-                continue
-            elif stat.S_ISREG(mode):
-                yield entry
-            else:
-                raise ClspError(f"{entry} is not a file but a pipe, socket or device; remove it.")
+                f"{name} is not a readable image for this process ({error.strerror}); nothing "
+                f"is known against what is in it."
+            ) from error
+        why = str(error).strip() or type(error).__name__
+        raise ClspError(f"{name} is not a readable image ({why}); repair or remove it.") from error
 
 
-def _status(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
-    except FileNotFoundError as error:
-        raise ClspError(
-            f"{path} is a link to {os.readlink(path)}, which is not there; mend or remove the link."
-            if path.is_symlink()
-            else f"{path} was removed while the images were listed; start again."
-        ) from error
-    except OSError as error:
-        raise ClspError(f"{path} cannot be read ({error.strerror}); mend or remove it.") from error
+def open_image(file: Path, image_size: int | None) -> np.ndarray:
+    """Read an image file: uint8 (H, W, 3), see :func:`to_pixels`.
+
+    Raises:
+        ClspError: it is not a readable image, or has more than 8 bits a channel.
+    """
+
+    def read() -> np.ndarray:
+        with Image.open(file) as image:
+            return to_pixels(image, image_size)
+
+    return reading(str(file), read)

@@ -3,21 +3,28 @@
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torchvision.transforms.v2.functional as F
 from PIL import Image
 
 from clsp_plugin.data.digits import make_digits
-from clsp_plugin.data.folders import class_folders, has_class_folders, image_files
+from clsp_plugin.data.folders import (
+    EXTENSIONS,
+    class_folders,
+    has_class_folders,
+    image_files,
+    open_image,
+    to_pixels,
+)
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.memory import total_memory
 
@@ -26,14 +33,13 @@ __all__ = [
     "MEAN_STD",
     "ImageArray",
     "channel_statistics",
-    "check_depth",
     "fingerprint_of",
+    "has_own_split",
     "image_digest",
     "load_image_files",
     "load_images",
     "open_torchvision",
-    "to_pixels",
-    "unreadable",
+    "squares",
 ]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -110,11 +116,26 @@ class ImageArray:
     def subset(self, indexes: torch.Tensor, name: str) -> "ImageArray":
         return ImageArray(self.images[indexes], self.targets[indexes], self.classes, name)
 
+    def squared(self, size: int) -> "ImageArray":
+        """The images brought to squares of ``size`` pixels, see :func:`squares`."""
+        return replace(self, images=squares(self.images, size))
+
     def labelled(self) -> "ImageArray":
         """The images that have labels, where some have; STL-10 trains on others too."""
         indexes = torch.nonzero(self.targets >= 0)[:, 0]
         whole = len(indexes) in (0, len(self))
         return self if whole else self.subset(indexes, f"{self.name}[labelled]")
+
+
+def squares(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Bring images to squares: uint8 (N, H, W, 3) to (N, size, size, 3), the centre of each."""
+    if images.shape[1:3] == (size, size):
+        return images
+    parts = [
+        F.center_crop(F.resize(part, [size], F.InterpolationMode.BICUBIC, antialias=True), [size])
+        for part in images.permute(0, 3, 1, 2).split(1024)
+    ]
+    return torch.cat(parts).permute(0, 2, 3, 1).contiguous()
 
 
 def image_digest(image: np.ndarray) -> np.ndarray:
@@ -210,21 +231,44 @@ def _root(data: Mapping[str, Any], split: str) -> Path:
     return Path(path or "datasets")
 
 
+def has_own_split(data: Mapping[str, Any]) -> bool:
+    """Whether a data set, and not a person's folders, says which images are for testing."""
+    dataset = data["dataset"]
+    if dataset in _CIFAR:
+        return _cifar_folder(dataset, _root(data, "val"), "val") is None
+    return dataset in ("digits", "stl10")
+
+
+def _cifar_folder(dataset: str, root: Path, split: str) -> Path | None:
+    """Where the class folders are; None for torchvision's files."""
+    folders = root / dataset / ("train" if split == "train" else "test")
+    if (root / _CIFAR[dataset]).is_dir():
+        return None
+    if folders.is_dir():
+        return folders
+    return root if has_class_folders(root) else None
+
+
 def _load_cifar(dataset: str, data: Mapping[str, Any], split: str) -> ImageArray:
     root, name = _root(data, split), f"{dataset}/{split}"
-    folders = root / dataset / ("train" if split == "train" else "test")
-    if (root / _CIFAR[dataset]).is_dir() or not (has_class_folders(root) or folders.is_dir()):
-        source = open_torchvision(
-            dataset,
-            dataset.upper(),
-            root,
-            _CIFAR[dataset],
-            f"put class folders under {root / dataset}/train and test, {_PATHS}",
-            train=split == "train",
-        )
-        images, targets = torch.from_numpy(source.data), torch.tensor(source.targets)
-        return ImageArray(images, targets, tuple(source.classes), name)
-    return _load_folder(folders if folders.is_dir() else root, name, data)
+    folder = _cifar_folder(dataset, root, split)
+    if folder is not None:
+        if folder == root and split == "val" and data["val_path"] is None:
+            raise ClspError(
+                f"{root} holds class folders, all of them training images, and no test images are "
+                f"named: put them into folders train and test under {root / dataset}, {_PATHS}."
+            )
+        return _load_folder(folder, name, data)
+    source = open_torchvision(
+        dataset,
+        dataset.upper(),
+        root,
+        _CIFAR[dataset],
+        f"put class folders under {root / dataset}/train and test, {_PATHS}",
+        train=split == "train",
+    )
+    images, targets = torch.from_numpy(source.data), torch.tensor(source.targets)
+    return ImageArray(images, targets, tuple(source.classes), name)
 
 
 def _load_stl10(data: Mapping[str, Any], split: str) -> ImageArray:
@@ -320,23 +364,26 @@ def load_image_files(root: Path, image_size: int | None) -> np.ndarray:
     """All images under a folder, in the order of their paths: uint8 (N, H, W, 3).
 
     Args:
-        root: searched recursively, see :func:`folders.image_files`.
-        image_size: see :func:`to_pixels`.
+        root: searched recursively.
+        image_size: see :func:`~clsp_plugin.data.folders.to_pixels`.
 
     Raises:
         ClspError: no images, a corrupt one, or several sizes without ``image_size``.
     """
-    return _decode(image_files(root), image_size)
+    files = image_files(root)
+    if not files:
+        raise ClspError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))}).")
+    return _decode(files, image_size)
 
 
 def _decode(files: list[Path], image_size: int | None) -> np.ndarray:
     """Read images into one array, ``image_size`` squares if given, else all of the first's size."""
-    size = (image_size, image_size) if image_size else _open(files[0], None).shape[:2]
+    size = (image_size, image_size) if image_size else open_image(files[0], None).shape[:2]
     _check_memory(len(files), *size)
     out = np.empty((len(files), *size, 3), np.uint8)
 
     def read(number: int) -> None:
-        image = _open(files[number], image_size)
+        image = open_image(files[number], image_size)
         if image.shape != out.shape[1:]:
             raise ClspError(
                 f"{files[number]} is {image.shape[0]}x{image.shape[1]}, {files[0]} is "
@@ -344,8 +391,7 @@ def _decode(files: list[Path], image_size: int | None) -> np.ndarray:
             )
         out[number] = image
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # of each of a million files
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(read, range(len(files))):
             pass
     return out
@@ -364,58 +410,8 @@ def _resized(images: np.ndarray, image_size: int) -> np.ndarray:
     return out
 
 
-def to_pixels(image: Image.Image, image_size: int | None) -> np.ndarray:
-    """An image as uint8 (H, W, 3).
-
-    As PIL and torchvision have it: the first picture of an animation, alpha dropped, and turned
-    as its pixels are, whatever EXIF says of orientation.
-
-    Args:
-        image: of any size and of any mode of 8 bits or fewer.
-        image_size: side of a square in pixels; the shorter side is resized to it and the centre
-            is cut out. None leaves the size as it is.
-
-    Raises:
-        ValueError: more than 8 bits a channel; PIL would cut the values off at 0 and 255.
-    """
-    check_depth(image)
-    image = image.convert("RGB")
-    if image_size:
-        scale = image_size / min(image.size)
-        width, height = (max(image_size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - image_size) // 2, (height - image_size) // 2
-        image = image.crop((left, top, left + image_size, top + image_size))
-    return np.asarray(image)
-
-
-def check_depth(image: Image.Image) -> None:
-    """Raise a ValueError where an image has more than 8 bits a channel."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        raise ValueError(f"its values have 16 or 32 bits, PIL's mode {image.mode}: convert to 8")
-
-
-def _open(file: Path, image_size: int | None) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            return to_pixels(image, image_size)
-    except Exception as error:  # whatever a decoder of PIL's raises about a file
-        raise ClspError(unreadable(file, error)) from error
-
-
-def unreadable(file: Path | str, error: Exception) -> str:
-    """The sentence for an image that PIL does not read."""
-    if isinstance(error, OSError) and error.errno is not None:  # of the system, not of PIL
-        return f"{file} cannot be read ({error.strerror})."
-    if isinstance(error, MemoryError):
-        return f"{file} does not fit into memory; shrink or remove it."
-    what = str(error).strip() or repr(error)
-    return f"{file} is not a readable image ({what}); repair, convert, shrink or remove it."
-
-
 def _check_memory(number: int, height: int, width: int) -> None:
-    needed = number * height * width * 3
-    total = total_memory()
+    needed, total = number * height * width * 3, total_memory()
     if total is not None and needed > 0.7 * total:
         raise ClspError(
             f"{number} images of {height}x{width} need {needed / 2**30:.1f} GiB and this machine "

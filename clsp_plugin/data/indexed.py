@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clsp_plugin.data.images import image_digest, to_pixels
+from clsp_plugin.data.folders import reading, to_pixels
+from clsp_plugin.data.images import image_digest
 from clsp_plugin.errors import ClspError
 
 __all__ = ["digests_of", "pixels_of", "size_of"]
@@ -48,6 +49,8 @@ def pixels_of(dataset: Any, image_size: int | None) -> torch.Tensor:
     """
     try:
         return torch.from_numpy(_each(dataset, image_size, lambda pixels: pixels))
+    except ClspError:
+        raise
     except ValueError as error:  # numpy's, of stacking arrays of several shapes
         raise ClspError(
             "The images are not all of one size; set data.image_size=PIXELS to bring them to one."
@@ -58,7 +61,7 @@ def size_of(dataset: Any) -> tuple[int, int]:
     """Height and width in pixels of a data set's first image. Errors as of :func:`digests_of`."""
     if isinstance(dataset, torch.Tensor | np.ndarray):
         return tuple(dataset.shape[1:3])
-    return to_pixels(_reader(dataset)(0), None).shape[:2]
+    return _pixels(_reader(dataset), 0, None).shape[:2]
 
 
 def _each(
@@ -72,8 +75,12 @@ def _each(
     read = _reader(dataset)
     # decoding releases the interpreter's lock
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        out = pool.map(lambda index: apply(to_pixels(read(index), image_size)), range(len(dataset)))
+        out = pool.map(lambda index: apply(_pixels(read, index, image_size)), range(len(dataset)))
         return np.stack(list(out))
+
+
+def _pixels(read: Callable[[int], Image.Image], index: int, size: int | None) -> np.ndarray:
+    return reading(f"Image {index}", lambda: to_pixels(read(index), size))
 
 
 def _reader(dataset: Any) -> Callable[[int], Image.Image]:

@@ -14,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from clsp_plugin.data.augmentation import can_compile
 from clsp_plugin.data.extra import inflate
 from clsp_plugin.data.files import locked
-from clsp_plugin.data.images import ImageArray, channel_statistics, load_images
+from clsp_plugin.data.images import ImageArray, channel_statistics
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.random import Purpose, derive_key
+from clsp_plugin.data.splits import load_splits
 from clsp_plugin.engine.checkpoint import Checkpointer, load_args, read_checkpoint
 from clsp_plugin.engine.config import parse_cfg, trainer_kwargs
 from clsp_plugin.engine.progress import Bar, History, quiet
@@ -77,8 +78,8 @@ def pretrain(
     """
     check_launch()
     cfg = parse_cfg(given, METHODS)
-    train, places = inflate(load_images(cfg.data, "train"), cfg.data)
-    val = load_images(cfg.data, "val")
+    real, val = load_splits(cfg.data)
+    train, places = inflate(real, cfg.data)
     _check_extra(cfg)
     cfg.data.num_classes = max(1, len(train.classes))
     cfg.data.mean, cfg.data.std = channel_statistics(cfg.data, cfg.augmentations)
@@ -86,7 +87,7 @@ def pretrain(
         start = find_start(cfg, {"images": train.identity}, held)
         if start.complete:
             print(f"Already complete: {start.checkpoint} (auto_resume.enabled=False trains anew).")
-            return _complete(cfg, start, len(train))
+            return _complete(cfg, start, train)
         bar = Bar(title or f"pre-train {cfg.method}", position=position)
         return _train(cfg, start, (train, val, places), bar, held)
 
@@ -113,6 +114,8 @@ def _train(
     model.attach_images(train)
     if isinstance(model, SyntheticPositives):
         model.attach(train, cfg.data.mean, cfg.data.std, compile=compiled)
+    if val is not None:  # to the size of the views, as an evaluation does
+        val = val.squared(cfg.augmentations[0].crop_size or val.size[0])
     data = PretrainData(
         train, val, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed,
         cfg.data.mean, cfg.data.std, compile=compiled, places=places,
@@ -133,7 +136,7 @@ def _train(
     finished = Finished(start.run_dir, saver.last, start.run_dir / RECORD)
     if trainer.is_global_zero:
         timings = {"last_start_seconds": time.perf_counter() - began}
-        _save(_record(cfg, finished, history, len(train), timings), finished.record)
+        _save(_record(cfg, finished, history, train, timings), finished.record)
     return finished
 
 
@@ -232,7 +235,7 @@ def _candidates(model: pl.LightningModule) -> dict[str, Any] | None:
     return None if manifest is None else asdict(manifest)
 
 
-def _complete(cfg: DictConfig, start: Start, num_train: int) -> Finished:
+def _complete(cfg: DictConfig, start: Start, train: ImageArray) -> Finished:
     """A run that needs no more training; one killed before its record was written gets it now."""
     finished = Finished(start.run_dir, start.checkpoint, start.run_dir / RECORD)
     if not finished.record.exists():
@@ -240,7 +243,7 @@ def _complete(cfg: DictConfig, start: Start, num_train: int) -> Finished:
         content = read_checkpoint(start.checkpoint)
         try:
             history.load_state_dict(content["callbacks"][history.state_key])
-            record = _record(cfg, finished, history, num_train, {})
+            record = _record(cfg, finished, history, train, {})
         except (LookupError, TypeError) as error:  # of solo-learn
             raise ClspError(
                 f"{start.checkpoint} does not say how its training went, so there is no record to "
@@ -265,7 +268,7 @@ def _record(
     cfg: DictConfig,
     finished: Finished,
     history: History,
-    num_train: int,
+    train: ImageArray,
     timings: dict[str, float],
 ) -> Record:
     about = history.about
@@ -276,7 +279,8 @@ def _record(
         backbone=cfg.backbone.name,
         epochs=history.curve[-1]["epoch"],
         seed=cfg.seed,
-        num_train=num_train,
+        num_train=len(train),
+        images=train.identity,
         checkpoint=None if finished.checkpoint is None else finished.checkpoint.name,
         curve=history.curve,
         timings={

@@ -30,6 +30,7 @@ __all__ = [
     "Record",
     "add_evaluation",
     "environment",
+    "evaluated_on",
     "find_records",
     "made_from",
     "read_index",
@@ -40,8 +41,8 @@ RECORD = "record.json"
 INDEX = "records.json"  # of a suite: which records, wherever they lie, its tables are made from
 FORMAT = 1
 # Fields that came later: a record that was written without them is a record all the same.
-_LATER = {"candidates", "source"}
-# An evaluation replaces an earlier one that has the same of these.
+_LATER = {"candidates", "images", "source"}
+# An evaluation replaces an earlier one that has the same of these, and the same images.
 _SAME = ("task", "protocol", "dataset", "epoch")
 
 
@@ -64,10 +65,11 @@ class Record:
         commit: see :func:`environment`.
         config: the whole configuration.
         evaluations: of ``evaluation.protocol``, each with ``dataset`` (evaluated on), ``epoch``
-            (of the checkpoint), ``numerics`` (see ``engine.numerics``) and, if a configuration was
-            named, ``source`` besides.
+            (of the checkpoint), ``images`` (see ``evaluation.verbs``), ``numerics`` (see
+            ``engine.numerics``) and, if a configuration was named, ``source`` besides.
         candidates: the manifest of the candidate store that was drawn from, if one was.
         source: the configuration that was named, see :func:`made_from`; None if none was.
+        images: what names the training images, see ``ImageArray.identity``; None if not known.
         format: of the file.
         digest: SHA-256 of everything else; set when saved, checked when loaded.
     """
@@ -88,6 +90,7 @@ class Record:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     candidates: dict[str, Any] | None = None
     source: dict[str, Any] | None = None
+    images: dict[str, Any] | None = None
     format: int = FORMAT
     digest: str = ""
 
@@ -175,8 +178,8 @@ def add_evaluation(
 ) -> Record:
     """Put an evaluation into a record on disk.
 
-    One of the same task, protocol, data set and epoch is replaced; others stay. Evaluations of
-    one run that end at the same time do not lose each other, the first two neither.
+    One of the same task, protocol, data set, epoch and images is replaced; others stay. Evaluations
+    of one run that end at the same time do not lose each other, the first two neither.
 
     Args:
         path: of the record.
@@ -196,15 +199,48 @@ def add_evaluation(
     evaluation = {**_plain(evaluation), "numerics": versions}
     if _SOURCE.get() is not None:
         evaluation["source"] = _SOURCE.get()
-    name = [evaluation[key] for key in _SAME]
     with locked(path.parent, wait=True):
         record = make() if make is not None and not path.exists() else Record.load(path)
         if record.num_train is None:
             record.num_train = num_train
-        kept = [e for e in record.evaluations if [e.get(key) for key in _SAME] != name]
-        record.evaluations = [*kept, evaluation]
+        kept = [e for e in record.evaluations if not _replaces(evaluation, e)]
+        record.evaluations = [*kept, _told_apart(evaluation, kept)]
         record.save(path)
     return record
+
+
+def _replaces(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    if any(new[key] != old.get(key) for key in _SAME):
+        return False
+    if None in (new.get("images"), old.get("images")):  # of a version that did not note them
+        return all(new.get(key) == old.get(key) for key in ("num_train", "num_test"))
+    return _images(new) == _images(old)
+
+
+def _images(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What names an evaluation's images; ``part`` says it to people."""
+    return {key: value for key, value in evaluation["images"].items() if key != "part"}
+
+
+def _told_apart(new: dict[str, Any], others: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """An evaluation that tables can tell from others: of the same folders with other content."""
+    alike = [e for e in others if all(e.get(key) == new[key] for key in _SAME)]
+    if new.get("images") is None or evaluated_on(new) not in map(evaluated_on, alike):
+        return new
+    content = json.dumps(_images(new), sort_keys=True).encode()
+    mark = f"images {hashlib.sha256(content).hexdigest()[:8]}"
+    parts = [part for part in (new["images"].get("part"), mark) if part]
+    return {**new, "images": {**new["images"], "part": ", ".join(parts)}}
+
+
+def evaluated_on(evaluation: Mapping[str, Any]) -> str:
+    """The data set that an evaluation is of, for people: ``custom [data.fraction=0.5]``.
+
+    What is in brackets tells its images from the pre-training's; there are none where they are
+    the same.
+    """
+    part = (evaluation.get("images") or {}).get("part")
+    return f"{evaluation['dataset']} [{part}]" if part else evaluation["dataset"]
 
 
 _SOURCE: ContextVar[dict[str, Any] | None] = ContextVar("source", default=None)
@@ -331,13 +367,14 @@ def environment(method: str | None = None, dataset: str | None = None) -> dict[s
         :func:`made_from`.
     """
     source = {} if method is None else {"source": _SOURCE.get()}
+    total = total_memory()
     versions = {name: _version(name) for name in ("lightning", "timm", "diffusers")}
     return {
         "hardware": {
             "cpu": _cpu_model(),
             "cores": _cores(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "memory_gib": _memory_gib(),
+            "memory_gib": None if total is None else round(total / 2**30, 1),
         },
         "versions": {
             "python": platform.python_version(),
@@ -370,11 +407,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _memory_gib() -> float | None:
-    total = total_memory()
-    return None if total is None else round(total / 2**30, 1)
 
 
 def _commit(package: Path) -> str | None:

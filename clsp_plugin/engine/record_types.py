@@ -43,6 +43,8 @@ class _Evaluation(TypedDict):
     num_test: NotRequired[int | None]
     settings: NotRequired[dict[str, Any] | None]
     seconds: NotRequired[_Number]
+    images: NotRequired[dict[str, str | int | None] | None]
+    numerics: NotRequired[dict[str, int] | None]
     code: NotRequired[str | None]
     source: NotRequired[_Source | None]
 
@@ -119,6 +121,7 @@ class RecordFile(TypedDict):
     config: _Config
     evaluations: list[Annotated[_Evaluation, AfterValidator(_has_its_number)]]
     candidates: NotRequired[_Candidates | None]
+    images: NotRequired[dict[str, str | int] | None]
     source: NotRequired[_Source | None]
     format: int
     digest: str

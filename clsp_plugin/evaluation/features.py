@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torchvision.transforms.v2.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from clsp_plugin.data.downstream import ImageStream
-from clsp_plugin.data.images import ImageArray, load_images
+from clsp_plugin.data.images import ImageArray
+from clsp_plugin.data.splits import load_splits
 from clsp_plugin.errors import ClspError
 
-__all__ = ["Features", "extract_features", "input_size", "load_labelled", "resized"]
+__all__ = ["Features", "extract_features", "input_size", "load_labelled"]
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,6 @@ def _evaluating(module: nn.Module):
 def input_size(args: Mapping[str, Any]) -> int | None:
     """Pixels a side of the images that a configuration trains on; None if it does not say."""
     return (args.get("augmentations") or [{}])[0].get("crop_size")
-
-
-def resized(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Bring images to squares: uint8 (N, H, W, 3) to (N, size, size, 3), the centre of each."""
-    if images.shape[1:3] == (size, size):
-        return images
-    parts = [
-        F.center_crop(F.resize(part, [size], F.InterpolationMode.BICUBIC, antialias=True), [size])
-        for part in images.permute(0, 3, 1, 2).split(1024)
-    ]
-    return torch.cat(parts).permute(0, 2, 3, 1).contiguous()
 
 
 def extract_features(
@@ -126,18 +115,18 @@ def extract_features(
     return Features(feats, torch.cat(targets).to(torch.int64).cpu())
 
 
-def load_labelled(data: Any, split: str) -> ImageArray:
-    """The images of a configuration's ``data`` block that have labels.
+def load_labelled(data: Any) -> tuple[ImageArray, ImageArray]:
+    """The training and the test images of a configuration's ``data`` block that have labels.
 
     Raises:
-        ClspError: there are no images to test on.
+        ClspError: there are no images to test on, or of a class that is not trained on.
     """
-    array = load_images(data, split)
-    if array is None:
+    train, test = load_splits(data)
+    if test is None:
         raise ClspError(
             "There are no images to test on: set data.val_path to a folder of class folders."
         )
-    return array.labelled()
+    return train.labelled(), test.labelled()
 
 
 def _batches(

@@ -20,6 +20,7 @@ from torch import nn
 from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
 from clsp_plugin.data.images import ImageArray, channel_statistics
 from clsp_plugin.data.loader import PretrainData
+from clsp_plugin.data.splits import named_images
 from clsp_plugin.engine.checkpoint import Checkpointer
 from clsp_plugin.engine.config import Data, Training, training_cfg
 from clsp_plugin.engine.pretrain import make_trainer, worth_compiling
@@ -142,14 +143,14 @@ def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | Non
 
     Returns:
         ``task``, ``protocol``, ``top1``, ``top5`` (percent), ``chosen`` (nothing), ``num_train``,
-        ``num_test``, ``settings``, ``seconds``, ``curve`` (one dict an epoch) and ``checkpoint``
-        (where the fine-tuned weights are, None if they are not saved); None on every process but
-        the first.
+        ``num_test``, ``images`` (what names them), ``settings``, ``seconds``, ``curve`` (one dict
+        an epoch) and ``checkpoint`` (where the fine-tuned weights are, None if they are not
+        saved); None on every process but the first.
 
     Raises:
         ClspError: images without labels, too few for a batch, or training diverged.
     """
-    train, test = (_labelled(cfg.data, split) for split in ("train", "val"))
+    train, test = _labelled(cfg.data)
     (block,) = cfg.augmentations
     block.crop_size = block.get("crop_size") or train.size[0]
     cfg.data.num_classes = num_classes(train.targets, test.targets)
@@ -196,6 +197,7 @@ def _train_and_test(
         "chosen": {},
         "num_train": len(train),
         "num_test": len(test),
+        "images": {**named_images(train, test), "size": sizes[0]},
         "settings": _settings(cfg),
         "seconds": time.perf_counter() - began,
         "curve": history.curve,
@@ -212,15 +214,16 @@ def weights_digest(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _labelled(data: DictConfig, split: str) -> ImageArray:
-    """The images that have labels; an error where there are none."""
-    array = load_labelled(data, split)
-    if bool((array.targets < 0).any()):
-        raise ClspError(
-            f"The images of {array.name} have no labels and fine-tuning needs them; put each class "
-            f"into a folder of its own and set data.no_labels=False."
-        )
-    return array
+def _labelled(data: DictConfig) -> tuple[ImageArray, ImageArray]:
+    """The training and the test images that have labels; an error where there are none."""
+    arrays = load_labelled(data)
+    for array in arrays:
+        if bool((array.targets < 0).any()):
+            raise ClspError(
+                f"The images of {array.name} have no labels and fine-tuning needs them; put each "
+                f"class into a folder of its own and set data.no_labels=False."
+            )
+    return arrays
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from clsp_plugin.data.downstream import DOWNSTREAM, Downstream, ImageStream, load_downstream
 from clsp_plugin.data.images import ImageArray, channel_statistics
+from clsp_plugin.data.splits import named_images
 from clsp_plugin.engine.checkpoint import epoch_of
 from clsp_plugin.engine.config import RATE, Data, typed
 from clsp_plugin.engine.record import Record, add_evaluation, environment, record_path
@@ -23,7 +24,6 @@ from clsp_plugin.evaluation.features import (
     extract_features,
     input_size,
     load_labelled,
-    resized,
 )
 from clsp_plugin.evaluation.finetune import finetune_cfg, train_and_test
 from clsp_plugin.evaluation.protocol import check_protocol, evaluate_knn, evaluate_linear
@@ -154,6 +154,7 @@ def finetune(given: DictConfig) -> dict[str, Any] | None:
     if result is None:
         return None
     result = {"dataset": cfg.data.dataset, "epoch": epoch_of(checkpoint) + 1, **result}
+    result["images"]["part"] = _part(cfg.data, args)
     record = record_path(checkpoint)
     add_evaluation(record, result, partial(_record_of, args, checkpoint, result["num_train"]))
     print(
@@ -208,10 +209,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if is_linear:
         flip = _flips(args) if cfg.flip is None else cfg.flip
     network = _Network(cfg, backbone, args, checkpoint)
-    train, test = _features(cfg, network, flip)
+    data, train, test = _features(cfg, network, flip)
     score: Callable = _score_linear if is_linear else _score_knn
     result = score(cfg, train[1], test[1])
     result = {"dataset": _dataset(cfg, args), "epoch": epoch_of(checkpoint) + 1, **result}
+    size = network.size or train[0].size[0]
+    named = {**named_images(train[0], test[0]), "size": size}
+    result["images"] = {**named, "part": _part(data, args)}
     own = result["dataset"] == args["data"]["dataset"]
     record = _note(result, args, checkpoint, len(train[0]) if own else None)
     what = "linear probe" if is_linear else "kNN"
@@ -264,8 +268,7 @@ class _Network:
         def compute() -> Features:
             array = images
             if isinstance(images, ImageArray):
-                pixels = resized(images.images, self.size or images.size[0])
-                array = ImageArray(pixels, images.targets, images.classes, images.name)
+                array = images.squared(self.size or images.size[0])
             return extract_features(
                 self.backbone,
                 array,
@@ -282,16 +285,30 @@ class _Network:
 
 
 def _features(cfg: DictConfig, network: _Network, flip: bool):
-    """(images, features) of the training and of the test images."""
+    """The ``data`` block, and (images, features) of the training and of the test images."""
     args = network.args
     own = {k: v for k, v in args["data"].items() if k in Data.__dataclass_fields__}
     same = _dataset(cfg, args) == own["dataset"]
     data = typed({**(own if same else {}), **OmegaConf.to_container(cfg.data)}, Data)
-    out = []
-    for split in ("train", "val"):
-        array = load_labelled(data, split)
-        out.append((array, network.features(array, flip and split == "train")))
-    return out
+    train, test = load_labelled(data)
+    return data, (train, network.features(train, flip)), (test, network.features(test, False))
+
+
+# Settings of a ``data`` block that say which images; folders do where no data set has a name.
+_WHICH = ("fraction", "image_size", "num_train", "num_val", "seed", "no_labels")
+_FOLDERS = ("train_path", "val_path")
+
+
+def _part(data: Mapping[str, Any], args: Mapping[str, Any]) -> str:
+    """In which settings the images of an evaluation are others than the pre-training's."""
+    usual, own = Data(dataset=data["dataset"]), args["data"]
+    if own["dataset"] != data["dataset"]:
+        own = {}
+    names = [*_WHICH, *(_FOLDERS if data["dataset"] == "custom" else ())]
+    values = {name: (data[name], own.get(name, getattr(usual, name))) for name in names}
+    return ", ".join(
+        f"data.{name}={value}" for name, (value, its) in values.items() if value != its
+    )
 
 
 def _note(
@@ -406,6 +423,11 @@ def _transferred(
     )
     more = {} if target.partition is None else {"partition": target.partition}
     result["settings"] |= {"image_size": network.size, **more}
+    # of files that are read as they are needed, nothing is known but what was asked for
+    said = {"size": network.size, **more}
+    usual = {"size": input_size(network.args), "partition": 1}
+    apart = [f"{key}={value}" for key, value in said.items() if usual[key] not in (None, value)]
+    result["images"] = {**said, "part": ", ".join(apart)}
     return result
 
 

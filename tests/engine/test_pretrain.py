@@ -127,6 +127,16 @@ def test_checkpoint_of_another_architecture_is_refused(tiny):
         pretrain(tiny("byol", f"resume_from_checkpoint={first.run_dir}"))
 
 
+def test_test_images_are_brought_to_the_size_of_the_views(tiny):
+    backbone = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
+    cfg = tiny("simclr", "data.image_size=24", "max_epochs=1")
+    cfg.backbone = {"name": "vit_tiny", "kwargs": backbone}
+    cfg.augmentations[0].crop_size = 16
+    record = Record.load(pretrain(cfg).record)
+    assert record.curve[-1]["val_acc1"] is not None
+    assert (record.images["count"], record.images["height"]) == (record.num_train, 24)
+
+
 def test_too_few_images_for_a_batch(tiny):
     with pytest.raises(ClspError, match="do not fill one batch"):
         pretrain(tiny("simclr", "optimizer.batch_size=64"))

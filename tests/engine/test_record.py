@@ -20,6 +20,7 @@ from clsp_plugin.engine.record import (
     Record,
     add_evaluation,
     environment,
+    evaluated_on,
     find_records,
     read_index,
 )
@@ -155,6 +156,36 @@ def test_an_evaluation_replaces_its_like_and_keeps_the_others(tmp_path):
     assert [e["top1"] for e in loaded.evaluations] == [1.0, 2.0, 3.0, 4.0, 9.0]
     assert loaded.evaluations[-1]["numerics"] == numerics_of("knn", "digits")
     assert loaded.curve == make_record().curve
+
+
+def of_images(name, part="", **changes):
+    images = {"train": name, "test": "t", "size": 8, "part": part}
+    return evaluation(**{"num_train": 4, "num_test": 2, "images": images, **changes})
+
+
+def test_evaluations_of_other_images_stay_and_can_be_told_apart(tmp_path):
+    path = tmp_path / "record.json"
+    make_record().save(path)
+    half, all_of_it = of_images("half", "data.fraction=0.5"), of_images("all")
+    for made in (half, all_of_it, of_images("other content"), of_images("all", top1=60.0)):
+        add_evaluation(path, made)
+    found = {evaluated_on(e): e for e in Record.load(path).evaluations}
+    assert len(found) == 3
+    assert found["digits [data.fraction=0.5]"]["top1"] == 50.0
+    assert found["digits"]["top1"] == 60.0  # made again
+    (other,) = (on for on in found if "images " in on)
+    add_evaluation(path, of_images("other content", top1=70.0))  # keeps its name
+    again = {evaluated_on(e): e["top1"] for e in Record.load(path).evaluations}
+    assert again.keys() == found.keys()
+    assert again[other] == 70.0
+
+
+def test_an_evaluation_that_does_not_say_its_images_is_told_by_their_number(tmp_path):
+    path = tmp_path / "record.json"
+    old = [evaluation(num_train=4, num_test=2), evaluation(num_train=9, num_test=2)]
+    make_record(evaluations=old).save(path)
+    add_evaluation(path, of_images("all"))
+    assert [e["num_train"] for e in Record.load(path).evaluations] == [9, 4]
 
 
 def _add(arguments):

@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
+from clsp_plugin.data import splits
 from clsp_plugin.engine.numerics import NUMERICS
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.errors import ClspError
-from clsp_plugin.evaluation import features, verbs
+from clsp_plugin.evaluation import verbs
 from clsp_plugin.evaluation.cache import FeatureCache, cache_folder
 from clsp_plugin.evaluation.features import Features
 from clsp_plugin.evaluation.verbs import knn, linear
@@ -180,13 +181,13 @@ def test_a_checkpoint_that_changed_is_extracted_again(run, extracted):
 def test_labels_are_not_taken_from_the_cache(run, extracted, monkeypatch):
     given = {"pretrained_feature_extractor": str(run)}
     knn(given)
-    plain = features.load_images
+    plain = splits.load_images
 
     def relabelled(data, split):
         array = plain(data, split)
         return type(array)(array.images, array.targets.flip(0), array.classes, array.name)
 
-    monkeypatch.setattr(features, "load_images", relabelled)
+    monkeypatch.setattr(splits, "load_images", relabelled)
     knn(given)
     assert len(extracted) == 4
 

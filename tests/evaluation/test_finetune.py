@@ -182,7 +182,7 @@ def test_refused_in_a_sentence(run, tune, name):
 
 
 def test_images_without_labels(run, tune, monkeypatch):
-    from clsp_plugin.evaluation import features as module
+    from clsp_plugin.data import splits as module
 
     plain = module.load_images
 

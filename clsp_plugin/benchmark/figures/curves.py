@@ -20,6 +20,7 @@ from clsp_plugin.benchmark.figures.picture import (
 from clsp_plugin.benchmark.figures.style import dress, legend, new_figure, save, styles
 from clsp_plugin.benchmark.published import authors_curve
 from clsp_plugin.benchmark.table import TASKS, Listing, Records, check_alike, check_seeds
+from clsp_plugin.engine.record import evaluated_on
 from clsp_plugin.errors import ClspError
 
 __all__ = ["accuracy_curves", "training_curves"]
@@ -167,7 +168,7 @@ def _evaluated(
         for path, record in one.records:
             wanted = (task, protocol, record.dataset)
             for e in record.evaluations:
-                if (e["task"], e["protocol"], e["dataset"]) == wanted and e["top1"] is not None:
+                if (e["task"], e["protocol"], evaluated_on(e)) == wanted and e["top1"] is not None:
                     series.setdefault(e["epoch"], []).append(e["top1"])
                     found.append((path, e))
         if len(series) > 1:
