@@ -381,7 +381,7 @@ def test_a_field_of_another_type_is_named_with_the_file(tmp_path, place, value, 
 
 def test_what_later_versions_add_is_let_through(tmp_path):
     content = whole()
-    content["evaluations"][0] |= {"images": "f", "classes": ["a"]}
+    content["evaluations"][0] |= {"later": "f", "classes": ["a"]}
     content["candidates"] |= {"digests": ["a"]}
     content["hardware"]["nodes"] = 2
     assert Record.load(written(tmp_path, content)).evaluations[0]["classes"] == ["a"]
