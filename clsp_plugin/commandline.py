@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clsp_plugin.configurations import shared
 from clsp_plugin.errors import ClspError
 from clsp_plugin.rules import short
 
@@ -30,7 +31,8 @@ def hydra_overrides(args: Sequence[str], folder: Path, multirun: bool = False) -
 
     Args:
         args: what was typed; what is no ``key=value`` is kept.
-        folder: of the configuration; its own folders are groups of configurations.
+        folder: of the configuration; its own folders are groups of configurations, as are those
+            that all configurations share.
         multirun: whether sweeps are run.
 
     Raises:
@@ -45,19 +47,20 @@ def hydra_overrides(args: Sequence[str], folder: Path, multirun: bool = False) -
             out.append(arg)
             continue
         plus, name = match.groups()
-        is_group = (folder / name).is_dir()
+        groups = [place / name for place in (folder, shared()) if (place / name).is_dir()]
         value = _for_hydra(name, value, multirun)
-        if is_group:
-            _check_group(folder / name, name, value)
-        own = is_group or name == "hydra" or name.startswith("hydra.")
+        if groups:
+            _check_group(groups, name, value)
+        own = bool(groups) or name == "hydra" or name.startswith("hydra.")
         out.append(f"{plus or ('' if own else '++')}{name}={value}")
     return out
 
 
-def _check_group(folder: Path, name: str, value: str) -> None:
+def _check_group(folders: Sequence[Path], name: str, value: str) -> None:
     """A group's value is the name of one of its files."""
     if value.lstrip()[:1] in ("[", "{"):
-        names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))[:20])
+        files = {file.stem for folder in folders for file in folder.glob("*.yaml")}
+        names = ", ".join(sorted(files)[:20])
         raise ClspError(
             f"{name}={short(value)}: on the command line {name} names one of the files {names}; "
             f"change what it holds by {name}.0.KEY=VALUE, or write a list into a YAML of your own."

@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["fingerprint", "shipped", "what"]
+__all__ = ["add_shared", "fingerprint", "shared", "shipped", "what"]
 
 # Blocks of a configuration that say where and how fast, not what.
 _NOT_WHAT = (
@@ -20,6 +21,21 @@ def shipped() -> Path:
     """The folder of configurations: ``scripts/`` of a checkout, or inside the package."""
     inside = Path(__file__).parent / "scripts"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "scripts"
+
+
+def shared() -> Path:
+    """What the configurations of a pre-training are composed of: its methods, data sets and
+    augmentations that several of them have."""
+    return shipped() / "pretrain/shared"
+
+
+def add_shared(search_path: ConfigSearchPath) -> None:
+    """Let Hydra find :func:`shared`, after whatever else it searches.
+
+    Args:
+        search_path: Hydra's; changed in place.
+    """
+    search_path.append("clsp-plugin", f"file://{shared()}")
 
 
 def what(cfg: DictConfig) -> dict[str, Any]:

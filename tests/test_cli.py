@@ -257,7 +257,7 @@ def test_a_configuration_that_was_changed_since_is_told(clsp, tmp_path):
     assert Record.load(record).evaluations[0]["source"]["config"] == "knn"
     assert "‡" not in clsp("table", "trained_models")[1]
     file = tmp_path / "mine/simclr.yaml"
-    file.write_text(file.read_text().replace("temperature: 0.2", "temperature: 0.3"))
+    file.write_text(file.read_text().replace("proj_output_dim: 64", "proj_output_dim: 32"))
     stale._today.cache_clear()  # of this process
     assert "(pretrain mine/simclr)" in clsp("table", "trained_models")[1]
 

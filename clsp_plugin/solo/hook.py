@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from hydra.core.config_search_path import ConfigSearchPath
 from omegaconf import DictConfig
 
-from clsp_plugin.configurations import shipped
+from clsp_plugin.configurations import add_shared, shipped
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.synthetic import register
 from clsp_plugin.solo.methods import HostPositives
@@ -58,3 +58,4 @@ def activate(search_path: ConfigSearchPath) -> None:
     own = [PurePosixPath(e.path).name for e in search_path.get_path() if e.provider == "main"]
     name = next((name for name in own if (root / name).is_dir()), _DEFAULT_FOLDER)
     search_path.append("clsp-plugin", f"file://{root / name}")
+    add_shared(search_path)

@@ -1,6 +1,7 @@
 """Found by Hydra when an application starts; gives solo-learn our methods and configurations.
 
-In any other application it looks into ``sys.modules`` once and does nothing.
+Our own command finds by it what its configurations share. In any other application it looks into
+``sys.modules`` and does nothing.
 """
 
 import sys
@@ -17,6 +18,9 @@ class ClspSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if "solo.methods" not in sys.modules:
+            ours = sys.modules.get("clsp_plugin.configurations")
+            if ours is not None:
+                ours.add_shared(search_path)
             return
         try:
             from clsp_plugin.solo import activate

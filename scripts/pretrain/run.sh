@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run.sh DATASET METHOD [key=value ...]: what the script of every method calls.
+# run.sh DATASET METHOD [key=value ...]: pre-train any method by its configuration.
 set -euo pipefail
 from="$PWD"
 # shellcheck source=scripts/env.sh
