@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from clsp_plugin.benchmark.figures import store_caption
 from clsp_plugin.cli import compose, task_of
 from clsp_plugin.data.images import ImageArray, load_images
 from clsp_plugin.data.oracle import ORACLES, Oracle, is_oracle, write_oracle
@@ -26,6 +27,7 @@ def draw(images, tmp_path):
         write_oracle(array, DATA, tmp_path / out, Oracle(oracle, shard_size=25, **keys))
         store = CandidateStore(tmp_path / out)
         assert is_oracle(store.manifest)
+        assert store_caption(store.manifest).startswith(f"no denoiser, oracle: {oracle}, store of")
         return torch.from_numpy(store.images(range(len(array))))
 
     return make
