@@ -439,11 +439,15 @@ def _add_images(parser: argparse.ArgumentParser, verb: str) -> None:
     parser.add_argument("--config-name", "-cn", help=f"that `clsp {verb}` is given")
 
 
+def _is_data(arg: str) -> bool:
+    return re.match(r"data\.\w+=", arg) is not None
+
+
 def _data_of(verb: str, name: str, given: list[str]):
     """The data block of a shipped configuration with the changes on a command line."""
     from clsp_plugin.engine.config import Data, typed
 
-    strangers = [arg for arg in given if not re.match(r"data\.\w+=", arg)]
+    strangers = [arg for arg in given if not _is_data(arg)]
     if strangers:
         raise ClspError(f"{strangers[0]} is not a data.key=value.")
     return typed(compose(verb, name, given).data, Data)
@@ -455,7 +459,12 @@ def _inspect(args: list[str]) -> None:
         description="Print a store's manifest, and write a report and pictures of its candidates: "
         "a sheet, and how near they are to their anchors.",
     )
-    parser.add_argument("store", type=Path, help="a store that `clsp generate` wrote")
+    parser.add_argument(
+        "store",
+        nargs="+",
+        help="a store that `clsp generate` wrote; several of the same images are compared, in "
+        "numbers and a picture, which takes --encoder and --out",
+    )
     _add_images(parser, "generate")
     parser.add_argument("--out", type=Path, help="folder to write to (default STORE/report)")
     parser.add_argument(
@@ -479,13 +488,22 @@ def _inspect(args: list[str]) -> None:
     from clsp_plugin.benchmark.inspection import inspect_store, open_store, summary
     from clsp_plugin.data.images import load_images
 
-    of_digits = open_store(options.store).manifest.dataset.startswith("digits")
+    # argparse gives all that follows a first store to this list
+    options.data += [arg for arg in options.store if _is_data(arg)]
+    options.store = [Path(arg) for arg in options.store if not _is_data(arg)]
+    if not options.store:
+        raise ClspError("clsp inspect needs a store; name one that `clsp generate` wrote.")
+    store, *more = options.store
+    of_digits = open_store(store).manifest.dataset.startswith("digits")
     name = options.config_name or f"{'digits' if of_digits else 'cifar'}/generate"
     data = _data_of("generate", name, options.data)
+    if more:
+        _compare(options, data)
+        return
     report = inspect_store(
-        options.store,
+        store,
         load_images(data, "train"),
-        options.out or options.store / "report",
+        options.out or store / "report",
         encoder=options.encoder,
         denoiser=options.denoiser,
         condition=options.condition,
@@ -494,7 +512,26 @@ def _inspect(args: list[str]) -> None:
         data=data,
     )
     print(summary(report))
-    print(f"Written to {options.out or options.store / 'report'}")
+    print(f"Written to {options.out or store / 'report'}")
+
+
+def _compare(options: argparse.Namespace, data) -> None:
+    """``clsp inspect`` of several stores."""
+    if options.encoder is None or options.out is None:
+        raise ClspError("Several stores are compared by an encoder: give --encoder and --out.")
+    if options.denoiser or options.condition or options.fid:
+        raise ClspError(
+            "--denoiser, --condition and --fid are about one store; name one, or leave them out."
+        )
+
+    from clsp_plugin.benchmark.plane import compare_stores, side_by_side
+    from clsp_plugin.data.images import load_images
+
+    keys = {"encoder": options.encoder, "limit": options.limit, "data": data}
+    print(
+        side_by_side(compare_stores(options.store, load_images(data, "train"), options.out, **keys))
+    )
+    print(f"Written to {options.out}")
 
 
 def _bench(args: list[str]) -> None:

@@ -21,6 +21,7 @@ from torchmetrics import Metric
 
 from clsp_plugin.benchmark.alone import alone
 from clsp_plugin.benchmark.figures import candidate_sheet, similarity_histogram, store_caption
+from clsp_plugin.benchmark.hardness import hardness, looks, others
 from clsp_plugin.benchmark.middle import masked_samples, masked_sheet, middle_report
 from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
 from clsp_plugin.data.condition import condition_digest, load_condition
@@ -116,26 +117,6 @@ class Encoder(nn.Module):
         return extract_features(self.backbone, array, **keys, flip=False).feats[0]
 
 
-def _looks(images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Colour (.., 3) and layout (.., 48) of uint8 images (.., H, W, 3), in levels of a pixel.
-
-    The layout is the mean of each cell of a 4x4 grid, less the mean of the image.
-    """
-    flat = images.reshape(-1, *images.shape[-3:]).permute(0, 3, 1, 2).float()
-    colour = flat.mean((2, 3))
-    grid = F.adaptive_avg_pool2d(flat, 4) - colour[:, :, None, None]
-    shape = images.shape[:-3]
-    return {"colour": colour.view(*shape, 3), "layout": grid.reshape(*shape, 48)}
-
-
-def _others(number: int) -> torch.Tensor:
-    """For each of so many images another one, each once, in an order that is random and fixed."""
-    order = keys_for(derive_key(0, Purpose.ORDER), torch.arange(number)).argsort()
-    other = torch.empty_like(order)
-    other[order] = order.roll(1)
-    return other
-
-
 def closeness(anchors: torch.Tensor, candidates: torch.Tensor) -> dict[str, dict[str, float]]:
     """How near candidates are to their anchors, and to images they were not made for.
 
@@ -151,11 +132,11 @@ def closeness(anchors: torch.Tensor, candidates: torch.Tensor) -> dict[str, dict
         nearer to their own anchor (0.5 is chance), and ``error``, its standard error over the
         anchors.
     """
-    theirs, ours = _looks(anchors), _looks(candidates)
-    another, out = _others(len(anchors)), {}
-    for name, looks in ours.items():
-        own = (looks - theirs[name][:, None]).square().mean(2)
-        other = (looks - theirs[name][another][:, None]).square().mean(2)
+    theirs, ours = looks(anchors), looks(candidates)
+    another, out = others(len(anchors)), {}
+    for name in ("colour", "layout"):
+        own = (ours[name] - theirs[name][:, None]).square().mean(2)
+        other = (ours[name] - theirs[name][another][:, None]).square().mean(2)
         closer = (own < other).float() + 0.5 * (own == other).float()
         distances = own.mean().sqrt().item(), other.mean().sqrt().item()
         out[name] = {
@@ -166,6 +147,21 @@ def closeness(anchors: torch.Tensor, candidates: torch.Tensor) -> dict[str, dict
             "error": (closer.mean(1).std() / len(anchors) ** 0.5).item(),
         }
     return out
+
+
+def _hardness(anchors: torch.Tensor, candidates: torch.Tensor) -> dict[str, dict[str, float]]:
+    """In colour, layout and background, see :func:`~clsp_plugin.benchmark.hardness.hardness`."""
+    theirs, ours = looks(anchors), looks(candidates)
+    return {name: hardness(theirs[name], ours[name]) for name in theirs}
+
+
+def _feature_hardness(
+    encoder: Encoder, anchors: torch.Tensor, candidates: torch.Tensor
+) -> dict[str, float]:
+    """The same in an encoder's features, each of length 1."""
+    theirs = F.normalize(encoder(anchors.permute(0, 3, 1, 2)), dim=1)
+    ours = F.normalize(encoder(candidates.flatten(0, 1).permute(0, 3, 1, 2)), dim=1)
+    return hardness(theirs, ours.unflatten(0, candidates.shape[:2]))
 
 
 def pair_similarities(
@@ -189,7 +185,7 @@ def pair_similarities(
     pairs = {
         "two augmented views": other,
         "a view and a candidate": third,
-        "a view and another image's candidate": third[_others(len(anchors))],
+        "a view and another image's candidate": third[others(len(anchors))],
     }
     return {name: (view * features).sum(1).numpy() for name, features in pairs.items()}
 
@@ -212,7 +208,8 @@ def label_agreement(
         Percent: ``candidates`` whose label by nearest neighbours is their anchor's; the same for
         the ``anchors`` themselves, which is as good as the encoder gets; and ``chance``, for
         candidates held against another anchor's label. And the number of ``neighbours``, 20 or
-        as many as there are.
+        as many as there are, and the standard ``error`` of ``candidates``, at most: those of an
+        anchor count as one.
     """
     rest = np.setdiff1d(np.arange(len(array)), rows)
     train = encode(array.images[rest].permute(0, 3, 1, 2))
@@ -226,13 +223,15 @@ def label_agreement(
         keys = {"ks": [_NEIGHBOURS], "num_classes": number}
         return weighted_knn(train, labels, features, wanted, **keys)[_NEIGHBOURS][0]
 
-    others = targets[_others(len(targets))].repeat_interleave(count)
-    return {
+    strangers = targets[others(len(targets))].repeat_interleave(count)
+    found = {
         "candidates": score(feats, targets.repeat_interleave(count)),
         "anchors": score(anchors, targets),
-        "chance": score(feats, others),
+        "chance": score(feats, strangers),
         "neighbours": min(_NEIGHBOURS, len(rest)),
     }
+    share = found["candidates"] / 100
+    return found | {"error": 100 * (share * (1 - share) / len(targets)) ** 0.5}
 
 
 Images = torch.Tensor | Iterable[torch.Tensor]  # all of them, or batch after batch
@@ -442,6 +441,7 @@ def inspect_store(
             "drawn": len(store.drawn),
             "anchors": len(rows),
             "closeness": closeness(anchors, candidates),
+            "hardness": _hardness(anchors, candidates),
         }
         sheet = _spread_rows(_SHEET_ROWS, len(rows))
         candidate_sheet(
@@ -521,6 +521,7 @@ def _encoder_report(
             for name, values in pairs.items()
         },
     }
+    found["features"] = _feature_hardness(encoder, anchors, candidates)
     rest = array.images[np.setdiff1d(np.arange(len(array)), rows)]
     if len(rest) < 2:
         return found  # there is nothing to hold them against
@@ -533,6 +534,14 @@ def _encoder_report(
     if bool((array.targets >= 0).all()):
         found["agreement"] = label_agreement(encoder, array, candidates, rows)
     return found
+
+
+def _hard(found: Mapping[str, float]) -> str:
+    text = f"{found['share']:.2f} +- {found['error']:.2f}"
+    if "variety" in found:
+        among = f"{found['variety']:.2f} +- {found['variety_error']:.2f}"
+        text += f", among the candidates of an anchor {among}"
+    return text
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -548,10 +557,13 @@ def summary(report: dict[str, Any]) -> str:
             f"{found['other']:.1f} from another; nearer to its own in "
             f"{100 * found['closer']:.1f} +- {100 * found['error']:.1f} % (chance: 50)"
         )
+    lines.append("  hardness (0 a copy of the anchor, 1 an unrelated image):")
+    lines += [f"    {name}: {_hard(found)}" for name, found in report["hardness"].items()]
     if "similarity" in report:
         lines.append(f"  in the features of {report['encoder']}:")
         for name, found in report["similarity"].items():
             lines.append(f"    {name}: similarity {found['mean']:.3f} +- {found['std']:.3f} (std)")
+        lines.append(f"    hardness {_hard(report['features'])}")
     if "frechet" in report:
         frechet = report["frechet"]
         lines.append(
@@ -562,8 +574,8 @@ def summary(report: dict[str, Any]) -> str:
         agreement = report["agreement"]
         lines.append(
             f"    label by {agreement['neighbours']} nearest neighbours agrees with the anchor's "
-            f"in {agreement['candidates']:.1f} % (real images: {agreement['anchors']:.1f}, "
-            f"chance: {agreement['chance']:.1f})"
+            f"in {agreement['candidates']:.1f} +- {agreement['error']:.1f} % (real images: "
+            f"{agreement['anchors']:.1f}, chance: {agreement['chance']:.1f})"
         )
     if "fid" in report:
         lines.append(f"  FID {report['fid']:.2f}")

@@ -88,10 +88,12 @@ class _DataSet:
 
 @dataclass
 class _Variant:
-    """A configuration of ``configs``, and overrides."""
+    """A configuration of ``configs``, overrides, and where its candidates are made in another way
+    than the data set says, how."""
 
     config: str = MISSING
     overrides: list[str] = field(default_factory=list)
+    candidates: Optional[_Candidates] = None
 
 
 @dataclass
@@ -508,6 +510,7 @@ class _OfImages:
 
 
 def _check_diffusion(verb: str, cfg: DictConfig) -> None:
+    from clsp_plugin.data.oracle import Oracle, check_oracle
     from clsp_plugin.diffusion.generation import GenerationSettings
     from clsp_plugin.diffusion.settings import read_settings
     from clsp_plugin.diffusion.training import TrainingSettings
@@ -515,6 +518,9 @@ def _check_diffusion(verb: str, cfg: DictConfig) -> None:
     content = OmegaConf.to_container(cfg, resolve=True)
     typed({"data": content["data"]}, _OfImages)
     settings = {key: value for key, value in content.items() if key not in _APART[verb]}
+    if "oracle" in settings:
+        check_oracle(typed(settings, Oracle))
+        return
     read_settings(TrainingSettings if verb == "denoiser" else GenerationSettings, settings)
 
 
@@ -530,6 +536,8 @@ def _cost(verb: str, cfg: DictConfig, data: Mapping[str, Any]) -> int | None:
     """Images trained on, denoised or embedded, each as often as it is."""
     images = _images(data, {**_SIZES, **_ABOUT})
     if images is None or verb == "transfer":  # of other images, whose number is not known here
+        return None
+    if "oracle" in cfg:  # no denoiser, and no time
         return None
     if verb == "denoiser":
         return images * cfg.max_epochs
@@ -620,9 +628,18 @@ class _Planner:
             *suite.given,
         ]
 
-    def candidates(self, dataset: str, overrides: Sequence[str], point: Mapping[str, Any]) -> Unit:
-        """The units of a store and of its denoiser."""
-        block = self.suite.datasets[dataset].candidates
+    def candidates(
+        self,
+        dataset: str,
+        overrides: Sequence[str],
+        point: Mapping[str, Any],
+        method: str = "",
+    ) -> Unit:
+        """The units of a store and of its denoiser, for a method or variant if it has its own."""
+        block, variant = self.suite.datasets[dataset].candidates, self.suite.variants.get(method)
+        of = ()
+        if variant is not None and variant.candidates is not None:
+            block, of = variant.candidates, (method,)
         if block is None:
             raise ClspError(
                 f"The suite needs candidates and says for {dataset} none; give its data set a "
@@ -641,7 +658,7 @@ class _Planner:
         network = trained.steps[0].network if needs else _of_denoiser(cfg)
         cost = _cost("generate", cfg, cfg.data)
         step = Step("generate", block.generate, given, paths, cost, key, network)
-        people = ", ".join(["candidates", dataset, *_words(point, "denoiser.", "generate.")])
+        people = ", ".join(["candidates", dataset, *of, *_words(point, "denoiser.", "generate.")])
         return self.add(Unit("candidates", people, path, (step,), needs))
 
     def _denoiser(
@@ -669,7 +686,7 @@ class _Planner:
         cfg = _composed("pretrain", config, given)
         needs, paths, parts = (), {}, [{**what(cfg), "seed": seed}]
         if _wants_candidates(cfg):
-            store = self.candidates(dataset, overrides, point)
+            store = self.candidates(dataset, overrides, point, method)
             needs, paths = (store.path,), {"synthetic.path": str(store.product)}
             parts.append(store.path.name)
         key = _hash(*parts)

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
 
-__all__ = ["make_digits"]
+__all__ = ["make_digits", "on_other_backgrounds"]
 
 # A stroke is lighter than what lies under it. With strokes of either kind, and views that turn one
 # into the other by solarisation, SimCLR reached half as much in the demo's epochs (linear, held-out
@@ -43,22 +43,40 @@ def make_digits(
     out = torch.empty(num_images, size, size, 3, dtype=torch.uint8)
     some = max(1, _PIXELS // size**2)
     for part in (slice(i, i + some) for i in range(0, num_images, some)):
-        images = _draw(handwriting, targets[part], keys[part], split, size)
-        out[part] = images.permute(0, 2, 3, 1)
+        out[part] = _draw(handwriting, targets[part], keys[part], split, size)
     return out, targets
 
 
 def _draw(
     handwriting, targets: torch.Tensor, keys: torch.Tensor, split: str, size: int
 ) -> torch.Tensor:
-    """Some of the images, each from its digit and its key alone: uint8 (N, 3, size, size)."""
+    """Some of the images, each from its digit and its key alone: uint8 (N, size, size, 3)."""
     draw = key_uniform(keys, 16)
     glyphs = _pick(handwriting, targets, draw[:, 0], split)
     mask = _place(glyphs, draw[:, 1:5], size)
-    background = _texture(draw[:, 5:9], keys, size)
-    ink = _LIGHT + (1 - _LIGHT) * draw[:, 9:12, None, None]
-    images = background * (1 - mask) + ink * mask
-    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+    return _painted(mask, draw, keys, size)
+
+
+def on_other_backgrounds(
+    numbers: torch.Tensor, split: str, fresh: torch.Tensor, seed: int = 0, size: int = 32
+) -> torch.Tensor:
+    """Draw images of the data set once more: the same stroke at the same place, all else anew.
+
+    Args:
+        numbers: of the images in the data set, int64 (N,).
+        split: as of :func:`make_digits`.
+        fresh: a key each, of the textures and inks, int64 (N,).
+        seed: as of :func:`make_digits`.
+        size: as of :func:`make_digits`.
+
+    Returns:
+        uint8 images (N, size, size, 3).
+    """
+    keys = keys_for(derive_key(seed, Purpose.DIGITS, split == "train"), numbers)
+    draw = key_uniform(keys, 16)
+    glyphs = _pick(load_digits(), numbers % 10, draw[:, 0], split)
+    mask = _place(glyphs, draw[:, 1:5], size)
+    return _painted(mask, key_uniform(fresh, 16), fresh, size)
 
 
 def _pick(handwriting, targets: torch.Tensor, draw: torch.Tensor, split: str) -> torch.Tensor:
@@ -96,6 +114,15 @@ def _place(glyphs: torch.Tensor, draw: torch.Tensor, size: int) -> torch.Tensor:
         ):
             out[row, :, y : y + scale, x : x + scale] = glyph
     return out
+
+
+def _painted(mask: torch.Tensor, draw: torch.Tensor, keys: torch.Tensor, size: int) -> torch.Tensor:
+    """Strokes in an ink on a texture: uint8 (N, size, size, 3)."""
+    background = _texture(draw[:, 5:9], keys, size)
+    ink = _LIGHT + (1 - _LIGHT) * draw[:, 9:12, None, None]
+    images = background * (1 - mask) + ink * mask
+    images = (images * 255).round().clamp(0, 255).to(torch.uint8)
+    return images.permute(0, 2, 3, 1).contiguous()
 
 
 def _texture(draw: torch.Tensor, keys: torch.Tensor, size: int) -> torch.Tensor:

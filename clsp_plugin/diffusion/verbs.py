@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.data.condition import condition_digest, load_condition
 from clsp_plugin.data.images import ImageArray, load_images
+from clsp_plugin.data.oracle import Oracle, write_oracle
 from clsp_plugin.data.store import CandidateStore
 from clsp_plugin.data.writer import check_export, export_npy
 from clsp_plugin.diffusion.denoiser import check_absent
@@ -97,9 +98,12 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
         given: ``data`` as in pre-training, ``denoiser``, ``out``, ``export_npy`` (a file to write
             the authors' array to, or null), ``dry_run`` (only say how long it would take and how
             large it would be), ``condition`` (of a conditional denoiser: a file of
-            ``clsp embed``, or null for the labels) and the keys of ``GenerationSettings``.
+            ``clsp embed``, or null for the labels) and the keys of ``GenerationSettings``. Where
+            there is a key ``oracle``: ``data``, ``out`` and the keys of ``Oracle``.
         title: what the progress bar says.
     """
+    if "oracle" in given:
+        return _oracle(given)
     export = given.get("export_npy")
     own, rest = _split(given, "data", "denoiser", "out")
     rest.pop("export_npy", None)
@@ -124,6 +128,16 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
     print(f"Candidates: {own['out']} ({drawn if summary['candidates'] else 'already complete'})")
     if export is not None:
         _export(own["out"], export)
+    return summary
+
+
+def _oracle(given: DictConfig) -> dict[str, Any]:
+    """Candidates that need no denoiser, of what a configuration says."""
+    own, rest = _split(given, "data", "out")
+    data, settings = typed(own["data"], Data), Oracle(**typed(rest, Oracle))
+    summary = write_oracle(load_images(data, "train"), data, own["out"], settings)
+    made = f"{summary['candidates']} made" if summary["candidates"] else "already complete"
+    print(f"Candidates: {own['out']} ({made})")
     return summary
 
 

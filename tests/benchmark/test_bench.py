@@ -87,7 +87,8 @@ SUITES = sorted(file.stem for file in (shipped() / "bench").glob("*.yaml"))
 def test_every_shipped_suite_can_be_planned_and_costs_something(name, tmp_path):
     made = make_plan(*read_suite(name), tmp_path)
     assert made.runs
-    assert all(unit.steps[0].cost for unit in made.units if unit.kind != "quality")
+    steps = [unit.steps[0] for unit in made.units if unit.kind != "quality"]
+    assert all(step.cost for step in steps if not step.config.endswith("/oracle"))
     assert "training images" in show_plan(made, 1)
     # a run's place is its own, whichever suite it is of
     assert len(set(paths(made))) == len(made.units)
@@ -175,6 +176,29 @@ def test_a_variant_is_a_method_run_twice(plan):
     # the command line has the last word
     made = plan(["max_epochs=3"], methods=["simclr", "long"], variants=variants, seeds=[0])
     assert {run.about["budget"]["epochs"] for run in made.runs} == {3}
+
+
+def test_a_variant_may_have_candidates_of_its_own(plan):
+    variants = {
+        name: {
+            "config": "clsp_simclr",
+            "candidates": {"generate": "digits/oracle"},
+            "overrides": [f"generate.oracle={name}"],
+        }
+        for name in ("class", "other")
+    }
+    methods = ["clsp_simclr", "class", "other"]
+    made = plan(methods=methods, variants=variants, seeds=[0, 1])
+    stores = [unit for unit in made.units if unit.kind == "candidates"]
+    assert [len(store.needs) for store in stores] == [1, 0, 0]  # these two need no denoiser
+    assert [store.label for store in stores[1:]] == [f"candidates, digits, {n}" for n in variants]
+    assert stores[1].steps[0].cost is None
+    drawn_from = [run.needs for run in made.runs]
+    assert len(set(drawn_from)) == 3  # each from its own, whatever the seed
+    assert drawn_from[:3] == drawn_from[3:] == [(store.path,) for store in stores]
+    assert "digits/oracle oracle=class" in stores[1].steps[0].command
+    with pytest.raises(ClspError, match="generate: oracle=klass is not known; did you mean 'clas"):
+        plan(["generate.oracle=klass"], methods=methods[1:], variants=variants)
 
 
 @pytest.mark.parametrize(
@@ -428,6 +452,7 @@ def locked(unit):
 )
 def test_shipped_denoisers_and_candidates_are_complete(verb, settings):
     files = sorted((shipped() / verb).glob("*/*.yaml"))
+    files = [file for file in files if file.stem != "oracle"]  # which has settings of its own
     assert {file.parent.name for file in files} >= {"digits", "cifar", "stl10", "imagenet-100"}
     for file in files:
         cfg = OmegaConf.to_container(compose(verb, f"{file.parent.name}/{file.stem}"))

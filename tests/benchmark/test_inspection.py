@@ -127,7 +127,11 @@ def test_all_of_a_report(made, tiny, digits48):
     assert json.loads((made / "report/report.json").read_text()) == report
     assert report["anchors"] == 24
     assert [row["w"] for row in report["weights"]] == [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert set(report["agreement"]) == {"candidates", "anchors", "chance", "neighbours"}
+    assert set(report["agreement"]) == {"candidates", "error", "anchors", "chance", "neighbours"}
+    assert set(report["hardness"]) == {"colour", "layout", "background"}
+    for found in (*report["hardness"].values(), report["features"]):
+        assert set(found) == {"share", "error", "variety", "variety_error"}
+        assert all(np.isfinite(list(found.values())))
     assert set(report["middle"]) == {"step", "agreement", "largest_class", "neighbours"}
     assert set(report["masked"]) == {"colour", "layout"}
     text = summary(report)

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from clsp_plugin.benchmark.figures.style import INK, MUTED, PAPER, RULE
 from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.oracle import is_oracle
 from clsp_plugin.data.store import StoreManifest
 
 __all__ = ["candidate_sheet", "store_caption"]
@@ -19,14 +20,16 @@ _LEAST_WIDTH = 640  # pixels, so that a caption has room beside few candidates
 
 def store_caption(manifest: StoreManifest) -> str:
     """How the candidates of a store were made, and how many there are."""
+    held = f"store of {manifest.num_images:,} images with {manifest.num_candidates} candidates each"
+    if is_oracle(manifest):
+        return f"no denoiser, {manifest.denoiser}, {held}"
     told = ""
     if manifest.condition is not None:
         told = f"told the anchor's condition, guidance = {manifest.guidance:g}, "
     return (
         f"w = {manifest.w:g} ({100 * (1 - manifest.w):g} % anchor in the middle features), "
         f"{told}{manifest.sampler.upper()}, {manifest.steps} steps, eta = {manifest.eta:g}, "
-        f"denoiser {manifest.denoiser[:12]}, store of {manifest.num_images:,} images "
-        f"with {manifest.num_candidates} candidates each"
+        f"denoiser {manifest.denoiser[:12]}, {held}"
     )
 
 

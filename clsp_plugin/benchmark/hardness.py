@@ -1,0 +1,81 @@
+"""How hard the candidates of a store are, and how much those of one anchor differ.
+
+A copy of its anchor is right and teaches nothing; a stranger differs in everything and is wrong.
+So distances are given as shares of that between images which have nothing to do with each other:
+0 is a copy, 1 a stranger. Whether candidates are right is for the agreement of labels to say.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from clsp_plugin.data.random import Purpose, derive_key, keys_for
+
+__all__ = ["hardness", "looks", "others"]
+
+
+def looks(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What images look like, of a 4x4 grid of mean colours, in levels of a pixel.
+
+    Args:
+        images: uint8 (.., H, W, 3).
+
+    Returns:
+        The ``colour`` (.., 3), the mean of the image; the ``layout`` (.., 48), the grid less that
+        mean; the ``background`` (.., 36), the outer cells of the grid, where what an image is of
+        seldom is.
+    """
+    flat = images.reshape(-1, *images.shape[-3:]).permute(0, 3, 1, 2).float()
+    colour = flat.mean((2, 3))
+    grid = F.adaptive_avg_pool2d(flat, 4)
+    outer = torch.ones(4, 4, dtype=torch.bool)
+    outer[1:3, 1:3] = False
+    shape = images.shape[:-3]
+    return {
+        "colour": colour.view(*shape, 3),
+        "layout": (grid - colour[:, :, None, None]).reshape(*shape, 48),
+        "background": grid[:, :, outer].reshape(*shape, 36),
+    }
+
+
+def others(number: int) -> torch.Tensor:
+    """For each of so many images another one, each once, in an order that is random and fixed."""
+    order = keys_for(derive_key(0, Purpose.ORDER), torch.arange(number)).argsort()
+    other = torch.empty_like(order)
+    other[order] = order.roll(1)
+    return other
+
+
+def hardness(anchors: torch.Tensor, candidates: torch.Tensor) -> dict[str, float]:
+    """How far candidates are from their anchors, and from each other.
+
+    Both are root mean square distances, as shares of that of two anchors, which are images that
+    have nothing to do with each other.
+
+    Args:
+        anchors: any one thing that is measured of A images, float (A, D), A at least 2.
+        candidates: the same of their candidates, float (A, K, D).
+
+    Returns:
+        ``share``, of the candidates' distance from their own anchor, and its standard ``error``
+        over the anchors; where K is above 1 ``variety`` and ``variety_error``, of two candidates
+        of an anchor.
+    """
+    unrelated = (anchors - anchors[others(len(anchors))]).square().sum(1)
+    own = (candidates - anchors[:, None]).square().sum(2).mean(1)
+    found = dict(zip(("share", "error"), _share(own, unrelated), strict=True))
+    if candidates.shape[1] > 1:
+        # two draws differ, in the mean of squares, by twice their variance
+        between = 2 * candidates.var(dim=1).sum(1)
+        found |= dict(zip(("variety", "variety_error"), _share(between, unrelated), strict=True))
+    return found
+
+
+def _share(own: torch.Tensor, unrelated: torch.Tensor) -> tuple[float, float]:
+    """Root of the ratio of two means over anchors, (A,) each, and its error to first order."""
+    own, unrelated = own.double(), unrelated.double()
+    whole = unrelated.mean().clamp(min=1e-12)  # anchors may all be the same
+    ratio = own.mean() / whole
+    residuals = (own - ratio * unrelated) / whole
+    share = ratio.sqrt()
+    error = residuals.std() / len(own) ** 0.5 / (2 * share)
+    return share.item(), 0.0 if share == 0 else error.item()
