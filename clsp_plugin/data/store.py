@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clsp_plugin.data.arrays import map_npy, read_npy
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.images import fingerprint_of
 from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
@@ -36,6 +37,10 @@ __all__ = [
 MANIFEST = "manifest.json"
 DIGESTS = "images.npy"
 FORMAT = 1
+_DRAW_AGAIN = (
+    "delete that file and run `clsp generate` with the same settings again, which makes only what "
+    "is missing."
+)
 
 
 @dataclass(frozen=True)
@@ -154,19 +159,13 @@ def shard_path(path: Path, shard: int) -> Path:
 def map_shard(path: Path, shard: int, manifest: StoreManifest) -> np.ndarray:
     """A shard, memory-mapped: uint8 (n, k, H, W, 3), k at most the manifest's K."""
     file = shard_path(path, shard)
-    try:
-        array = np.load(file, mmap_mode="r")
-    except (ValueError, EOFError, OSError) as error:
-        raise ClspError(
-            f"{file} is truncated or unreadable ({error}); delete that file and run "
-            f"`clsp generate` with the same settings again, which makes only what is missing."
-        ) from error
+    array = map_npy(file, _DRAW_AGAIN)
     expected = manifest.shard_shape(shard)
     fits = array.ndim == 5 and array.shape[:1] + array.shape[2:] == expected[:1] + expected[2:]
     if array.dtype != np.uint8 or not fits or not 1 <= array.shape[1] <= expected[1]:
         raise ClspError(
             f"{file} holds {array.dtype} {array.shape}, its manifest says uint8 {expected}; "
-            f"delete that file and run `clsp generate` with the same settings again."
+            f"{_DRAW_AGAIN}"
         )
     return array
 
@@ -233,10 +232,7 @@ class CandidateStore:
         self._resident: torch.Tensor | None = None
 
     def _open_npy(self) -> np.ndarray:
-        try:
-            array = np.load(self.path, mmap_mode="r")
-        except (ValueError, EOFError, OSError) as error:
-            raise ClspError(f"{self.path} is not a readable .npy file ({error}).") from error
+        array = map_npy(self.path, "name another file, or a candidate store.")
         if array.ndim != 5 or array.shape[-1] != 3 or array.dtype != np.uint8:
             raise ClspError(
                 f"{self.path} holds {array.dtype} {array.shape}; candidates are uint8 of shape "
@@ -342,10 +338,10 @@ class CandidateStore:
         """Of the images, where the store has them and its manifest agrees."""
         if self.manifest is None or not (self.path / DIGESTS).exists():
             return None
-        try:
-            digests = np.load(self.path / DIGESTS)
-        except (ValueError, EOFError, OSError) as error:
-            raise ClspError(f"{self.path / DIGESTS} is not readable ({error}).") from error
+        digests = read_npy(
+            self.path / DIGESTS,
+            "delete that file and run the `clsp generate` that made the store again.",
+        )
         if fingerprint_of(digests, self.height, self.width) != self.manifest.fingerprint:
             raise ClspError(
                 f"{self.path / DIGESTS} is not of the images that the manifest beside it names; "
