@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from clsp_plugin.data.arrays import map_npy, read_npy
+from clsp_plugin.data.digests import check_whole
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.images import fingerprint_of
 from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
@@ -349,9 +350,37 @@ class CandidateStore:
             )
         return digests
 
+    def verify(self, indexes: Sequence[int] | None = None) -> tuple[int, int]:
+        """Read shards and hold them against their digests, see ``clsp_plugin.data.digests``.
+
+        Args:
+            indexes: of the images whose shards are read; all by default.
+
+        Returns:
+            How many shards agree, and how many have no digest, as those of the authors' array and
+            of stores from before there were any.
+
+        Raises:
+            ClspError: naming the shards that changed since they were written.
+        """
+        numbers = range(len(self._shards))
+        if indexes is not None:
+            numbers = np.unique(np.searchsorted(self._starts, indexes, side="right") - 1).tolist()
+        there = [number for number in numbers if _is_there(self._shards[number])]
+        if self.manifest is None:
+            return 0, len(there)
+        return check_whole(
+            (shard_path(self.path, number), self._shards[number].shape[1]) for number in there
+        )
+
     def blocks(self) -> Iterator[np.ndarray]:
-        """The candidates in order, of some images at a time: uint8 (n, K, H, W, 3)."""
-        for shard in self._shards:
+        """The candidates in order, of some images at a time: uint8 (n, K, H, W, 3).
+
+        Raises:
+            ClspError: a shard that has a digest does not agree with it.
+        """
+        for shard, first in zip(self._shards, self._starts, strict=False):
+            self.verify([first])
             for start in range(0, len(shard), 1024):  # the authors' array is a single one
                 yield shard[start : start + 1024, : self.num_candidates]
 
