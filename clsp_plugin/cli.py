@@ -472,11 +472,19 @@ def _inspect(args: list[str]) -> None:
     )
     parser.add_argument("--fid", action="store_true", help="adds the FID (needs torch-fidelity)")
     parser.add_argument("--limit", type=int, default=1000, help="anchors looked at (default 1000)")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="only read all of it and hold it against the digests of its shards",
+    )
     options = parser.parse_intermixed_args(args)
 
-    from clsp_plugin.benchmark.inspection import inspect_store, open_store, summary
+    from clsp_plugin.benchmark.inspection import inspect_store, open_store, summary, verify_store
     from clsp_plugin.data.images import load_images
 
+    if options.verify:
+        print(verify_store(options.store))
+        return
     of_digits = open_store(options.store).manifest.dataset.startswith("digits")
     name = options.config_name or f"{'digits' if of_digits else 'cifar'}/generate"
     data = _data_of("generate", name, options.data)

@@ -1,4 +1,7 @@
-"""Digests of the shards of a candidate store, by which a byte that changed on a disk is seen.
+"""Digests of the shards of a candidate store, and of other files of ours.
+
+By them a byte that changed on a disk is seen.
+
 
 Beside ``shard-00001.npy`` with 8 candidates an image lies ``shard-00001.k8.b2``, a BLAKE2b of 16
 bytes in the form of ``b2sum``, so that ``b2sum --check *.b2`` says the same. It is written before
@@ -17,10 +20,18 @@ import numpy as np
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.errors import ClspError
 
-__all__ = ["check_whole", "digest_path", "file_digest", "named_by", "write_digest"]
+__all__ = [
+    "changed_files",
+    "check_whole",
+    "digest_path",
+    "file_digest",
+    "named_by",
+    "write_digest",
+    "write_digests",
+]
 
 _BLOCK = 2**20
-_NAMED = 3  # damaged files in a sentence
+_NAMED = 20  # damaged files in a sentence
 
 
 def digest_path(shard: Path, candidates: int) -> Path:
@@ -102,3 +113,25 @@ def check_whole(shards: Iterable[tuple[Path, int]]) -> tuple[int, int]:
             f"settings again, which makes only what is missing."
         )
     return len(found[True]), len(found[None])
+
+
+def write_digests(listing: Path, files: Iterable[Path]) -> None:
+    """Write one file with the digests of several, which lie below its folder."""
+    lines = (f"{file_digest(f)}  {f.relative_to(listing.parent).as_posix()}\n" for f in files)
+    content = "".join(lines).encode()
+    write_whole(listing, lambda file: file.write(content))
+
+
+def changed_files(listing: Path) -> list[str]:
+    """Names in a file of :func:`write_digests` that are not those of files as they are now.
+
+    Its own name is among them where it is damaged itself.
+    """
+    folder, changed = listing.parent, []
+    for line in listing.read_text(errors="replace").splitlines():
+        found = re.fullmatch(r"([0-9a-f]{32})  ([\w-][\w.-]*(?:/[\w-][\w.-]*)*)", line)
+        if found is None:
+            changed.append(listing.name)
+        elif not (folder / found[2]).is_file() or file_digest(folder / found[2]) != found[1]:
+            changed.append(found[2])
+    return changed

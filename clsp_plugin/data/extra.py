@@ -69,6 +69,7 @@ def _load(path: Path, data: Mapping[str, Any]) -> torch.Tensor:
         array = _read_array(path)
     elif (path / MANIFEST).is_file():
         store = CandidateStore(path)
+        store.verify()
         array = store.images(range(store.num_images))
     elif path.is_dir():
         return torch.from_numpy(load_image_files(path, data.get("image_size")))

@@ -22,6 +22,7 @@ from clsp_plugin.data.arrays import map_npy, read_npy
 from clsp_plugin.data.digests import check_whole
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.images import fingerprint_of
+from clsp_plugin.data.json_files import checked, read_json
 from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
 from clsp_plugin.errors import ClspError
 
@@ -38,6 +39,11 @@ __all__ = [
 MANIFEST = "manifest.json"
 DIGESTS = "images.npy"
 FORMAT = 1
+# no store has more, and one that says so would be looked for without an end
+_LARGEST = {
+    "num_images": 10**9, "num_candidates": 10**6, "height": 2**16, "width": 2**16,
+    "shard_size": 10**9, "num_shards": 10**6,
+}  # fmt: skip
 _DRAW_AGAIN = (
     "delete that file and run `clsp generate` with the same settings again, which makes only what "
     "is missing."
@@ -114,18 +120,19 @@ class StoreManifest:
 
     @classmethod
     def load(cls, path: Path) -> "StoreManifest":
-        file = path / MANIFEST
-        try:
-            content = json.loads(file.read_text())
-            if content.pop("format") != FORMAT:
-                raise ClspError(f"{file} has another format than {FORMAT}.")
-            seal = content.pop("seal")
-            manifest = cls(**content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ClspError(
-                f"{file} is not a candidate store's manifest ({error}); "
-                f"make the store again with `{generate_command(path)}` in an empty directory."
-            ) from error
+        file, what = path / MANIFEST, "a candidate store's manifest"
+        advice = f"make the store again with `{generate_command(path)}` in an empty directory."
+        content = read_json(file, dict[str, Any], what, advice)
+        if content.pop("format", None) != FORMAT:
+            raise ClspError(f"{file} is not {what} of format {FORMAT}; {advice}")
+        seal = content.pop("seal", None)
+        checked(content, cls, f"{file} is not {what}: it has", advice)
+        manifest = cls(**content)  # numbers as they were written, which the seal is of
+        for name, most in _LARGEST.items():  # shard_size before what is divided by it
+            if not 1 <= getattr(manifest, name) <= most:
+                raise ClspError(
+                    f"{file} is not {what}: it has {name}={getattr(manifest, name)}; {advice}"
+                )
         if seal != manifest.seal:
             raise ClspError(
                 f"{file} was changed by hand, so it may not say how the candidates were made; "

@@ -365,7 +365,7 @@ def _find_checkpoint(workspace: Path, identity: dict[str, Any]) -> Path | None:
     try:
         before = json.loads((workspace / "settings.json").read_text())
         readable = isinstance(before, dict) and zipfile.is_zipfile(checkpoint)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         readable = False
     if not readable:
         raise ClspError(
@@ -424,7 +424,7 @@ def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     try:
         record = json.loads((out / RECORD).read_text())
         return record if record["settings"] == identity else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -259,10 +259,14 @@ def test_a_refused_extension_leaves_the_store_as_it_was(images, denoiser, tmp_pa
 
 
 def test_ranks_that_are_none_are_refused(images, denoiser, tmp_path, monkeypatch):
-    for rank, world in (("a", "2"), ("2", "2"), ("0", "0")):
+    for rank, world, told in (
+        ("a", "2", "RANK='a' is not a number"),
+        ("2", "2", "RANK=2 and WORLD_SIZE=2"),
+        ("0", "0", "RANK=0 and WORLD_SIZE=0"),
+    ):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", world)
-        with pytest.raises(ClspError, match=f"RANK={rank} and WORLD_SIZE={world}"):
+        with pytest.raises(ClspError, match=told):
             generate_candidates(images, "abc", denoiser, tmp_path / "store", CFG)
 
 
