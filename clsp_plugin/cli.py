@@ -483,9 +483,14 @@ def _inspect(args: list[str]) -> None:
     )
     parser.add_argument("--fid", action="store_true", help="adds the FID (needs torch-fidelity)")
     parser.add_argument("--limit", type=int, default=1000, help="anchors looked at (default 1000)")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="only read all of it and hold it against the digests of its shards",
+    )
     options = parser.parse_intermixed_args(args)
 
-    from clsp_plugin.benchmark.inspection import inspect_store, open_store, summary
+    from clsp_plugin.benchmark.inspection import inspect_store, open_store, summary, verify_store
     from clsp_plugin.data.images import load_images
 
     # argparse gives all that follows a first store to this list
@@ -493,6 +498,10 @@ def _inspect(args: list[str]) -> None:
     options.store = [Path(arg) for arg in options.store if not _is_data(arg)]
     if not options.store:
         raise ClspError("clsp inspect needs a store; name one that `clsp generate` wrote.")
+    if options.verify:
+        for each in options.store:
+            print(verify_store(each))
+        return
     store, *more = options.store
     of_digits = open_store(store).manifest.dataset.startswith("digits")
     name = options.config_name or f"{'digits' if of_digits else 'cifar'}/generate"

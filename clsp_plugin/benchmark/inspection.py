@@ -47,6 +47,7 @@ __all__ = [
     "label_agreement",
     "open_store",
     "summary",
+    "verify_store",
 ]
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -381,6 +382,26 @@ def open_store(path: str | Path) -> CandidateStore:
     return store
 
 
+def verify_store(path: str | Path) -> str:
+    """Read all of a store and hold it against its digests.
+
+    Returns:
+        What was found, for people.
+
+    Raises:
+        ClspError: naming the shards that changed since they were written.
+    """
+    store = open_store(path)
+    whole, without = store.verify()
+    missing = store.manifest.num_shards - whole - without
+    parts = [f"{whole} of {store.manifest.num_shards} shards are as they were written"]
+    if without:
+        parts.append(f"{without} have no digest, being of an earlier version")
+    if missing:
+        parts.append(f"{missing} are still to be drawn")
+    return f"{path}: {'; '.join(parts)}."
+
+
 def _spread_rows(number: int, total: int) -> list[int]:
     """So many indexes, evenly spaced: class folders come one class after another."""
     return [int(row) for row in np.linspace(0, total - 1, min(number, total)).round()]
@@ -418,7 +439,8 @@ def inspect_store(
         What ``report.json`` says.
 
     Raises:
-        ClspError: the store is incomplete or for other images, or what was asked for is missing.
+        ClspError: the store is incomplete or for other images, a shard that is looked at changed
+            since it was written, or what was asked for is missing.
     """
     store, out = open_store(path), Path(out)
     store.check(len(array), *array.size, array.fingerprint, array.name)
@@ -432,6 +454,7 @@ def inspect_store(
         raise ClspError(f"{path} has candidates of one image, and anchors are held against others.")
     number = min(limit, max(2, len(array) // 2))
     rows = store.drawn[_spread_rows(number, len(store.drawn))].tolist()
+    store.verify(rows)
     anchors, candidates = array.images[rows], torch.from_numpy(store.images(rows))
     out.mkdir(parents=True, exist_ok=True)
     with alone(out, f"writes a report to {out}"):

@@ -5,12 +5,12 @@ the generator knows any encoder.
 """
 
 import hashlib
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from clsp_plugin.data.arrays import read_npz
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.images import ImageArray
 from clsp_plugin.errors import ClspError
@@ -87,14 +87,15 @@ def load_condition(given: str | Path | None, array: ImageArray) -> torch.Tensor 
     if given == LABELS:
         check_condition(array.targets, len(array))
         return array.targets
+    told = f"condition={given} is neither labels nor a file that `clsp embed` wrote"
+    if not Path(given).is_file():
+        raise ClspError(f"{told} (there is no such file).")
+    values, name = read_npz(given, ("condition", "fingerprint"), told)
     try:
-        with np.load(given, allow_pickle=False) as content:
-            condition = torch.from_numpy(content["condition"])
-            fingerprint = str(content["fingerprint"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise ClspError(
-            f"condition={given} is neither labels nor a file that `clsp embed` wrote ({error})."
-        ) from error
+        condition = torch.from_numpy(values)
+    except TypeError as error:  # of a type that torch has not
+        raise ClspError(f"{told} ({error}).") from error
+    fingerprint = str(name)
     if fingerprint != array.fingerprint:
         raise ClspError(
             f"{given} is of other images than the {len(array)} of {array.name}; make one of these "

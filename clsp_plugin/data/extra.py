@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clsp_plugin.data.arrays import read_npy
 from clsp_plugin.data.images import ImageArray, load_image_files
 from clsp_plugin.data.store import MANIFEST, CandidateStore
 from clsp_plugin.errors import ClspError
@@ -68,6 +69,7 @@ def _load(path: Path, data: Mapping[str, Any]) -> torch.Tensor:
         array = _read_array(path)
     elif (path / MANIFEST).is_file():
         store = CandidateStore(path)
+        store.verify()
         array = store.images(range(store.num_images))
     elif path.is_dir():
         return torch.from_numpy(load_image_files(path, data.get("image_size")))
@@ -80,10 +82,7 @@ def _load(path: Path, data: Mapping[str, Any]) -> torch.Tensor:
 
 
 def _read_array(path: Path) -> np.ndarray:
-    try:
-        array = np.load(path)
-    except (ValueError, EOFError, OSError) as error:
-        raise ClspError(f"{path} is not a readable .npy file ({error}).") from error
+    array = read_npy(path, "name another data.extra=.")
     if array.ndim not in (4, 5) or array.shape[-1] != 3 or array.dtype != np.uint8:
         raise ClspError(
             f"{path} holds {array.dtype} {array.shape}; extra images are uint8 of shape "

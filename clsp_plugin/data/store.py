@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from clsp_plugin.data.arrays import map_npy, read_npy
+from clsp_plugin.data.digests import check_whole
 from clsp_plugin.data.files import write_whole
 from clsp_plugin.data.images import fingerprint_of
+from clsp_plugin.data.json_files import checked, read_json
 from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
 from clsp_plugin.errors import ClspError
 
@@ -36,6 +39,15 @@ __all__ = [
 MANIFEST = "manifest.json"
 DIGESTS = "images.npy"
 FORMAT = 1
+# no store has more, and one that says so would be looked for without an end
+_LARGEST = {
+    "num_images": 10**9, "num_candidates": 10**6, "height": 2**16, "width": 2**16,
+    "shard_size": 10**9, "num_shards": 10**6,
+}  # fmt: skip
+_DRAW_AGAIN = (
+    "delete that file and run `clsp generate` with the same settings again, which makes only what "
+    "is missing."
+)
 
 
 @dataclass(frozen=True)
@@ -108,18 +120,19 @@ class StoreManifest:
 
     @classmethod
     def load(cls, path: Path) -> "StoreManifest":
-        file = path / MANIFEST
-        try:
-            content = json.loads(file.read_text())
-            if content.pop("format") != FORMAT:
-                raise ClspError(f"{file} has another format than {FORMAT}.")
-            seal = content.pop("seal")
-            manifest = cls(**content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ClspError(
-                f"{file} is not a candidate store's manifest ({error}); "
-                f"make the store again with `{generate_command(path)}` in an empty directory."
-            ) from error
+        file, what = path / MANIFEST, "a candidate store's manifest"
+        advice = f"make the store again with `{generate_command(path)}` in an empty directory."
+        content = read_json(file, dict[str, Any], what, advice)
+        if content.pop("format", None) != FORMAT:
+            raise ClspError(f"{file} is not {what} of format {FORMAT}; {advice}")
+        seal = content.pop("seal", None)
+        checked(content, cls, f"{file} is not {what}: it has", advice)
+        manifest = cls(**content)  # numbers as they were written, which the seal is of
+        for name, most in _LARGEST.items():  # shard_size before what is divided by it
+            if not 1 <= getattr(manifest, name) <= most:
+                raise ClspError(
+                    f"{file} is not {what}: it has {name}={getattr(manifest, name)}; {advice}"
+                )
         if seal != manifest.seal:
             raise ClspError(
                 f"{file} was changed by hand, so it may not say how the candidates were made; "
@@ -154,19 +167,13 @@ def shard_path(path: Path, shard: int) -> Path:
 def map_shard(path: Path, shard: int, manifest: StoreManifest) -> np.ndarray:
     """A shard, memory-mapped: uint8 (n, k, H, W, 3), k at most the manifest's K."""
     file = shard_path(path, shard)
-    try:
-        array = np.load(file, mmap_mode="r")
-    except (ValueError, EOFError, OSError) as error:
-        raise ClspError(
-            f"{file} is truncated or unreadable ({error}); delete that file and run "
-            f"`clsp generate` with the same settings again, which makes only what is missing."
-        ) from error
+    array = map_npy(file, _DRAW_AGAIN)
     expected = manifest.shard_shape(shard)
     fits = array.ndim == 5 and array.shape[:1] + array.shape[2:] == expected[:1] + expected[2:]
     if array.dtype != np.uint8 or not fits or not 1 <= array.shape[1] <= expected[1]:
         raise ClspError(
             f"{file} holds {array.dtype} {array.shape}, its manifest says uint8 {expected}; "
-            f"delete that file and run `clsp generate` with the same settings again."
+            f"{_DRAW_AGAIN}"
         )
     return array
 
@@ -233,10 +240,7 @@ class CandidateStore:
         self._resident: torch.Tensor | None = None
 
     def _open_npy(self) -> np.ndarray:
-        try:
-            array = np.load(self.path, mmap_mode="r")
-        except (ValueError, EOFError, OSError) as error:
-            raise ClspError(f"{self.path} is not a readable .npy file ({error}).") from error
+        array = map_npy(self.path, "name another file, or a candidate store.")
         if array.ndim != 5 or array.shape[-1] != 3 or array.dtype != np.uint8:
             raise ClspError(
                 f"{self.path} holds {array.dtype} {array.shape}; candidates are uint8 of shape "
@@ -342,10 +346,10 @@ class CandidateStore:
         """Of the images, where the store has them and its manifest agrees."""
         if self.manifest is None or not (self.path / DIGESTS).exists():
             return None
-        try:
-            digests = np.load(self.path / DIGESTS)
-        except (ValueError, EOFError, OSError) as error:
-            raise ClspError(f"{self.path / DIGESTS} is not readable ({error}).") from error
+        digests = read_npy(
+            self.path / DIGESTS,
+            "delete that file and run the `clsp generate` that made the store again.",
+        )
         if fingerprint_of(digests, self.height, self.width) != self.manifest.fingerprint:
             raise ClspError(
                 f"{self.path / DIGESTS} is not of the images that the manifest beside it names; "
@@ -353,9 +357,37 @@ class CandidateStore:
             )
         return digests
 
+    def verify(self, indexes: Sequence[int] | None = None) -> tuple[int, int]:
+        """Read shards and hold them against their digests, see ``clsp_plugin.data.digests``.
+
+        Args:
+            indexes: of the images whose shards are read; all by default.
+
+        Returns:
+            How many shards agree, and how many have no digest, as those of the authors' array and
+            of stores from before there were any.
+
+        Raises:
+            ClspError: naming the shards that changed since they were written.
+        """
+        numbers = range(len(self._shards))
+        if indexes is not None:
+            numbers = np.unique(np.searchsorted(self._starts, indexes, side="right") - 1).tolist()
+        there = [number for number in numbers if _is_there(self._shards[number])]
+        if self.manifest is None:
+            return 0, len(there)
+        return check_whole(
+            (shard_path(self.path, number), self._shards[number].shape[1]) for number in there
+        )
+
     def blocks(self) -> Iterator[np.ndarray]:
-        """The candidates in order, of some images at a time: uint8 (n, K, H, W, 3)."""
-        for shard in self._shards:
+        """The candidates in order, of some images at a time: uint8 (n, K, H, W, 3).
+
+        Raises:
+            ClspError: a shard that has a digest does not agree with it.
+        """
+        for shard, first in zip(self._shards, self._starts, strict=False):
+            self.verify([first])
             for start in range(0, len(shard), 1024):  # the authors' array is a single one
                 yield shard[start : start + 1024, : self.num_candidates]
 

@@ -15,6 +15,8 @@ from clsp_plugin.errors import ClspError
 
 __all__ = ["SyntheticPositiveLoader", "ThirdView", "match"]
 
+_VERIFIED = 2**30  # bytes of a store that is held against its digests though it stays on disk
+
 
 class ThirdView:
     """Makes the third view of a batch, on the batch's device.
@@ -42,14 +44,21 @@ class ThirdView:
         self.seed, self.rows = seed, rows
 
     def to(self, device: torch.device) -> "ThirdView":
-        """Move what is small enough to a training device, in place; large stores stay on disk."""
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            if self.source.nbytes < 0.25 * free:
-                if isinstance(self.source, torch.Tensor):
-                    self.source = self.source.to(device)
-                else:
-                    self.source.load_to(device)
+        """Move what is small enough to a training device, in place; large stores stay on disk.
+
+        Raises:
+            ClspError: a shard does not agree with its digest; looked at where the store is moved,
+                and where it is so small that reading it takes no more than a second or two.
+        """
+        fits = device.type == "cuda" and (
+            self.source.nbytes < 0.25 * torch.cuda.mem_get_info(device)[0]
+        )
+        if isinstance(self.source, torch.Tensor):
+            self.source = self.source.to(device) if fits else self.source
+        elif fits:
+            self.source.load_to(device)
+        elif self.source.nbytes <= _VERIFIED:
+            self.source.verify()
         if self.rows is not None:
             self.rows = self.rows.to(device)
         return self

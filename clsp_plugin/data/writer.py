@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from clsp_plugin.data.digests import check_whole, digest_path, named_by, write_digest
 from clsp_plugin.data.files import locked, unfinished, write_whole
 from clsp_plugin.data.store import (
     DIGESTS,
@@ -23,7 +24,7 @@ from clsp_plugin.data.store import (
 )
 from clsp_plugin.errors import ClspError
 
-__all__ = ["Left", "StoreWriter", "check_export", "export_npy", "left_to_draw"]
+__all__ = ["Left", "StoreWriter", "check_export", "export_npy", "left_to_draw", "replace_begun"]
 
 
 @contextlib.contextmanager
@@ -47,6 +48,59 @@ def _present(path: Path, manifest: StoreManifest, shard: int) -> int:
 
 def _begun(path: Path) -> bool:
     return (path / MANIFEST).exists()
+
+
+def _without_shards(path: Path) -> bool:
+    """Whether a store was begun and has no shard, so that there is nothing to lose."""
+    return _begun(path) and not any(path.glob("shard-*.npy"))
+
+
+def _taken(path: Path, lock: Path) -> ClspError:
+    who = lock.read_text(errors="replace") if lock.exists() else ""
+    return ClspError(
+        f"{path} is being written by another `clsp generate`"
+        f"{f' ({who})' if who else ''}; wait for it, or give this one another out=."
+    )
+
+
+def _check_nobody_writes(path: Path) -> None:
+    for lock in path.glob(".*-of-*.lock"):
+        with locked(lock) as free:
+            if not free:
+                raise _taken(path, lock)
+
+
+def _clear_begun(path: Path) -> None:
+    """Delete all of a store without shards but its manifest."""
+    for pattern in ("shard-*.b2", DIGESTS, ".batch-size-*", ".*.tmp"):
+        for left in path.glob(pattern):
+            left.unlink(missing_ok=True)
+
+
+def replace_begun(path: str | Path, manifest: StoreManifest) -> bool:
+    """Make way where a store with another manifest was begun and has no shard yet.
+
+    A command that was killed, or refused while it drew its first shard, leaves such a one.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        ClspError: another process is about to write it.
+    """
+    path = Path(path)
+    if not _without_shards(path):
+        return False
+    with locked(path, wait=True):
+        with contextlib.suppress(ClspError, FileNotFoundError):
+            _check_same(path, manifest)
+            return False
+        _check_nobody_writes(path)
+        if not _without_shards(path):
+            return False  # another process was faster
+        _clear_begun(path)
+        manifest.save(path)
+    return True
 
 
 def _check_place(path: Path) -> None:
@@ -104,7 +158,7 @@ def left_to_draw(path: str | Path, manifest: StoreManifest) -> Left:
     """
     path = Path(path)
     _check_place(path)
-    if _begun(path):
+    if _begun(path) and not _without_shards(path):
         _check_same(path, manifest)
     image = manifest.height * manifest.width * 3
     images, candidates, rewritten = 0, 0, 0
@@ -138,14 +192,43 @@ class StoreWriter:
         self.path = Path(path)
         self.manifest = manifest
         _check_place(self.path)
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self._begins = False
+        try:
+            self._begin(digests)
+        except BaseException:
+            self.undo()
+            raise
+
+    def _begin(self, digests: np.ndarray | None) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path, wait=True):  # of several that begin it at once, the first does
             if not _begun(self.path):
+                self._begins = True
                 self._save()
         _check_same(self.path, self.manifest)
         if digests is not None and not (self.path / DIGESTS).exists():
             with self._room():
                 write_whole(self.path / DIGESTS, lambda file: np.save(file, digests))
+
+    def undo(self) -> None:
+        """Delete what was begun here, if it has no shard yet and no other process goes on with it.
+
+        A refused command then leaves nothing.
+        """
+        if self._begins and self.path.is_dir() and not any(self.path.glob("shard-*.npy")):
+            with locked(self.path, wait=True):
+                try:
+                    _check_nobody_writes(self.path)
+                except ClspError:
+                    return
+                _clear_begun(self.path)
+                (self.path / MANIFEST).unlink(missing_ok=True)
+        for folder in self._made:
+            try:
+                folder.rmdir()
+            except OSError:  # somebody put something into it, or it was never made
+                break
 
     def extend(self) -> None:
         """Let the store be one of as many candidates as asked for, if it has fewer.
@@ -177,29 +260,25 @@ class StoreWriter:
         own = self.path / f".{rank}-of-{world_size}.lock"
         with contextlib.ExitStack() as held:
             if not held.enter_context(locked(own)):
-                raise self._taken(own)
+                raise _taken(self.path, own)
             held.callback(own.unlink, missing_ok=True)
             with self._room():
                 own.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            with locked(self.path, wait=True):
+                # it may have been taken for one that nobody goes on with, before this lock
+                _check_same(self.path, self.manifest)
             for other in self.path.glob(".*-of-*.lock"):
                 if not other.name.endswith(f"-of-{world_size}.lock"):
                     self._look_at(other, alone=world_size == 1)
             self._clear(rank, world_size)
             yield
 
-    def _taken(self, lock: Path) -> ClspError:
-        who = lock.read_text() if lock.exists() else ""
-        return ClspError(
-            f"{self.path} is being written by another `clsp generate`"
-            f"{f' ({who})' if who else ''}; wait for it, or give this one another out=."
-        )
-
     def _look_at(self, lock: Path, alone: bool) -> None:
         """Refuse to write beside the holder of a lock; one that nobody holds was left behind."""
         # several may look at once, and none of them may take another for the holder
         with locked(lock, shared=not alone) as free:
             if not free:
-                raise self._taken(lock)
+                raise _taken(self.path, lock)
             if alone:
                 lock.unlink(missing_ok=True)
 
@@ -211,6 +290,24 @@ class StoreWriter:
             mine = int(shard) % world_size == rank if shard.isdigit() else world_size == 1
             if mine:
                 left.unlink(missing_ok=True)
+        shares = self._shares(rank, world_size)
+        for left in self.path.glob("*.b2"):
+            shard, candidates = named_by(left) or (-1, 0)
+            if shard in shares and candidates != self.present(shard):
+                left.unlink(missing_ok=True)
+
+    def _shares(self, rank: int, world_size: int) -> range:
+        """The shards of one of so many processes."""
+        return range(rank, self.manifest.num_shards, world_size)
+
+    def verify(self, rank: int = 0, world_size: int = 1) -> None:
+        """Hold the shards that one of so many processes keeps against their digests.
+
+        Raises:
+            ClspError: naming those that changed since they were written.
+        """
+        present = ((shard, self.present(shard)) for shard in self._shares(rank, world_size))
+        check_whole((shard_path(self.path, shard), have) for shard, have in present if have)
 
     def present(self, shard: int) -> int:
         """Candidates an image that a shard holds already: 0 to K."""
@@ -243,8 +340,12 @@ class StoreWriter:
             candidates = np.concatenate([before, candidates], axis=1)
         assert candidates.dtype == np.uint8
         assert candidates.shape == self.manifest.shard_shape(shard)
+        path, candidates = shard_path(self.path, shard), np.ascontiguousarray(candidates)
         with self._room():
-            write_whole(shard_path(self.path, shard), lambda file: np.save(file, candidates))
+            write_digest(path, candidates)
+            write_whole(path, lambda file: np.save(file, candidates))
+        if have:
+            digest_path(path, have).unlink(missing_ok=True)
 
 
 def check_export(path: str | Path, store: str | Path) -> Path:

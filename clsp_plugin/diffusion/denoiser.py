@@ -16,6 +16,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DMode
 from safetensors import SafetensorError
 from torch import nn
 
+from clsp_plugin.data.digests import changed_files, write_digests
+from clsp_plugin.data.json_files import read_json
 from clsp_plugin.diffusion.interpolation import check_unet
 from clsp_plugin.diffusion.settings import Settings, read_settings, setting
 from clsp_plugin.errors import ClspError
@@ -41,6 +43,16 @@ _UNSEEN_KEYS = (
     "downsample_padding", "flip_sin_to_cos", "freq_shift", "mid_block_scale_factor", "norm_eps",
     "norm_num_groups", "resnet_time_scale_shift", "time_embedding_type",
 )  # fmt: skip
+# What a network is made of, which takes all memory or for ever where it is too much.
+_LARGEST = {
+    "attention_head_dim": 2**16, "block_out_channels": 2**14, "in_channels": 2**10,
+    "layers_per_block": 64, "norm_num_groups": 2**14, "num_class_embeds": 10**6,
+    "num_train_timesteps": 10**6, "out_channels": 2**10, "sample_size": 2**14,
+    "time_embedding_dim": 2**16,
+}  # fmt: skip
+_LISTS = ("block_out_channels", "sample_size")
+_LARGEST_LIST = 16
+_DIGESTS = "weights.b2"  # of the weights beside it, of a denoiser that was written here
 LINEAR_BETAS = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
@@ -197,24 +209,29 @@ _NETWORKS = {
 def _problem_with(config: Mapping[str, Any]) -> str | None:
     """Why the network of a configuration file is not a denoiser, or None."""
     kind = config.get("_class_name")
-    if kind not in _NETWORKS:
-        return f"is a {kind}, not a UNet2DModel"
+    if not isinstance(kind, str) or kind not in _NETWORKS:
+        return f"is a {str(kind)[:60]}, not a UNet2DModel"
     if config.get("class_embed_type") is not None:
         return "is conditioned on something else than class numbers"
+    for key, most in _LARGEST.items():
+        given = config.get(key)
+        values = given if isinstance(given, list) and key in _LISTS else [given]
+        if len(values) > _LARGEST_LIST or not all(_is_number(v, most) for v in values):
+            return f"has {key}={str(given)[:60]}, which is not valid"
     return None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _is_number(value: Any, most: int) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value is None or (whole and 0 <= value <= most)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    advice = "a denoiser is a directory in diffusers' format, `clsp denoiser` trains one."
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ClspError(
-            f"{path} cannot be read ({error}); a denoiser is a directory in diffusers' format, "
-            f"`clsp denoiser` trains one."
-        ) from error
-    if not isinstance(content, dict):
-        raise ClspError(f"{path} is not a configuration in diffusers' format.")
-    return content
+        return read_json(path, dict[str, Any], "a configuration in diffusers' format", advice)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ClspError(f"{path} cannot be read, it is missing; {advice}") from error
 
 
 def _fetch(source: str) -> Path:
@@ -237,12 +254,24 @@ def _scheduler_config(folder: Path) -> dict[str, Any]:
     """Configuration of the training's scheduler in a pipeline directory."""
     # a pipeline of early days keeps all files in one directory, google/ddpm-cifar10-32 does
     nested = folder / "scheduler" / "scheduler_config.json"
-    return _read_json(nested if nested.parent.is_dir() else folder / "scheduler_config.json")
+    return _read_config(nested if nested.parent.is_dir() else folder / "scheduler_config.json")
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse weights that are not those that were written, where it is known which were."""
+    listing = folder / _DIGESTS
+    changed = changed_files(listing) if listing.is_file() else []
+    if changed:
+        raise ClspError(
+            f"{folder / changed[0]} changed since being written, as the digest in {_DIGESTS} "
+            f"beside says; take the denoiser from a copy or make it again, or delete {listing} "
+            f"if you changed it yourself."
+        )
 
 
 def _load_unet(folder: Path) -> UNet2DModel:
     """Load a network, and refuse one whose weights are not all there."""
-    config = _read_json(folder / "config.json")
+    config = _read_config(folder / "config.json")
     problem = _problem_with(config)
     if problem:
         raise ClspError(f"The network in {folder} {problem}; `clsp denoiser` trains one.")
@@ -250,9 +279,9 @@ def _load_unet(folder: Path) -> UNet2DModel:
         unet, info = _NETWORKS[config["_class_name"]].from_pretrained(
             folder, output_loading_info=True, low_cpu_mem_usage=False, local_files_only=True
         )
-    except (
-        OSError, ValueError, RuntimeError, KeyError, TypeError, ArithmeticError, SafetensorError
-    ) as error:  # fmt: skip
+    except Exception as error:  # the boundary to diffusers: whatever it makes of somebody's files
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the system
         reason = " ".join(str(error).split())[:200]
         raise ClspError(
             f"The weights in {folder} cannot be loaded ({reason}); `clsp denoiser` trains a "
@@ -263,6 +292,7 @@ def _load_unet(folder: Path) -> UNet2DModel:
         found = ", ".join(f"{len(names)} {kind}" for kind, names in wrong.items())
         raise ClspError(f"The weights in {folder} are not those of its config.json ({found}).")
     check_unet(unet)
+    _check_weights(folder)
     return unet.eval()
 
 
@@ -281,7 +311,8 @@ def load_denoiser(source: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
 
     Raises:
         ClspError: there is no such directory, it is not in that format, its weights are not all
-            there, or the network is not one of RGB images.
+            there, or not those that were written (as ``unet/weights.b2`` says, where it is
+            there), or the network is not one of RGB images.
     """
     if Path(source).is_file():
         raise ClspError(f"{source} is a file; a denoiser is a directory in diffusers' format.")
@@ -293,7 +324,7 @@ def load_denoiser(source: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
                 f"in diffusers' format; `clsp denoiser` trains one."
             )
         return _load_unet(folder), dict(LINEAR_BETAS)
-    parts = _read_json(folder / "model_index.json")
+    parts = _read_config(folder / "model_index.json")
     if "unet" not in parts:
         raise ClspError(f"The pipeline in {folder} has no unet, so it is not a denoiser.")
     nested = folder / "unet"
@@ -307,15 +338,18 @@ def training_betas(config: Mapping[str, Any]) -> torch.Tensor:
         ClspError: it is not one of diffusion in discrete steps.
     """
     given = {key: config[key] for key in _BETA_KEYS if config.get(key) is not None}
+    steps = given.get("num_train_timesteps", 1)
     try:
+        if not _is_number(steps, _LARGEST["num_train_timesteps"]):
+            raise ValueError(f"num_train_timesteps={str(steps)[:60]}")
         betas = DDPMScheduler(**given).betas
         problem = None if bool(((betas > 0) & (betas < 1)).all()) else "betas beyond 0 and 1"
-    except (NotImplementedError, TypeError, ValueError) as error:
-        problem = str(error).splitlines()[0]
+    except Exception as error:  # the boundary to diffusers, as in _load_unet
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
     if problem:
         raise ClspError(
-            f"The scheduler of this denoiser's training ({given}) is not one of diffusion in "
-            f"discrete steps: {problem}; `clsp denoiser` trains another denoiser."
+            f"The scheduler of this denoiser's training ({str(given)[:200]}) is not one of "
+            f"diffusion in discrete steps: {problem}; `clsp denoiser` trains another denoiser."
         )
     return betas
 
@@ -397,6 +431,8 @@ def save_denoiser(
             ) from error
         for name, text in (files or {}).items():
             (temporary / name).write_text(text)
+        nested = temporary / "unet"
+        write_digests(nested / _DIGESTS, sorted(nested.glob("*.safetensors")))
         try:
             os.replace(temporary, path)
         except OSError:

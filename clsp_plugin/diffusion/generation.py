@@ -20,8 +20,8 @@ from tqdm import tqdm
 from clsp_plugin.data.augmentation import can_compile
 from clsp_plugin.data.condition import condition_digest
 from clsp_plugin.data.files import write_whole
-from clsp_plugin.data.store import StoreManifest
-from clsp_plugin.data.writer import Left, StoreWriter, left_to_draw
+from clsp_plugin.data.store import MANIFEST, StoreManifest
+from clsp_plugin.data.writer import Left, StoreWriter, left_to_draw, replace_begun
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.interpolation import is_conditional
 from clsp_plugin.diffusion.sampling import (
@@ -487,6 +487,12 @@ def _no_room(left: Left, out: Path) -> str | None:
     )
 
 
+def _check_room(left: Left, out: Path) -> None:
+    problem = _no_room(left, out)
+    if problem:
+        raise ClspError(problem)
+
+
 def in_bytes(number: int) -> str:
     """A number of bytes for people."""
     unit, name = next(
@@ -640,13 +646,31 @@ def generate_candidates(
     drawer, manifest, batch = _prepared(
         images, fingerprint, denoiser_path, Path(out), cfg, dataset, labels, condition
     )
-    writer = StoreWriter(out, manifest, digests)
+    # what can refuse is asked before anything is written
     rank, world_size = process()
+    left = left_to_draw(out, manifest)
+    if not (Path(out) / MANIFEST).exists():  # in a store, what was left is cleared away first
+        _check_room(left, Path(out))
+    if replace_begun(out, manifest):
+        tqdm.write(f"{out} was begun with other settings and had no candidates: begun anew.")
+    writer = StoreWriter(out, manifest, digests)
+    try:
+        drawn = _draw_into(writer, drawer, batch, rank, world_size, desc)
+    except (ClspError, OSError):
+        if world_size == 1:
+            writer.undo()
+        raise
+    return {**drawn, "out": str(out)}
+
+
+def _draw_into(
+    writer: StoreWriter, drawer: Drawer, batch: _FoundBatch, rank: int, world_size: int, desc: str
+) -> dict[str, Any]:
+    """Draw what is left of this process's share; see :func:`generate_candidates`."""
     began = time.perf_counter()
     with writer.lock(rank, world_size):
-        problem = _no_room(left_to_draw(out, manifest), Path(out))
-        if problem:
-            raise ClspError(problem)
+        _check_room(left_to_draw(writer.path, writer.manifest), writer.path)
+        writer.verify(rank, world_size)
         writer.extend()
         work = _work(writer, rank, world_size)
         total = sum(stop - start for _, start, stop, _ in work)
@@ -669,7 +693,6 @@ def generate_candidates(
         "seconds": seconds,
         "candidates_per_second": number / seconds if number else None,
         "denoiser": writer.manifest.denoiser,
-        "out": str(out),
         "device": str(drawer.device),
         "batch_size": drawer.batch_size,
     }

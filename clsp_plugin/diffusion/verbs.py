@@ -1,6 +1,5 @@
 """``clsp denoiser`` and ``clsp generate``: their configurations, and what they print."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.data.condition import condition_digest, load_condition
 from clsp_plugin.data.images import ImageArray, load_images
+from clsp_plugin.data.json_files import checked, read_json
 from clsp_plugin.data.oracle import Oracle, write_oracle
 from clsp_plugin.data.store import CandidateStore
 from clsp_plugin.data.writer import check_export, export_npy
@@ -158,11 +158,15 @@ def _check_condition(denoiser: Path, array: ImageArray, condition: torch.Tensor 
 
     Clusters have the form of labels, so nothing else would tell.
     """
-    try:
-        settings = json.loads((denoiser / RECORD).read_text())["settings"]
-        trained, images = settings["condition"], settings["images"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # not of ours, or not conditional
+    if not (denoiser / RECORD).is_file():
+        return  # not of ours
+    advice = "take it from a copy, or train the denoiser again."
+    record = read_json(denoiser / RECORD, dict[str, Any], "a training's record", advice)
+    name = f"{denoiser / RECORD} is not a training's record: it has settings"
+    settings = checked(record.get("settings"), dict[str, Any], name, advice)
+    trained, images = settings.get("condition"), settings.get("images")
+    if trained is None:
+        return  # not conditional
     given = condition_digest(array.targets if condition is None else condition)
     if images == images_digest(array.images) and trained != given:
         raise ClspError(

@@ -18,6 +18,7 @@ from clsp_plugin.benchmark.inspection import (
     inspect_store,
     label_agreement,
     summary,
+    verify_store,
 )
 from clsp_plugin.data.images import ImageArray
 from clsp_plugin.data.store import CandidateStore
@@ -113,6 +114,19 @@ def made(tmp_path, digits48):
         dataset=digits48.name, digests=digits48.digests,
     )  # fmt: skip
     return tmp_path
+
+
+def test_all_of_a_store_is_verified(made, digits48):
+    assert verify_store(made / "store").endswith("1 of 1 shards are as they were written.")
+    shard = made / "store/shard-00000.npy"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for read in (verify_store, lambda path: inspect_store(path, digits48, made / "report")):
+        with pytest.raises(ClspError, match=r"shard-00000\.npy changed since being written"):
+            read(made / "store")
+    assert not (made / "report").exists()
+    (made / "store/shard-00000.k2.b2").unlink()
+    assert "1 have no digest" in verify_store(made / "store")
 
 
 def test_all_of_a_report(made, tiny, digits48):

@@ -1,11 +1,16 @@
 """The candidate store: whole or absent, and never for other images."""
 
+import contextlib
+import hashlib
 import json
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from clsp_plugin.data.digests import digest_path, file_digest
 from clsp_plugin.data.store import CandidateStore, StoreManifest, generate_command
 from clsp_plugin.data.writer import StoreWriter, export_npy
 from clsp_plugin.errors import ClspError
@@ -142,3 +147,80 @@ def test_names_of_images_that_contradict_the_manifest_are_refused(store, digits4
     (store / "images.npy").unlink()
     with pytest.raises(ClspError, match="does not name its images one by one"):
         CandidateStore(store).rows_of(digits48.digests, "theirs")
+
+
+def test_a_shard_has_the_digest_of_its_file(store):
+    for shard in sorted(store.glob("shard-*.npy")):
+        digest = hashlib.blake2b(shard.read_bytes(), digest_size=16).hexdigest()
+        assert digest_path(shard, 3).read_text() == f"{digest}  {shard.name}\n"  # as b2sum reads it
+        assert file_digest(shard) == digest
+    assert CandidateStore(store).verify() == (3, 0)
+    assert CandidateStore(store).verify([0, 47]) == (2, 0)
+
+
+def test_a_shard_that_changed_is_named(store):
+    shard = store / "shard-00001.npy"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    opened = CandidateStore(store)
+    told = r"shard-00001\.npy changed since being written.*delete it and run"
+    for read in (opened.verify, lambda: opened.load_to("cpu"), lambda: opened.verify([20])):
+        with pytest.raises(ClspError, match=told):
+            read()
+    assert opened.verify([0, 47]) == (2, 0)
+    for digest in store.glob("*.b2"):
+        digest.unlink()
+    assert opened.verify() == (0, 3)  # a store of before there were digests
+    opened.load_to("cpu")
+
+
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_damage_is_told_or_changes_nothing(store, data):
+    whole = {path: path.read_bytes() for path in store.iterdir()}
+    expected = CandidateStore(store).images(range(48))
+    path = data.draw(st.sampled_from(sorted(whole)))
+    content = bytearray(whole[path])
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content)))]
+    else:
+        # near the front, where headers are, as often as anywhere
+        most = data.draw(st.sampled_from([min(200, len(content)), len(content)]))
+        content[data.draw(st.integers(0, most - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    try:
+        with contextlib.suppress(ClspError):
+            opened = CandidateStore(store)
+            opened.verify()
+            assert (opened.images(range(48)) == expected).all()
+    finally:
+        for path, content in whole.items():
+            path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_images": 10**12}, {"shard_size": 0}, {"shard_size": -1}, {"num_candidates": "3"},
+     {"height": 0}, {"w": None}, {"seed": 1.5}, {"clip": 1}, {"surprise": 1}, {"fingerprint": []}],
+)  # fmt: skip
+def test_types_and_sizes_of_a_manifest_are_not_trusted(store, change):
+    file = store / "manifest.json"
+    content = {**json.loads(file.read_text()), **change}
+    content.pop("seal")
+    sealed = {
+        name: value for name, value in content.items() if name != "format" and value is not None
+    }
+    content["seal"] = hashlib.sha256(json.dumps(sealed).encode()).hexdigest()[:16]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ClspError, match=rf"not a candidate store's manifest.*{next(iter(change))}"):
+        CandidateStore(store)
+
+
+def test_a_deep_manifest_is_told(store):
+    for text in ("[" * 300_000, "7", '{"format": 1}', '{"format": []}'):
+        (store / "manifest.json").write_text(text)
+        with pytest.raises(ClspError, match="not a candidate store's manifest"):
+            CandidateStore(store)

@@ -266,7 +266,7 @@ def widen(path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_json, "config.json cannot be read"),
+        (break_json, "config.json is not a configuration"),
         (other_network, "is a UNet2DConditionModel, not a UNet2DModel"),
         (truncate, "weights in .* cannot be loaded"),
         (forget, "are not those of its config.json .*1 missing_keys"),
@@ -357,3 +357,49 @@ def test_a_failed_save_leaves_nothing(unet, tmp_path):
     with pytest.raises(FileNotFoundError):
         save_denoiser(unet, tmp_path / "denoiser", files={"no/such/folder": ""})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_weights_of_which_a_byte_changed_are_refused(unet, tmp_path, place):
+    path = tmp_path / "denoiser"
+    save_denoiser(unet, path)
+    (weights,) = (path / "unet").glob("*.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[len(content) - 1 - int(place * 4000)] ^= 0x40
+    weights.write_bytes(content)
+    for source in (path, path / "unet"):
+        with pytest.raises(ClspError, match=rf"{weights.name} changed since being written"):
+            load_denoiser(source)
+    (path / "unet" / "weights.b2").unlink()  # as one of before there were digests
+    load_denoiser(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("unet/config.json", lambda c: {**c, "layers_per_block": 10**12}),
+        ("unet/config.json", lambda c: {**c, "block_out_channels": [10**12, 8]}),
+        ("unet/config.json", lambda c: {**c, "block_out_channels": "8"}),
+        ("unet/config.json", lambda c: {**c, "in_channels": True}),
+        ("unet/config.json", lambda c: {**c, "sample_size": -1}),
+        ("unet/config.json", lambda c: {**c, "down_block_types": 7}),
+        ("unet/config.json", lambda c: {**c, "act_fn": []}),
+        ("unet/config.json", lambda c: {**c, "_class_name": ["UNet2DModel"]}),
+        ("unet/config.json", lambda c: None),
+        ("model_index.json", lambda c: None),
+        ("scheduler/scheduler_config.json", lambda c: None),
+        ("scheduler/scheduler_config.json", lambda c: {**c, "num_train_timesteps": 10**15}),
+        ("scheduler/scheduler_config.json", lambda c: {**c, "trained_betas": "x"}),
+        ("scheduler/scheduler_config.json", lambda c: {**c, "beta_start": [1]}),
+        ("scheduler/scheduler_config.json", lambda c: {**c, "prediction_type": ["epsilon"]}),
+        ("scheduler/scheduler_config.json", lambda c: {**c, "prediction_type": "guess"}),
+    ],
+)
+def test_configurations_are_not_trusted(unet, tmp_path, name, change):
+    path = tmp_path / "denoiser"
+    save_denoiser(unet, path)
+    changed = change(json.loads((path / name).read_text()))
+    deep = "[" * 300_000
+    (path / name).write_text(deep if changed is None else json.dumps(changed))
+    with pytest.raises(ClspError):
+        make_scheduler(load_denoiser(path)[1], 10)

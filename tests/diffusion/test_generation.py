@@ -259,10 +259,14 @@ def test_a_refused_extension_leaves_the_store_as_it_was(images, denoiser, tmp_pa
 
 
 def test_ranks_that_are_none_are_refused(images, denoiser, tmp_path, monkeypatch):
-    for rank, world in (("a", "2"), ("2", "2"), ("0", "0")):
+    for rank, world, told in (
+        ("a", "2", "RANK='a' is not a number"),
+        ("2", "2", "RANK=2 and WORLD_SIZE=2"),
+        ("0", "0", "RANK=0 and WORLD_SIZE=0"),
+    ):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", world)
-        with pytest.raises(ClspError, match=f"RANK={rank} and WORLD_SIZE={world}"):
+        with pytest.raises(ClspError, match=told):
             generate_candidates(images, "abc", denoiser, tmp_path / "store", CFG)
 
 
@@ -504,3 +508,41 @@ def test_compiling_without_a_compiler_is_refused(images, denoiser, tmp_path, mon
     with pytest.raises(ClspError, match=r"compile=True needs a C\+\+ compiler"):
         generate_candidates(images, "abc", denoiser, tmp_path / "s", {**CFG, "compile": True})
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("there", [[], ["new"], ["new", "new/folder"]])
+def test_a_refused_command_leaves_nothing(images, denoiser, tmp_path, monkeypatch, there):
+    before = sorted(tmp_path.rglob("*"))
+    for name in there:
+        (tmp_path / name).mkdir()
+        before = sorted(tmp_path.rglob("*"))
+    out = tmp_path / "new" / "folder"
+    refusals = [{"num_candidates": 10**12}, {"num_candidates": 2, "device": "meta"}]
+    for cfg in refusals:
+        with pytest.raises(ClspError, match=r"need .* and there are|device='meta'"):
+            generate_candidates(images, "abc", denoiser, out, {**CFG, **cfg})
+        assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.setenv("RANK", "\u00b2")
+    with pytest.raises(ClspError, match="RANK"):
+        generate_candidates(images, "abc", denoiser, out, CFG)
+    monkeypatch.delenv("RANK")
+    run_out_of_memory(monkeypatch, 0, cuda_error)  # while the first shard is drawn
+    with pytest.raises(ClspError, match="memory of cpu does not suffice"):
+        generate_candidates(images, "abc", denoiser, out, CFG, digests=np.zeros((16, 16), "u1"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_shard_that_changed_is_named_before_anything_is_drawn(images, denoiser, tmp_path):
+    out, cfg = tmp_path / "store", {**CFG, "num_candidates": 1}
+    generate_candidates(images, "abc", denoiser, out, cfg)
+    shard = sorted(out.glob("shard-*.npy"))[1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    before = read(out)
+    for changed in (cfg, {**cfg, "num_candidates": 2}):
+        with pytest.raises(ClspError, match=rf"{shard} changed since being written.*delete it"):
+            generate_candidates(images, "abc", denoiser, out, changed)
+    assert np.array_equal(read(out), before)
+    shard.unlink()
+    generate_candidates(images, "abc", denoiser, out, cfg)
+    assert shard.read_bytes() == whole

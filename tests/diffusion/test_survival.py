@@ -149,7 +149,7 @@ def test_no_room_for_a_file(generate, begin, tmp_path, capfd):
     process.join()
     assert process.exitcode == REFUSED
     assert "no room for another shard" in capfd.readouterr().out
-    assert [path.name for path in (tmp_path / "full").iterdir()] == ["manifest.json"]
+    assert not (tmp_path / "full").exists()  # nothing is left that another command minds
     generate("full", **large)
     assert contents(tmp_path / "full") == contents(tmp_path / "whole")
 
@@ -205,3 +205,22 @@ def test_killed_while_extending(generate, begin, tmp_path):
     assert CandidateStore(out, 2).num_candidates == 2
     generate("killed", num_candidates=4)
     assert contents(out) == contents(tmp_path / "calm")
+
+
+def test_one_that_was_killed_before_its_first_shard_is_in_nobodys_way(
+    generate, begin, tmp_path, capfd
+):
+    generate("whole", steps=2)
+    process, out = begin(generate, "other", steps=1000, seed=7), tmp_path / "other"
+    wait_for(lambda: list(out.glob(".0-of-1.lock")) and (out / ".0-of-1.lock").stat().st_size)
+    with pytest.raises(ClspError, match=r"is being written by .*wait"):  # it may yet draw one
+        generate("other", steps=2)
+    kill(process)
+    assert count(out) == 0
+    (out / "shard-00000.k2.b2").touch()
+    (out / ".batch-size-cpu").write_text("3")
+    generate("other", steps=2)
+    assert "begun with other settings and had no candidates" in capfd.readouterr().out
+    assert contents(out) == contents(tmp_path / "whole")
+    with pytest.raises(ClspError, match=r"seed=0 \(now 1\)"):
+        generate("other", steps=2, seed=1)

@@ -1,0 +1,156 @@
+"""numpy's files as they are read: damage is told in one sentence, what the system refuses is not.
+
+A mapped file is not kept open, so that a store may have more files than a process may open.
+"""
+
+import ctypes
+import io
+import math
+import mmap
+import os
+import stat
+import weakref
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from clsp_plugin.errors import ClspError
+
+__all__ = ["map_npy", "read_npy", "read_npz"]
+
+_MOST_AXES = 32  # of an array, before numpy 2
+
+
+class _Header(NamedTuple):
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+    offset: int  # of the first value, in bytes
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def array(self, buffer) -> np.ndarray:
+        """The values of a buffer with the whole file."""
+        flat = np.frombuffer(buffer, self.dtype, math.prod(self.shape), self.offset)
+        return flat.reshape(self.shape, order="F" if self.fortran else "C")
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _damaged(path: Path, reason: str, advice: str) -> ClspError:
+    return ClspError(f"{path} is truncated or not a readable .npy file ({reason}); {advice}")
+
+
+def _parse(file: BinaryIO) -> _Header:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_2_0
+    if version == (1, 0):
+        read = np.lib.format.read_array_header_1_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    # an array without values is of no use to anybody here
+    if len(shape) > _MOST_AXES or any(size < 1 for size in shape) or not dtype.itemsize:
+        raise ValueError(f"its shape is {shape}")
+    return _Header(shape, fortran, dtype, file.tell())
+
+
+def _opener(path: str, flags: int) -> int:
+    """Open without waiting for somebody who writes into a named pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _header(path: Path, file: BinaryIO, advice: str) -> _Header:
+    """Of an open file that holds all the values that it names."""
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        raise _damaged(path, "it is no regular file", advice)
+    # what the system refuses is raised here, and not while numpy reads
+    start, size = file.read(2**16), os.fstat(file.fileno()).st_size
+    try:
+        header = _parse(io.BytesIO(start))
+    except Exception as error:  # the boundary to numpy, whose parser lets almost anything through
+        raise _damaged(path, _reason(error), advice) from error
+    if header.offset + header.nbytes > size:
+        needed = header.offset + header.nbytes
+        raise _damaged(path, f"it has {size} bytes of {needed}", advice)
+    return header
+
+
+def _mapped(file: BinaryIO, size: int):
+    """The whole of a file as a buffer to read, which does not keep the file open."""
+    # Python's own mapping holds a file open as long as it lives (until 3.13, where it need not)
+    if os.name == "nt":
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    system = ctypes.CDLL(None, use_errno=True)
+    system.mmap.restype = ctypes.c_void_p
+    system.mmap.argtypes = (
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
+    )  # fmt: skip
+    system.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    address = system.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), file.name)
+    buffer = (ctypes.c_ubyte * size).from_address(address)
+    # not at the end of the process, where somebody may still read
+    weakref.finalize(buffer, system.munmap, address, size).atexit = False
+    return buffer
+
+
+def map_npy(path: str | Path, advice: str) -> np.ndarray:
+    """An array whose values are read from a ``.npy`` file when they are asked for.
+
+    Args:
+        path: of the file, which is not kept open.
+        advice: what to do where it is damaged; ends the sentence.
+
+    Returns:
+        It, not to be written to.
+
+    Raises:
+        ClspError: it is no ``.npy`` file, is truncated, or holds Python objects.
+        OSError: the system does not let it be read, which says nothing about its content.
+    """
+    path = Path(path)
+    with open(path, "rb", opener=_opener) as file:
+        header = _header(path, file, advice)
+        array = header.array(_mapped(file, header.offset + header.nbytes))
+    array.flags.writeable = False
+    return array
+
+
+def read_npy(path: str | Path, advice: str) -> np.ndarray:
+    """The array of a ``.npy`` file, in memory; see :func:`map_npy`."""
+    path = Path(path)
+    with open(path, "rb", opener=_opener) as file:
+        header = _header(path, file, advice)
+        file.seek(0)
+        content = bytearray(header.offset + header.nbytes)
+        if file.readinto(content) < len(content):
+            raise _damaged(path, "it became shorter while it was read", advice)
+    return header.array(content)
+
+
+def read_npz(path: str | Path, names: tuple[str, ...], told: str) -> list[np.ndarray]:
+    """Arrays of an ``.npz`` file, which is read whole.
+
+    Args:
+        path: of the file.
+        names: of the arrays.
+        told: sentence about a file that is damaged or has no such arrays.
+
+    Raises:
+        ClspError: as ``told``.
+        OSError: the system does not let it be read.
+    """
+    content = io.BytesIO(Path(path).read_bytes())
+    try:
+        with np.load(content, allow_pickle=False) as arrays:
+            return [arrays[name] for name in names]
+    except Exception as error:  # the boundary to numpy and zipfile, see above
+        raise ClspError(f"{told} ({_reason(error)}).") from error
