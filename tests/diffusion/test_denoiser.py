@@ -357,16 +357,3 @@ def test_a_failed_save_leaves_nothing(unet, tmp_path):
     with pytest.raises(FileNotFoundError):
         save_denoiser(unet, tmp_path / "denoiser", files={"no/such/folder": ""})
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"num_train_timesteps": -4}, {"num_train_timesteps": 10**13}, {"beta_start": "x"},
-        {"num_train_timesteps": "many"}, {"beta_schedule": ["linear"]}, {"beta_end": 1e400},
-        {"trained_betas": ["a"]}, {"trained_betas": [0.1, float("nan")]},
-    ],
-)  # fmt: skip
-def test_betas_of_a_foreign_scheduler_are_numbers(given):
-    with pytest.raises(ClspError, match="is not one of diffusion in discrete steps"):
-        training_betas({"num_train_timesteps": 10, "beta_schedule": "linear", **given})
