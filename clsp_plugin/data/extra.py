@@ -5,6 +5,7 @@ image counts several times in an epoch and a generated one once, under weaker au
 without generated images.
 """
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from clsp_plugin.errors import ClspError
 
 __all__ = ["inflate"]
 
+# What the images are called in AdaInf's files and their like, and where nobody named them.
+_IMAGE_NAMES = ("image", "images", "arr_0")
+
 
 def inflate(real: ImageArray, data: Mapping[str, Any]) -> tuple[ImageArray, torch.Tensor | None]:
     """Add the images that ``data.extra`` names.
@@ -26,9 +30,10 @@ def inflate(real: ImageArray, data: Mapping[str, Any]) -> tuple[ImageArray, torc
     Args:
         real: the training images.
         data: the configuration's ``data`` block: ``extra`` is a folder of images (class folders
-            mean nothing), a ``.npy`` of uint8 (N, H, W, 3) or (N, K, H, W, 3), or a candidate
-            store, all of whose candidates are taken; ``replicate`` is how many times a real image
-            counts in an epoch.
+            mean nothing), a ``.npy`` of uint8 (N, H, W, 3) or (N, K, H, W, 3), an ``.npz`` with
+            such an array as ``image`` (AdaInf's files; its ``label`` is not looked at), ``images``
+            or ``arr_0``, or a candidate store, all of whose candidates are taken; ``replicate`` is
+            how many times a real image counts in an epoch.
 
     Returns:
         The images, real ones first, without labels (-1) for the extra ones; and which of them
@@ -65,8 +70,9 @@ def inflate(real: ImageArray, data: Mapping[str, Any]) -> tuple[ImageArray, torc
 
 def _load(path: Path, data: Mapping[str, Any]) -> torch.Tensor:
     """uint8 (N, H, W, 3)."""
-    if path.suffix == ".npy" and path.is_file():
-        array = _read_array(path)
+    if path.suffix in (".npy", ".npz") and path.is_file():
+        array = _read_array(path) if path.suffix == ".npy" else _read_named(path)
+        _check_array(array, path)
     elif (path / MANIFEST).is_file():
         store = CandidateStore(path)
         store.verify()
@@ -75,17 +81,46 @@ def _load(path: Path, data: Mapping[str, Any]) -> torch.Tensor:
         return torch.from_numpy(load_image_files(path, data.get("image_size")))
     else:
         raise ClspError(
-            f"There is nothing at data.extra={path}; name a folder of images, a .npy array or a "
-            f"candidate store (`clsp generate w=1 out={path}` makes one of unconditional samples)."
+            f"There is nothing at data.extra={path}; name a folder of images, a .npy or .npz "
+            f"array or a candidate store (`clsp generate w=1 out={path}` makes one of "
+            f"unconditional samples)."
         )
     return torch.from_numpy(np.ascontiguousarray(array).reshape(-1, *array.shape[-3:]))
 
 
 def _read_array(path: Path) -> np.ndarray:
-    array = read_npy(path, "name another data.extra=.")
+    return read_npy(path, "name another data.extra=.")
+
+
+def _read_named(path: Path) -> np.ndarray:
+    """The images of an archive."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            names = list(content)
+            name = next((name for name in _IMAGE_NAMES if name in names), None)
+            array = None if name is None else content[name]
+    except Exception as error:  # the boundary to numpy and zipfile: of a damaged file, anything
+        # damage leads to places before the file's start and to bz2's errors, which have no number
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the system's, which says nothing about the content
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ClspError(
+            f"{path} is not a readable .npz file ({reason}); name another data.extra=."
+        ) from error
+    if array is None:
+        found = ", ".join(names[:10]) or "nothing"
+        raise ClspError(
+            f"{path} has none of {', '.join(_IMAGE_NAMES)}, which extra images are called in an "
+            f".npz file (found: {found}); save them as image."
+        )
+    return array
+
+
+def _check_array(array: np.ndarray, path: Path) -> None:
     if array.ndim not in (4, 5) or array.shape[-1] != 3 or array.dtype != np.uint8:
         raise ClspError(
             f"{path} holds {array.dtype} {array.shape}; extra images are uint8 of shape "
             f"(images, height, width, 3) or (images, candidates, height, width, 3)."
         )
-    return array
+    if not array.size:
+        raise ClspError(f"{path} holds no images (its shape is {array.shape}).")

@@ -7,7 +7,7 @@ Their UNet is that of DDPM under other names. What differs from diffusers' ``UNe
 - attention's projections are convolutions of one pixel, here linear layers;
 - residual blocks and the layers that halve and double the resolution stand in one list;
 - a projector on the middle feature, of an experiment of theirs, has no part in the noise estimate
-  and is left out.
+  and is left out. Its batch norm counts its batches in an integer, which their files have too.
 
 Their class-conditional UNet adds a projection of the class embedding to that of the step in every
 residual block. Here the two embeddings stand one behind the other in one vector of twice the
@@ -47,6 +47,8 @@ _RESIDUAL = {
 }  # fmt: skip
 # Angles of a thousand radians are off by as much in float32.
 _TABLE_TOLERANCE = 1e-4
+# Where programs keep the weights among other things, those that were averaged first.
+_WRAPPERS = ("ema_model", "ema", "state_dict", "model_state_dict", "model")
 
 
 class _Level(NamedTuple):
@@ -64,6 +66,8 @@ def _levels(state: Mapping[str, torch.Tensor], prefix: str) -> list[_Level]:
         (int(name.removeprefix(prefix).split(".")[0]) for name in state if name.startswith(prefix)),
         default=-1,
     )
+    if count > len(state):
+        raise KeyError(f"{prefix}{count - 1} without those before it")
     levels, blocks = [], []
     for number in range(count):
         mains = (f"{prefix}{number}.main.weight", f"{prefix}{number}.main.0.weight")
@@ -88,7 +92,8 @@ def _sinusoids(steps: int, width: int) -> torch.Tensor:
 
 def _has_sinusoids(table: torch.Tensor) -> bool:
     difference = table.float() - _sinusoids(*table.shape)
-    return bool(difference.abs().max() <= _TABLE_TOLERANCE)
+    # a file of half precision has them rounded
+    return bool(difference.abs().max() <= max(_TABLE_TOLERANCE, torch.finfo(table.dtype).eps))
 
 
 def _config(state: State, image_size: int) -> tuple[dict, list[_Level], list[_Level]]:
@@ -160,7 +165,7 @@ def _modules(down: list[_Level], up: list[_Level]) -> Iterator[tuple[str, str]]:
 
 def _renamed(state: State, config: Mapping, down: list[_Level], up: list[_Level]) -> State:
     """The weights under diffusers' names."""
-    rest = {name: value for name, value in state.items() if not name.startswith(_PROJECTOR)}
+    rest = dict(state)
     table = rest.pop(f"{_TIME}.0.weight")
     out = {}
     if _CLASS_TABLE in rest:
@@ -172,7 +177,7 @@ def _renamed(state: State, config: Mapping, down: list[_Level], up: list[_Level]
                 continue  # of a block without attention, say; what is truly absent is seen later
             if ".attn.proj" in theirs and kind == "weight":
                 value = value[:, :, 0, 0]
-            out[f"{ours}.{kind}"] = value.float().contiguous()
+            out[f"{ours}.{kind}"] = value.contiguous()
     if config.get("time_embedding_type") == "learned":
         out["time_proj.weight"] = table.float()
     else:
@@ -227,12 +232,21 @@ def _as_unconditional(state: State) -> State:
     return out
 
 
+def _bare(state: Mapping[str, torch.Tensor]) -> State:
+    """The weights that make up noise estimates, without what wraps the network in their names."""
+    table = f"{_TIME}.0.weight"
+    prefix = next((name.removesuffix(table) for name in state if name.endswith(table)), "")
+    bare = {name.removeprefix(prefix): value for name, value in state.items()}
+    return {name: value for name, value in bare.items() if not name.startswith(_PROJECTOR)}
+
+
 def convert_unet(state: Mapping[str, torch.Tensor], image_size: int = 32) -> UNet2DModel:
     """Make diffusers' network from the weights of the authors' UNet.
 
     Args:
         state: the state dict of their ``models.unet.UNet``, or of the class-conditional
-            ``models.unet_condition.UNet``; class c is then row c + 1, and row 0 is none.
+            ``models.unet_condition.UNet``; class c is then row c + 1, and row 0 is none. What
+            wraps the network in the names (``module.``) is taken off, half precision is widened.
         image_size: height and width in pixels, which the weights do not tell.
 
     Returns:
@@ -243,9 +257,11 @@ def convert_unet(state: Mapping[str, torch.Tensor], image_size: int = 32) -> UNe
         ClspError: the weights are not those of such a network, or the size cannot be halved often
             enough.
     """
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = _bare(state)
     conditional = any(name.startswith(f"{_CLASS}.") for name in state)
     try:
+        # the table stays as it is: how exact it can be is seen from its type
+        state = {k: v if k == f"{_TIME}.0.weight" else v.float() for k, v in state.items()}
         state = _as_unconditional(state) if conditional else state
         config, down, up = _config(state, image_size)
         weights = _renamed(state, config, down, up)
@@ -265,15 +281,44 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         raise ClspError(f"There is no file {file}; name a checkpoint of the authors' code.")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
+    except (MemoryError, PermissionError):
+        raise  # which say nothing about its content
     except Exception as error:  # a broken pickle can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
         raise ClspError(f"{file} is not a checkpoint that torch can read ({reason}).") from error
-    named = isinstance(state, Mapping) and all(isinstance(key, str) for key in state)
-    if not named or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ClspError(f"{file} holds no state dict; name a ckpt_ema_*.pt of the authors' code.")
-    if not all(v.is_floating_point() and bool(torch.isfinite(v).all()) for v in state.values()):
-        raise ClspError(f"The weights in {file} are not all finite numbers; use another file.")
-    return dict(state)
+    state = _bare(_unwrapped(state, file))
+    odd = next((name for name, value in state.items() if not _is_weight(value)), None)
+    if odd is not None:
+        raise ClspError(
+            f"{odd} in {file} is no tensor of finite numbers that the file holds whole; use "
+            f"another file."
+        )
+    return state
+
+
+def _unwrapped(content: object, file: Path) -> State:
+    """The state dict of a file, which may stand among other things."""
+    found = [content]
+    if isinstance(content, Mapping):
+        found += [content[key] for key in _WRAPPERS if key in content]
+    for state in found:
+        if (
+            isinstance(state, Mapping)
+            and state
+            and all(
+                isinstance(key, str) and isinstance(value, torch.Tensor)
+                for key, value in state.items()
+            )
+        ):
+            return dict(state)
+    raise ClspError(f"{file} holds no state dict; name a ckpt_ema_*.pt of the authors' code.")
+
+
+def _is_weight(value: torch.Tensor) -> bool:
+    if value.layout != torch.strided or not value.is_floating_point():
+        return False
+    whole = value.untyped_storage().nbytes() >= value.nbytes  # not one number that stands for many
+    return whole and bool(torch.isfinite(value).all())
 
 
 def import_denoiser(

@@ -1,11 +1,17 @@
 """Generated images beside the real ones: what is loaded, how often it counts, what is refused."""
 
+import contextlib
+import os
+import resource
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from clsp_plugin.data.extra import inflate
+from clsp_plugin.data.extra import _load, inflate
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.engine.record import Record
@@ -76,6 +82,74 @@ def test_refuses_what_are_no_training_images(digits48, tmp_path, make, message):
     make(tmp_path / "extra.npy")
     with pytest.raises(ClspError, match=message):
         inflate(digits48, {"extra": str(tmp_path / "extra.npy")})
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_archive_as_adainf_makes_it(digits48, tmp_path, save):
+    labels = np.ones(12, dtype=np.int64) * (-1)
+    save(tmp_path / "extra.npz", image=pixels(12, 16, 16, 3), label=labels)
+    images, _ = inflate(digits48, {"extra": str(tmp_path / "extra.npz")})
+    assert torch.equal(images.images[48:], torch.from_numpy(pixels(12, 16, 16, 3)))
+    assert (images.targets[48:] == -1).all()
+    save(tmp_path / "samples.npz", pixels(12, 16, 16, 3))
+    other, _ = inflate(digits48, {"extra": str(tmp_path / "samples.npz")})
+    assert torch.equal(other.images, images.images)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pictures": pixels(4, 16, 16, 3)}, r"has none of image, .* \(found: pictures\)"),
+        ({}, "found: nothing"),
+        ({"image": np.zeros((4, 16, 16, 3))}, "holds float64"),
+        ({"image": pixels(4, 3, 16, 16)}, "extra images are uint8 of shape"),
+        ({"image": pixels(0, 16, 16, 3)}, "holds no images"),
+        ({"image": np.array([None, 1], dtype=object)}, "not a readable .npz .*Object arrays"),
+    ],
+)
+def test_refuses_archives_of_something_else(digits48, tmp_path, arrays, message):
+    np.savez(tmp_path / "extra.npz", **arrays)
+    with pytest.raises(ClspError, match=message):
+        inflate(digits48, {"extra": str(tmp_path / "extra.npz")})
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """The bytes of an archive of two images, and where damaged ones may stand."""
+    file = tmp_path_factory.mktemp("archive") / "extra.npz"
+    np.savez_compressed(file, image=pixels(2, 16, 16, 3), label=np.array([-1, -1]))
+    return file.read_bytes(), file
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.integers(0, 2200), place=st.integers(0, 2200), value=st.integers(0, 255))
+def test_a_damaged_archive_has_the_same_images_or_is_refused(archive, cut, place, value):
+    content, file = archive
+    damaged = bytearray(content)
+    damaged[place % len(content)] = value
+    file.write_bytes(damaged[: len(content) - cut] if cut < len(content) // 2 else damaged)
+    try:
+        found = _load(file, {})
+    except ClspError:
+        return
+    assert np.array_equal(found.numpy(), pixels(2, 16, 16, 3))
+
+
+def test_what_the_system_refuses_is_not_called_damaged(digits48, tmp_path):
+    np.savez(tmp_path / "extra.npz", image=pixels(4, 16, 16, 3))
+    here = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, here[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                opened.append(os.open(tmp_path, os.O_RDONLY))
+        with pytest.raises(OSError, match="Too many open files"):
+            inflate(digits48, {"extra": str(tmp_path / "extra.npz")})
+    finally:
+        for number in opened:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, here)
 
 
 def test_refuses_replication_alone_or_below_one(digits48, extra_array):

@@ -4,7 +4,9 @@ The oracle evaluates a checkpoint by its own names, one tensor operation after a
 CLSP_DIR names a clone of the authors' code, their own network stands beside it.
 """
 
+import copy
 import importlib.util
+import json
 import math
 import os
 from pathlib import Path
@@ -73,6 +75,11 @@ def weights(T, ch, ch_mult, attn, num_res_blocks, seed=0):
     for number in (0, 1):
         block(f"encoder.middleblocks.{number}", now, now, number == 0)
     layer("encoder.projector.0", 4 * now, now)
+    norm("encoder.projector.1", 4 * now)
+    state["encoder.projector.1.running_mean"] = torch.zeros(4 * now)
+    state["encoder.projector.1.running_var"] = torch.ones(4 * now)
+    state["encoder.projector.1.num_batches_tracked"] = torch.tensor(0)
+    layer("encoder.projector.3", 256, 4 * now)
     number = 0
     for level, factor in reversed(list(enumerate(ch_mult))):
         for _ in range(num_res_blocks + 1):
@@ -219,9 +226,7 @@ def test_the_authors_network_itself(authors):
     with torch.no_grad():  # and the oracle is right about it
         expected = forward(x, t, anchor, 0.1)
         torch.testing.assert_close(Oracle(state)(x, t, anchor, 0.1), expected, atol=1e-4, rtol=0)
-    assert {name: value.shape for name, value in state.items()}.items() >= {
-        name: value.shape for name, value in weights(**SMALL).items()
-    }.items()
+    assert listing(state) == LISTINGS["unet"]
 
 
 CONDITIONAL = {"T": 1000, "ch": 32, "ch_mult": [1, 2, 2], "num_res_blocks": 2, "num_classes": 4}
@@ -335,6 +340,91 @@ def test_the_authors_class_conditional_network_itself(authors):
         )
 
 
+def listing(state):
+    """Names, types and shapes of a state dict."""
+    return {
+        name: [str(value.dtype).removeprefix("torch."), *value.shape]
+        for name, value in state.items()
+    }
+
+
+# of the authors' own classes, with the settings SMALL and CONDITIONAL
+LISTINGS = json.loads((Path(__file__).parent / "authors_weights.json").read_text())
+
+
+def test_the_weights_of_these_tests_are_those_of_the_authors_classes():
+    assert listing(weights(**SMALL)) == LISTINGS["unet"]
+    assert listing(conditional_weights(**CONDITIONAL)) == LISTINGS["unet_condition"]
+
+
+def as_their_script_saves(network, file, *inputs):
+    """A step of their training, whose averaged weights are saved as in their train_*diffusion.py"""
+    averaged = copy.deepcopy(network)
+    network.train()(*inputs)
+    target = averaged.state_dict()
+    for name, value in network.state_dict().items():
+        target[name].data.copy_(target[name].data * 0.9999 + value.data * (1 - 0.9999))
+    torch.save(averaged.state_dict(), file)
+    return averaged.eval()
+
+
+def test_what_their_script_saves_is_imported(authors, tmp_path):
+    torch.manual_seed(0)
+    network = authors.UNet(**SMALL, dropout=0.1)
+    network.load_state_dict(weights(**SMALL))
+    file = tmp_path / "ckpt_ema_199_.pt"
+    network = as_their_script_saves(network, file, draws()[0], torch.tensor([0, 500, 999]))
+    import_denoiser(file, tmp_path / "out", image_size=16)
+
+    def forward(x, t, anchor=None, w=1.0):
+        return network(x, t) if anchor is None else network.forward_with_anchor(x, t, anchor, w)
+
+    compare(forward, load_denoiser(tmp_path / "out")[0])
+
+
+@pytest.mark.parametrize("authors", ["unet_condition"], indirect=True)
+def test_what_their_conditional_script_saves_is_imported(authors, tmp_path):
+    torch.manual_seed(0)
+    network = authors.UNet(**CONDITIONAL, dropout=0.1)
+    network.load_state_dict(conditional_weights(**CONDITIONAL))
+    assert listing(network.state_dict()) == LISTINGS["unet_condition"]
+    t, labels = torch.tensor([0, 500, 999]), torch.tensor([0, 2, 4])
+    file = tmp_path / "ckpt_ema_199_.pt"
+    network = as_their_script_saves(network, file, draws()[0], t, labels)
+    import_denoiser(file, tmp_path / "out", image_size=16, beta_end=0.028)
+    compare_conditional(network, load_denoiser(tmp_path / "out")[0])
+
+
+def test_weights_among_other_things_and_under_longer_names_are_the_same(tmp_path):
+    state = weights(**SMALL)
+    expected = convert_unet(state, 16).state_dict()
+    longer = {f"module.model.{name}": value for name, value in state.items()}
+    other = weights(**SMALL, seed=8)
+    for number, content in enumerate(
+        [longer, {"epoch": 3, "state_dict": state}, {"model": other, "ema_model": longer}]
+    ):
+        torch.save(content, tmp_path / f"{number}.pt")
+        import_denoiser(tmp_path / f"{number}.pt", tmp_path / f"out{number}", image_size=16)
+        found = load_denoiser(tmp_path / f"out{number}")[0].state_dict()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("make", [weights, conditional_weights])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_converted_to_float32(make, dtype):
+    settings = SMALL if make is weights else CONDITIONAL
+    state = make(**settings)
+    narrow = {name: value.to(dtype) if value.ndim else value for name, value in state.items()}
+    wide = {name: value.float() for name, value in narrow.items()}
+    if make is weights:  # its table is known exactly
+        wide["time_embedding.timembedding.0.weight"] = state["time_embedding.timembedding.0.weight"]
+    found, expected = convert_unet(narrow, 16), convert_unet(wide, 16).state_dict()
+    assert found.config.time_embedding_type == ("positional" if make is weights else "learned")
+    for name, value in found.state_dict().items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5)
+
+
 def test_a_class_conditional_file_draws_by_label(tmp_path):
     torch.save(conditional_weights(**CONDITIONAL), tmp_path / "ckpt.pt")
     import_denoiser(tmp_path / "ckpt.pt", tmp_path / "out", image_size=16, beta_end=0.028)
@@ -388,10 +478,23 @@ def test_files_that_are_refused(tmp_path):
     state = weights(**SMALL)
     refused(b"not a checkpoint", "not a checkpoint that torch can read")
     refused({"epoch": 3}, "holds no state dict")
+    refused({"state_dict": {"epoch": 3}}, "holds no state dict")
     refused({"weight": torch.ones(1)}, "not the weights of the authors' UNet")
     refused({**state, "extra.weight": torch.ones(1)}, "no place for, extra.weight")
     refused({k: v for k, v in state.items() if k != "encoder.head.weight"}, "conv_in.weight")
     refused({**state, "cond_embedding.condEmbedding.0.weight": torch.ones(1)}, "condEmbedding.1")
+    head = state["encoder.head.weight"]
+    for odd in (
+        head * float("nan"),
+        head.int(),
+        torch.zeros(()).expand(head.shape),
+        head.to_sparse(),
+    ):
+        refused(
+            {**state, "encoder.head.weight": odd}, "encoder.head.weight in .* no tensor of finite"
+        )
+    far = f"encoder.downblocks.{10**12}.main.weight"
+    refused({**state, far: head}, "without those before it")
     refused(state, "cannot be halved 2 times", image_size=18)
     refused(state, "Betas from 0.0001 to 2 ", beta_end=2.0)
     with pytest.raises(ClspError, match="There is no file"):

@@ -1,5 +1,9 @@
 """Checkpoints of the authors' scripts: their network from its weights, or a clear refusal."""
 
+import importlib
+import os
+import sys
+
 import pytest
 import torch
 import torchvision
@@ -43,6 +47,33 @@ def test_authors_network_gives_the_same_features(tmp_path, name, size, dataset):
     assert checkpoint == file
     assert record_path(file) == tmp_path / "simclr_clsp.record.json"  # several share a folder
     assert "mean" in args["data"] or dataset != "cifar10"
+
+
+def test_the_authors_own_networks(tmp_path, monkeypatch):
+    """With CLSP_DIR, a clone of their code: what its ``train_*.py`` make and save."""
+    folder = os.environ.get("CLSP_DIR")
+    if not folder:
+        pytest.skip("CLSP_DIR does not name a clone of the authors' code")
+    monkeypatch.syspath_prepend(folder)
+    before = set(sys.modules)
+    try:
+        theirs = importlib.import_module("utils.utils")
+        for name, size, dataset in [
+            ("resnet18", "small", "cifar10"), ("resnet50", "small", "cifar100"),
+            ("resnet18", "mid", "stl10"), ("resnet101", "big", "custom"),
+        ]:  # fmt: skip
+            model = theirs.get_resnet(name, size, "mlp", feat_dim=8, hidden_dim=32)
+            model.train()(torch.randn(4, 3, 32, 32))  # its batch norms have counted
+            torch.save(nn.DataParallel(model).module.state_dict(), tmp_path / "ckpt_999.pt")
+            backbone, _, _ = load_backbone(tmp_path / "ckpt_999.pt", {"dataset": dataset})
+            model.fc = nn.Identity()
+            images = torch.randn(2, 3, 64, 64)
+            with torch.no_grad():
+                torch.testing.assert_close(backbone.eval()(images), model.eval()(images))
+    finally:  # their packages have names that others may have too
+        for name in set(sys.modules) - before:
+            if name.split(".")[0] in ("utils", "models"):
+                del sys.modules[name]
 
 
 def test_what_the_weights_do_not_say_has_to_be_given(tmp_path):
