@@ -86,16 +86,21 @@ def _package() -> Path:
 
 
 @cache
-def public(name: str) -> Any:
-    """A public name of the package, in whichever module it is defined."""
-    defined = re.compile(rf"^(?:def {name}\(|class {name}\b|{name}\b.* = )", re.MULTILINE)
-    for file in sorted(_package().rglob("*.py")):
-        if defined.search(file.read_text()):
+def public(*names: str) -> Any:
+    """A public name of the package, in whichever module it is defined: the first that there is.
+
+    Args:
+        names: today's, then those that the same had in commits that are compared with.
+    """
+    files = {file: file.read_text() for file in sorted(_package().rglob("*.py"))}
+    for name in names:
+        defined = re.compile(rf"^(?:def {name}\(|class {name}\b|{name}\b.* = )", re.MULTILINE)
+        for file in (file for file, text in files.items() if defined.search(text)):
             parts = file.relative_to(_package().parent).with_suffix("").parts
             module = importlib.import_module(".".join(parts).removesuffix(".__init__"))
             if name in getattr(module, "__all__", ()):
                 return getattr(module, name)
-    raise LookupError(f"clsp_plugin has no public {name}")
+    raise LookupError(f"clsp_plugin has no public {' nor '.join(names)}")
 
 
 def _clsp(*arguments: str) -> None:
@@ -155,7 +160,7 @@ def images() -> Numbers:
     )
     loaded = public("load_images")({**_DIGITS, "image_size": 16}, "train")
     return {
-        "resized": _digest([public("resized")(photographs, 16)]),
+        "resized": _digest([public("squares", "resized")(photographs, 16)]),
         "mean and deviation": [float(value) for values in statistics for value in values],
         "targets": loaded.targets.tolist(),
         "pixels": _digest([loaded.images]),
