@@ -93,7 +93,7 @@ def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[
         while True:
             free = True
             try:
-                number = os.open(path, mode)
+                number = os.open(path, mode, 0o666)
             except FileNotFoundError:
                 if not shared:
                     raise
