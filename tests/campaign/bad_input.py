@@ -1,0 +1,2 @@
+def bad_input(base, random_, where, only=None):
+    raise NotImplementedError
