@@ -50,7 +50,9 @@ def main() -> int:
             print(f"round {this}: {said}", flush=True)
         except Broken as error:
             broken += 1
-            print(f"round {this}: BROKEN: {error}\n  {repeat} --round {this}\n  {where}", flush=True)
+            print(
+                f"round {this}: BROKEN: {error}\n  {repeat} --round {this}\n  {where}", flush=True
+            )
         else:
             if options.round is None:
                 shutil.rmtree(where.parent)

@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from clsp_plugin import cli
 __all__ = ["Broken", "Running", "Told", "check_told", "run", "start", "warm"]
 
 _REFUSED = 2
+_ROOM = 16 * 2**30  # bytes
 _HEAVY = (
     "clsp_plugin.benchmark.bench", "clsp_plugin.benchmark.unit", "clsp_plugin.diffusion.verbs",
     "clsp_plugin.engine.pretrain", "clsp_plugin.evaluation.finetune", "diffusers",
@@ -55,6 +57,8 @@ def _body(words: Sequence[str], folder: Path, log: Path) -> None:
     """What a child does; ``unit FILE`` is one unit of a suite, all else is ``clsp``."""
     os.setpgid(0, 0)
     os.chdir(folder)
+    resource.setrlimit(resource.RLIMIT_AS, (_ROOM, _ROOM))  # odd numbers may ask for all there is
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_ROOM // 8, _ROOM // 8))
     for number, name in ((1, "out"), (2, "err")):
         file = os.open(log / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)

@@ -24,7 +24,7 @@ def kill(base: Base, random_: random.Random, where: Path, only: str | None = Non
     whole, log = base.undisturbed(work)[1], where.with_name("log")
     base.copy(work, where)
     kills = random_.randint(1, _MOST_KILLS)
-    moments, done = [], 0
+    moments = []
     for words in work.commands:
         for _ in range(kills):
             moment = random_.uniform(0, whole / len(work.commands))
@@ -35,7 +35,6 @@ def kill(base: Base, random_: random.Random, where: Path, only: str | None = Non
                 check_told(told, refusable=False)
             moments.append(f"{moment:.2f}")
         base.command(words, where)
-        done += 1
     base.check(work, where)
     for words in work.commands:  # done, and said so
         base.command(words, where)

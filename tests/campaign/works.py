@@ -17,10 +17,10 @@ from tests.campaign.commands import Broken, Told, check_told, run
 __all__ = ["WORKS", "Base", "Work"]
 
 RUNS = Path("trained_models")
-_RUN = RUNS / "clsp_simclr"
-_OF_RUN = f"pretrained_feature_extractor={_RUN}"
-_STORE = Path("candidates/digits")
-_DENOISER = Path("denoisers/digits")
+RUN = RUNS / "clsp_simclr"
+_OF_RUN = f"pretrained_feature_extractor={RUN}"
+STORE = Path("candidates/digits")
+DENOISER_FOLDER = Path("denoisers/digits")
 _UNIT = Path("suite.yaml")
 TINY = (
     "data.num_train=48", "data.num_val=20", "backbone.kwargs.channels=[8,8,8,8]",
@@ -76,15 +76,15 @@ def _weights(state: dict[str, torch.Tensor]) -> str:
     return summed.hexdigest()[:16]
 
 
-def _store(folder: Path) -> dict[str, str]:
+def store(folder: Path) -> dict[str, str]:
     """Every file of a store: all bytes."""
-    files = (file for file in (folder / _STORE).iterdir() if file.is_file())
+    files = (file for file in (folder / STORE).iterdir() if file.is_file())
     return {f"bytes of {file.name}": _hash(file.read_bytes()) for file in files}
 
 
 def _denoiser(folder: Path) -> dict[str, str]:
-    (file,) = (folder / _DENOISER / "unet").glob("*.safetensors")
-    files = (file for file in (folder / _DENOISER).rglob("*") if file.is_file())
+    (file,) = (folder / DENOISER_FOLDER / "unet").glob("*.safetensors")
+    files = (file for file in (folder / DENOISER_FOLDER).rglob("*") if file.is_file())
     names = " ".join(sorted(str(file.relative_to(folder)) for file in files))
     return {"weights of the denoiser": _weights(load_file(file)), "files of the denoiser": names}
 
@@ -95,7 +95,7 @@ def _evaluations(record: dict) -> str:
     return json.dumps(sorted(told, key=json.dumps), sort_keys=True)
 
 
-def _runs(folder: Path) -> dict[str, str]:
+def runs(folder: Path) -> dict[str, str]:
     """Weights, curve and evaluations of every run; two that are the same are one."""
     out = {}
     for file in (folder).rglob("record.json"):
@@ -122,11 +122,11 @@ def _figures(folder: Path) -> dict[str, str]:
     return {"figures": " ".join(sorted(file.name for file in files))}
 
 
-def _forget(folder: Path) -> None:
+def forget(folder: Path) -> None:
     """A run without a record and without features, as another program's checkpoint is."""
-    for file in (folder / _RUN).glob("*/record.json"):
+    for file in (folder / RUN).glob("*/record.json"):
         file.unlink()
-    for kept in (folder / _RUN).glob("*/features"):
+    for kept in (folder / RUN).glob("*/features"):
         shutil.rmtree(kept)
 
 
@@ -140,12 +140,12 @@ def _describe_unit(folder: Path) -> None:
 WORKS = {
     work.name: work
     for work in (
-        Work("generate", (GENERATE,), (_DENOISER,), _store),
-        Work("pretrain", (PRETRAIN,), (_STORE,), _runs),
+        Work("generate", (GENERATE,), (DENOISER_FOLDER,), store),
+        Work("pretrain", (PRETRAIN,), (STORE,), runs),
         Work("denoiser", (DENOISER,), (), _denoiser),
-        Work("knn", (KNN, LINEAR), (_RUN,), _runs, _forget),
-        Work("figures", (FIGURES,), (_RUN,), _figures),
-        Work("unit", (("unit", "unit/unit.json"),), (), _runs, _describe_unit),
+        Work("knn", (KNN, LINEAR), (RUN,), runs, forget),
+        Work("figures", (FIGURES,), (RUN,), _figures),
+        Work("unit", (("unit", "unit/unit.json"),), (), runs, _describe_unit),
     )
 }
 
@@ -172,13 +172,13 @@ class Base:
         place.mkdir(parents=True, exist_ok=True)
         if (place / needed).exists():
             return
-        if needed == _DENOISER:
+        if needed == DENOISER_FOLDER:
             self.command(DENOISER, place)
-        elif needed == _STORE:
-            self._make(_DENOISER)
+        elif needed == STORE:
+            self._make(DENOISER_FOLDER)
             self.command(GENERATE, place)
         else:
-            self._make(_STORE)
+            self._make(STORE)
             for words in (PRETRAIN, KNN, LINEAR):
                 self.command(words, place)
 
