@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["damage"]
+__all__ = ["damage", "flip"]
 
 _ODD = (
     None, True, [], {}, "", "x", "../x", "ä\n", "${oc.env:HOME}", "javascript:1", -1, 0, 0.5, 2**63,
@@ -17,7 +17,7 @@ _ODD = (
 _DEPTH = 300_000
 
 
-def _flip(file: Path, random_: random.Random) -> str:
+def flip(file: Path, random_: random.Random) -> str:
     """One bit of one byte."""
     content = bytearray(file.read_bytes())
     place = random_.randrange(len(content))
@@ -129,7 +129,7 @@ def _yaml(file: Path, random_: random.Random) -> str:
     return f"line {number + 1}: {kind}, {lines[min(number, len(lines) - 1)][:60]!r}"
 
 
-_ANY = (_flip, _flip, _truncate, _append, _noise, _replace, _absent, _stranger)
+_ANY = (flip, flip, _truncate, _append, _noise, _replace, _absent, _stranger)
 _ALSO: dict[str, tuple[Callable[[Path, random.Random], str], ...]] = {
     ".json": (_json,) * 8,
     ".yaml": (_yaml,) * 8,
