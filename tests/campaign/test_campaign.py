@@ -1,11 +1,16 @@
 """A few rounds of each campaign, and that they see what is broken."""
 
 import random
+import re
+import shlex
 import stat
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.campaign import __main__ as campaign
 from tests.campaign import commands, damage
 from tests.campaign.bad_input import bad_input
 from tests.campaign.commands import Broken, Told, check_told
@@ -47,7 +52,7 @@ def test_a_result_that_is_not_the_same_is_seen(base, tmp_path):
     base.check(work, where)
     shard = next(where.rglob("shard-*.npy"))
     (shard.parent / "x.tmp").touch()
-    with pytest.raises(Broken, match="x.tmp"):
+    with pytest.raises(Broken, match=r"x\.tmp"):
         base.check(work, where)
     (shard.parent / "x.tmp").unlink()
     damage.flip(shard, random.Random(0))
@@ -101,3 +106,32 @@ def test_every_damage_is_one(tmp_path, suffix):
         told.add(damage.damage(file, drawn))
         assert seen(file.parent) != before
     assert len(told) > 20
+
+
+PAGE = (Path(__file__).parents[2] / "docs/breaking.md").read_text()
+
+
+def test_the_page_s_commands(monkeypatch, capsys):
+    (block,) = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    lines = [shlex.split(line) for line in block.splitlines()]
+    assert [words[3] for words in lines] == list(campaign.ROUNDS)
+    for words in lines:
+        assert words[:3] == ["python", "-m", "tests.campaign"]
+        monkeypatch.setattr(sys, "argv", [*words[2:], "--minutes", "0"])
+        assert campaign.main() == 0
+        assert capsys.readouterr().out == "0 rounds, 0 broken\n"
+
+
+def test_what_breaks_is_told_with_the_command_that_repeats_it(monkeypatch, capsys, tmp_path):
+    def breaks(base, drawn, where, only):
+        raise Broken(f"{drawn.random()} of {only}")
+
+    monkeypatch.setattr(campaign, "ROUNDS", {"kill": breaks})
+    monkeypatch.setattr(campaign.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["x", "kill", "--seed", "4", "--only", "knn", "--round", "3"])
+    assert campaign.main() == 1
+    first = capsys.readouterr().out
+    assert "python -m tests.campaign kill --seed 4 --only knn --round 3" in first
+    assert "1 rounds, 1 broken" in first
+    assert campaign.main() == 1
+    assert capsys.readouterr().out == first  # the same numbers are drawn
