@@ -57,6 +57,13 @@ def test_what_no_number_may_be_is_refused(schema, key, many, value):
     assert key.rpartition(".")[2] in str(told.value)
 
 
+@pytest.mark.parametrize(("schema", "key"), [one[:2] for one in _ALL if one[2]])
+@pytest.mark.parametrize("value", [[[]], [[1]], [{}], {"a": 1}, [None, {}]])
+def test_what_no_list_of_numbers_may_be_is_refused(schema, key, value):
+    with pytest.raises(ClspError, match=key.split(".")[0]):
+        typed(_filled(schema, _block(key, value)), schema)
+
+
 def _filled(schema, given):
     """With a value for all that has no default."""
     needed = {

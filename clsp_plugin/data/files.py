@@ -3,12 +3,27 @@
 import contextlib
 import errno
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["locked", "unfinished", "write_text", "write_whole"]
+from clsp_plugin.errors import ClspError
+
+__all__ = ["check_regular", "locked", "unfinished", "write_text", "write_whole"]
+
+
+def check_regular(path: Path) -> None:
+    """Refuse, without opening it, what only has a file's name: a pipe would wait for ever.
+
+    Raises:
+        ClspError: it is a pipe, a socket or a device.
+        OSError: the system does not say.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ClspError(f"{path} is not a file but a pipe, a socket or a device; remove it.")
 
 
 def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:

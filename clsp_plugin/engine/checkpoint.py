@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from clsp_plugin.data.files import write_text
+from clsp_plugin.data.files import check_regular, write_text
 from clsp_plugin.data.json_files import checked, read_json
 from clsp_plugin.engine.config import Stem
 from clsp_plugin.engine.lock import alone
@@ -151,6 +151,7 @@ def read_checkpoint(path: Path, *, foreign: Any = None) -> Any:
         ClspError: it is damaged, cut off, no checkpoint, or has such classes.
         OSError: the system does not let it be read.
     """
+    check_regular(path)
     with open(path, "rb") as file:  # an error of the system is told as such
         if not file.read(1):
             raise ClspError(f"{path} is not a readable checkpoint (it is empty); {_ADVICE}")

@@ -256,11 +256,7 @@ def typed(cfg: Mapping[str, Any] | DictConfig, schema: type, extra: set[str] = f
         raise ClspError(f"The configuration cannot be resolved: {_first_line(error)}") from error
     _refuse_unknown(given, schema, "", extra)
     own = {key: value for key, value in given.items() if key not in extra}
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), _without_none(own))
-    except OmegaConfBaseException as error:
-        where = getattr(error, "full_key", None)
-        raise ClspError(f"{f'{where}: ' if where else ''}{_first_line(error)}") from error
+    merged = _merged(schema, _without_none(own))
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise ClspError(f"{', '.join(missing)} is not set; give it in the YAML or as key=value.")
@@ -269,14 +265,40 @@ def typed(cfg: Mapping[str, Any] | DictConfig, schema: type, extra: set[str] = f
     return OmegaConf.create({**out, **{k: v for k, v in given.items() if k in extra}})
 
 
+def _merged(schema: type, given: Mapping[str, Any]) -> DictConfig:
+    """A schema's defaults with what was given.
+
+    Raises:
+        ClspError: a value of another type, with its key.
+    """
+    try:
+        return OmegaConf.merge(OmegaConf.structured(schema), given)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        # OmegaConf says int()'s own words of a list in a list, and of a mapping for a list no key
+        where = getattr(error, "full_key", None)
+        if not where and len(given) > 1:
+            for key, value in given.items():
+                _merged(schema, {key: value})
+        where = where or next(iter(given))
+        raise ClspError(f"{where}: {_first_line(error)}") from error
+
+
 def _check_rules(values: Mapping[str, Any], schema: type, prefix: str) -> None:
     """Every number is finite, and every value keeps the rule of its field."""
     for one in fields(schema):
         value, nested = values[one.name], _schema_of(schema, one.name)
         if nested is not None and isinstance(value, Mapping):
             _check_rules(value, nested, f"{prefix}{one.name}.")
-        else:
-            check_value(f"{prefix}{one.name}", value, one.metadata.get("rule", Rule()))
+            continue
+        hint = get_type_hints(schema)[one.name]
+        nests = isinstance(value, list) and any(isinstance(part, (list, dict)) for part in value)
+        if nests and _is_list_of_numbers(hint):  # OmegaConf takes it
+            raise ClspError(f"{prefix}{one.name}={short(value)} is not a list of numbers.")
+        check_value(f"{prefix}{one.name}", value, one.metadata.get("rule", Rule()))
+
+
+def _is_list_of_numbers(hint: Any) -> bool:
+    return any(kind in (list[int], list[float]) for kind in (hint, *get_args(hint)))
 
 
 def _without_none(given: Any) -> Any:

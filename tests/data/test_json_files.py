@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clsp_plugin.data.json_files import checked, read_json
+from clsp_plugin.engine.checkpoint import read_checkpoint
 from clsp_plugin.errors import ClspError
 
 
@@ -85,3 +87,11 @@ def test_any_content_is_a_shelf_or_refused(content):
     assert all(type(book) is str for book in shelf.books)
     assert type(shelf.width) in (int, float)
     assert not math.isnan(shelf.width)
+
+
+@pytest.mark.parametrize("read", ["json", "checkpoint"])
+def test_a_pipe_is_not_waited_for(tmp_path, read):
+    path = tmp_path / "a"
+    os.mkfifo(path)
+    with pytest.raises(ClspError, match="a is not a file but a pipe"):
+        read_json(path, dict, "a note", "remove it") if read == "json" else read_checkpoint(path)

@@ -1,0 +1,160 @@
+"""Commands as processes of their own, forked from this one: no start costs the import of torch."""
+
+import importlib
+import io
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clsp_plugin import cli
+
+__all__ = ["Broken", "Running", "Told", "check_told", "run", "start", "warm"]
+
+_REFUSED = 2
+_ROOM = 16 * 2**30  # bytes
+_HEAVY = (
+    "clsp_plugin.benchmark.bench", "clsp_plugin.benchmark.unit", "clsp_plugin.diffusion.verbs",
+    "clsp_plugin.engine.pretrain", "clsp_plugin.evaluation.finetune", "diffusers",
+    "clsp_plugin.evaluation.verbs", "hydra", "matplotlib.backends.backend_svg", "sklearn.manifold",
+)  # fmt: skip
+
+
+class Broken(AssertionError):
+    """Something that must hold does not."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a command ended.
+
+    Attributes:
+        code: the exit code; below 0 the signal that ended it, None if it took too long.
+        out, err: what it printed.
+        seconds: it took.
+    """
+
+    code: int | None
+    out: str
+    err: str
+    seconds: float
+
+
+def warm() -> None:
+    """Import in this process what the commands of its children would import one by one."""
+    for name in _HEAVY:
+        importlib.import_module(name)
+    from diffusers import DDPMPipeline, UNet2DModel  # noqa: F401  loaded only when asked for
+
+
+def _body(words: Sequence[str], folder: Path, log: Path) -> None:
+    """What a child does; ``unit FILE`` is one unit of a suite, all else is ``clsp``."""
+    os.setpgid(0, 0)
+    os.chdir(folder)
+    resource.setrlimit(resource.RLIMIT_AS, (_ROOM, _ROOM))  # odd numbers may ask for all there is
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_ROOM // 8, _ROOM // 8))
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(log / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, number)
+        setattr(sys, f"std{name}", io.TextIOWrapper(io.FileIO(number, "w", closefd=False)))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    code = 1
+    try:
+        if words[0] == "unit":
+            code = importlib.import_module("clsp_plugin.benchmark.unit").main(list(words[1:]))
+        else:
+            sys.argv = ["clsp", *words]
+            cli.main()
+            code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # nothing of the parent's is ended here
+
+
+class Running:
+    """A command that was started; see :func:`start`."""
+
+    def __init__(self, words: Sequence[str], folder: Path, log: Path) -> None:
+        log.mkdir(parents=True, exist_ok=True)
+        for name in ("out", "err"):
+            (log / name).unlink(missing_ok=True)
+        self._log, self._began = log, time.monotonic()
+        context = multiprocessing.get_context("fork")
+        self._process = context.Process(target=_body, args=(words, folder, log))
+        self._process.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait for so long, or until it has ended."""
+        self._process.join(seconds)
+
+    def kill(self, after: float = 0.0) -> Told:
+        """SIGKILL the process, and it alone, after some seconds, if it has not ended by then."""
+        self._process.join(after)
+        self._process.kill()
+        return self._end()
+
+    def wait(self, seconds: float) -> Told:
+        """Until it ends; with the processes it has started, it is killed when it takes longer."""
+        self._process.join(seconds)
+        late = self._process.is_alive()
+        if late:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        told = self._end()
+        return Told(None, told.out, told.err, told.seconds) if late else told
+
+    def _end(self) -> Told:
+        self._process.join()
+        seconds = time.monotonic() - self._began
+        texts = []
+        for name in ("out", "err"):
+            file = self._log / name
+            texts.append(file.read_text(errors="replace") if file.exists() else "")
+        return Told(self._process.exitcode, *texts, seconds)
+
+
+def start(words: Sequence[str], folder: Path, log: Path) -> Running:
+    """Begin a command.
+
+    Args:
+        words: what follows ``clsp``, or ``unit`` and the file that describes a unit of a suite.
+        folder: in which it runs.
+        log: folder for what it prints; of each process that runs at a time another one.
+    """
+    return Running(words, folder, log)
+
+
+def run(words: Sequence[str], folder: Path, log: Path, seconds: float = 120) -> Told:
+    """Run a command to its end, or for so many seconds."""
+    return start(words, folder, log).wait(seconds)
+
+
+def check_told(told: Told, refusable: bool = True) -> None:
+    """Check that a command ended well, or with one sentence.
+
+    Raises:
+        Broken: it did not.
+    """
+    if told.code == 0:
+        return
+    if told.code is None:
+        raise Broken(f"hangs: after {told.seconds:.0f} s it had not ended")
+    if "Traceback" in told.err or "Traceback" in told.out:
+        raise Broken(f"traceback: {told.err.strip().splitlines()[-1][:300]}")
+    if told.code != _REFUSED:
+        raise Broken(f"ends with exit code {told.code}: {told.err[-300:]!r}")
+    sentences = re.findall(r"^clsp[\w -]*: .*", told.err, re.MULTILINE)
+    if len(sentences) != 1:
+        raise Broken(f"says {len(sentences)} sentences: {told.err[-600:]!r}")
+    if not refusable:
+        raise Broken(f"refuses: {sentences[0][:400]}")
