@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from clsp_plugin.data.files import check_regular
 from clsp_plugin.errors import ClspError
 
 __all__ = ["checked", "read_json"]
@@ -67,9 +68,10 @@ def read_json(path: str | Path, kind: type[T], what: str, advice: str) -> T:
         advice: what to do where it is not.
 
     Raises:
-        ClspError: it is damaged, or its content has other types.
+        ClspError: it is no file, damaged, or its content has other types.
         OSError: the system does not let it be read, which says nothing about its content.
     """
+    check_regular(path)
     content = Path(path).read_bytes()
     try:
         content = json.loads(content.decode(), parse_constant=_not_a_number)

@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from clsp_plugin.data.files import write_text
+from clsp_plugin.data.files import check_regular, write_text
 from clsp_plugin.data.json_files import checked, read_json
 from clsp_plugin.engine.config import Stem
 from clsp_plugin.engine.lock import alone
@@ -151,6 +151,7 @@ def read_checkpoint(path: Path, *, foreign: Any = None) -> Any:
         ClspError: it is damaged, cut off, no checkpoint, or has such classes.
         OSError: the system does not let it be read.
     """
+    check_regular(path)
     with open(path, "rb") as file:  # an error of the system is told as such
         if not file.read(1):
             raise ClspError(f"{path} is not a readable checkpoint (it is empty); {_ADVICE}")
@@ -178,11 +179,22 @@ def read_checkpoint(path: Path, *, foreign: Any = None) -> Any:
 
 
 _ADVICE = "restore it from a copy, or delete it."
+_MOST_UNPACKED = 100  # times its size
 
 
 def _check_sums(path: Path) -> None:
-    """Check the checksums of the files in a zip, which torch does not look at."""
+    """Check the checksums of the files in a zip, which torch does not look at.
+
+    A file that says it unpacks to far more than it is would take hours and is no checkpoint: torch
+    does not compress.
+    """
     with zipfile.ZipFile(path) as file:
+        said, has = sum(entry.file_size for entry in file.infolist()), path.stat().st_size
+        if said > _MOST_UNPACKED * has:
+            raise ClspError(
+                f"{path} is not a readable checkpoint (its {has:,} bytes say that they unpack to "
+                f"{said:,}); {_ADVICE}"
+            )
         broken = file.testzip()
     if broken is not None:
         raise ClspError(f"{path} is damaged: {broken} in it does not match its checksum; {_ADVICE}")

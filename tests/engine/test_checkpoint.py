@@ -1,6 +1,7 @@
 """Checkpoints and args.json are not trusted: damage, other types and other settings are told."""
 
 import json
+import os
 import zipfile
 
 import pytest
@@ -58,6 +59,19 @@ def test_a_checkpoint_that_is_cut_off(checkpoint, size):
     checkpoint.write_bytes(checkpoint.read_bytes()[:size])
     with pytest.raises(ClspError, match=r"a-ep=1.ckpt is not a readable checkpoint .*delete it"):
         read_checkpoint(checkpoint)
+
+
+def test_a_zip_that_would_fill_the_machine_is_not_unpacked(checkpoint):
+    with zipfile.ZipFile(checkpoint, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", bytes(1 << 20))
+    with pytest.raises(ClspError, match="bytes say that they unpack to 1,048,576"):
+        read_checkpoint(checkpoint)
+
+
+def test_a_pipe_with_a_checkpoints_name_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a-ep=1.ckpt")
+    with pytest.raises(ClspError, match="not a file but a pipe"):
+        read_checkpoint(tmp_path / "a-ep=1.ckpt")
 
 
 def test_a_byte_in_a_weight_is_found_by_its_checksum(checkpoint):
