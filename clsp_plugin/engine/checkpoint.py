@@ -38,6 +38,7 @@ __all__ = [
     "load_args",
     "new_run_dir",
     "read_checkpoint",
+    "read_newest",
 ]
 
 # ruff: noqa: UP045  as OmegaConf reads Optional[...], so do the types of args.json here
@@ -175,7 +176,32 @@ def read_checkpoint(path: Path, *, foreign: Any = None) -> Any:
         if "TorchScript" in str(error):
             raise ClspError(f"{path} is a TorchScript program and no checkpoint.") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "weights_only" in reason:  # torch advises to let the file run what it likes
+            reason = "it is damaged, or has objects in it that are neither weights nor numbers"
         raise ClspError(f"{path} is not a readable checkpoint ({reason}); {_ADVICE}") from error
+
+
+def read_newest(path: str | Path, *, foreign: Any = None) -> tuple[Path, Any]:
+    """The checkpoint that a path means, and its content.
+
+    One that the training which made it replaces meanwhile is looked for again.
+
+    Args:
+        path: see :func:`find_checkpoint`.
+        foreign: see :func:`read_checkpoint`.
+
+    Raises:
+        ClspError: see both.
+        OSError: see :func:`read_checkpoint`.
+    """
+    for left in reversed(range(20)):
+        try:
+            checkpoint = find_checkpoint(path)
+            return checkpoint, read_checkpoint(checkpoint, foreign=foreign)
+        except FileNotFoundError:
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 _ADVICE = "restore it from a copy, or delete it."
