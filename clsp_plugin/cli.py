@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -631,7 +632,7 @@ def _doctor(args: list[str]) -> int:
 
 @contextmanager
 def _files_told() -> Iterator[None]:
-    """One sentence where the system refuses a file: no room, no permission, no folder."""
+    """One sentence where the system refuses a file (no room, no permission, ..) or memory."""
     try:
         yield
     except OSError as error:
@@ -641,6 +642,11 @@ def _files_told() -> Iterator[None]:
         raise ClspError(
             f"{name}{error.strerror}. What was written whole is kept; "
             f"{_REFUSALS[error.errno]}, and give the same command again."
+        ) from error
+    except MemoryError as error:
+        raise ClspError(
+            f"The memory is too small for this ({str(error) or 'the system gives no more'}); give "
+            f"fewer or smaller images, a smaller batch size or network, or a larger machine."
         ) from error
 
 
@@ -680,11 +686,29 @@ def _dispatch(argv: list[str]) -> None:
         raise ClspError(f"there is no verb {verb}{nearest(verb, {*_HYDRA_VERBS, *_PLAIN_VERBS})}")
 
 
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """Let SIGTERM end what is done as Ctrl-C does, in order; a second one ends it at once."""
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # it has no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main() -> None:
     """Entry point; bad input ends with one sentence and exit code 2."""
     streams.prepare()
     try:
-        with _files_told():
+        with _terminated(), _files_told():
             try:
                 _dispatch(sys.argv[1:])
             finally:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sys
 
 import numpy as np
@@ -44,6 +45,21 @@ def clsp(tmp_path, monkeypatch, capfd):
 def the_run(root):
     (record,) = root.glob("trained_models/*/*/record.json")
     return record.parent
+
+
+def test_a_verb_that_is_ended_before_it_trains_says_so(clsp, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "_table", lambda args: signal.raise_signal(signal.SIGTERM))
+    code, _, err = clsp("table", "runs")
+    assert (code, err) == (143, "clsp: stopped; the same command continues where it can.\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_memory_that_is_too_small_is_told(clsp, monkeypatch):
+    monkeypatch.setattr(cli, "_table", lambda args: bytes(1 << 60))
+    code, _, err = clsp("table", "runs")
+    assert code == 2
+    assert err.startswith("clsp: The memory is too small for this")
 
 
 def test_help_names_every_verb_and_every_configuration(clsp):

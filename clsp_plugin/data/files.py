@@ -14,15 +14,15 @@ from clsp_plugin.errors import ClspError
 __all__ = ["check_regular", "locked", "unfinished", "write_text", "write_whole"]
 
 
-def check_regular(path: Path) -> None:
-    """Refuse, without opening it, what only has a file's name: a pipe would wait for ever.
+def check_regular(path: str | Path) -> None:
+    """Refuse, without opening it, what only has a file's name: a pipe would be waited for.
 
     Raises:
         ClspError: it is a pipe, a socket or a device.
-        OSError: the system does not say.
+        OSError: it is not there, or the system does not let it be looked at.
     """
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder the system has a word itself
         raise ClspError(f"{path} is not a file but a pipe, a socket or a device; remove it.")
 
 
@@ -58,6 +58,7 @@ def write_text(target: Path, text: str) -> None:
     """
     content = text.encode()
     try:
+        check_regular(target)
         if target.read_bytes() == content:
             return
     except OSError:  # absent, or not readable, which writing will tell

@@ -68,10 +68,10 @@ def read_json(path: str | Path, kind: type[T], what: str, advice: str) -> T:
         advice: what to do where it is not.
 
     Raises:
-        ClspError: it is damaged, no file, or its content has other types.
+        ClspError: it is no file, damaged, or its content has other types.
         OSError: the system does not let it be read, which says nothing about its content.
     """
-    check_regular(Path(path))
+    check_regular(path)
     content = Path(path).read_bytes()
     try:
         content = json.loads(content.decode(), parse_constant=_not_a_number)

@@ -38,6 +38,7 @@ __all__ = [
     "load_args",
     "new_run_dir",
     "read_checkpoint",
+    "read_newest",
 ]
 
 # ruff: noqa: UP045  as OmegaConf reads Optional[...], so do the types of args.json here
@@ -175,15 +176,51 @@ def read_checkpoint(path: Path, *, foreign: Any = None) -> Any:
         if "TorchScript" in str(error):
             raise ClspError(f"{path} is a TorchScript program and no checkpoint.") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "weights_only" in reason:  # torch advises to let the file run what it likes
+            reason = "it is damaged, or has objects in it that are neither weights nor numbers"
         raise ClspError(f"{path} is not a readable checkpoint ({reason}); {_ADVICE}") from error
 
 
+def read_newest(path: str | Path, *, foreign: Any = None) -> tuple[Path, Any]:
+    """The checkpoint that a path means, and its content.
+
+    One that the training which made it replaces meanwhile is looked for again.
+
+    Args:
+        path: see :func:`find_checkpoint`.
+        foreign: see :func:`read_checkpoint`.
+
+    Raises:
+        ClspError: see both.
+        OSError: see :func:`read_checkpoint`.
+    """
+    for left in reversed(range(20)):
+        try:
+            checkpoint = find_checkpoint(path)
+            return checkpoint, read_checkpoint(checkpoint, foreign=foreign)
+        except FileNotFoundError:
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
 _ADVICE = "restore it from a copy, or delete it."
+_MOST_UNPACKED = 100  # times its size
 
 
 def _check_sums(path: Path) -> None:
-    """Check the checksums of the files in a zip, which torch does not look at."""
+    """Check the checksums of the files in a zip, which torch does not look at.
+
+    A file that says it unpacks to far more than it is would take hours and is no checkpoint: torch
+    does not compress.
+    """
     with zipfile.ZipFile(path) as file:
+        said, has = sum(entry.file_size for entry in file.infolist()), path.stat().st_size
+        if said > _MOST_UNPACKED * has:
+            raise ClspError(
+                f"{path} is not a readable checkpoint (its {has:,} bytes say that they unpack to "
+                f"{said:,}); {_ADVICE}"
+            )
         broken = file.testzip()
     if broken is not None:
         raise ClspError(f"{path} is damaged: {broken} in it does not match its checksum; {_ADVICE}")

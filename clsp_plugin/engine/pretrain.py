@@ -21,7 +21,7 @@ from clsp_plugin.data.splits import load_splits
 from clsp_plugin.engine.checkpoint import Checkpointer, load_args, read_checkpoint
 from clsp_plugin.engine.config import parse_cfg, trainer_kwargs
 from clsp_plugin.engine.progress import Bar, History, quiet
-from clsp_plugin.engine.record import RECORD, Record, environment
+from clsp_plugin.engine.record import RECORD, Record, check_record, environment
 from clsp_plugin.engine.resume import Resumed, Start, find_start
 from clsp_plugin.engine.trainer import Finite, fit, new_trainer
 from clsp_plugin.errors import ClspError
@@ -73,8 +73,8 @@ def pretrain(
         position: the bar's line, where several processes show one each.
 
     Raises:
-        ClspError: anything about the configuration, the images or the candidates that is wrong,
-            before a file is written.
+        ClspError: anything about the configuration, the images, the candidates or the record of a
+            run that is gone on from that is wrong, before a file is written.
     """
     check_launch()
     cfg = parse_cfg(given, METHODS)
@@ -85,6 +85,7 @@ def pretrain(
     cfg.data.mean, cfg.data.std = channel_statistics(cfg.data, cfg.augmentations)
     with ExitStack() as held:
         start = find_start(cfg, {"images": train.identity}, held)
+        check_record(start.run_dir / RECORD)
         if start.complete:
             print(f"Already complete: {start.checkpoint} (auto_resume.enabled=False trains anew).")
             return _complete(cfg, start, train)

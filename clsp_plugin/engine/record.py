@@ -29,6 +29,7 @@ __all__ = [
     "RECORD",
     "Record",
     "add_evaluation",
+    "check_record",
     "environment",
     "evaluated_on",
     "find_records",
@@ -115,7 +116,7 @@ class Record:
         """
         from clsp_plugin.engine.record_types import RecordFile
 
-        advice = "restore it, or evaluate the checkpoint again without it"
+        advice = "restore it, or move it away and give the command again"
         try:
             content = read_json(path, dict[str, Any], "a readable record", advice)
         except FileNotFoundError as error:
@@ -168,6 +169,19 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(
         json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
     ).hexdigest()
+
+
+def check_record(path: Path) -> None:
+    """Look at a record before the work whose outcome is put into it.
+
+    Args:
+        path: of it; there may be none yet.
+
+    Raises:
+        ClspError: see :meth:`Record.load`.
+    """
+    if path.exists():
+        Record.load(path)
 
 
 def add_evaluation(
@@ -305,7 +319,10 @@ def _files(path: Path) -> list[Path]:
         return [path]
     walked = os.walk(path, onerror=_raise)  # which else passes over what it may not read
     return sorted(
-        Path(folder, name) for folder, _, names in walked for name in names if name.endswith(RECORD)
+        Path(folder, name)
+        for folder, folders, files in walked
+        for name in (*folders, *files)  # a folder in a record's place is told when it is read
+        if name.endswith(RECORD)
     )
 
 

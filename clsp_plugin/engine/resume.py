@@ -31,6 +31,7 @@ from clsp_plugin.engine.checkpoint import (
     load_args,
     new_run_dir,
     read_checkpoint,
+    read_newest,
 )
 from clsp_plugin.engine.lock import alone, is_first
 from clsp_plugin.engine.record import RECORD
@@ -128,7 +129,7 @@ def _say(text: str) -> None:
 def _done(content: Any, checkpoint: Path) -> int:
     """Epochs that a checkpoint has behind it."""
     epoch = content.get("epoch") if isinstance(content, dict) else None
-    if not isinstance(epoch, int):
+    if type(epoch) is not int or epoch < 0:
         raise ClspError(f"{checkpoint} is not a checkpoint of a training: it has no epoch.")
     return epoch + 1
 
@@ -162,15 +163,10 @@ def _newest(cfg: DictConfig, identity: Mapping[str, Any], besides: Path | None) 
 
 def _replaced(run_dir: Path) -> tuple[Path, Any] | None:
     """The checkpoint that took the place of one that was found in a directory."""
-    for _ in range(20):
-        try:
-            checkpoint = find_checkpoint(run_dir)
-            return checkpoint, read_checkpoint(checkpoint)
-        except FileNotFoundError:
-            continue
-        except ClspError:
-            break
-    return None
+    try:
+        return read_newest(run_dir)
+    except (ClspError, FileNotFoundError):
+        return None
 
 
 def _of_settings(cfg: DictConfig) -> Iterator[Path]:
@@ -220,8 +216,8 @@ def _of_others(content: Any, identity: Mapping[str, Any]) -> list[str]:
 
 def _named(cfg: DictConfig, identity: Mapping[str, Any]) -> Start:
     """The start at ``resume_from_checkpoint``, if it fits the configuration."""
-    checkpoint = find_checkpoint(cfg.resume_from_checkpoint)
-    content, args = read_checkpoint(checkpoint), load_args(checkpoint.parent)
+    checkpoint, content = read_newest(cfg.resume_from_checkpoint)
+    args = load_args(checkpoint.parent)
     check_bound(args, content, checkpoint)
     other = _of_others(content, identity)
     if other:

@@ -10,9 +10,8 @@ from torch import nn
 from clsp_plugin.engine.checkpoint import (
     ARGS,
     check_bound,
-    find_checkpoint,
     load_args,
-    read_checkpoint,
+    read_newest,
 )
 from clsp_plugin.engine.foreign import check_args
 from clsp_plugin.errors import ClspError
@@ -43,8 +42,7 @@ def load_backbone(
             Classes and functions that a checkpoint names are neither needed nor called. An
             ``args.json`` that asks for other files, see ``engine.foreign``.
     """
-    checkpoint = find_checkpoint(path)
-    content = read_checkpoint(checkpoint, foreign=inert)
+    checkpoint, content = read_newest(path, foreign=inert)
     if is_authors(content):
         args, state = authors_args(content, checkpoint, data or {})
     else:

@@ -15,7 +15,7 @@ from clsp_plugin.data.images import ImageArray, channel_statistics
 from clsp_plugin.data.splits import named_images
 from clsp_plugin.engine.checkpoint import epoch_of
 from clsp_plugin.engine.config import RATE, Data, typed
-from clsp_plugin.engine.record import Record, add_evaluation, environment, record_path
+from clsp_plugin.engine.record import Record, add_evaluation, check_record, environment, record_path
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.cache import FeatureCache, cache_folder
@@ -149,6 +149,7 @@ def finetune(given: DictConfig) -> dict[str, Any] | None:
         raise ClspError("finetune=False is the linear probe: `clsp linear`.")
     own = given.get("data") or {}
     backbone, args, checkpoint = load_backbone(given["pretrained_feature_extractor"], own)
+    check_record(record_path(checkpoint))
     cfg = finetune_cfg({**given, "pretrained_feature_extractor": str(checkpoint)}, args)
     result = train_and_test(cfg, backbone)
     if result is None:
@@ -205,6 +206,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     backbone, args, checkpoint = load_backbone(
         cfg.pretrained_feature_extractor, OmegaConf.to_container(cfg.data)
     )
+    check_record(record_path(checkpoint))
     flip = False
     if is_linear:
         flip = _flips(args) if cfg.flip is None else cfg.flip
@@ -338,6 +340,7 @@ def transfer(given: DictConfig) -> list[dict[str, Any]]:
     _downstream_names(cfg)  # before a checkpoint is read
     said = {key: value for key, value in cfg.data.items() if key != "path" and value is not None}
     backbone, args, checkpoint = load_backbone(cfg.pretrained_feature_extractor, said)
+    check_record(record_path(checkpoint))
     network = _Network(cfg, backbone, args, checkpoint, cfg.data.image_size)
     _check_said(said, args, network.size, checkpoint)
     names = targets_of(cfg, args["data"]["dataset"])

@@ -1,6 +1,8 @@
 """Checkpoints and args.json are not trusted: damage, other types and other settings are told."""
 
 import json
+import os
+import pickle
 import zipfile
 
 import pytest
@@ -8,7 +10,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clsp_plugin.engine.checkpoint import check_bound, load_args, read_checkpoint
+from clsp_plugin.engine import checkpoint as module
+from clsp_plugin.engine.checkpoint import (
+    check_bound,
+    load_args,
+    read_checkpoint,
+    read_newest,
+)
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.backbone import load_backbone
@@ -58,6 +66,43 @@ def test_a_checkpoint_that_is_cut_off(checkpoint, size):
     checkpoint.write_bytes(checkpoint.read_bytes()[:size])
     with pytest.raises(ClspError, match=r"a-ep=1.ckpt is not a readable checkpoint .*delete it"):
         read_checkpoint(checkpoint)
+
+
+def test_a_zip_that_would_fill_the_machine_is_not_unpacked(checkpoint):
+    with zipfile.ZipFile(checkpoint, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", bytes(1 << 20))
+    with pytest.raises(ClspError, match="bytes say that they unpack to 1,048,576"):
+        read_checkpoint(checkpoint)
+
+
+def test_torchs_advice_to_run_what_is_in_a_file_is_not_passed_on(checkpoint):
+    checkpoint.write_bytes(pickle.dumps({"state_dict": print}))
+    with pytest.raises(ClspError, match="neither weights nor numbers") as refused:
+        read_checkpoint(checkpoint)
+    assert "weights_only" not in str(refused.value)
+
+
+def test_a_pipe_with_a_checkpoints_name_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a-ep=1.ckpt")
+    with pytest.raises(ClspError, match="not a file but a pipe"):
+        read_checkpoint(tmp_path / "a-ep=1.ckpt")
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_looked_for(checkpoint, monkeypatch):
+    """As when a run is evaluated that still trains."""
+    following = checkpoint.with_name("a-ep=2.ckpt")
+
+    def replaced(path):
+        monkeypatch.undo()
+        return checkpoint.rename(following) and checkpoint
+
+    monkeypatch.setattr(module, "find_checkpoint", replaced)
+    path, content = read_newest(checkpoint.parent)
+    assert (path, content["epoch"]) == (following, 1)
+    following.unlink()
+    following.symlink_to("nowhere.ckpt")
+    with pytest.raises(FileNotFoundError):
+        read_newest(checkpoint.parent)
 
 
 def test_a_byte_in_a_weight_is_found_by_its_checksum(checkpoint):

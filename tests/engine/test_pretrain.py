@@ -10,6 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from omegaconf import OmegaConf
 
+from clsp_plugin.engine import pretrain as module
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError
@@ -90,6 +91,23 @@ def test_a_run_killed_before_its_record_gets_it_from_the_checkpoint(
     assert first.checkpoint == again.checkpoint.name
     assert (first.candidates is not None) == method.startswith("clsp_")
     assert not first.candidates or first.candidates["w"] == 0.1
+
+
+@pytest.mark.parametrize("epochs", [2, 3], ids=["complete", "to go on"])
+def test_a_damaged_record_is_told_before_anything_is_trained(tiny, monkeypatch, epochs):
+    settings = ("auto_resume.enabled=True", f"max_epochs={epochs}", "checkpoint.keep_prev=True")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_save", lambda record, path: None)
+        first = pretrain(tiny("simclr", *settings))
+    if epochs == 3:
+        first.checkpoint.unlink()  # as a run that was stopped after two
+    first.record.write_text("[]")
+    before = sorted(first.run_dir.iterdir())
+    with pytest.raises(ClspError, match=r"record\.json is not a readable record.*move it away"):
+        pretrain(tiny("simclr", *settings))
+    assert sorted(first.run_dir.iterdir()) == before
+    first.record.unlink()
+    assert Record.load(pretrain(tiny("simclr", *settings)).record).epochs == epochs
 
 
 def test_checkpoints_lie_where_solo_learn_s_do(tiny):
