@@ -381,6 +381,12 @@ def _count_crops(cfg: DictConfig) -> None:
     for number, block in enumerate(blocks):
         if not block or "crop_size" not in block or "num_crops" not in block:
             raise ClspError(f"augmentations.{number} needs crop_size and num_crops.")
+        for key, most in (("crop_size", _LARGEST_SIDE), ("num_crops", 100)):
+            if type(block[key]) is not int or not 1 <= block[key] <= most:
+                raise ClspError(
+                    f"augmentations.{number}.{key}={short(block[key])} must be a whole number, "
+                    f"1 to {most}."
+                )
     sizes = [block.crop_size for block in blocks]
     if sizes != sorted(sizes, reverse=True):
         raise ClspError(
