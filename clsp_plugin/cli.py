@@ -638,7 +638,7 @@ def _files_told() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
-        name = f"{error.filename}: " if error.filename else ""
+        name = f"{short(error.filename, 300)}: " if error.filename else ""
         raise ClspError(
             f"{name}{error.strerror}. What was written whole is kept; "
             f"{_REFUSALS[error.errno]}, and give the same command again."

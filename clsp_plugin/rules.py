@@ -85,7 +85,8 @@ def check_value(key: str, value: Any, rule: Rule = Rule()) -> None:
     """Check a value against a rule, or each of those that a list or a mapping holds.
 
     Raises:
-        ClspError: one is out of range or not finite; with the key, the value and what is accepted.
+        ClspError: one is out of range, not finite or an empty text; with the key, the value and
+            what is accepted.
     """
     if isinstance(value, Mapping):
         for name, one in value.items():
@@ -95,6 +96,8 @@ def check_value(key: str, value: Any, rule: Rule = Rule()) -> None:
             check_value(key, one, rule)
     elif value is None:
         return
+    elif isinstance(value, str) and not value.strip():  # as of a variable of the shell's, unset
+        raise ClspError(f"{key} is empty; give a value, or leave it out.")
     elif rule.name and isinstance(value, str):
         check_name(key, value)
     elif not rule.accepts(value):

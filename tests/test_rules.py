@@ -129,3 +129,23 @@ def test_a_name_is_one_part_of_a_path(text):
         assert text.isprintable()
         assert text.strip() not in ("", ".", "..")
         assert len(f"{text}-offline-abcd1234-ep=100000.ckpt".encode(errors="replace")) < 255
+
+
+@pytest.mark.parametrize(
+    ("schema", "key", "value"),
+    [
+        (Pretrain, "checkpoint.dir", ""),  # $DIR of a shell, unset, is the folder one stands in
+        (Pretrain, "data.train_path", " "),
+        (Knn, "pretrained_feature_extractor", ""),
+        (Finetune, "name", "a/b"),
+        (Knn, "k", 5),
+        (Knn, "k", None),
+        (Knn, "cache", 5),
+        (Pretrain, "joint_forward", 2),
+        (Pretrain, "augmentations", 5),
+    ],
+)
+def test_what_would_be_read_as_another_value_is_refused_with_its_key(schema, key, value):
+    with pytest.raises(ClspError, match=key) as told:
+        typed(_filled(schema, _block(key, value)), schema)
+    assert "AnyNode" not in str(told.value)

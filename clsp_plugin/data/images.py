@@ -174,7 +174,8 @@ def channel_statistics(
     out = []
     for name, default in zip(("mean", "std"), defaults, strict=True):
         value = list(data.get(name) or first.get(name) or default)
-        if len(value) != 3 or (name == "std" and min(value) <= 0):
+        numbers = all(type(v) in (int, float) and abs(v) < float("inf") for v in value)
+        if len(value) != 3 or not numbers or (name == "std" and min(value) <= 0):
             raise ClspError(f"data.{name}={value} must be three numbers, std above 0.")
         out.append([float(v) for v in value])
     return out[0], out[1]

@@ -100,8 +100,10 @@ def _norm_groups(settings: UNetSettings) -> int:
 
 def _resolutions(image_size: int, settings: UNetSettings) -> list[int]:
     """Pixels a side at each level of the UNet."""
+    if not settings.block_out_channels:
+        raise ClspError("block_out_channels is an empty list; give the channels of each block.")
     levels = len(settings.block_out_channels)
-    if levels < 1 or image_size < 1 or image_size % 2 ** (levels - 1):
+    if image_size < 1 or image_size % 2 ** (levels - 1):
         raise ClspError(
             f"Images of {image_size} pixels cannot be halved {levels - 1} times; "
             f"block_out_channels={list(settings.block_out_channels)} needs a multiple of "

@@ -91,7 +91,7 @@ class GenerationSettings(Settings):
     sampler: str = setting("ddim", str, choices=tuple(SAMPLERS))
     steps: int = setting(100, int, low=1, high=1000)
     eta: float | None = setting(None, float, low=0.0, high=1.0, optional=True)
-    seed: int = setting(0, int)
+    seed: int = setting(0, int, low=0, high=2**32 - 1)
     batch_size: int | None = setting(None, int, low=1, optional=True)
     precision: str | int = setting("32-true", None)
     clip: bool = setting(False, bool)

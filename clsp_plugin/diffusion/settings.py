@@ -67,7 +67,9 @@ def _demand(rule: Mapping[str, Any]) -> str:
         return f"{words} above {above:g}"
     if math.isinf(low):
         return words
-    return f"{words}, at least {low:g}" if math.isinf(high) else f"{words}, {low:g} to {high:g}"
+    if math.isinf(high):
+        return f"{words}, at least {low:g}"
+    return f"{words}, {low:.10g} to {high:.10g}"
 
 
 def _accepts(value: Any, rule: Mapping[str, Any]) -> bool:

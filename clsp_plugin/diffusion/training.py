@@ -97,7 +97,7 @@ class TrainingSettings(UNetSettings):
         fid_images: samples drawn for a Frechet distance where one is asked for.
     """
 
-    seed: int = setting(0, int)
+    seed: int = setting(0, int, low=0, high=2**32 - 1)
     max_epochs: int = setting(2000, int, low=1)
     batch_size: int = setting(128, int, low=1)
     lr: float = setting(2e-4, float, above=0.0)

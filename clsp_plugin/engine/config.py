@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Optional, get_args, get_type_hints
+from typing import Any, Optional, get_args, get_origin, get_type_hints
 
 from lightning.pytorch import Trainer
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -227,9 +227,24 @@ def _refuse_unknown(given: Mapping[str, Any], schema: type, prefix: str, extra: 
             raise ClspError(f"{prefix}{key} is not the name of a setting; names are text.")
         if key not in valid:
             raise ClspError(f"{prefix}{key} is not a setting{nearest(key, valid - extra or valid)}")
-        nested = _schema_of(schema, key) if key not in extra else None
+        if key in extra:
+            continue
+        _refuse_kind(f"{prefix}{key}", value, get_type_hints(schema)[key])
+        nested = _schema_of(schema, key)
         if nested is not None and isinstance(value, Mapping):
             _refuse_unknown(value, nested, f"{prefix}{key}.", set())
+
+
+def _refuse_kind(key: str, value: Any, hint: Any) -> None:
+    """What OmegaConf refuses in words of its own, or takes: every number but 0 is True for it."""
+    kinds = {get_origin(kind) or kind for kind in (hint, *get_args(hint))}
+    if value in (None, "None"):
+        if not kinds & {Any, type(None)}:
+            raise ClspError(f"{key}=null is no value of it; give one, or leave {key} out.")
+    elif list in kinds and not isinstance(value, list):
+        raise ClspError(f"{key}={short(value)} is not a list; write {key}=[..,..].")
+    elif bool in kinds and isinstance(value, int) and value not in (0, 1):
+        raise ClspError(f"{key}={value} must be true or false.")
 
 
 def typed(cfg: Mapping[str, Any] | DictConfig, schema: type, extra: set[str] = frozenset()):
@@ -388,6 +403,12 @@ def _count_crops(cfg: DictConfig) -> None:
     for number, block in enumerate(blocks):
         if not block or "crop_size" not in block or "num_crops" not in block:
             raise ClspError(f"augmentations.{number} needs crop_size and num_crops.")
+        for key, most in (("crop_size", _LARGEST_SIDE), ("num_crops", 100)):
+            if type(block[key]) is not int or not 1 <= block[key] <= most:
+                raise ClspError(
+                    f"augmentations.{number}.{key}={short(block[key])} must be a whole number, "
+                    f"1 to {most}."
+                )
     sizes = [block.crop_size for block in blocks]
     if sizes != sorted(sizes, reverse=True):
         raise ClspError(

@@ -50,7 +50,7 @@ class Finetune(Training):
     """``augmentations`` is one pipeline that makes one view; by default the pre-training's first
     without its colours. ``data`` is that of the pre-training, with what is given on top."""
 
-    name: str = "finetune"
+    name: str = ranged("finetune", name=True)
     pretrained_feature_extractor: str = MISSING
     finetune: bool = True
     augmentations: Optional[list[Any]] = None

@@ -116,6 +116,8 @@ def linear(given: DictConfig) -> dict[str, Any]:
 
     With ``finetune=True``, solo-learn's key, it is :func:`finetune`.
     """
+    if given.get("finetune") not in (None, False, True):
+        raise ClspError(f"finetune={short(given.finetune)} must be True or False.")
     if given.get("finetune"):
         return finetune(given)
     cfg = typed(given, Linear)

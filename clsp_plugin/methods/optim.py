@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.rules import check_finite, short
 
 __all__ = [
     "OPTIMIZERS",
@@ -77,6 +78,10 @@ def build_optimizer(groups: list[dict[str, Any]], cfg) -> torch.optim.Optimizer:
     """
     if cfg.name not in OPTIMIZERS:
         raise ClspError(f"optimizer.name={cfg.name} is not known{nearest(cfg.name, OPTIMIZERS)}")
+    for key, value in dict(cfg.kwargs).items():
+        if isinstance(value, str):  # none is a text; some would fail in the middle of a step
+            raise ClspError(f"optimizer.kwargs.{key}={short(value)} is a text; give a number.")
+        check_finite(f"optimizer.kwargs.{key}", value)
     groups = [{**group, "params": list(group["params"])} for group in groups]
     if cfg.exclude_bias_n_norm_wd:
         groups = _split_one_dimensional(groups)

@@ -64,3 +64,10 @@ def test_values_are_typed_and_the_source_is_left_alone():
 def test_what_is_refused(cls, cfg, message):
     with pytest.raises(ClspError, match=message.replace("?", r"\?")):
         read_settings(cls, cfg)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**40])
+@pytest.mark.parametrize("settings", [TrainingSettings, GenerationSettings])
+def test_seeds_are_those_of_the_other_verbs(settings, seed):
+    with pytest.raises(ClspError, match=f"seed={seed}"):
+        read_settings(settings, {"seed": seed})

@@ -137,3 +137,12 @@ def test_the_authors_rates_reach_the_optimiser():
     parsed = parse_cfg(compose("pretrain", "cifar/clsp_mocov2"), METHODS)
     assert (parsed.optimizer.lr, parsed.optimizer.batch_size) == (0.3, 512)
     assert parsed.synthetic.weight == 0.5
+
+
+@pytest.mark.parametrize("key", ["crop_size", "num_crops"])
+@pytest.mark.parametrize("value", [-1, 0, 16.5, "a", True, 10**9])
+def test_sizes_and_numbers_of_crops_are_whole_numbers(key, value):
+    cfg = compose("pretrain", "digits/simclr", [])
+    cfg.augmentations[0][key] = value
+    with pytest.raises(ClspError, match=f"augmentations.0.{key}"):
+        parse_cfg(cfg, METHODS)
