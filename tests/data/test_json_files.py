@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clsp_plugin.data.files import write_text
 from clsp_plugin.data.json_files import checked, read_json
 from clsp_plugin.engine.checkpoint import read_checkpoint
 from clsp_plugin.errors import ClspError
@@ -69,14 +68,6 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path):
         _read(tmp_path / "shelf.json")
     with pytest.raises(OSError, match="directory"):
         _read(tmp_path)
-
-
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "shelf.json")
-    with pytest.raises(ClspError, match=r"shelf\.json is not a file but a pipe"):
-        _read(tmp_path / "shelf.json")
-    with pytest.raises(ClspError, match=r"shelf\.json is not a file but a pipe"):
-        write_text(tmp_path / "shelf.json", "{}")
 
 
 _ANYTHING = st.recursive(
