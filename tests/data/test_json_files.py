@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clsp_plugin.data.files import write_text
 from clsp_plugin.data.json_files import checked, read_json
 from clsp_plugin.engine.checkpoint import read_checkpoint
 from clsp_plugin.errors import ClspError
@@ -95,3 +96,9 @@ def test_a_pipe_is_not_waited_for(tmp_path, read):
     os.mkfifo(path)
     with pytest.raises(ClspError, match="a is not a file but a pipe"):
         read_json(path, dict, "a note", "remove it") if read == "json" else read_checkpoint(path)
+
+
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "shelf.json")
+    with pytest.raises(ClspError, match=r"shelf\.json is not a file but a pipe"):
+        write_text(tmp_path / "shelf.json", "{}")
