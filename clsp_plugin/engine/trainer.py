@@ -193,6 +193,8 @@ def _check_whole(model: pl.LightningModule, content: Any, checkpoint: Path) -> N
     for key, kind in _WHOLE.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
             raise _unfit(checkpoint, KeyError(f"{key} is not in it"))
+    if not content["optimizer_states"]:  # which Lightning passes over
+        raise _unfit(checkpoint, KeyError("no moments of an optimiser are in it"))
     own, state = model.state_dict(), content["state_dict"]
     for key in sorted(own.keys() | state.keys()):
         shapes = [
