@@ -237,7 +237,10 @@ def _refuse_unknown(given: Mapping[str, Any], schema: type, prefix: str, extra: 
 
 def _refuse_kind(key: str, value: Any, hint: Any) -> None:
     """What OmegaConf refuses in words of its own, or takes: every number but 0 is True for it."""
-    kinds = {get_origin(kind) or kind for kind in (hint, *get_args(hint))}
+    options = get_args(hint) if type(None) in get_args(hint) else (hint,)  # of Optional
+    kinds = {get_origin(kind) or kind for kind in options}
+    if value == MISSING:
+        return  # is told by its name
     if value in (None, "None"):
         if not kinds & {Any, type(None)}:
             raise ClspError(f"{key}=null is no value of it; give one, or leave {key} out.")

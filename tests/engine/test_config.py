@@ -3,6 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
+from clsp_plugin.benchmark.suite import Suite
 from clsp_plugin.cli import compose, shipped
 from clsp_plugin.engine.config import Data, parse_cfg, trainer_kwargs, typed
 from clsp_plugin.errors import ClspError
@@ -146,3 +147,11 @@ def test_sizes_and_numbers_of_crops_are_whole_numbers(key, value):
     cfg.augmentations[0][key] = value
     with pytest.raises(ClspError, match=f"augmentations.0.{key}"):
         parse_cfg(cfg, METHODS)
+
+
+def test_a_mapping_of_lists_is_a_mapping():
+    suite = typed({"title": "a", "datasets": ["digits"], "methods": ["simclr"],
+                   "vary": {"synthetic.weight": [0, 1]}}, Suite)  # fmt: skip
+    assert suite.vary == {"synthetic.weight": [0, 1]}
+    with pytest.raises(ClspError, match="methods=simclr is not a list"):
+        typed({"title": "a", "datasets": "digits", "methods": "simclr"}, Suite)
