@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clsp_plugin.data.files import write_whole
+from clsp_plugin.data.files import check_regular, write_whole
 from clsp_plugin.errors import ClspError
 
 __all__ = [
@@ -51,6 +51,7 @@ def _hasher() -> "hashlib._Hash":
 
 def file_digest(path: Path) -> str:
     """BLAKE2b of a file: 32 hexadecimal digits."""
+    check_regular(path)
     hasher = _hasher()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
@@ -80,8 +81,10 @@ def write_digest(shard: Path, array: np.ndarray) -> None:
 
 def _is_whole(shard: Path, candidates: int) -> bool | None:
     """Whether a shard agrees with its digest; None where it has none."""
+    beside = digest_path(shard, candidates)
     try:
-        said = digest_path(shard, candidates).read_bytes()
+        check_regular(beside)
+        said = beside.read_bytes()
     except FileNotFoundError:
         return None
     return said == _content(shard, file_digest(shard))

@@ -285,6 +285,8 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         raise  # which say nothing about its content
     except Exception as error:  # a broken pickle can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        if "weights_only" in reason:  # torch advises to let the file run what it likes
+            reason = "it holds more than tensors"
         raise ClspError(f"{file} is not a checkpoint that torch can read ({reason}).") from error
     state = _bare(_unwrapped(state, file))
     odd = next((name for name, value in state.items() if not _is_weight(value)), None)

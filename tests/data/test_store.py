@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -224,3 +225,11 @@ def test_a_deep_manifest_is_told(store):
         (store / "manifest.json").write_text(text)
         with pytest.raises(ClspError, match="not a candidate store's manifest"):
             CandidateStore(store)
+
+
+def test_a_pipe_in_the_place_of_a_digest_is_not_waited_for(store):
+    digest = next(store.glob("*.b2"))
+    digest.unlink()
+    os.mkfifo(digest)
+    with pytest.raises(ClspError, match=r"\.b2 is not a file but a pipe"):
+        CandidateStore(store).verify()
