@@ -107,7 +107,7 @@ def device_of(name: str):
     except (RuntimeError, AssertionError, NotImplementedError, TypeError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ClspError(
-            f"device={short(repr(name))} cannot be used here ({short(reason)}); give device=auto or "
-            f"device=cpu."
+            f"device={short(repr(name))} cannot be used here ({short(reason)}); give device=auto "
+            f"or device=cpu."
         ) from error
     return device
