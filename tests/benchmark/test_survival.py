@@ -184,7 +184,7 @@ time.sleep(60)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("early", [True, False])
 def test_no_process_outlives_its_parent(tmp_path, how, early):
-    first, second = CHILD.format(sleep=1.0 if early else 0), CHILD.format(sleep=0)
+    first, second = CHILD.format(sleep=2.5 if early else 0), CHILD.format(sleep=0)
     pids = [tmp_path / "pid", tmp_path / "pid2"]
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, first, str(pids[0]), second],
@@ -196,7 +196,7 @@ def test_no_process_outlives_its_parent(tmp_path, how, early):
     parent.send_signal(how)
     parent.wait()
     if early:
-        time.sleep(1.8)
+        time.sleep(3.5)
         assert not pids[0].exists()  # it ended before it did anything
     else:
         _until(lambda: not any(map(_alive, pids)))
