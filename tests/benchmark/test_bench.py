@@ -358,7 +358,7 @@ def test_a_launcher_that_is_not_there(tmp_path):
 def test_an_unknown_suite_and_what_is_no_yaml(tmp_path):
     with pytest.raises(ClspError, match="There is no suite digts; did you mean 'digits'"):
         read_suite("digts")
-    with pytest.raises(ClspError, match="none.yaml cannot be read"):
+    with pytest.raises(ClspError, match=r"none\.yaml cannot be read"):
         read_suite(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(ClspError, match="not YAML"):
