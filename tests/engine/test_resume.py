@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
 
+from clsp_plugin.data import splits
 from clsp_plugin.data.files import locked
 from clsp_plugin.engine import pretrain as module
 from clsp_plugin.engine.checkpoint import read_checkpoint
@@ -139,13 +140,13 @@ def complete(tiny):
 def test_images_are_part_of_a_run(tiny, complete, monkeypatch, capsys):
     again = pretrain(tiny("simclr", AGAIN))
     assert again.checkpoint == complete
-    plain = module.load_images
+    plain = splits.load_images
 
     def others(data, split):
         array = plain(data, split)
         return type(array)(255 - array.images, array.targets, array.classes, array.name)
 
-    monkeypatch.setattr(module, "load_images", others)
+    monkeypatch.setattr(splits, "load_images", others)
     other = pretrain(tiny("simclr", AGAIN))
     assert other.run_dir != complete.parent
     assert "is of other training images, so it is not continued" in capsys.readouterr().out

@@ -33,7 +33,7 @@ def test_a_training_that_is_stopped_says_so(tmp_path, command, number, code):
         stderr=subprocess.PIPE,
         text=True,
     )
-    for _ in range(600):
+    for _ in range(1800):
         if any(tmp_path.rglob("*.ckpt")) or process.poll() is not None:
             break
         time.sleep(0.1)
