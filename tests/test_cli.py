@@ -228,6 +228,13 @@ def test_checkpoint_of_another_architecture(clsp, tmp_path):
     (run / "args.json").write_text(json.dumps(args))
     code, _, err = clsp("knn", f"pretrained_feature_extractor={run}")
     assert code == 2
+    assert "was trained with other settings" in err
+    (checkpoint,) = run.glob("*.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    del content["clsp_plugin"]  # solo-learn's do not say what they were trained with
+    torch.save(content, checkpoint)
+    code, _, err = clsp("knn", f"pretrained_feature_extractor={run}")
+    assert code == 2
     assert "another architecture" in err
     assert "layer4.0.bn1.bias (8,) instead of (16,)" in err
     args["backbone"]["kwargs"]["layers"] = [1, 1, 1, 2]
