@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clsp_plugin.configurations import shared
+from clsp_plugin.configurations import shared, takes_shared
 from clsp_plugin.errors import ClspError
 from clsp_plugin.rules import short
 
@@ -47,7 +47,8 @@ def hydra_overrides(args: Sequence[str], folder: Path, multirun: bool = False) -
             out.append(arg)
             continue
         plus, name = match.groups()
-        groups = [place / name for place in (folder, shared()) if (place / name).is_dir()]
+        places = (folder, shared()) if takes_shared(folder) else (folder,)
+        groups = [place / name for place in places if (place / name).is_dir()]
         value = _for_hydra(name, value, multirun)
         if groups:
             _check_group(groups, name, value)

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.config_search_path import ConfigSearchPath
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["add_shared", "fingerprint", "shared", "shipped", "what"]
+__all__ = ["add_shared", "fingerprint", "shared", "shipped", "takes_shared", "what"]
 
 # Blocks of a configuration that say where and how fast, not what.
 _NOT_WHAT = (
@@ -29,13 +29,22 @@ def shared() -> Path:
     return shipped() / "pretrain/shared"
 
 
+def takes_shared(folder: Path) -> bool:
+    """Whether configurations in a folder may be composed of :func:`shared`: not those of ours that
+    are of another verb than the pre-training."""
+    root, folder = shipped().resolve(), folder.resolve()
+    return not folder.is_relative_to(root) or folder.is_relative_to(root / "pretrain")
+
+
 def add_shared(search_path: ConfigSearchPath) -> None:
-    """Let Hydra find :func:`shared`, after whatever else it searches.
+    """Let Hydra find :func:`shared`, after whatever else it searches; see :func:`takes_shared`.
 
     Args:
         search_path: Hydra's; changed in place.
     """
-    search_path.append("clsp-plugin", f"file://{shared()}")
+    own = [entry.path for entry in search_path.get_path() if entry.provider == "main"]
+    if all(takes_shared(Path(path.removeprefix("file://"))) for path in own):
+        search_path.append("clsp-plugin", f"file://{shared()}")
 
 
 def what(cfg: DictConfig) -> dict[str, Any]:
