@@ -169,7 +169,7 @@ REFUSED = {
     "optimiser": (["optimizer.name=sdg"], "did you mean 'sgd'"),
     "few": (["optimizer.batch_size=64"], "48 training images do not fill one batch"),
     "frozen": (["finetune=False"], "`clsp linear`"),
-    "diverged": (["optimizer.lr=1e12"], "smaller optimizer.lr"),
+    "diverged": (["optimizer.lr=1e12"], "optimizer.lr=1000000000000.0 must be at least 0"),
 }
 
 
