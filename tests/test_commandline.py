@@ -78,7 +78,7 @@ def test_a_list_in_place_of_a_group_is_told(tmp_path):
     (tmp_path / "augmentations").mkdir()
     (tmp_path / "augmentations" / "plain.yaml").write_text("[]")
     assert hydra_overrides(["augmentations=plain"], tmp_path) == ["augmentations=plain"]
-    with pytest.raises(ClspError, match=r"names one of the files plain") as told:
+    with pytest.raises(ClspError, match=r"names one of the files .*plain, ") as told:
         hydra_overrides(["augmentations=[{crop_size: 16}]"], tmp_path)
     assert "++" not in str(told.value)
 
