@@ -71,7 +71,8 @@ def inflate(real: ImageArray, data: Mapping[str, Any]) -> tuple[ImageArray, torc
 def _load(path: Path, data: Mapping[str, Any]) -> torch.Tensor:
     """uint8 (N, H, W, 3)."""
     if path.suffix in (".npy", ".npz") and path.is_file():
-        array = _read_array(path) if path.suffix == ".npy" else _read_named(path)
+        advice = "name another data.extra=."
+        array = read_npy(path, advice) if path.suffix == ".npy" else _read_named(path)
         _check_array(array, path)
     elif (path / MANIFEST).is_file():
         store = CandidateStore(path)
@@ -86,10 +87,6 @@ def _load(path: Path, data: Mapping[str, Any]) -> torch.Tensor:
             f"unconditional samples)."
         )
     return torch.from_numpy(np.ascontiguousarray(array).reshape(-1, *array.shape[-3:]))
-
-
-def _read_array(path: Path) -> np.ndarray:
-    return read_npy(path, "name another data.extra=.")
 
 
 def _read_named(path: Path) -> np.ndarray:
