@@ -692,7 +692,7 @@ class _Planner:
         key = _hash(*parts)
         label = f"{cfg.method}-{dataset}-s{seed}"
         path = self.place("runs", label, key, numerics_of("pretrain", cfg.data.dataset, cfg.method))
-        # a suite may take longer than a day and a half, which is where resuming ends by default
+        # a configuration may leave out checkpoints of some age; a suite takes as long as it takes
         paths |= {"checkpoint.dir": str(path)}
         paths |= {"auto_resume.enabled": True, "auto_resume.max_hours": 1e9}
         cost = _cost("pretrain", cfg, cfg.data)
