@@ -63,6 +63,8 @@ def _rule(name: str) -> Rule:
     words = name.split("_")
     if words[-1] in ("dim", "width") or name in _COUNTS:
         return Rule(low=1, high=_LARGEST)
+    if name == "queue_size":  # SwAV does without one; the others refuse it by the size of a step
+        return Rule(low=0, high=_LARGEST)
     if "temperature" in words and words[-1] != "epochs":
         return Rule(above=0)
     if words[-1] in ("epoch", "epochs", "layer", "grad", "iters", "eps") or words[0] == "num":
@@ -70,7 +72,7 @@ def _rule(name: str) -> Rule:
     return Rule()
 
 
-_COUNTS = ("queue_size", "whitening_size", "num_prototypes", "num_crops", "kmeans_iters")
+_COUNTS = ("whitening_size", "num_prototypes", "num_crops", "kmeans_iters")
 _LARGEST = 2**24  # a layer that wide holds more than any device
 
 

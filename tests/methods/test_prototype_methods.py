@@ -261,7 +261,7 @@ def test_deepclusterv2_remembers_and_assigns_by_image(build):
 def test_deepclusterv2_refuses_more_clusters_than_images(build):
     with pytest.raises(ClspError, match="asks for 60 clusters of 48 images"):
         build("deepclusterv2", "method_kwargs.num_prototypes=[60]").prepare(48)
-    with pytest.raises(ClspError, match="must be numbers of at least 1"):
+    with pytest.raises(ClspError, match="num_prototypes=0 must be at least 1"):
         build("deepclusterv2", "method_kwargs.num_prototypes=[0]")
 
 

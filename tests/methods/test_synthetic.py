@@ -193,7 +193,7 @@ def test_registering_twice_changes_nothing_and_a_taken_name_is_an_error():
         (("synthetic.path=null",), "set synthetic.path"),
         (("synthetic.path=nowhere",), "clsp generate"),
         (("synthetic.wieght=1",), "did you mean 'weight'"),
-        (("synthetic.warmup_epochs=-1",), "warmup_epochs=-1 is not a whole number"),
+        (("synthetic.warmup_epochs=-1",), "warmup_epochs=-1 must be at least 0"),
         (("synthetic.num_candidates=9",), "between 1 and the 3"),
     ],
 )
