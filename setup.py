@@ -54,7 +54,7 @@ setup(
         *find_namespace_packages(include=["hydra_plugins.*"]),
     ],
     package_dir={"": "."},
-    package_data={"clsp_plugin.benchmark": ["published/*.csv"]},
+    package_data={"clsp_plugin": ["py.typed"], "clsp_plugin.tables": ["published/*.csv"]},
     cmdclass={"build_py": BuildWithScripts},
     install_requires=[
         # older ones run code of TorchScript files even with weights_only (CVE-2025-32434)

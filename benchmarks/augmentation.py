@@ -26,8 +26,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation, can_compile
-from clsp_plugin.data.random import Purpose, derive_key, keys_for
+from clsp_plugin.data.augmentation.config import AugmentationConfig
+from clsp_plugin.data.augmentation.pipeline import BatchAugmentation, can_compile
+from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 
 SIZE, IMAGES = 32, 8192
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)

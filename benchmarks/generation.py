@@ -29,9 +29,10 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 
-from clsp_plugin.diffusion.denoiser import LINEAR_BETAS, build_unet, load_denoiser
-from clsp_plugin.diffusion.generation import Drawer, GenerationSettings
+from clsp_plugin.diffusion.denoiser import build_unet, load_denoiser
+from clsp_plugin.diffusion.drawer import Drawer, GenerationSettings
 from clsp_plugin.diffusion.interpolation import decode, encode
+from clsp_plugin.diffusion.schedulers import LINEAR_BETAS
 
 
 @torch.no_grad()

@@ -15,14 +15,14 @@ from pathlib import Path
 import lightning.pytorch as pl
 from scipy.stats import ttest_1samp
 
-from clsp_plugin.benchmark.origins import images_of
-from clsp_plugin.benchmark.table import family_order
+from clsp_plugin.config.training import Data
 from clsp_plugin.data.images import channel_statistics
-from clsp_plugin.engine.config import Data
-from clsp_plugin.engine.record import Record, find_records
 from clsp_plugin.evaluation.features import extract_features
 from clsp_plugin.evaluation.protocol import evaluate_knn
 from clsp_plugin.methods.backbones import build_backbone
+from clsp_plugin.records.belonging import images_of
+from clsp_plugin.records.record import Record, find_records
+from clsp_plugin.tables.rows import family_order
 
 
 class Untrained:

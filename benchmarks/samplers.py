@@ -17,18 +17,16 @@ import time
 import numpy as np
 import torch
 
-from clsp_plugin.benchmark.inspection import (
-    Encoder,
-    closeness,
-    frechet_distance,
-    label_agreement,
-    pair_similarities,
-)
-from clsp_plugin.cli import compose
+from clsp_plugin.config.compose import compose
+from clsp_plugin.config.training import Data
+from clsp_plugin.config.typed import typed
 from clsp_plugin.data.images import load_images
 from clsp_plugin.diffusion.denoiser import load_denoiser
-from clsp_plugin.diffusion.generation import Drawer, GenerationSettings
-from clsp_plugin.engine.config import Data, typed
+from clsp_plugin.diffusion.drawer import Drawer, GenerationSettings
+from clsp_plugin.evaluation.frozen import Encoder
+from clsp_plugin.evaluation.similarity import label_agreement, pair_similarities
+from clsp_plugin.inspection.frechet import frechet_distance
+from clsp_plugin.inspection.hardness import closeness
 
 ROWS = tuple(f"{sampler}:{steps}" for sampler in ("ddim", "dpmpp") for steps in (100, 50, 25, 12))
 COLUMNS = (

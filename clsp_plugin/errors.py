@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class ClspError(ValueError):
@@ -37,3 +38,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         return f"; valid names: {', '.join(valid)}"
     alike = difflib.get_close_matches(str(name), valid, n=5, cutoff=0.0)
     return f"; there are {len(valid)} valid names, such as {', '.join(sorted(alike))}"
+
+
+def short(value: Any, most: int = 120) -> str:
+    """A value as text for a sentence, cut where it is longer than ``most`` characters."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -10,10 +10,11 @@ import torch
 from hypothesis import settings
 from omegaconf import OmegaConf
 
-from clsp_plugin.cli import compose, shipped
+from clsp_plugin.candidates.manifest import StoreManifest
+from clsp_plugin.candidates.writer import StoreWriter
+from clsp_plugin.config.compose import compose
+from clsp_plugin.config.shipped import shipped
 from clsp_plugin.data.images import load_images
-from clsp_plugin.data.store import StoreManifest
-from clsp_plugin.data.writer import StoreWriter
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.engine.progress import History
 

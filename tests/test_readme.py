@@ -130,7 +130,7 @@ def module_of(path):
 
 
 def make_authors_checkpoint(path):
-    module = module_of("tests/diffusion/test_authors.py")
+    module = module_of("tests/diffusion/test_convert.py")
     torch.save(module.weights(**module.SMALL), path)
 
 

@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import interpolate
 
-from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
+from clsp_plugin.data.keyed_random import Purpose, derive_key, key_uniform, keys_for
 
 __all__ = ["make_digits", "on_other_backgrounds"]
 

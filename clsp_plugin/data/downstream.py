@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import Dataset
 
 from clsp_plugin.data.folders import reading, to_pixels
-from clsp_plugin.data.images import ImageArray, open_torchvision
+from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.images import open_torchvision
 from clsp_plugin.data.splits import load_splits
 from clsp_plugin.errors import ClspError, nearest
 

@@ -1,19 +1,14 @@
 """Labelled images of one size as one uint8 array, from wherever they come."""
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as F
 from PIL import Image
 
 from clsp_plugin.data.digits import make_digits
@@ -25,21 +20,18 @@ from clsp_plugin.data.folders import (
     open_image,
     to_pixels,
 )
+from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.errors import ClspError, nearest
-from clsp_plugin.memory import total_memory
+from clsp_plugin.system.memory import total_memory
 
 __all__ = [
     "DATASETS",
     "MEAN_STD",
-    "ImageArray",
     "channel_statistics",
-    "fingerprint_of",
     "has_own_split",
-    "image_digest",
     "load_image_files",
     "load_images",
     "open_torchvision",
-    "squares",
 ]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -57,104 +49,6 @@ _CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 _STL10 = "stl10_binary"
 _PATHS = "or set data.train_path and data.val_path"
 _NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet100": 100}
-
-
-@dataclass(frozen=True)
-class ImageArray:
-    """Images held in memory.
-
-    Attributes:
-        images: uint8 (N, H, W, 3).
-        targets: int64 (N,), class numbers; -1 where there are no labels.
-        classes: the names of the classes, in the order of their numbers.
-        name: of the data set, for people.
-    """
-
-    images: torch.Tensor
-    targets: torch.Tensor
-    classes: tuple[str, ...]
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return tuple(self.images.shape[1:3])
-
-    @cached_property
-    def digests(self) -> np.ndarray:
-        """What names each image by its pixels: uint8 (N, 16), see :func:`image_digest`."""
-        return np.stack([image_digest(image) for image in self.images.numpy()])
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """What names the images and their order, see :func:`fingerprint_of`."""
-        return fingerprint_of(self.digests, *self.size)
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What names these images, their order, their classes and their labels, for JSON.
-
-        Two arrays with the same one are the same for everything that is computed from them.
-
-        Returns:
-            ``count``, ``height`` and ``width`` in pixels; ``fingerprint`` of the images;
-            ``classes``, SHA-256 of the names of the classes; ``targets``, SHA-256 of the labels.
-        """
-        names = json.dumps(list(self.classes)).encode()
-        return {
-            "count": len(self),
-            "height": self.size[0],
-            "width": self.size[1],
-            "fingerprint": self.fingerprint,
-            "classes": hashlib.sha256(names).hexdigest(),
-            "targets": hashlib.sha256(self.targets.numpy().astype("<i8").tobytes()).hexdigest(),
-        }
-
-    def subset(self, indexes: torch.Tensor, name: str) -> "ImageArray":
-        return ImageArray(self.images[indexes], self.targets[indexes], self.classes, name)
-
-    def squared(self, size: int) -> "ImageArray":
-        """The images brought to squares of ``size`` pixels, see :func:`squares`."""
-        return replace(self, images=squares(self.images, size))
-
-    def labelled(self) -> "ImageArray":
-        """The images that have labels, where some have; STL-10 trains on others too."""
-        indexes = torch.nonzero(self.targets >= 0)[:, 0]
-        whole = len(indexes) in (0, len(self))
-        return self if whole else self.subset(indexes, f"{self.name}[labelled]")
-
-
-def squares(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Bring images to squares: uint8 (N, H, W, 3) to (N, size, size, 3), the centre of each."""
-    if images.shape[1:3] == (size, size):
-        return images
-    parts = [
-        F.center_crop(F.resize(part, [size], F.InterpolationMode.BICUBIC, antialias=True), [size])
-        for part in images.permute(0, 3, 1, 2).split(1024)
-    ]
-    return torch.cat(parts).permute(0, 2, 3, 1).contiguous()
-
-
-def image_digest(image: np.ndarray) -> np.ndarray:
-    """BLAKE2b of an image's pixels.
-
-    Args:
-        image: uint8 (H, W, 3).
-
-    Returns:
-        uint8 (16,).
-    """
-    pixels = np.ascontiguousarray(image).data
-    return np.frombuffer(hashlib.blake2b(pixels, digest_size=16).digest(), np.uint8)
-
-
-def fingerprint_of(digests: np.ndarray, height: int, width: int) -> str:
-    """SHA-256 over the shape of the images and their digests (N, 16) in their order."""
-    shape = repr((len(digests), height, width, 3)).encode()
-    return hashlib.sha256(shape + digests.tobytes()).hexdigest()
 
 
 def channel_statistics(

@@ -8,9 +8,10 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
-from clsp_plugin.data.images import ImageArray
-from clsp_plugin.data.random import Purpose, derive_key, keys_for
+from clsp_plugin.data.augmentation.config import AugmentationConfig
+from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
+from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 from clsp_plugin.errors import ClspError
 
 __all__ = ["IndexBatches", "PretrainData", "index_loader"]

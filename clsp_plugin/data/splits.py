@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from clsp_plugin.data.images import ImageArray, has_own_split, load_images
+from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.images import has_own_split, load_images
 from clsp_plugin.errors import ClspError
 
 __all__ = ["load_splits", "named_images", "numbered_as", "shared_images"]

@@ -12,15 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    UNet2DModel,
+)
 from safetensors import SafetensorError
 from torch import nn
 
-from clsp_plugin.data.digests import changed_files, write_digests
-from clsp_plugin.data.json_files import read_json
-from clsp_plugin.diffusion.interpolation import check_unet
-from clsp_plugin.diffusion.settings import Settings, read_settings, setting
+from clsp_plugin.diffusion.interpolation import (
+    check_unet,
+)
+from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, is_number, predicted, training_betas
+from clsp_plugin.diffusion.settings import (
+    Settings,
+    read_settings,
+    setting,
+)
 from clsp_plugin.errors import ClspError
+from clsp_plugin.system.digests import changed_files, write_digests
+from clsp_plugin.system.json_files import read_json
 
 __all__ = [
     "AuthorsConditionalUNet",
@@ -30,19 +42,9 @@ __all__ = [
     "check_absent",
     "denoiser_hash",
     "load_denoiser",
-    "predicted",
     "save_denoiser",
-    "training_betas",
 ]
 
-# The schedule of DDPM, and the one assumed of a network that comes without its scheduler.
-_BETA_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-# Settings of a network that no shape of its weights tells.
-_UNSEEN_KEYS = (
-    "act_fn", "attention_head_dim", "center_input_sample", "class_embed_type",
-    "downsample_padding", "flip_sin_to_cos", "freq_shift", "mid_block_scale_factor", "norm_eps",
-    "norm_num_groups", "resnet_time_scale_shift", "time_embedding_type",
-)  # fmt: skip
 # What a network is made of, which takes all memory or for ever where it is too much.
 _LARGEST = {
     "attention_head_dim": 2**16, "block_out_channels": 2**14, "in_channels": 2**10,
@@ -53,12 +55,6 @@ _LARGEST = {
 _LISTS = ("block_out_channels", "sample_size")
 _LARGEST_LIST = 16
 _DIGESTS = "weights.b2"  # of the weights beside it, of a denoiser that was written here
-LINEAR_BETAS = {
-    "num_train_timesteps": 1000,
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,14 +214,9 @@ def _problem_with(config: Mapping[str, Any]) -> str | None:
     for key, most in _LARGEST.items():
         given = config.get(key)
         values = given if isinstance(given, list) and key in _LISTS else [given]
-        if len(values) > _LARGEST_LIST or not all(_is_number(v, most) for v in values):
+        if len(values) > _LARGEST_LIST or not all(is_number(v, most) for v in values):
             return f"has {key}={str(given)[:60]}, which is not valid"
     return None
-
-
-def _is_number(value: Any, most: int) -> bool:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return value is None or (whole and 0 <= value <= most)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -250,13 +241,6 @@ def _fetch(source: str) -> Path:
             f"{source} is neither a directory here nor could it be fetched from the hub "
             f"({type(error).__name__}); `clsp denoiser` trains a denoiser."
         ) from error
-
-
-def _scheduler_config(folder: Path) -> dict[str, Any]:
-    """Configuration of the training's scheduler in a pipeline directory."""
-    # a pipeline of early days keeps all files in one directory, google/ddpm-cifar10-32 does
-    nested = folder / "scheduler" / "scheduler_config.json"
-    return _read_config(nested if nested.parent.is_dir() else folder / "scheduler_config.json")
 
 
 def _check_weights(folder: Path) -> None:
@@ -309,7 +293,7 @@ def load_denoiser(source: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
 
     Returns:
         The network in evaluation mode, on the CPU, and the configuration of the scheduler it was
-        trained with, for :func:`clsp_plugin.diffusion.sampling.make_scheduler`.
+        trained with, for :func:`clsp_plugin.diffusion.schedulers.make_scheduler`.
 
     Raises:
         ClspError: there is no such directory, it is not in that format, its weights are not all
@@ -331,34 +315,6 @@ def load_denoiser(source: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
         raise ClspError(f"The pipeline in {folder} has no unet, so it is not a denoiser.")
     nested = folder / "unet"
     return _load_unet(nested if nested.is_dir() else folder), _scheduler_config(folder)
-
-
-def training_betas(config: Mapping[str, Any]) -> torch.Tensor:
-    """The betas of a training, float32 (T,), from the configuration of its scheduler.
-
-    Raises:
-        ClspError: it is not one of diffusion in discrete steps.
-    """
-    given = {key: config[key] for key in _BETA_KEYS if config.get(key) is not None}
-    steps = given.get("num_train_timesteps", 1)
-    try:
-        if not _is_number(steps, _LARGEST["num_train_timesteps"]):
-            raise ValueError(f"num_train_timesteps={str(steps)[:60]}")
-        betas = DDPMScheduler(**given).betas
-        problem = None if bool(((betas > 0) & (betas < 1)).all()) else "betas beyond 0 and 1"
-    except Exception as error:  # the boundary to diffusers, as in _load_unet
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
-    if problem:
-        raise ClspError(
-            f"The scheduler of this denoiser's training ({str(given)[:200]}) is not one of "
-            f"diffusion in discrete steps: {problem}; `clsp denoiser` trains another denoiser."
-        )
-    return betas
-
-
-def predicted(config: Mapping[str, Any]) -> str:
-    """What a denoiser predicts, in diffusers' words, from the configuration of its scheduler."""
-    return config.get("prediction_type") or "epsilon"
 
 
 def denoiser_hash(unet: UNet2DModel, config: Mapping[str, Any]) -> str:
@@ -442,3 +398,18 @@ def save_denoiser(
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+# Settings of a network that no shape of its weights tells.
+_UNSEEN_KEYS = (
+    "act_fn", "attention_head_dim", "center_input_sample", "class_embed_type",
+    "downsample_padding", "flip_sin_to_cos", "freq_shift", "mid_block_scale_factor", "norm_eps",
+    "norm_num_groups", "resnet_time_scale_shift", "time_embedding_type",
+)  # fmt: skip
+
+
+def _scheduler_config(folder: Path) -> dict[str, Any]:
+    """Configuration of the training's scheduler in a pipeline directory."""
+    # a pipeline of early days keeps all files in one directory, google/ddpm-cifar10-32 does
+    nested = folder / "scheduler" / "scheduler_config.json"
+    return _read_config(nested if nested.parent.is_dir() else folder / "scheduler_config.json")

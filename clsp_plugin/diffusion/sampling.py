@@ -8,18 +8,16 @@ steps.
 
 import contextlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from diffusers import (
-    DDIMScheduler,
     DPMSolverMultistepScheduler,
     UNet2DModel,
 )
 
-from clsp_plugin.data.random import Purpose, derive_key, key_normal, keys_for
-from clsp_plugin.diffusion.denoiser import predicted, training_betas
+from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, keys_for
 from clsp_plugin.diffusion.interpolation import (
     check_unet,
     check_weight,
@@ -27,129 +25,21 @@ from clsp_plugin.diffusion.interpolation import (
     interpolated_noise,
     is_conditional,
 )
+from clsp_plugin.diffusion.schedulers import (
+    Scheduler,
+    _AncestralScheduler,
+)
 from clsp_plugin.diffusion.settings import PRECISIONS, precision_name
 from clsp_plugin.errors import ClspError
 
 __all__ = [
-    "PREDICTIONS",
-    "SAMPLERS",
     "CandidateNoise",
-    "Scheduler",
     "begin_candidates",
     "denoise",
-    "make_scheduler",
     "sample_candidates",
     "to_float",
     "to_uint8",
 ]
-
-# What a network may predict, in diffusers' words: the noise, or the velocity.
-PREDICTIONS = ("epsilon", "v_prediction")
-
-# The samplers, and the eta of each where none is given: 0 adds no noise after a step, 1 all of it.
-SAMPLERS = {"ddim": 0.1, "ddpm": 1.0, "dpmpp": 0.0}
-
-
-class _AncestralScheduler(DDIMScheduler):
-    """DDPM: DDIM at eta = 1, whose fresh noise has the variance beta of the step.
-
-    DDIM at eta = 1 adds noise of the posterior's variance, the smaller of DDPM's two; the authors
-    take the larger one. Their means are the same.
-    """
-
-    def step(self, model_output, timestep, sample, *, variance_noise, **keys):
-        then = timestep - self.config.num_train_timesteps // self.num_inference_steps
-        if then >= 0:  # the last step adds nothing
-            now, before = self.alphas_cumprod[timestep], self.alphas_cumprod[then]
-            variance_noise = variance_noise * ((1 - now) / (1 - before)).sqrt()
-        return super().step(
-            model_output, timestep, sample, eta=1.0, variance_noise=variance_noise, **keys
-        )
-
-
-Scheduler = DDIMScheduler | DPMSolverMultistepScheduler
-
-
-def _check_division(steps: int, total: int) -> None:
-    """Refuse steps between which diffusers' update would not go back by the same distance."""
-    fitting = [
-        n for n in range(1, total + 1) if total % n < (total / 100 if n <= total / 10 else 1)
-    ]
-    if steps not in fitting:
-        near = sorted(sorted(fitting, key=lambda n: abs(n - steps))[:3])
-        raise ClspError(
-            f"steps={steps} does not divide the {total} steps of the denoiser's training; the "
-            f"nearest that do, or nearly, are {', '.join(map(str, near))}. sampler=dpmpp takes any."
-        )
-
-
-def make_scheduler(
-    train_config: Mapping[str, Any] | None,
-    steps: int,
-    clip: bool = False,
-    sampler: str = "ddim",
-) -> Scheduler:
-    """Make the sampler that fits a denoiser's training.
-
-    Steps are evenly spaced and start at the last of training: 999, 989, .., 9 for 100 of 1000.
-    The last one ends at the clean image. Where they do not divide, such as 12 of 1000, DPM-Solver++
-    rounds each of them, and DDIM and DDPM start at most a hundredth of training before its end
-    (995, 912, .., 82), where there is nothing but noise still.
-
-    Args:
-        train_config: configuration of the scheduler that the denoiser was trained with, in
-            diffusers' keys; its betas and what it predicts are taken. By default the noise, with
-            betas linear from 1e-4 to 0.02 in T = 1000 steps.
-        steps: sampling steps, 1 to T. Those of DDIM and DDPM divide T, or up to a tenth of T leave
-            a rest of less than a hundredth of it: diffusers' update goes back by exactly
-            ``T // steps``.
-        clip: whether every step clips its estimate of the image to [-1, 1]. The paper does not;
-            a denoiser that was trained briefly needs it.
-        sampler: one of :data:`SAMPLERS`.
-
-    Raises:
-        ClspError: the denoiser predicts something else, its betas end in pure noise, or there
-            are not so many steps.
-    """
-    config = dict(train_config or {})
-    prediction = predicted(config)
-    if prediction not in PREDICTIONS:
-        raise ClspError(
-            f"This denoiser predicts {prediction!r}, which is none of {', '.join(PREDICTIONS)}; "
-            f"`clsp denoiser` trains one that does."
-        )
-    if config.get("rescale_betas_zero_snr"):
-        raise ClspError(
-            "This denoiser was trained with rescale_betas_zero_snr, from whose last step the image "
-            "cannot be computed out of the noise; use one trained without."
-        )
-    betas = training_betas(config)
-    total = len(betas)
-    if not 1 <= steps <= total:
-        raise ClspError(f"steps={steps} is not between 1 and the {total} of the training.")
-    if sampler != "dpmpp":
-        _check_division(steps, total)
-    common = {
-        "num_train_timesteps": total,
-        "trained_betas": betas.tolist(),
-        "prediction_type": prediction,
-    }
-    if sampler == "dpmpp":
-        # a threshold of 1 at every quantile is plain clipping
-        scheduler = DPMSolverMultistepScheduler(
-            **common, final_sigmas_type="zero", thresholding=clip, sample_max_value=1.0
-        )
-        # by ourselves: of some numbers diffusers makes a step more, the last one before the first
-        # of training
-        times = [round(total - step * total / steps) - 1 for step in range(steps)]
-        scheduler.set_timesteps(timesteps=times)
-    else:
-        kind = _AncestralScheduler if sampler == "ddpm" else DDIMScheduler
-        # with this offset every step goes back to where the next one is, whatever T // steps is
-        spacing = {"timestep_spacing": "leading", "steps_offset": total // steps - 1}
-        scheduler = kind(**common, **spacing, clip_sample=clip, set_alpha_to_one=True)
-        scheduler.set_timesteps(steps)
-    return scheduler
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:

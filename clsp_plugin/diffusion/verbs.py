@@ -1,38 +1,34 @@
 """``clsp denoiser`` and ``clsp generate``: their configurations, and what they print."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from clsp_plugin.data.condition import condition_digest, load_condition
-from clsp_plugin.data.images import ImageArray, load_images
-from clsp_plugin.data.json_files import checked, read_json
-from clsp_plugin.data.oracle import Oracle, write_oracle
-from clsp_plugin.data.store import CandidateStore
-from clsp_plugin.data.writer import check_export, export_npy
+from clsp_plugin.candidates.condition import condition_digest, load_condition
+from clsp_plugin.candidates.oracle import Oracle, check_oracle, write_oracle
+from clsp_plugin.candidates.store import CandidateStore
+from clsp_plugin.candidates.writer import check_export, export_npy
+from clsp_plugin.config.training import Data
+from clsp_plugin.config.typed import typed
+from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.images import load_images
 from clsp_plugin.diffusion.denoiser import check_absent
-from clsp_plugin.diffusion.generation import (
-    GenerationSettings,
-    estimate_generation,
-    generate_candidates,
-    in_bytes,
-)
-from clsp_plugin.diffusion.settings import read_settings
-from clsp_plugin.diffusion.training import (
-    RECORD,
-    TrainingSettings,
-    images_digest,
-    train_denoiser,
-)
-from clsp_plugin.engine.config import Data, typed
+from clsp_plugin.diffusion.drawer import GenerationSettings
+from clsp_plugin.diffusion.generation import estimate_generation, generate_candidates
+from clsp_plugin.diffusion.module import TrainingSettings
+from clsp_plugin.diffusion.settings import Settings, read_settings
+from clsp_plugin.diffusion.training import RECORD, images_digest, train_denoiser
 from clsp_plugin.engine.progress import Bar
 from clsp_plugin.errors import ClspError
-from clsp_plugin.processes import process
+from clsp_plugin.system.json_files import checked, read_json
+from clsp_plugin.system.memory import in_bytes
+from clsp_plugin.system.processes import process
 
-__all__ = ["denoiser", "generate"]
+__all__ = ["check_denoiser", "check_generate", "denoiser", "generate"]
 
 
 def _split(given: DictConfig, *names: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -45,6 +41,48 @@ def _split(given: DictConfig, *names: str) -> tuple[dict[str, Any], dict[str, An
         if name != "data":
             own[name] = str(value)  # a path may be a number
     return own, content
+
+
+# Keys of the two configurations that are not among the settings of the work itself.
+_BESIDE = {
+    "denoiser": ("out", "data", "condition", "fid"),
+    "generate": ("out", "data", "condition", "denoiser", "export_npy", "dry_run"),
+}
+
+
+@dataclass
+class _OfImages:
+    """A configuration's block about images, so that messages name its keys in full."""
+
+    data: Data = field(default_factory=Data)
+
+
+def _check(verb: str, cfg: DictConfig, settings: type[Settings]) -> None:
+    content = OmegaConf.to_container(cfg, resolve=True)
+    typed({"data": content["data"]}, _OfImages)
+    given = {key: value for key, value in content.items() if key not in _BESIDE[verb]}
+    if "oracle" in given:
+        check_oracle(typed(given, Oracle))
+    else:
+        read_settings(settings, given)
+
+
+def check_denoiser(cfg: DictConfig) -> None:
+    """Refuse a configuration that :func:`denoiser` would refuse, whatever the images.
+
+    Raises:
+        ClspError: naming the setting.
+    """
+    _check("denoiser", cfg, TrainingSettings)
+
+
+def check_generate(cfg: DictConfig) -> None:
+    """Refuse a configuration that :func:`generate` would refuse, whatever the images.
+
+    Raises:
+        ClspError: naming the setting.
+    """
+    _check("generate", cfg, GenerationSettings)
 
 
 def _images(data: dict[str, Any]) -> ImageArray:

@@ -11,27 +11,29 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from clsp_plugin.data.augmentation import can_compile
-from clsp_plugin.data.extra import inflate
-from clsp_plugin.data.files import locked
-from clsp_plugin.data.images import ImageArray, channel_statistics
+from clsp_plugin.candidates.extra import inflate
+from clsp_plugin.config.training import parse_cfg, trainer_kwargs
+from clsp_plugin.data.augmentation.pipeline import can_compile
+from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.images import DATASETS, channel_statistics
+from clsp_plugin.data.keyed_random import Purpose, derive_key
 from clsp_plugin.data.loader import PretrainData
-from clsp_plugin.data.random import Purpose, derive_key
 from clsp_plugin.data.splits import load_splits
-from clsp_plugin.engine.checkpoint import Checkpointer, load_args, read_checkpoint
-from clsp_plugin.engine.config import parse_cfg, trainer_kwargs
 from clsp_plugin.engine.progress import Bar, History, quiet
-from clsp_plugin.engine.record import RECORD, Record, check_record, environment
 from clsp_plugin.engine.resume import Resumed, Start, find_start
 from clsp_plugin.engine.trainer import Finite, fit, new_trainer
-from clsp_plugin.errors import ClspError
-from clsp_plugin.memory import keep_freed_memory
+from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.backbones import check_network
 from clsp_plugin.methods.synthetic import SyntheticPositives
-from clsp_plugin.processes import check_launch
+from clsp_plugin.records.checkpoint import Checkpointer, load_args, read_checkpoint
+from clsp_plugin.records.environment import environment
+from clsp_plugin.records.record import RECORD, Record, check_record
+from clsp_plugin.system.files import locked
+from clsp_plugin.system.memory import keep_freed_memory
+from clsp_plugin.system.processes import check_launch
 
-__all__ = ["Finished", "make_trainer", "pretrain", "worth_compiling"]
+__all__ = ["Finished", "check", "make_trainer", "pretrain", "worth_compiling"]
 
 # Compiling takes about half a minute; it pays from about this many augmented images on.
 _WORTH_COMPILING = 3_000_000
@@ -47,6 +49,24 @@ class Finished:
     run_dir: Path
     checkpoint: Path | None
     record: Path
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse a configuration that :func:`pretrain` would refuse, whatever the images.
+
+    Args:
+        cfg: what was composed; not changed.
+
+    Raises:
+        ClspError: naming the setting.
+    """
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    cfg = parse_cfg(cfg, METHODS)
+    if cfg.data.dataset not in DATASETS:
+        name = cfg.data.dataset
+        raise ClspError(f"data.dataset={name} is not known{nearest(name, DATASETS)}")
+    METHODS[cfg.method].add_and_assert_specific_cfg(cfg)
 
 
 class SeedSteps(Callback):
@@ -68,7 +88,7 @@ def pretrain(
     """Pre-train as a configuration says; continues an unfinished run of the same one.
 
     Args:
-        given: solo-learn's keys and ours, see ``engine.config.Pretrain``.
+        given: solo-learn's keys and ours, see ``config.training.Pretrain``.
         title: what the progress bar says.
         position: the bar's line, where several processes show one each.
 
@@ -176,7 +196,7 @@ def make_trainer(
     """Lightning's trainer as a complete configuration says.
 
     Args:
-        cfg: of any ``engine.config.Training``, with ``method``.
+        cfg: of any ``config.training.Training``, with ``method``.
         start: where it begins.
         saver: of checkpoints, if ``checkpoint.enabled``.
         callbacks: besides those that seed the steps, look at the numbers and save.

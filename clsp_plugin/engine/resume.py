@@ -22,7 +22,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from clsp_plugin.engine.checkpoint import (
+from clsp_plugin.errors import ClspError
+from clsp_plugin.methods.optim import at_step
+from clsp_plugin.records.checkpoint import (
     bound,
     check_bound,
     comparable,
@@ -33,10 +35,8 @@ from clsp_plugin.engine.checkpoint import (
     read_checkpoint,
     read_newest,
 )
-from clsp_plugin.engine.lock import alone, is_first
-from clsp_plugin.engine.record import RECORD
-from clsp_plugin.errors import ClspError
-from clsp_plugin.methods.optim import at_step
+from clsp_plugin.records.lock import is_first, one_training
+from clsp_plugin.records.record import RECORD
 
 __all__ = ["Resumed", "Start", "find_start"]
 
@@ -84,9 +84,9 @@ def find_start(cfg: DictConfig, identity: Mapping[str, Any], held: ExitStack) ->
     """Where a complete configuration goes on from: the checkpoint it names, its own run, nowhere.
 
     Args:
-        cfg: of any ``engine.config.Training``, with ``method``. ``continued`` is added to it where
-            a checkpoint of other settings is gone on from: of each such checkpoint its path, its
-            epochs and the settings that were others.
+        cfg: of any ``config.training.Training``, with ``method``. Where a checkpoint of other
+            settings is continued, ``continued`` is added to it: of each such checkpoint its path,
+            its epochs and the settings that were others.
         identity: of what else the training depends on, by name, such as its images.
         held: takes the lock of the run's directory, so that no other process trains in it.
 
@@ -103,7 +103,7 @@ def find_start(cfg: DictConfig, identity: Mapping[str, Any], held: ExitStack) ->
         own = _newest(cfg, identity, None if named is None else named.checkpoint.parent)
         if own is not None and (named is None or own.done >= named.done):
             if not (own.complete and (own.run_dir / RECORD).exists()):
-                held.enter_context(alone(own.run_dir))
+                held.enter_context(one_training(own.run_dir))
                 # another process may have trained on until it was locked
                 if is_first() and find_checkpoint(own.run_dir) != own.checkpoint:
                     held.close()

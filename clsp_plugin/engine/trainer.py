@@ -12,9 +12,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from clsp_plugin.data.files import write_whole
-from clsp_plugin.engine.checkpoint import read_checkpoint
 from clsp_plugin.errors import ClspError, Terminated
+from clsp_plugin.records.checkpoint import read_checkpoint
+from clsp_plugin.system.files import write_whole
 
 __all__ = ["Finite", "fit", "new_trainer"]
 

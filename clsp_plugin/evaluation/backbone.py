@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from clsp_plugin.engine.checkpoint import (
+from clsp_plugin.config.foreign import check_args
+from clsp_plugin.errors import ClspError
+from clsp_plugin.evaluation import safe_pickle as inert
+from clsp_plugin.evaluation.authors import authors_args, is_authors
+from clsp_plugin.methods.backbones import build_backbone, of_method
+from clsp_plugin.records.checkpoint import (
     ARGS,
     check_bound,
     load_args,
     read_newest,
 )
-from clsp_plugin.engine.foreign import check_args
-from clsp_plugin.errors import ClspError
-from clsp_plugin.evaluation import inert
-from clsp_plugin.evaluation.authors import authors_args, is_authors
-from clsp_plugin.methods.backbones import build_backbone, of_method
 
 __all__ = ["load_backbone"]
 
@@ -40,7 +40,7 @@ def load_backbone(
     Raises:
         ClspError: no checkpoint, no ``args.json``, or keys that are not exactly the backbone's.
             Classes and functions that a checkpoint names are neither needed nor called. An
-            ``args.json`` that asks for other files, see ``engine.foreign``.
+            ``args.json`` that asks for other files, see ``config.foreign``.
     """
     checkpoint, content = read_newest(path, foreign=inert)
     if is_authors(content):

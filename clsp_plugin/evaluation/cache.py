@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from clsp_plugin.data.files import write_whole
-from clsp_plugin.engine.numerics import numerics_of
 from clsp_plugin.evaluation.features import Features
+from clsp_plugin.records.numerics import numerics_of
+from clsp_plugin.system.files import write_whole
 
 __all__ = ["FeatureCache", "cache_folder"]
 

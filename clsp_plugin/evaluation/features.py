@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from clsp_plugin.data.downstream import ImageStream
-from clsp_plugin.data.images import ImageArray
+from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.splits import load_splits
 from clsp_plugin.errors import ClspError
 

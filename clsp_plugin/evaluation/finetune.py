@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from omegaconf import MISSING, DictConfig, OmegaConf
 from torch import nn
 
-from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
-from clsp_plugin.data.images import ImageArray, channel_statistics
+from clsp_plugin.config.rules import ranged
+from clsp_plugin.config.training import Data, Training, training_cfg
+from clsp_plugin.data.augmentation.config import AugmentationConfig
+from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
+from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.splits import named_images
-from clsp_plugin.engine.checkpoint import Checkpointer
-from clsp_plugin.engine.config import Data, Training, training_cfg
 from clsp_plugin.engine.pretrain import make_trainer, worth_compiling
 from clsp_plugin.engine.progress import Bar, History, quiet
 from clsp_plugin.engine.resume import find_start
@@ -32,8 +34,8 @@ from clsp_plugin.evaluation.features import load_labelled
 from clsp_plugin.evaluation.protocol import num_classes
 from clsp_plugin.methods.backbones import check_network, resolve_stem
 from clsp_plugin.methods.optim import build_optimizers
-from clsp_plugin.processes import check_launch
-from clsp_plugin.rules import ranged
+from clsp_plugin.records.checkpoint import Checkpointer
+from clsp_plugin.system.processes import check_launch
 
 __all__ = ["Finetune", "finetune_cfg", "train_and_test"]
 

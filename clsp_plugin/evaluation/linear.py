@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
+from clsp_plugin.data.keyed_random import Purpose, derive_key, key_uniform, keys_for
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.features import Features
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from clsp_plugin.data.random import Purpose, derive_key, keys_for
+from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.features import Features
 from clsp_plugin.evaluation.knn import weighted_knn

@@ -1,114 +1,67 @@
 """``clsp linear``, ``knn`` and ``transfer``: a checkpoint's features once, then a score on them."""
 
-import hashlib
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from clsp_plugin.data.downstream import DOWNSTREAM, Downstream, ImageStream, load_downstream
-from clsp_plugin.data.images import ImageArray, channel_statistics
+from clsp_plugin.config.training import Data, training_cfg
+from clsp_plugin.config.typed import typed
+from clsp_plugin.data.downstream import DOWNSTREAM, Downstream, load_downstream
 from clsp_plugin.data.splits import named_images
-from clsp_plugin.engine.checkpoint import epoch_of
-from clsp_plugin.engine.config import RATE, Data, typed
-from clsp_plugin.engine.record import Record, add_evaluation, check_record, environment, record_path
-from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.errors import ClspError, nearest, short
 from clsp_plugin.evaluation.backbone import load_backbone
-from clsp_plugin.evaluation.cache import FeatureCache, cache_folder
 from clsp_plugin.evaluation.features import (
     Features,
-    extract_features,
     input_size,
     load_labelled,
 )
-from clsp_plugin.evaluation.finetune import finetune_cfg, train_and_test
+from clsp_plugin.evaluation.finetune import Finetune, finetune_cfg, train_and_test
+from clsp_plugin.evaluation.network import Network
 from clsp_plugin.evaluation.protocol import check_protocol, evaluate_knn, evaluate_linear
+from clsp_plugin.evaluation.settings import Knn, Linear, Transfer, complete
 from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer
-from clsp_plugin.processes import device_of
-from clsp_plugin.rules import SEED, Rule, ranged, short
+from clsp_plugin.records.checkpoint import epoch_of
+from clsp_plugin.records.environment import environment
+from clsp_plugin.records.record import Record, add_evaluation, check_record, record_path
+from clsp_plugin.system.processes import device_of
 
-__all__ = ["evaluate", "finetune", "knn", "linear", "targets_of", "transfer"]
-
-PROBE_RATE = Rule(above=0, high=RATE.high)
-
-# ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
-
-
-@dataclass
-class _Evaluation:
-    """``data`` is that of the pre-training, with what is given here on top.
-
-    ``cache`` keeps features beside the checkpoint; see ``evaluation.cache``.
-    """
-
-    pretrained_feature_extractor: str = MISSING
-    protocol: str = "strict"
-    data: dict[str, Any] = field(default_factory=dict)
-    batch_size: int = ranged(256, low=1)
-    seed: int = ranged(5, SEED)
-    device: str = "auto"
-    cache: bool = True
+__all__ = [
+    "check_finetune",
+    "check_knn",
+    "check_linear",
+    "check_transfer",
+    "evaluate",
+    "finetune",
+    "knn",
+    "linear",
+    "targets_of",
+    "transfer",
+]
 
 
-@dataclass
-class Linear(_Evaluation):
-    """``lr`` is a rate, or several that the protocol chooses from."""
-
-    finetune: bool = False
-    flip: Optional[bool] = None
-    lr: Any = ranged(1.0, PROBE_RATE)
-    max_epochs: int = ranged(100, low=1)
-    lr_decay_steps: list[int] = ranged([60, 80], low=0)
+def check_linear(cfg: DictConfig) -> None:
+    """Refuse a configuration that :func:`linear` would refuse, whatever the checkpoint."""
+    _check_rates(complete(Linear, cfg))
 
 
-@dataclass
-class Knn(_Evaluation):
-    k: list[int] = ranged([5, 10, 20, 50, 100, 200], low=1)
-    temperature: float = ranged(0.07, above=0)
+def check_knn(cfg: DictConfig) -> None:
+    """Refuse a configuration that :func:`knn` would refuse, whatever the checkpoint."""
+    complete(Knn, cfg)
 
 
-@dataclass
-class _DownstreamData:
-    """``path``: where the data sets are. ``image_size``: what images are brought to, by default
-    that of the pre-training. The others are of the pre-training, for checkpoints that do not say.
-    """
-
-    path: str = "datasets"
-    dataset: Optional[str] = None
-    image_size: Optional[int] = ranged(None, low=1, high=4096)
-    mean: Optional[list[float]] = ranged(None)
-    std: Optional[list[float]] = ranged(None, above=0)
+def check_transfer(cfg: DictConfig) -> None:
+    """Refuse a configuration that :func:`transfer` would refuse, whatever the checkpoint."""
+    _downstream_names(complete(Transfer, cfg))
 
 
-@dataclass
-class Transfer:
-    """One ``dataset`` or several ``datasets``, by default the paper's for that of the pre-training.
-
-    ``l2`` and ``max_iter`` are of the strict protocol, ``flip``, ``lr``, ``max_epochs`` and
-    ``lr_decay_steps`` of the paper's.
-    """
-
-    pretrained_feature_extractor: str = MISSING
-    protocol: str = "strict"
-    dataset: Optional[str] = None
-    datasets: list[str] = field(default_factory=list)
-    data: _DownstreamData = field(default_factory=_DownstreamData)
-    partition: int = ranged(1, low=1)
-    l2: Optional[list[float]] = ranged(None, low=0)
-    max_iter: int = ranged(1000, low=1)
-    flip: Optional[bool] = None
-    lr: float = ranged(1.0, PROBE_RATE)
-    max_epochs: int = ranged(100, low=1)
-    lr_decay_steps: list[int] = ranged([60, 80], low=0)
-    batch_size: int = ranged(256, low=1)
-    num_workers: int = ranged(4, low=0)
-    seed: int = ranged(5, SEED)
-    device: str = "auto"
-    cache: bool = True
+def check_finetune(cfg: DictConfig) -> None:
+    """Refuse a configuration that :func:`finetune` would refuse, whatever the checkpoint."""
+    given = OmegaConf.to_container(cfg)
+    data = {"dataset": "digits", **(given.get("data") or {})}  # by default the pre-training's
+    training_cfg({**given, "data": data, "pretrained_feature_extractor": "."}, Finetune)
 
 
 def linear(given: DictConfig) -> dict[str, Any]:
@@ -121,10 +74,14 @@ def linear(given: DictConfig) -> dict[str, Any]:
     if given.get("finetune"):
         return finetune(given)
     cfg = typed(given, Linear)
+    _check_rates(cfg)
+    return evaluate(cfg)
+
+
+def _check_rates(cfg: DictConfig) -> None:
     rates = [cfg.lr] if not OmegaConf.is_list(cfg.lr) else cfg.lr
     if not rates or not all(type(rate) in (int, float) for rate in rates):
         raise ClspError(f"lr={short(cfg.lr)} is neither a rate above 0 nor a list of some.")
-    return evaluate(cfg)
 
 
 def knn(given: DictConfig) -> dict[str, Any]:
@@ -212,7 +169,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     flip = False
     if is_linear:
         flip = _flips(args) if cfg.flip is None else cfg.flip
-    network = _Network(cfg, backbone, args, checkpoint)
+    network = Network(cfg, backbone, args, checkpoint)
     data, train, test = _features(cfg, network, flip)
     score: Callable = _score_linear if is_linear else _score_knn
     result = score(cfg, train[1], test[1])
@@ -242,53 +199,7 @@ def _dataset(cfg: DictConfig, args: dict[str, Any]) -> str:
     return cfg.data.get("dataset", args["data"]["dataset"])
 
 
-class _Network:
-    """A frozen backbone with what its features depend on, and their cache.
-
-    ``size`` is that of the images that it was pre-trained on, in pixels; None if it is not known.
-    """
-
-    def __init__(
-        self, cfg: DictConfig, backbone, args: dict[str, Any], checkpoint: Path,
-        size: int | None = None,
-    ):  # fmt: skip
-        self.cfg, self.backbone, self.args = cfg, backbone, args
-        self.size = size or input_size(args)
-        self.mean, self.std = channel_statistics(args["data"], args.get("augmentations"))
-        self.device = device_of(cfg.device)
-        what = {"backbone": args["backbone"], "mean": self.mean, "std": self.std}
-        what |= {"size": self.size, "device": self.device.type}
-        self.cache = FeatureCache(cache_folder(checkpoint) if cfg.cache else None, backbone, what)
-
-    def features(self, images: ImageArray | ImageStream, flip: bool, desc: str = "") -> Features:
-        """Of labelled images, brought to the network's size; from the cache if they are there."""
-
-        def key() -> dict[str, Any]:
-            if isinstance(images, ImageStream):
-                return {**images.key, "size": images.size}
-            targets = hashlib.sha256(images.targets.numpy().tobytes()).hexdigest()
-            return {"pixels": images.fingerprint, "targets": targets}
-
-        def compute() -> Features:
-            array = images
-            if isinstance(images, ImageArray):
-                array = images.squared(self.size or images.size[0])
-            return extract_features(
-                self.backbone,
-                array,
-                mean=self.mean,
-                std=self.std,
-                batch_size=self.cfg.batch_size,
-                device=self.device,
-                flip=flip,
-                num_workers=min(self.cfg.get("num_workers", 0), os.cpu_count() or 1),
-                desc=desc or f"features of {images.name}",
-            )
-
-        return self.cache.features(key, 1 + flip, compute)
-
-
-def _features(cfg: DictConfig, network: _Network, flip: bool):
+def _features(cfg: DictConfig, network: Network, flip: bool):
     """The ``data`` block, and (images, features) of the training and of the test images."""
     args = network.args
     own = {k: v for k, v in args["data"].items() if k in Data.__dataclass_fields__}
@@ -343,7 +254,7 @@ def transfer(given: DictConfig) -> list[dict[str, Any]]:
     said = {key: value for key, value in cfg.data.items() if key != "path" and value is not None}
     backbone, args, checkpoint = load_backbone(cfg.pretrained_feature_extractor, said)
     check_record(record_path(checkpoint))
-    network = _Network(cfg, backbone, args, checkpoint, cfg.data.image_size)
+    network = Network(cfg, backbone, args, checkpoint, cfg.data.image_size)
     _check_said(said, args, network.size, checkpoint)
     names = targets_of(cfg, args["data"]["dataset"])
     # all are opened first: one that is missing is told before anything is computed
@@ -405,7 +316,7 @@ def _downstream_names(cfg: DictConfig) -> list[str]:
 
 
 def _transferred(
-    cfg: DictConfig, network: _Network, target: Downstream, flip: bool, title: str
+    cfg: DictConfig, network: Network, target: Downstream, flip: bool, title: str
 ) -> dict[str, Any]:
     """One pass over a data set's images, and the score."""
     parts = {

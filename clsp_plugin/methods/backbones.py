@@ -8,8 +8,8 @@ import timm
 import torch
 from torch import nn
 
-from clsp_plugin.errors import ClspError, nearest
-from clsp_plugin.rules import check_finite, short
+from clsp_plugin.config.rules import check_finite
+from clsp_plugin.errors import ClspError, nearest, short
 
 __all__ = ["build_backbone", "check_network", "of_method", "resolve_stem"]
 

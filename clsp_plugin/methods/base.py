@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from clsp_plugin.data.images import ImageArray
+from clsp_plugin.config.rules import Rule, check_value
+from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.methods.backbones import build_backbone, of_method
 from clsp_plugin.methods.joint import JointForward
 from clsp_plugin.methods.optim import build_optimizers, ema_tau, ema_update
-from clsp_plugin.rules import Rule, check_value
 
 __all__ = ["BaseMethod", "BaseMomentumMethod", "check_method_kwargs", "mlp", "spread"]
 
@@ -144,10 +144,10 @@ class BaseMethod(JointForward, pl.LightningModule):
         prediction: what ``forward`` calls the prediction of another view's ``z``, of a method
             that compares positives so; None where it compares ``z`` with ``z``. A synthetic
             positive is compared in the same way.
-        numerics: the version of what the method computes that is its own; see ``engine.numerics``.
+        numerics: the version of what the method computes that is its own; see ``records.numerics``.
 
     Args:
-        cfg: a configuration as ``engine.config.parse_cfg`` returns it.
+        cfg: a configuration as ``config.training.parse_cfg`` returns it.
     """
 
     takes_small_crops = False

@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import nn
 
-from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
-from clsp_plugin.data.images import ImageArray, channel_statistics
-from clsp_plugin.data.random import Purpose, derive_key, key_normal, keys_for
+from clsp_plugin.data.augmentation.config import AugmentationConfig
+from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
+from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.images import channel_statistics
+from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, keys_for
 from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.distributed import average, rank
 from clsp_plugin.losses.nt_xent import nt_xent_loss

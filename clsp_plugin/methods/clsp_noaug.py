@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from clsp_plugin.data.augmentation import AugmentationConfig
+from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.simclr import SimCLR

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import nn
 
-from clsp_plugin.data.random import Purpose, derive_key
+from clsp_plugin.data.keyed_random import Purpose, derive_key
 from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.distributed import gather
 from clsp_plugin.losses.prototypes import assignment_loss

@@ -9,8 +9,8 @@ from timm.optim import Lars
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from clsp_plugin.errors import ClspError, nearest
-from clsp_plugin.rules import check_finite, short
+from clsp_plugin.config.rules import check_finite
+from clsp_plugin.errors import ClspError, nearest, short
 
 __all__ = [
     "OPTIMIZERS",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clsp_plugin.data.random import keys_for
+from clsp_plugin.data.keyed_random import keys_for
 
 __all__ = ["Prototypes", "cluster"]
 
@@ -43,7 +43,7 @@ def cluster(
         points: (N, D), unit norm; N >= number.
         number: of clusters.
         iterations: of moving the centroids.
-        key: see :func:`clsp_plugin.data.random.derive_key`.
+        key: see :func:`clsp_plugin.data.keyed_random.derive_key`.
 
     Returns:
         Assignments int64 (N,) and centroids (number, D) of unit norm. A cluster that loses all

@@ -26,10 +26,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation
-from clsp_plugin.data.images import ImageArray
-from clsp_plugin.data.store import CandidateStore
-from clsp_plugin.data.third_view import ThirdView
+from clsp_plugin.candidates.store import CandidateStore
+from clsp_plugin.candidates.third_view import ThirdView
+from clsp_plugin.data.augmentation.config import AugmentationConfig
+from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
+from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.losses.alignment import alignment_loss
 from clsp_plugin.methods.joint import JointForward

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from hydra.core.config_search_path import ConfigSearchPath
 from omegaconf import DictConfig
 
-from clsp_plugin.configurations import add_shared, shipped
+from clsp_plugin.config.shipped import add_shared, shipped
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.synthetic import register
 from clsp_plugin.solo.methods import HostPositives

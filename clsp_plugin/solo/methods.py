@@ -5,9 +5,9 @@ import warnings
 import torch
 from omegaconf import DictConfig
 
+from clsp_plugin.candidates.matching import pixels_of
+from clsp_plugin.candidates.third_view import ThirdView, match
 from clsp_plugin.data.images import channel_statistics
-from clsp_plugin.data.indexed import pixels_of
-from clsp_plugin.data.third_view import ThirdView, match
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.synthetic import SyntheticPositives
 from clsp_plugin.solo.images import host_images

@@ -18,7 +18,7 @@ class ClspSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if "solo.methods" not in sys.modules:
-            ours = sys.modules.get("clsp_plugin.configurations")
+            ours = sys.modules.get("clsp_plugin.config.shipped")
             if ours is not None:
                 ours.add_shared(search_path)
             return

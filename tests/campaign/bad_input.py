@@ -11,13 +11,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 from PIL import Image
 
-from clsp_plugin.configurations import shipped
-from clsp_plugin.diffusion.generation import GenerationSettings
-from clsp_plugin.diffusion.training import TrainingSettings
-from clsp_plugin.engine.arguments import TrainerArguments
-from clsp_plugin.engine.config import Pretrain
+from clsp_plugin.config.shipped import shipped
+from clsp_plugin.config.trainer_arguments import TrainerArguments
+from clsp_plugin.config.training import Pretrain
+from clsp_plugin.diffusion.drawer import GenerationSettings
+from clsp_plugin.diffusion.module import TrainingSettings
 from clsp_plugin.evaluation.finetune import Finetune
-from clsp_plugin.evaluation.verbs import Knn, Linear, Transfer
+from clsp_plugin.evaluation.settings import Knn, Linear, Transfer
 from tests.campaign import works
 from tests.campaign.commands import Broken, Told, check_told, run
 from tests.campaign.damage import damage

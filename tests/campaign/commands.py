@@ -20,7 +20,7 @@ __all__ = ["Broken", "Running", "Told", "check_told", "run", "start", "warm"]
 _REFUSED = 2
 _ROOM = 16 * 2**30  # bytes
 _HEAVY = (
-    "clsp_plugin.benchmark.bench", "clsp_plugin.benchmark.unit", "clsp_plugin.diffusion.verbs",
+    "clsp_plugin.suites.bench", "clsp_plugin.suites.worker", "clsp_plugin.diffusion.verbs",
     "clsp_plugin.engine.pretrain", "clsp_plugin.evaluation.finetune", "diffusers",
     "clsp_plugin.evaluation.verbs", "hydra", "matplotlib.backends.backend_svg", "sklearn.manifold",
 )  # fmt: skip
@@ -67,7 +67,7 @@ def _body(words: Sequence[str], folder: Path, log: Path) -> None:
     code = 1
     try:
         if words[0] == "unit":
-            code = importlib.import_module("clsp_plugin.benchmark.unit").main(list(words[1:]))
+            code = importlib.import_module("clsp_plugin.suites.worker").main(list(words[1:]))
         else:
             sys.argv = ["clsp", *words]
             cli.main()

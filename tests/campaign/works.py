@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from clsp_plugin.benchmark.suite import make_plan, read_suite
-from clsp_plugin.benchmark.unit import describe
+from clsp_plugin.suites.planner import make_plan
+from clsp_plugin.suites.suite import read_suite
+from clsp_plugin.suites.worker import describe
 from tests.campaign.commands import Broken, Told, check_told, run
 
 __all__ = ["WORKS", "Base", "Work"]

@@ -12,9 +12,11 @@ import torchvision.transforms.functional as F
 from omegaconf import OmegaConf
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from clsp_plugin.data import augmentation as A
-from clsp_plugin.data.augmentation import AugmentationConfig, BatchAugmentation, can_compile
-from clsp_plugin.data.random import key_uniform, keys_for
+from clsp_plugin.data.augmentation import operations, parameters
+from clsp_plugin.data.augmentation import pipeline as module
+from clsp_plugin.data.augmentation.config import AugmentationConfig
+from clsp_plugin.data.augmentation.pipeline import BatchAugmentation, can_compile
+from clsp_plugin.data.keyed_random import key_uniform, keys_for
 from clsp_plugin.errors import ClspError
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
@@ -58,7 +60,7 @@ def assert_near(actual, expected, atol=1e-5):
 
 
 def sample(cfg, keys, height=32, width=32):
-    return A.sample_parameters(keys, cfg, height, width, A.jitter_slots(cfg))
+    return parameters.sample_parameters(keys, cfg, height, width, parameters.jitter_slots(cfg))
 
 
 # ------------------------------------------------------------------------------ configuration
@@ -225,9 +227,9 @@ def test_crop_resize(interpolation, out):
     boxes = [(0, 0, 40, 33), (3, 5, 9, 11), (39, 32, 1, 1), (10, 0, 30, 2), (1, 1, 32, 32)]
     images = uint8_images(len(boxes), height, width, 3)
     top, left, h, w = torch.tensor(boxes).float().unbind(1)
-    rows = A.resize_weights(top, h, height, out, interpolation)
-    columns = A.resize_weights(left, w, width, out, interpolation)
-    actual = A.crop_resize(images, rows, columns)
+    rows = operations.resize_weights(top, h, height, out, interpolation)
+    columns = operations.resize_weights(left, w, width, out, interpolation)
+    actual = operations.crop_resize(images, rows, columns)
     for image, box, result in zip(images, boxes, actual, strict=True):
         image = image.permute(2, 0, 1).float() / 255
         expected = F.resized_crop(image, *box, [out, out], MODES[interpolation], antialias=True)
@@ -265,7 +267,7 @@ def test_flip(size):
 
 def test_to_gray():
     images = float_images(4, 3, 9, 11)
-    assert_near(A.to_gray(images), F.rgb_to_grayscale(images), atol=1e-7)
+    assert_near(operations.to_gray(images), F.rgb_to_grayscale(images), atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -277,16 +279,16 @@ def test_blend(step, reference):
     factors = torch.tensor([0.0, 0.3, 1.0, 1.4, 2.5])
     # the factors of the two other steps must not matter
     all_factors = torch.full((5, 3), 0.7).index_copy(1, torch.tensor([step]), factors[:, None])
-    weights = A.blend_weights(torch.full((5, 1), step), all_factors)
-    actual = A.blend(images, *(w[:, 0] for w in weights))
+    weights = parameters.blend_weights(torch.full((5, 1), step), all_factors)
+    actual = operations.blend(images, *(w[:, 0] for w in weights))
     for image, factor, result in zip(images, factors, actual, strict=True):
         assert_near(result, reference(image, factor.item()), atol=1e-6)
 
 
 def test_an_empty_blend_changes_nothing():
     images = float_images(3, 3, 8, 8)
-    weights = A.blend_weights(torch.full((3, 1), 3), torch.full((3, 3), 0.5))
-    assert torch.equal(A.blend(images, *(w[:, 0] for w in weights)), images)
+    weights = parameters.blend_weights(torch.full((3, 1), 3), torch.full((3, 3), 0.5))
+    assert torch.equal(operations.blend(images, *(w[:, 0] for w in weights)), images)
 
 
 def test_adjust_hue():
@@ -296,7 +298,7 @@ def test_adjust_hue():
     images[:, :, 6] = 0
     images[:, :, 7] = 1
     shift = torch.tensor([-0.5, -0.1, 0.0, 0.05, 0.3, 0.5])
-    actual = A.adjust_hue(images, shift)
+    actual = operations.adjust_hue(images, shift)
     for image, s, result in zip(images, shift, actual, strict=True):
         assert_near(result, F.adjust_hue(image, s.item()), atol=1e-5)
     assert torch.equal(actual[2], images[2])
@@ -325,10 +327,10 @@ def test_color_jitter_in_every_order(off):
     factors[:, [i for i in off if i < 3]] = 1.0
     hue = torch.zeros(25) if 3 in off else 0.8 * float_images(25, seed=2) - 0.4
     p = sample(cfg, make_keys(25))
-    keep, to_mean, to_gray = A.blend_weights(A.jitter_slots(cfg), factors)
+    keep, to_mean, to_gray = parameters.blend_weights(parameters.jitter_slots(cfg), factors)
     hue[24] = 0  # the row of images without jitter
     p = p._replace(keep=keep, to_mean=to_mean, to_gray=to_gray, hue=hue)
-    actual = A.color_jitter(images, p, hue=3 not in off)
+    actual = operations.color_jitter(images, p, hue=3 not in off)
     for order, image, f, h, result in zip(orders, images, factors, hue, actual, strict=False):
         assert_near(result, jitter_reference(image, order, f, h))
     assert torch.equal(actual[24], images[24])
@@ -339,16 +341,18 @@ def test_gaussian_blur(size):
     images = float_images(4, 3, size, size)
     sigma = torch.tensor([0.1, 0.7, 1.3, 2.0])
     kernel = 2 * min(6, size - 1) + 1
-    actual = A.gaussian_blur(images, sigma)
+    actual = operations.gaussian_blur(images, sigma)
     for image, s, result in zip(images, sigma, actual, strict=True):
         assert_near(result, F.gaussian_blur(image, [kernel, kernel], [s.item()] * 2), atol=1e-6)
 
 
 def test_solarize():
     every_value = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
-    assert_near(A.solarize(every_value / 255), F.solarize(every_value, 128) / 255, atol=1e-6)
+    assert_near(
+        operations.solarize(every_value / 255), F.solarize(every_value, 128) / 255, atol=1e-6
+    )
     images = float_images(2, 3, 8, 8)
-    assert_near(A.solarize(images), F.solarize(images, 0.5), atol=0)
+    assert_near(operations.solarize(images), F.solarize(images, 0.5), atol=0)
 
 
 @pytest.mark.parametrize("size", [32, 12, 64])
@@ -358,10 +362,10 @@ def test_equalize(size):
     images[2] = images[2] // 128 * 255  # two values
     images[3] = 77  # one value
     images[4, 0, 0, 0] = 255
-    actual = A.equalize(images / 255)
+    actual = operations.equalize(images / 255)
     assert_near(actual, F.equalize(images) / 255, atol=1e-7)
     nudged = (images / 255 + 0.0015).clamp(0, 1)  # less than half a level: rounds back
-    assert_near(A.equalize(nudged), actual, atol=1e-7)
+    assert_near(operations.equalize(nudged), actual, atol=1e-7)
 
 
 # ------------------------------------------------------------------------------------- draws
@@ -392,7 +396,7 @@ def torchvision_boxes(height, width, scale, n):
 )
 def test_boxes_are_distributed_as_torchvisions(height, width, scale):
     expected = torchvision_boxes(height, width, scale, 4000)
-    actual = A.sample_boxes(key_uniform(make_keys(20_000), 22), height, width, *scale)
+    actual = parameters.sample_boxes(key_uniform(make_keys(20_000), 22), height, width, *scale)
     top, left, h, w = actual.unbind(1)
     assert torch.equal(actual, actual.round())
     assert (h >= 1).all()
@@ -413,9 +417,9 @@ def test_the_central_box_when_no_try_fits(height, width):
     # the whole area of an image far from the ratios: only the fallback is possible
     expected = torchvision_boxes(height, width, (1.0, 1.0), 1)[0]
     if (height, width) == (3, 4):
-        assert A._central_box(height, width) == tuple(expected.tolist())
+        assert parameters._central_box(height, width) == tuple(expected.tolist())
         return
-    actual = A.sample_boxes(key_uniform(make_keys(50), 22), height, width, 1.0, 1.0)
+    actual = parameters.sample_boxes(key_uniform(make_keys(50), 22), height, width, 1.0, 1.0)
     assert torch.equal(actual, expected.expand(50, 4).float())
 
 
@@ -449,15 +453,15 @@ def test_factors_are_uniform(name, strength):
 
 def test_the_orders_are_equally_likely():
     n = 24_000
-    slots = A.jitter_slots(EVERYTHING)
+    slots = parameters.jitter_slots(EVERYTHING)
     assert slots.unique(dim=0).shape[0] == 25
-    order = (key_uniform(make_keys(n), A._DRAWS)[:, A._ORDER] * 24).long()
+    order = (key_uniform(make_keys(n), parameters._DRAWS)[:, parameters._ORDER] * 24).long()
     count = order.bincount(minlength=24).double()
     assert count.shape == (24,)
     assert ((count - 1000) ** 2 / 1000).sum() < 49.7  # 99.9%, 23 degrees of freedom
     always = AugmentationConfig(**{**vars(EVERYTHING), "jitter_prob": 1.0})
     factors = torch.full((24, 3), 0.5)
-    patterns = A.blend_weights(slots[:24], factors)[0]
+    patterns = parameters.blend_weights(slots[:24], factors)[0]
     seen = (sample(always, make_keys(n)).keep != 1).unique(dim=0)
     assert seen.shape[0] == (patterns != 1).unique(dim=0).shape[0]
 
@@ -502,21 +506,21 @@ def reference(image, u, p, i, cfg):
     x = image.permute(2, 0, 1).float() / 255
     box, size = [int(v) for v in p.box[i]], [cfg.crop_size] * 2
     x = F.resized_crop(x, *box, size, MODES[cfg.interpolation], antialias=True).clamp(0, 1)
-    if u[A._JITTER] < cfg.jitter_prob:
-        order = list(itertools.permutations(range(4)))[int(u[A._ORDER] * 24)]
+    if u[parameters._JITTER] < cfg.jitter_prob:
+        order = list(itertools.permutations(range(4)))[int(u[parameters._ORDER] * 24)]
         strengths = torch.tensor([cfg.brightness, cfg.contrast, cfg.saturation])
-        draws = u[[A._BRIGHTNESS, A._CONTRAST, A._SATURATION]]
+        draws = u[[parameters._BRIGHTNESS, parameters._CONTRAST, parameters._SATURATION]]
         factors = (1 - strengths) + draws * 2 * strengths
-        x = jitter_reference(x, order, factors, cfg.hue * (2 * u[A._HUE] - 1))
-    if u[A._GRAY] < cfg.grayscale_prob:
+        x = jitter_reference(x, order, factors, cfg.hue * (2 * u[parameters._HUE] - 1))
+    if u[parameters._GRAY] < cfg.grayscale_prob:
         x = F.rgb_to_grayscale(x, 3)
-    if u[A._BLUR] < cfg.blur_prob:
-        x = F.gaussian_blur(x, [13, 13], [0.1 + 1.9 * u[A._SIGMA].item()] * 2)
-    if u[A._SOLARIZE] < cfg.solarize_prob:
+    if u[parameters._BLUR] < cfg.blur_prob:
+        x = F.gaussian_blur(x, [13, 13], [0.1 + 1.9 * u[parameters._SIGMA].item()] * 2)
+    if u[parameters._SOLARIZE] < cfg.solarize_prob:
         x = F.solarize(x, 0.5)
-    if u[A._EQUALIZE] < cfg.equalize_prob:
+    if u[parameters._EQUALIZE] < cfg.equalize_prob:
         x = F.equalize((x * 255).round().to(torch.uint8)) / 255
-    if u[A._FLIP] < cfg.flip_prob:
+    if u[parameters._FLIP] < cfg.flip_prob:
         x = F.hflip(x)
     return F.normalize(x, MEAN, STD)
 
@@ -528,7 +532,7 @@ def test_the_pipeline_is_torchvisions(cfg, height, width):
     actual = BatchAugmentation(cfg, MEAN, STD)(images, keys)
     assert actual.shape == (64, 3, 32, 32)
     assert actual.dtype == torch.float32
-    u, p = key_uniform(keys, A._DRAWS), sample(cfg, keys, height, width)
+    u, p = key_uniform(keys, parameters._DRAWS), sample(cfg, keys, height, width)
     expected = torch.stack([reference(images[i], u[i], p, i, cfg) for i in range(64)])
     error = (actual - expected).abs()
     if cfg is SMOOTH:
@@ -539,7 +543,7 @@ def test_the_pipeline_is_torchvisions(cfg, height, width):
 
 def test_a_step_of_probability_zero_is_not_computed(monkeypatch):
     for name in ("color_jitter", "to_gray", "gaussian_blur", "solarize", "equalize"):
-        monkeypatch.setattr(A, name, None)
+        monkeypatch.setattr(module, name, None)
     cfg = AugmentationConfig(crop_size=16, crop=True, flip_prob=0.5)
     BatchAugmentation(cfg, MEAN, STD)(uint8_images(2, 16, 16, 3), make_keys(2))
 
@@ -558,9 +562,11 @@ def test_an_image_does_not_depend_on_its_batch(cfg):
 def test_pieces_of_a_large_batch_are_the_whole(monkeypatch):
     images, keys = uint8_images(37, 40, 40, 3), make_keys(37)
     expected = BatchAugmentation(SMOOTH, MEAN, STD)(images, keys)
-    sizes, augment = [], A.augment
-    monkeypatch.setattr(A, "augment", lambda x, *rest: sizes.append(len(x)) or augment(x, *rest))
-    monkeypatch.setattr(A, "_PIECE", 10 * 32 * 32)
+    sizes, augment = [], module.augment
+    monkeypatch.setattr(
+        module, "augment", lambda x, *rest: sizes.append(len(x)) or augment(x, *rest)
+    )
+    monkeypatch.setattr(module, "_PIECE", 10 * 32 * 32)
     assert_near(BatchAugmentation(SMOOTH, MEAN, STD)(images, keys), expected, atol=1e-6)
     assert sizes == [10, 10, 10, 10]
 
@@ -605,7 +611,9 @@ def test_cuda_equals_cpu():
     assert_near(augmentation(images.cuda(), keys.cuda()).cpu(), expected, atol=1e-3)
     cpu, cuda = (
         sample(SMOOTH, keys),
-        A.sample_parameters(keys.cuda(), SMOOTH, 32, 32, A.jitter_slots(SMOOTH).cuda()),
+        parameters.sample_parameters(
+            keys.cuda(), SMOOTH, 32, 32, parameters.jitter_slots(SMOOTH).cuda()
+        ),
     )
     assert torch.equal(cpu.box, cuda.box.cpu())
 
@@ -619,7 +627,7 @@ def test_the_steps_are_one_graph():
     expected = BatchAugmentation(cfg, MEAN, STD)(uint8_images(4, 8, 8, 3), make_keys(4))
     augmentation = BatchAugmentation(cfg, MEAN, STD, compile=True)
     augmentation._compiled = torch.compile(
-        A.augment, fullgraph=True, dynamic=False, backend="eager"
+        module.augment, fullgraph=True, dynamic=False, backend="eager"
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -663,7 +671,7 @@ def test_pickles_before_its_first_call():
 
 def test_can_compile_looks_for_a_compiler(monkeypatch, tmp_path):
     (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(A.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(module.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     compiler = tmp_path / "g++"
     compiler.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -680,7 +688,7 @@ def test_can_compile_looks_for_a_compiler(monkeypatch, tmp_path):
 
 
 def test_can_compile_needs_the_headers_of_python(monkeypatch, tmp_path):
-    monkeypatch.setattr(A.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(module.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     assert not can_compile()
 
 

@@ -15,7 +15,7 @@ from scipy.io import savemat
 
 from clsp_plugin.data.downstream import DOWNSTREAM, load_downstream
 from clsp_plugin.data.folders import to_pixels
-from clsp_plugin.data.images import ImageArray
+from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.errors import ClspError
 
 

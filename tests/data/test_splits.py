@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clsp_plugin.data.downstream import load_downstream
-from clsp_plugin.data.images import ImageArray
+from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.splits import load_splits, numbered_as, shared_images
 from clsp_plugin.errors import ClspError
 

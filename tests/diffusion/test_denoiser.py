@@ -13,16 +13,14 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
 from clsp_plugin.diffusion.denoiser import (
-    LINEAR_BETAS,
     AuthorsConditionalUNet,
     build_unet,
     check_absent,
     denoiser_hash,
     load_denoiser,
     save_denoiser,
-    training_betas,
 )
-from clsp_plugin.diffusion.sampling import make_scheduler
+from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, make_scheduler, training_betas
 from clsp_plugin.errors import ClspError
 
 # config.json of google/ddpm-cifar10-32

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from clsp_plugin.data.store import CandidateStore
-from clsp_plugin.data.writer import StoreWriter
+from clsp_plugin.candidates.store import CandidateStore
+from clsp_plugin.candidates.writer import StoreWriter
+from clsp_plugin.diffusion import drawer as drawing
 from clsp_plugin.diffusion import generation
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser, save_denoiser
 from clsp_plugin.diffusion.generation import generate_candidates
-from clsp_plugin.diffusion.sampling import make_scheduler, sample_candidates
+from clsp_plugin.diffusion.sampling import sample_candidates
+from clsp_plugin.diffusion.schedulers import make_scheduler
 from clsp_plugin.errors import ClspError
-from clsp_plugin.processes import _gpu
+from clsp_plugin.system.processes import _gpu
 
 CFG = {"num_candidates": 2, "steps": 2, "batch_size": 6, "shard_size": 5, "device": "cpu"}
 
@@ -74,7 +76,7 @@ def test_killed_and_continued_gives_the_same_bytes(images, denoiser, tmp_path, m
 
 
 def test_a_shard_is_written_while_the_next_is_drawn(images, denoiser, tmp_path, monkeypatch):
-    write, begin, met = StoreWriter.write, generation.begin_candidates, []
+    write, begin, met = StoreWriter.write, drawing.begin_candidates, []
     second = threading.Event()
 
     def waits(self, shard, candidates):
@@ -88,7 +90,7 @@ def test_a_shard_is_written_while_the_next_is_drawn(images, denoiser, tmp_path, 
         return begin(*args, **keys)
 
     monkeypatch.setattr(StoreWriter, "write", waits)
-    monkeypatch.setattr(generation, "begin_candidates", spy)
+    monkeypatch.setattr(drawing, "begin_candidates", spy)
     generate_candidates(images, "abc", denoiser, tmp_path / "store", CFG)
     assert met == [True]
     monkeypatch.undo()
@@ -97,7 +99,7 @@ def test_a_shard_is_written_while_the_next_is_drawn(images, denoiser, tmp_path, 
 
 
 def test_what_goes_wrong_in_writing_stops_the_drawing(images, denoiser, tmp_path, monkeypatch):
-    begin, failed, begun = generation.begin_candidates, threading.Event(), []
+    begin, failed, begun = drawing.begin_candidates, threading.Event(), []
 
     def fails(self, shard, candidates):
         failed.set()
@@ -110,7 +112,7 @@ def test_what_goes_wrong_in_writing_stops_the_drawing(images, denoiser, tmp_path
         return begin(*args, **keys)
 
     monkeypatch.setattr(StoreWriter, "write", fails)
-    monkeypatch.setattr(generation, "begin_candidates", spy)
+    monkeypatch.setattr(drawing, "begin_candidates", spy)
     with pytest.raises(ClspError, match="no room"):
         generate_candidates(images, "abc", denoiser, tmp_path / "s", {**CFG, "batch_size": 2})
     assert 5 in begun
@@ -119,8 +121,8 @@ def test_what_goes_wrong_in_writing_stops_the_drawing(images, denoiser, tmp_path
 
 def test_a_batch_ahead_changes_nothing(images, denoiser):
     unet, config = load_denoiser(denoiser)
-    cfg = generation.read_settings(generation.GenerationSettings, CFG)
-    drawer = generation.Drawer(images, unet, config, cfg)
+    cfg = generation.read_settings(drawing.GenerationSettings, CFG)
+    drawer = drawing.Drawer(images, unet, config, cfg)
     jobs, counts = [(0, 5, range(2)), (5, 7, range(1)), (7, 16, range(2))], []
     plain = list(drawer.draw_each(jobs))
     assert [part.shape[:2] for part in plain] == [(5, 2), (2, 1), (9, 2)]
@@ -170,13 +172,13 @@ def test_the_batch_size_changes_next_to_nothing(images, denoiser, tmp_path, batc
 
 
 def test_a_batch_counts_what_the_denoiser_sees(images, denoiser, tmp_path, monkeypatch):
-    rows, begin = [], generation.begin_candidates
+    rows, begin = [], drawing.begin_candidates
 
     def spy(unet, scheduler, anchors, **keys):
         rows.append(len(anchors) * len(keys["candidates"]))
         return begin(unet, scheduler, anchors, **keys)
 
-    monkeypatch.setattr(generation, "begin_candidates", spy)
+    monkeypatch.setattr(drawing, "begin_candidates", spy)
     cfg = {**CFG, "num_candidates": 3, "batch_size": 6, "shard_size": 8}
     generate_candidates(images, "abc", denoiser, tmp_path / "a", cfg)
     assert rows == [6] * 8
@@ -293,7 +295,7 @@ def test_the_batch_of_a_cpu_is_what_memory_has_room_for(
         tried.append(work())
         return tried[-1] * 2**20  # a MiB for every candidate
 
-    monkeypatch.setattr(generation, "memory_of", memory_of)
+    monkeypatch.setattr(drawing, "memory_of", memory_of)
     cfg = {**CFG, "batch_size": None}
     for free, processes, batch in (
         (2**40, "1", 256),
@@ -302,7 +304,7 @@ def test_the_batch_of_a_cpu_is_what_memory_has_room_for(
         (2**10, "1", 1),
         (None, "1", 256),
     ):
-        monkeypatch.setattr(generation, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(drawing, "available_memory", lambda free=free: free)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         found = generate_candidates(images, "abc", denoiser, tmp_path / f"{free}", cfg)
         assert found["batch_size"] == batch
@@ -422,7 +424,7 @@ def test_too_small_a_disk_is_refused(images, denoiser, tmp_path, monkeypatch):
 
 def test_a_continued_store_takes_the_batch_that_was_found(images, denoiser, tmp_path, monkeypatch):
     out, cfg = tmp_path / "store", {**CFG, "batch_size": None}
-    monkeypatch.setattr(generation, "available_memory", lambda: 0)  # not even for two
+    monkeypatch.setattr(drawing, "available_memory", lambda: 0)  # not even for two
     assert generate_candidates(images, "abc", denoiser, out, cfg)["batch_size"] == 1
     whole = read(out)
     monkeypatch.undo()
@@ -439,7 +441,7 @@ def test_a_continued_store_takes_the_batch_that_was_found(images, denoiser, tmp_
 
 def test_the_batch_that_is_kept_is_the_one_that_fitted(images, denoiser, tmp_path, monkeypatch):
     run_out_of_memory(monkeypatch, 4, cuda_error)
-    monkeypatch.setattr(generation.Drawer, "_largest_batch", lambda self: 16)  # as on a GPU
+    monkeypatch.setattr(drawing.Drawer, "_largest_batch", lambda self: 16)  # as on a GPU
     cfg = {**CFG, "batch_size": None}
     assert generate_candidates(images, "abc", denoiser, tmp_path / "s", cfg)["batch_size"] == 4
     assert (tmp_path / "s/.batch-size-cpu").read_text() == "4"
@@ -472,12 +474,12 @@ def test_every_size_of_batch_is_compiled(make_unet, monkeypatch):
 
     traced = functools.partialmethod(nn.Module.compile, backend=backend)
     monkeypatch.setattr(nn.Module, "compile", traced)
-    monkeypatch.setattr(generation, "can_compile", lambda: True)
+    monkeypatch.setattr(drawing, "can_compile", lambda: True)
     torch.compiler.reset()
     unet = make_unet(16, block_out_channels=[8, 8, 8, 8])
     images, settings = torch.zeros(9, 16, 16, 3, dtype=torch.uint8), {**CFG, "num_candidates": 1}
-    settings = generation.GenerationSettings(**{**settings, "compile": True, "batch_size": 9})
-    drawer = generation.Drawer(images, unet, {}, settings)
+    settings = drawing.GenerationSettings(**{**settings, "compile": True, "batch_size": 9})
+    drawer = drawing.Drawer(images, unet, {}, settings)
     graphs = []
     for number in (9, 8, 7, 6):  # blocks of one class share what torch lets them compile
         drawer.draw(0, number, range(1))
@@ -495,7 +497,7 @@ def test_another_form_of_the_network_draws_the_same(
     # benchmarks/generation.py compares what comes out of it
     traced = functools.partialmethod(nn.Module.compile, backend="eager")
     monkeypatch.setattr(nn.Module, "compile", traced)
-    monkeypatch.setattr(generation, "can_compile", lambda: True)
+    monkeypatch.setattr(drawing, "can_compile", lambda: True)
     cfg = {**CFG, "shard_size": 8, "batch_size": 16, "clip": True}
     for name, keys in (("plain", {}), ("other", change)):
         generate_candidates(images, "abc", denoiser, tmp_path / name, {**cfg, **keys})
@@ -506,7 +508,7 @@ def test_another_form_of_the_network_draws_the_same(
 
 
 def test_compiling_without_a_compiler_is_refused(images, denoiser, tmp_path, monkeypatch):
-    monkeypatch.setattr(generation, "can_compile", lambda: False)
+    monkeypatch.setattr(drawing, "can_compile", lambda: False)
     with pytest.raises(ClspError, match=r"compile=True needs a C\+\+ compiler"):
         generate_candidates(images, "abc", denoiser, tmp_path / "s", {**CFG, "compile": True})
     assert not (tmp_path / "s").exists()

@@ -4,16 +4,15 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
-from clsp_plugin.data.random import Purpose, derive_key, key_normal, keys_for
+from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, keys_for
 from clsp_plugin.diffusion.sampling import (
-    SAMPLERS,
     CandidateNoise,
     denoise,
-    make_scheduler,
     sample_candidates,
     to_float,
     to_uint8,
 )
+from clsp_plugin.diffusion.schedulers import SAMPLERS, make_scheduler
 from clsp_plugin.errors import ClspError
 
 SHAPE = (3, 8, 8)

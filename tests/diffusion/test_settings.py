@@ -4,9 +4,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from clsp_plugin.diffusion.denoiser import UNetSettings
-from clsp_plugin.diffusion.generation import GenerationSettings
+from clsp_plugin.diffusion.drawer import GenerationSettings
+from clsp_plugin.diffusion.module import TrainingSettings
 from clsp_plugin.diffusion.settings import read_settings
-from clsp_plugin.diffusion.training import TrainingSettings
 from clsp_plugin.errors import ClspError
 
 

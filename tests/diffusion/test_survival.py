@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from clsp_plugin.data.store import CandidateStore
+from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.diffusion import sampling
 from clsp_plugin.diffusion.denoiser import save_denoiser
 from clsp_plugin.diffusion.generation import generate_candidates

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clsp_plugin.data.store import CandidateStore
+from clsp_plugin.candidates.store import CandidateStore
 
 DENOISER = ["denoiser", "data.num_train=48", "block_out_channels=[8,8]", "max_epochs=2",
             "batch_size=16", "out=denoiser"]  # fmt: skip

@@ -10,14 +10,15 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from clsp_plugin.data.files import locked
-from clsp_plugin.data.random import Purpose, derive_key, key_normal, key_uniform, keys_for
+from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, key_uniform, keys_for
 from clsp_plugin.diffusion import training
 from clsp_plugin.diffusion.denoiser import build_unet, denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.interpolation import decode, encode
+from clsp_plugin.diffusion.module import DenoiserModule, TrainingSettings
 from clsp_plugin.diffusion.settings import read_settings
-from clsp_plugin.diffusion.training import DenoiserModule, TrainingSettings, train_denoiser
+from clsp_plugin.diffusion.training import train_denoiser
 from clsp_plugin.errors import ClspError
+from clsp_plugin.system.files import locked
 
 CFG = {
     "block_out_channels": [8, 16],

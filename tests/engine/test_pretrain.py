@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 
 from clsp_plugin.engine import pretrain as module
 from clsp_plugin.engine.pretrain import pretrain
-from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.distributed import gather
 from clsp_plugin.losses.nt_xent import nt_xent_loss
+from clsp_plugin.records.record import Record
 
 
 @pytest.mark.parametrize(

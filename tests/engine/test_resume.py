@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
 
 from clsp_plugin.data import splits
-from clsp_plugin.data.files import locked
 from clsp_plugin.engine import pretrain as module
-from clsp_plugin.engine.checkpoint import read_checkpoint
 from clsp_plugin.engine.pretrain import pretrain
-from clsp_plugin.engine.record import Record, add_evaluation
 from clsp_plugin.engine.trainer import Finite, fit, new_trainer
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.optim import WarmupCosine, at_step
+from clsp_plugin.records.checkpoint import read_checkpoint
+from clsp_plugin.records.record import Record, add_evaluation
+from clsp_plugin.system.files import locked
 
 AGAIN = "auto_resume.enabled=True"
 EVALUATION = {"task": "knn", "protocol": "strict", "dataset": "digits", "epoch": 2, "top1": 10.0,

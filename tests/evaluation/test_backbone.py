@@ -9,10 +9,10 @@ import torch
 import torchvision
 from torch import nn
 
-from clsp_plugin.engine.checkpoint import epoch_of
-from clsp_plugin.engine.record import record_path
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.backbone import load_backbone
+from clsp_plugin.records.checkpoint import epoch_of
+from clsp_plugin.records.record import record_path
 
 CIFAR = {"dataset": "cifar10"}
 

@@ -3,13 +3,13 @@ import torch
 from torch import nn
 
 from clsp_plugin.data import splits
-from clsp_plugin.engine.numerics import NUMERICS
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.errors import ClspError
-from clsp_plugin.evaluation import verbs
+from clsp_plugin.evaluation import network as networks
 from clsp_plugin.evaluation.cache import FeatureCache, cache_folder
 from clsp_plugin.evaluation.features import Features
 from clsp_plugin.evaluation.verbs import knn, linear
+from clsp_plugin.records.numerics import NUMERICS
 
 WHAT = {"mean": [0.5] * 3, "size": 16}
 
@@ -139,13 +139,13 @@ def run(tiny):
 @pytest.fixture
 def extracted(monkeypatch):
     """Names of the images whose features were extracted."""
-    names, plain = [], verbs.extract_features
+    names, plain = [], networks.extract_features
 
     def counted(backbone, images, **settings):
         names.append(images.name)
         return plain(backbone, images, **settings)
 
-    monkeypatch.setattr(verbs, "extract_features", counted)
+    monkeypatch.setattr(networks, "extract_features", counted)
     return names
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from clsp_plugin.data.images import ImageArray
+from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.features import Features, extract_features
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from clsp_plugin.benchmark.table import make_table
-from clsp_plugin.cli import compose
+from clsp_plugin.config.compose import compose
+from clsp_plugin.config.training import parse_cfg
 from clsp_plugin.data.images import load_images
-from clsp_plugin.engine.checkpoint import load_args
-from clsp_plugin.engine.config import parse_cfg
 from clsp_plugin.engine.progress import History
-from clsp_plugin.engine.record import Record, find_records
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.verbs import finetune, linear
 from clsp_plugin.methods import METHODS
+from clsp_plugin.records.checkpoint import load_args
+from clsp_plugin.records.record import Record, find_records
+from clsp_plugin.tables.make import make_table
 
 SHORT = ("optimizer.batch_size=16", "max_epochs=2", "accelerator=cpu")
 

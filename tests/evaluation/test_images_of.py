@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clsp_plugin.benchmark.table import make_table
-from clsp_plugin.engine.config import Data
+from clsp_plugin.config.training import Data
 from clsp_plugin.engine.pretrain import pretrain
-from clsp_plugin.engine.record import Record, evaluated_on, find_records
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.verbs import _part, knn
+from clsp_plugin.records.record import Record, evaluated_on, find_records
+from clsp_plugin.tables.make import make_table
 
 
 def write(folder, classes, number, seed):

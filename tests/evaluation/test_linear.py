@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clsp_plugin.data.random import Purpose, derive_key, key_uniform, keys_for
+from clsp_plugin.data.keyed_random import Purpose, derive_key, key_uniform, keys_for
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation import linear
 from clsp_plugin.evaluation.features import Features

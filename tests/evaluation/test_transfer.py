@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from clsp_plugin.benchmark.published import published_transfer
-from clsp_plugin.benchmark.table import make_table
 from clsp_plugin.data.downstream import DOWNSTREAM
 from clsp_plugin.engine.pretrain import pretrain
-from clsp_plugin.engine.record import find_records
 from clsp_plugin.errors import ClspError
-from clsp_plugin.evaluation import verbs
+from clsp_plugin.evaluation import network as networks
 from clsp_plugin.evaluation.features import Features
 from clsp_plugin.evaluation.linear import train_probe
 from clsp_plugin.evaluation.logistic import Classifier, fit_logistic
 from clsp_plugin.evaluation.protocol import split_heldout
 from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer, split_per_class
 from clsp_plugin.evaluation.verbs import knn, transfer
+from clsp_plugin.records.record import find_records
+from clsp_plugin.tables.make import make_table
+from clsp_plugin.tables.published import published_transfer
 
 VALUES = (1e-3, 0.1, 10.0)
 FAST = {"epochs": 4, "milestones": (2,), "batch_size": 32}
@@ -212,13 +212,13 @@ def test_every_data_set_from_its_files_to_the_table(place, capfd):
 
 
 def test_one_pass_a_data_set(place, monkeypatch):
-    seen, plain = [], verbs.extract_features
+    seen, plain = [], networks.extract_features
 
     def counted(backbone, images, **settings):
         seen.append((images.name, settings["flip"]))
         return plain(backbone, images, **settings)
 
-    monkeypatch.setattr(verbs, "extract_features", counted)
+    monkeypatch.setattr(networks, "extract_features", counted)
     transfer({**place, "dataset": "dtd"})
     assert seen == [("dtd/train/1", False), ("dtd/val/1", False), ("dtd/test/1", False)]
     transfer({**place, "dataset": "dtd", "l2": [0.1]})
@@ -228,13 +228,13 @@ def test_one_pass_a_data_set(place, monkeypatch):
 
 
 def test_images_are_brought_to_the_size_of_the_pre_training(place, monkeypatch):
-    sizes, plain = [], verbs.extract_features
+    sizes, plain = [], networks.extract_features
 
     def looked_at(backbone, images, **settings):
         sizes.append(images.size if isinstance(images.size, tuple) else (images.size,) * 2)
         return plain(backbone, images, **settings)
 
-    monkeypatch.setattr(verbs, "extract_features", looked_at)
+    monkeypatch.setattr(networks, "extract_features", looked_at)
     results = transfer({**place, "datasets": ["pets", "cifar10"]})
     assert set(sizes) == {(16, 16)}
     assert results[0]["settings"]["image_size"] == 16
@@ -255,7 +255,7 @@ def test_an_image_that_cannot_be_read_ends_in_a_sentence(place, workers):
 
 
 def test_what_cannot_be_meant_is_refused_before_anything_is_computed(place, monkeypatch, tmp_path):
-    monkeypatch.setattr(verbs, "extract_features", None)
+    monkeypatch.setattr(networks, "extract_features", None)
     for given, message in (
         ({}, "No data set is named, and the paper has none for digits; give dataset=NAME"),
         ({"dataset": "flower"}, "did you mean 'flowers'"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clsp_plugin.engine.config import parse_cfg
+from clsp_plugin.config.training import parse_cfg
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.gan import Discriminator, Generator, discriminator_loss, generator_loss

@@ -10,9 +10,9 @@ import functools
 import lightning.pytorch as pl
 import pytest
 
-from clsp_plugin.cli import compose
+from clsp_plugin.config.compose import compose
+from clsp_plugin.config.training import parse_cfg
 from clsp_plugin.data.images import channel_statistics, load_images
-from clsp_plugin.engine.config import parse_cfg
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.features import extract_features

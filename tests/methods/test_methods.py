@@ -16,17 +16,17 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from clsp_plugin.cli import compose
+from clsp_plugin.config.compose import compose
+from clsp_plugin.config.training import parse_cfg
 from clsp_plugin.data.images import load_images
-from clsp_plugin.engine.config import parse_cfg
 from clsp_plugin.engine.pretrain import pretrain
-from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.deepclusterv2 import DeepClusterV2
 from clsp_plugin.methods.queue import Queue
 from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.synthetic import SyntheticPositives
+from clsp_plugin.records.record import Record
 
 BASES = sorted(name for name in METHODS if not issubclass(METHODS[name], SyntheticPositives))
 QUEUES = [name for name in BASES if issubclass(METHODS[name], Queue)]

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
+from clsp_plugin.config.training import parse_cfg
 from clsp_plugin.data.loader import PretrainData
-from clsp_plugin.engine.config import parse_cfg
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.prototypes import sinkhorn

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import nn
 
-from clsp_plugin.data.store import CandidateStore
-from clsp_plugin.engine.config import parse_cfg
+from clsp_plugin.candidates.store import CandidateStore
+from clsp_plugin.config.training import parse_cfg
 from clsp_plugin.engine.pretrain import pretrain
-from clsp_plugin.engine.record import Record
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.synthetic import SyntheticPositives, register
+from clsp_plugin.records.record import Record
 
 BASES = ["simclr", "mocov2plus", "byol"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from solo_run import CPU, SHORT, same, states
 
-from clsp_plugin.configurations import shipped
+from clsp_plugin.config.shipped import shipped
 
 # solo-learn's configuration of a method, and what fits it to sixteen images a batch
 METHODS = {

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from clsp_plugin.candidates.matching import digests_of
+from clsp_plugin.candidates.store import CandidateStore
+from clsp_plugin.candidates.third_view import match
 from clsp_plugin.data.images import load_images
-from clsp_plugin.data.indexed import digests_of
-from clsp_plugin.data.store import CandidateStore
-from clsp_plugin.data.third_view import match
 from clsp_plugin.errors import ClspError
 from clsp_plugin.solo.images import DaliFiles
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from clsp_plugin.engine.config import parse_cfg
+from clsp_plugin.config.training import parse_cfg
 from clsp_plugin.losses.barlow import barlow_loss
 from clsp_plugin.losses.cross_view import cross_view_loss
 from clsp_plugin.losses.nt_xent import nt_xent_loss

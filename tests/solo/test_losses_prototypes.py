@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from clsp_plugin.engine.config import parse_cfg
+from clsp_plugin.config.training import parse_cfg
 from clsp_plugin.losses.prototypes import assignment_loss, sinkhorn, swapped_prediction_loss
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.prototypes import Prototypes

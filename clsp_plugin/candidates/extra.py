@@ -1,0 +1,125 @@
+"""Generated images as further training images, beside the real ones.
+
+AdaInf, "Do Generated Data Always Help Contrastive Learning?" (Wang et al., ICLR 2024): a real
+image counts several times in an epoch and a generated one once, under weaker augmentation than
+without generated images.
+"""
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clsp_plugin.candidates.manifest import MANIFEST
+from clsp_plugin.candidates.store import CandidateStore
+from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.images import load_image_files
+from clsp_plugin.errors import ClspError
+from clsp_plugin.system.arrays import read_npy
+
+__all__ = ["inflate"]
+
+# What the images are called in AdaInf's files and their like, and where nobody named them.
+_IMAGE_NAMES = ("image", "images", "arr_0")
+
+
+def inflate(real: ImageArray, data: Mapping[str, Any]) -> tuple[ImageArray, torch.Tensor | None]:
+    """Add the images that ``candidates.extra`` names.
+
+    Args:
+        real: the training images.
+        data: the configuration's ``data`` block: ``extra`` is a folder of images (class folders
+            mean nothing), a ``.npy`` of uint8 (N, H, W, 3) or (N, K, H, W, 3), an ``.npz`` with
+            such an array as ``image`` (AdaInf's files; its ``label`` is not looked at), ``images``
+            or ``arr_0``, or a candidate store, all of whose candidates are taken; ``replicate`` is
+            how many times a real image counts in an epoch.
+
+    Returns:
+        The images, real ones first, without labels (-1) for the extra ones; and which of them
+        stands at each place of an epoch, int64. Without ``extra``: ``real`` itself, and None.
+
+    Raises:
+        ClspError: nothing there, images of another size, or a bad ``replicate``.
+    """
+    path, replicate = data.get("extra"), data.get("replicate", 1)
+    if replicate < 1:
+        raise ClspError(f"data.replicate={replicate} must be at least 1.")
+    if path is None:
+        if replicate != 1:
+            raise ClspError(
+                f"data.replicate={replicate} weighs real images against data.extra, which is not "
+                f"set; name extra images, or train for more epochs."
+            )
+        return real, None
+    extra = _load(Path(path), data)
+    if tuple(extra.shape[1:]) != (*real.size, 3):
+        raise ClspError(
+            f"The images of data.extra={path} are {extra.shape[1]}x{extra.shape[2]}, those of "
+            f"{real.name} are {real.size[0]}x{real.size[1]}; make them of one size."
+        )
+    images = ImageArray(
+        torch.cat([real.images, extra]),
+        torch.cat([real.targets, torch.full((len(extra),), -1)]),
+        real.classes,
+        f"{real.name}+{len(extra)}",
+    )
+    places = [torch.arange(len(real)).repeat(replicate), len(real) + torch.arange(len(extra))]
+    return images, torch.cat(places)
+
+
+def _load(path: Path, data: Mapping[str, Any]) -> torch.Tensor:
+    """uint8 (N, H, W, 3)."""
+    if path.suffix in (".npy", ".npz") and path.is_file():
+        advice = "name another data.extra=."
+        array = read_npy(path, advice) if path.suffix == ".npy" else _read_named(path)
+        _check_array(array, path)
+    elif (path / MANIFEST).is_file():
+        store = CandidateStore(path)
+        store.verify()
+        array = store.images(range(store.num_images))
+    elif path.is_dir():
+        return torch.from_numpy(load_image_files(path, data.get("image_size")))
+    else:
+        raise ClspError(
+            f"There is nothing at data.extra={path}; name a folder of images, a .npy or .npz "
+            f"array or a candidate store (`clsp generate w=1 out={path}` makes one of "
+            f"unconditional samples)."
+        )
+    return torch.from_numpy(np.ascontiguousarray(array).reshape(-1, *array.shape[-3:]))
+
+
+def _read_named(path: Path) -> np.ndarray:
+    """The images of an archive."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            names = list(content)
+            name = next((name for name in _IMAGE_NAMES if name in names), None)
+            array = None if name is None else content[name]
+    except Exception as error:  # the boundary to numpy and zipfile: of a damaged file, anything
+        # damage leads to places before the file's start and to bz2's errors, which have no number
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the system's, which says nothing about the content
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ClspError(
+            f"{path} is not a readable .npz file ({reason}); name another data.extra=."
+        ) from error
+    if array is None:
+        found = ", ".join(names[:10]) or "nothing"
+        raise ClspError(
+            f"{path} has none of {', '.join(_IMAGE_NAMES)}, which extra images are called in an "
+            f".npz file (found: {found}); save them as image."
+        )
+    return array
+
+
+def _check_array(array: np.ndarray, path: Path) -> None:
+    if array.ndim not in (4, 5) or array.shape[-1] != 3 or array.dtype != np.uint8:
+        raise ClspError(
+            f"{path} holds {array.dtype} {array.shape}; extra images are uint8 of shape "
+            f"(images, height, width, 3) or (images, candidates, height, width, 3)."
+        )
+    if not array.size:
+        raise ClspError(f"{path} holds no images (its shape is {array.shape}).")

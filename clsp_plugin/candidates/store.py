@@ -1,0 +1,299 @@
+"""The candidate store: what passes from the denoiser to pre-training.
+
+A store is a directory of uint8 shards of shape (n, K, H, W, 3), memory-mapped, and a
+``manifest.json`` that names the images they were made for. Opening it against other images,
+another order or a subset is an error. ``images.npy`` names each of the images by its pixels, for
+hosts whose data sets have an order of their own. A shard is whole or absent; writing continues
+where it was stopped. While a store is extended to more candidates an image, some of its shards
+hold the new number and the others still the old one.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clsp_plugin.candidates.manifest import MANIFEST, StoreManifest, generate_command
+from clsp_plugin.data.image_array import fingerprint_of
+from clsp_plugin.data.keyed_random import Purpose, derive_key, key_uniform, keys_for
+from clsp_plugin.errors import ClspError
+from clsp_plugin.system.arrays import map_npy, read_npy
+from clsp_plugin.system.digests import check_whole
+
+__all__ = ["DIGESTS", "CandidateStore", "map_shard", "shard_path"]
+
+DIGESTS = "images.npy"
+_DRAW_AGAIN = (
+    "delete that file and run `clsp generate` with the same settings again, which makes only what "
+    "is missing."
+)
+
+
+def shard_path(path: Path, shard: int) -> Path:
+    """Where a shard of a store is, by its number."""
+    return path / f"shard-{shard:05d}.npy"
+
+
+def map_shard(path: Path, shard: int, manifest: StoreManifest) -> np.ndarray:
+    """A shard, memory-mapped: uint8 (n, k, H, W, 3), k at most the manifest's K."""
+    file = shard_path(path, shard)
+    array = map_npy(file, _DRAW_AGAIN)
+    expected = manifest.shard_shape(shard)
+    fits = array.ndim == 5 and array.shape[:1] + array.shape[2:] == expected[:1] + expected[2:]
+    if array.dtype != np.uint8 or not fits or not 1 <= array.shape[1] <= expected[1]:
+        raise ClspError(
+            f"{file} holds {array.dtype} {array.shape}, its manifest says uint8 {expected}; "
+            f"{_DRAW_AGAIN}"
+        )
+    return array
+
+
+def _placeholder(shape: tuple[int, ...]) -> np.ndarray:
+    """Of a shard that is not there: an array of that shape that takes no memory."""
+    return np.broadcast_to(np.zeros((), np.uint8), shape)
+
+
+def _is_there(shard: np.ndarray) -> bool:
+    return any(shard.strides)
+
+
+class CandidateStore:
+    """Candidates of a data set, read by image index.
+
+    Args:
+        path: a store's directory, or the authors' single ``.npy`` of shape (N, K, H, W, 3). The
+            latter has no manifest: only the number and size of its images can be checked.
+        num_candidates: draw from the first so many of the K; all by default.
+        data: the configuration's ``data`` block, for what errors say.
+        partial: open a store in the making too, as far as it is made; only the images that are
+            ``drawn`` may be asked for.
+
+    Attributes:
+        drawn: int64 (M,), the images that have their candidates: all, unless ``partial``.
+
+    Raises:
+        ClspError: absent, incomplete or truncated, or fewer candidates than asked for.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        num_candidates: int | None = None,
+        data: Mapping[str, Any] | None = None,
+        *,
+        partial: bool = False,
+    ):
+        self.path, self.data, self.partial = Path(path), data, partial
+        self.manifest: StoreManifest | None = None
+        if self.path.is_file() and self.path.suffix == ".npy":
+            self._shards = [self._open_npy()]
+        elif (self.path / MANIFEST).exists():
+            self.manifest = StoreManifest.load(self.path)
+            self._shards = self._open_shards()
+        else:
+            raise ClspError(
+                f"There is no candidate store at {self.path}; make it with "
+                f"`{generate_command(self.path, data)}`, or name another with synthetic.path=."
+            )
+        sizes = [len(shard) for shard in self._shards]
+        self.num_images = sum(sizes)
+        self.drawn = np.flatnonzero(np.repeat([_is_there(shard) for shard in self._shards], sizes))
+        self.total_candidates = self._present(num_candidates)
+        self.height, self.width = self._shards[0].shape[2:4]
+        self.num_candidates = self.total_candidates if num_candidates is None else num_candidates
+        if not 1 <= self.num_candidates <= self.total_candidates:
+            raise ClspError(
+                f"synthetic.num_candidates={num_candidates} is not between 1 and the "
+                f"{self.total_candidates} candidates an image that {self.path} holds."
+            )
+        self._starts = np.cumsum([0, *sizes])
+        self._resident: torch.Tensor | None = None
+
+    def _open_npy(self) -> np.ndarray:
+        array = map_npy(self.path, "name another file, or a candidate store.")
+        if array.ndim != 5 or array.shape[-1] != 3 or array.dtype != np.uint8:
+            raise ClspError(
+                f"{self.path} holds {array.dtype} {array.shape}; candidates are uint8 of shape "
+                f"(images, candidates, height, width, 3)."
+            )
+        return array
+
+    def _open_shards(self) -> list[np.ndarray]:
+        shards = range(self.manifest.num_shards)
+        absent = {shard for shard in shards if not shard_path(self.path, shard).exists()}
+        if len(absent) > (self.manifest.num_shards - 1 if self.partial else 0):
+            raise ClspError(
+                f"The candidate store {self.path} is incomplete: {len(absent)} of "
+                f"{self.manifest.num_shards} shards are missing; run the `clsp generate` that "
+                f"made it again, it continues where it stopped."
+            )
+        return [
+            _placeholder(self.manifest.shard_shape(shard))
+            if shard in absent
+            else map_shard(self.path, shard, self.manifest)
+            for shard in shards
+        ]
+
+    def _present(self, num_candidates: int | None) -> int:
+        """Candidates that every image has, which are fewer while a store is extended."""
+        present = min(shard.shape[1] for shard in self._shards)
+        complete = self.manifest is None or present == self.manifest.num_candidates
+        if not complete and num_candidates is None and not self.partial:
+            raise ClspError(
+                f"The candidate store {self.path} is being extended from {present} to "
+                f"{self.manifest.num_candidates} candidates an image; run the `clsp generate` "
+                f"that extends it again, or draw from the first ones with "
+                f"synthetic.num_candidates={present}."
+            )
+        return present
+
+    def check(self, num_images: int, height: int, width: int, fingerprint: str, name: str) -> None:
+        """Refuse images that the candidates were not made for.
+
+        Args:
+            num_images: N of the images at hand.
+            height: their height in pixels.
+            width: their width in pixels.
+            fingerprint: of the images at hand and their order.
+            name: what to call them.
+
+        Raises:
+            ClspError: naming both.
+        """
+        theirs = f"{self.num_images} images of {self.height}x{self.width}"
+        ours = f"{num_images} images of {height}x{width}"
+        same = (num_images, height, width) == (self.num_images, self.height, self.width)
+        if self.manifest is not None:
+            theirs += f" ({self.manifest.dataset}, fingerprint {self.manifest.fingerprint[:12]})"
+            ours += f" ({name}, fingerprint {fingerprint[:12]})"
+            same = same and fingerprint == self.manifest.fingerprint
+        if not same:
+            raise ClspError(
+                f"The candidates in {self.path} were made for {theirs}, the training images are "
+                f"{ours}: make candidates for these with "
+                f"`{generate_command('NEW_DIRECTORY', self.data)}`, "
+                f"or train on the images (and in the order) that the store was made for."
+            )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the candidates that are drawn from."""
+        return self.num_images * self.num_candidates * self.height * self.width * 3
+
+    def rows_of(self, digests: np.ndarray, name: str) -> torch.Tensor:
+        """Where images in another order, or some of them, are in this store.
+
+        Args:
+            digests: uint8 (M, 16), of the images at hand, see ``ImageArray.digests``.
+            name: what to call them.
+
+        Returns:
+            int64 (M,): for each its index in the store.
+
+        Raises:
+            ClspError: an image has no candidates here, or the store does not name its images.
+        """
+        theirs = self._digests()
+        if theirs is None:
+            raise ClspError(
+                f"{self.path} does not name its images one by one, and {name} is in another order "
+                f"than the one it was made for; make candidates again with `clsp generate`."
+            )
+        place = {digest.tobytes(): row for row, digest in reversed(list(enumerate(theirs)))}
+        rows = [place.get(digest.tobytes(), -1) for digest in digests]
+        absent = rows.count(-1)
+        if absent:
+            raise ClspError(
+                f"{self.path} has no candidates for {absent} of the {len(rows)} images of {name} "
+                f"(image {rows.index(-1)} is the first): it was made for {self.num_images} images "
+                f"of {self.height}x{self.width}"
+                f"{'' if self.manifest is None else f' ({self.manifest.dataset})'}; make "
+                f"candidates for these images with `clsp generate`, or name another store."
+            )
+        return torch.tensor(rows)
+
+    def _digests(self) -> np.ndarray | None:
+        """Of the images, where the store has them and its manifest agrees."""
+        if self.manifest is None or not (self.path / DIGESTS).exists():
+            return None
+        digests = read_npy(
+            self.path / DIGESTS,
+            "delete that file and run the `clsp generate` that made the store again.",
+        )
+        if fingerprint_of(digests, self.height, self.width) != self.manifest.fingerprint:
+            raise ClspError(
+                f"{self.path / DIGESTS} is not of the images that the manifest beside it names; "
+                f"delete that file and run the `clsp generate` that made the store again."
+            )
+        return digests
+
+    def verify(self, indexes: Sequence[int] | None = None) -> tuple[int, int]:
+        """Read shards and hold them against their digests, see ``clsp_plugin.system.digests``.
+
+        Args:
+            indexes: of the images whose shards are read; all by default.
+
+        Returns:
+            How many shards agree, and how many have no digest, as those of the authors' array and
+            of stores from before there were any.
+
+        Raises:
+            ClspError: naming the shards that changed since they were written.
+        """
+        numbers = range(len(self._shards))
+        if indexes is not None:
+            numbers = np.unique(np.searchsorted(self._starts, indexes, side="right") - 1).tolist()
+        there = [number for number in numbers if _is_there(self._shards[number])]
+        if self.manifest is None:
+            return 0, len(there)
+        return check_whole(
+            (shard_path(self.path, number), self._shards[number].shape[1]) for number in there
+        )
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The candidates in order, of some images at a time: uint8 (n, K, H, W, 3).
+
+        Raises:
+            ClspError: a shard that has a digest does not agree with it.
+        """
+        for shard, first in zip(self._shards, self._starts, strict=False):
+            self.verify([first])
+            for start in range(0, len(shard), 1024):  # the authors' array is a single one
+                yield shard[start : start + 1024, : self.num_candidates]
+
+    def load_to(self, device: torch.device | str) -> None:
+        """Hold the candidates as one tensor on a device, so that no step waits for the host."""
+        parts = [torch.from_numpy(block.copy()) for block in self.blocks()]
+        self._resident = torch.cat(parts).to(device)
+
+    def choose(self, indexes: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
+        """Which candidate each image gets in an epoch: int64 (B,), uniform over the K."""
+        keys = keys_for(derive_key(seed, Purpose.CANDIDATE, epoch), indexes)
+        return (key_uniform(keys, 1)[:, 0] * self.num_candidates).long()
+
+    def gather(self, indexes: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
+        """The chosen candidates: uint8 (B, H, W, 3), on the device of ``indexes``.
+
+        Args:
+            indexes: int64 (B,), image indexes in [0, N).
+            choice: int64 (B,), candidate numbers in [0, K).
+        """
+        if self._resident is not None:
+            return self._resident[indexes, choice]
+        where, which = indexes.cpu().numpy(), choice.cpu().numpy()
+        out = np.empty((len(where), self.height, self.width, 3), np.uint8)
+        shard_of = np.searchsorted(self._starts, where, side="right") - 1
+        for shard in np.unique(shard_of):
+            rows = np.flatnonzero(shard_of == shard)
+            out[rows] = self._shards[shard][where[rows] - self._starts[shard], which[rows]]
+        return torch.from_numpy(out).to(indexes.device, non_blocking=True)
+
+    def images(self, indexes: Sequence[int]) -> np.ndarray:
+        """All candidates of a few images: uint8 (n, K, H, W, 3)."""
+        out = []
+        for index in indexes:
+            shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+            out.append(self._shards[shard][index - self._starts[shard], : self.num_candidates])
+        return np.stack(out)

@@ -1,0 +1,386 @@
+"""Writing of a candidate store: begun, continued, extended; one writer of a shard at a time."""
+
+import contextlib
+import errno
+import glob
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from clsp_plugin.candidates.manifest import MANIFEST, StoreManifest
+from clsp_plugin.candidates.store import DIGESTS, CandidateStore, map_shard, shard_path
+from clsp_plugin.errors import ClspError
+from clsp_plugin.system.digests import check_whole, digest_path, named_by, write_digest
+from clsp_plugin.system.files import locked, unfinished, write_whole
+
+__all__ = ["Left", "StoreWriter", "check_export", "export_npy", "left_to_draw", "replace_begun"]
+
+
+@contextlib.contextmanager
+def _room(sentence: str) -> Iterator[None]:
+    """Say a sentence, with the reason in place of ``{}``, where there is no room left."""
+    try:
+        yield
+    except OSError as error:
+        # numpy's own error, of a file that it could write a part of, has no number
+        if error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ClspError(sentence.format(error.strerror or error)) from error
+
+
+def _present(path: Path, manifest: StoreManifest, shard: int) -> int:
+    """Candidates an image that a shard holds already: 0 to K."""
+    if not shard_path(path, shard).exists():
+        return 0
+    return map_shard(path, shard, manifest).shape[1]
+
+
+def _begun(path: Path) -> bool:
+    return (path / MANIFEST).exists()
+
+
+def _without_shards(path: Path) -> bool:
+    """Whether a store was begun and has no shard, so that there is nothing to lose."""
+    return _begun(path) and not any(path.glob("shard-*.npy"))
+
+
+def _taken(path: Path, lock: Path) -> ClspError:
+    who = lock.read_text(errors="replace") if lock.exists() else ""
+    return ClspError(
+        f"{path} is being written by another `clsp generate`"
+        f"{f' ({who})' if who else ''}; wait for it, or give this one another out=."
+    )
+
+
+def _check_nobody_writes(path: Path) -> None:
+    for lock in path.glob(".*-of-*.lock"):
+        with locked(lock) as free:
+            if not free:
+                raise _taken(path, lock)
+
+
+def _clear_begun(path: Path) -> None:
+    """Delete all of a store without shards but its manifest."""
+    for pattern in ("shard-*.b2", DIGESTS, ".batch-size-*", ".*.tmp"):
+        for left in path.glob(pattern):
+            left.unlink(missing_ok=True)
+
+
+def replace_begun(path: str | Path, manifest: StoreManifest) -> bool:
+    """Make way where a store with another manifest was begun and has no shard yet.
+
+    A command that was killed, or refused while it drew its first shard, leaves such a one.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        ClspError: another process is about to write it.
+    """
+    path = Path(path)
+    if not _without_shards(path):
+        return False
+    with locked(path, wait=True):
+        with contextlib.suppress(ClspError, FileNotFoundError):
+            _check_same(path, manifest)
+            return False
+        _check_nobody_writes(path)
+        if not _without_shards(path):
+            return False  # another process was faster
+        _clear_begun(path)
+        manifest.save(path)
+    return True
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a place that holds something else than a store."""
+    if path.exists() and not path.is_dir():
+        raise ClspError(f"{path} is a file; a candidate store is a directory.")
+    # another process may begin the same store meanwhile, so look at the manifest last
+    if any(path.glob("[!.]*")) and not _begun(path):
+        raise ClspError(f"{path} holds files that are not a candidate store; choose another out=.")
+
+
+def _check_same(path: Path, manifest: StoreManifest) -> None:
+    """Refuse to go on with a store of another manifest, but for fewer candidates an image."""
+    existing = StoreManifest.load(path)
+    if existing.num_candidates < manifest.num_candidates:
+        existing = replace(existing, num_candidates=manifest.num_candidates)
+    names = [field.name for field in fields(StoreManifest)]
+    different = [n for n in names if getattr(existing, n) != getattr(manifest, n)]
+    if different:
+        changes = ", ".join(
+            f"{n}={getattr(existing, n)!r} (now {getattr(manifest, n)!r})" for n in different
+        )
+        fewer = existing.num_candidates > manifest.num_candidates
+        raise ClspError(
+            f"{path} already holds candidates made with {changes}; nothing was written: "
+            f"choose another out= or use the settings it was made with"
+            f"{' (synthetic.num_candidates trains on the first of them)' if fewer else ''}."
+        )
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a store still lacks.
+
+    Attributes:
+        images: whose candidates are not all there.
+        candidates: to draw.
+        nbytes: of these.
+        rewritten: bytes of the largest file that will be written again with more candidates in it,
+            beside which the old one lies until the new one is whole.
+    """
+
+    images: int
+    candidates: int
+    nbytes: int
+    rewritten: int
+
+
+def left_to_draw(path: str | Path, manifest: StoreManifest) -> Left:
+    """What is left to draw of a store, which may not exist yet; nothing is written.
+
+    Raises:
+        ClspError: there is a store with another manifest, or something else than a store, or a
+            file of it is not readable.
+    """
+    path = Path(path)
+    _check_place(path)
+    if _begun(path) and not _without_shards(path):
+        _check_same(path, manifest)
+    image = manifest.height * manifest.width * 3
+    images, candidates, rewritten = 0, 0, 0
+    for shard in range(manifest.num_shards):
+        start, stop = manifest.shard_range(shard)
+        have = _present(path, manifest, shard)
+        if have < manifest.num_candidates:
+            images += stop - start
+            candidates += (stop - start) * (manifest.num_candidates - have)
+            rewritten = max(rewritten, (stop - start) * have * image)
+    return Left(images, candidates, candidates * image, rewritten)
+
+
+class StoreWriter:
+    """Creates a store, continues an unfinished one, or extends one to more candidates.
+
+    Args:
+        path: directory of the store; made if absent.
+        manifest: what the store will hold. An existing store must have the same, but may have
+            fewer candidates an image.
+        digests: of the images, see ``ImageArray.digests``; without them the store fits only a
+            data set in the order it was made for.
+
+    Raises:
+        ClspError: the directory holds a store with another manifest, or other files.
+    """
+
+    def __init__(
+        self, path: str | Path, manifest: StoreManifest, digests: np.ndarray | None = None
+    ):
+        self.path = Path(path)
+        self.manifest = manifest
+        _check_place(self.path)
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self._begins = False
+        try:
+            self._begin(digests)
+        except BaseException:
+            self.undo()
+            raise
+
+    def _begin(self, digests: np.ndarray | None) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path, wait=True):  # of several that begin it at once, the first does
+            if not _begun(self.path):
+                self._begins = True
+                self._save()
+        _check_same(self.path, self.manifest)
+        if digests is not None and not (self.path / DIGESTS).exists():
+            with self._room():
+                write_whole(self.path / DIGESTS, lambda file: np.save(file, digests))
+
+    def undo(self) -> None:
+        """Delete what was begun here, if it has no shard yet and no other process goes on with it.
+
+        A refused command then leaves nothing.
+        """
+        if self._begins and self.path.is_dir() and not any(self.path.glob("shard-*.npy")):
+            with locked(self.path, wait=True):
+                try:
+                    _check_nobody_writes(self.path)
+                except ClspError:
+                    return
+                _clear_begun(self.path)
+                (self.path / MANIFEST).unlink(missing_ok=True)
+        for folder in self._made:
+            try:
+                folder.rmdir()
+            except OSError:  # somebody put something into it, or it was never made
+                break
+
+    def extend(self) -> None:
+        """Let the store be one of as many candidates as asked for, if it has fewer.
+
+        Until all are drawn it cannot be opened, so call this when nothing is in the way any more.
+        """
+        if StoreManifest.load(self.path).num_candidates < self.manifest.num_candidates:
+            self._save()
+
+    def _save(self) -> None:
+        with self._room():
+            self.manifest.save(self.path)
+
+    def _room(self) -> contextlib.AbstractContextManager[None]:
+        return _room(
+            f"There is no room for another shard in {self.path} ({{}}); what is there is whole: "
+            f"make room and run the same `clsp generate` again."
+        )
+
+    @contextlib.contextmanager
+    def lock(self, rank: int = 0, world_size: int = 1) -> Iterator[None]:
+        """Write alone: one of ``world_size`` processes that share the shards by number.
+
+        The lock ends with the process, however that ends.
+
+        Raises:
+            ClspError: another process writes the same shards.
+        """
+        own = self.path / f".{rank}-of-{world_size}.lock"
+        with contextlib.ExitStack() as held:
+            if not held.enter_context(locked(own)):
+                raise _taken(self.path, own)
+            held.callback(own.unlink, missing_ok=True)
+            with self._room():
+                own.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            with locked(self.path, wait=True):
+                # it may have been taken for one that nobody goes on with, before this lock
+                _check_same(self.path, self.manifest)
+            for other in self.path.glob(".*-of-*.lock"):
+                if not other.name.endswith(f"-of-{world_size}.lock"):
+                    self._look_at(other, alone=world_size == 1)
+            self._clear(rank, world_size)
+            yield
+
+    def _look_at(self, lock: Path, alone: bool) -> None:
+        """Refuse to write beside the holder of a lock; one that nobody holds was left behind."""
+        # several may look at once, and none of them may take another for the holder
+        with locked(lock, shared=not alone) as free:
+            if not free:
+                raise _taken(self.path, lock)
+            if alone:
+                lock.unlink(missing_ok=True)
+
+    def _clear(self, rank: int, world_size: int) -> None:
+        """Delete what a process that was killed had not written to its end."""
+        for left in unfinished(self.path):
+            shard = left.name.removeprefix(".shard-").split(".")[0]
+            # the other files may be in the making by one of the other processes
+            mine = int(shard) % world_size == rank if shard.isdigit() else world_size == 1
+            if mine:
+                left.unlink(missing_ok=True)
+        shares = self._shares(rank, world_size)
+        for left in self.path.glob("*.b2"):
+            shard, candidates = named_by(left) or (-1, 0)
+            if shard in shares and candidates != self.present(shard):
+                left.unlink(missing_ok=True)
+
+    def _shares(self, rank: int, world_size: int) -> range:
+        """The shards of one of so many processes."""
+        return range(rank, self.manifest.num_shards, world_size)
+
+    def verify(self, rank: int = 0, world_size: int = 1) -> None:
+        """Hold the shards that one of so many processes keeps against their digests.
+
+        Raises:
+            ClspError: naming those that changed since they were written.
+        """
+        present = ((shard, self.present(shard)) for shard in self._shares(rank, world_size))
+        check_whole((shard_path(self.path, shard), have) for shard, have in present if have)
+
+    def present(self, shard: int) -> int:
+        """Candidates an image that a shard holds already: 0 to K."""
+        return _present(self.path, self.manifest, shard)
+
+    def missing(self) -> list[tuple[int, int, int]]:
+        """The shards still to write, as (shard number, first image, one past the last)."""
+        return [
+            (shard, *self.manifest.shard_range(shard))
+            for shard in range(self.manifest.num_shards)
+            if self.present(shard) < self.manifest.num_candidates
+        ]
+
+    def write(self, shard: int, candidates: np.ndarray) -> None:
+        """Write one shard; it appears whole or not at all.
+
+        Args:
+            shard: its number.
+            candidates: uint8 (n, K, H, W, 3), or (n, K - k, H, W, 3) where k are present: they
+                are kept, and these are put behind them.
+
+        Raises:
+            ClspError: there is no room left.
+        """
+        have = self.present(shard)
+        if have == self.manifest.num_candidates:
+            return  # another process was faster, and drew the same
+        if have:
+            before = map_shard(self.path, shard, self.manifest)
+            candidates = np.concatenate([before, candidates], axis=1)
+        assert candidates.dtype == np.uint8
+        assert candidates.shape == self.manifest.shard_shape(shard)
+        path, candidates = shard_path(self.path, shard), np.ascontiguousarray(candidates)
+        with self._room():
+            write_digest(path, candidates)
+            write_whole(path, lambda file: np.save(file, candidates))
+        if have:
+            digest_path(path, have).unlink(missing_ok=True)
+
+
+def check_export(path: str | Path, store: str | Path) -> Path:
+    """Refuse a file that :func:`export_npy` cannot write, before anything is drawn for it."""
+    path = Path(path)
+    if path.exists():
+        raise ClspError(f"{path} exists already; choose another file.")
+    if path.suffix != ".npy":
+        raise ClspError(f"{path} does not end in .npy.")
+    if Path(store).resolve() in (path.resolve(), *path.resolve().parents):
+        raise ClspError(f"{path} is a place of the store {store} itself; choose another file.")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir():
+        raise ClspError(f"{there} is a file, so that {path} cannot be written; choose another.")
+    return path
+
+
+def export_npy(store: CandidateStore, path: str | Path) -> None:
+    """Write a store as the single array that the authors' training scripts read.
+
+    Args:
+        store: what to write.
+        path: a ``.npy`` file that does not exist yet; it gets uint8 (N, K, H, W, 3).
+
+    Raises:
+        ClspError: the file exists or is no ``.npy``, or there is no room for it.
+    """
+    path = check_export(path, store.path)
+    shape = (store.num_images, store.num_candidates, store.height, store.width, 3)
+
+    def write(file: BinaryIO) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in store.blocks():
+            file.write(np.ascontiguousarray(block).data)
+
+    # of a process that was killed
+    for left in unfinished(path.parent, glob.escape(path.name)):
+        left.unlink(missing_ok=True)
+    with _room(
+        f"There is no room for {path} ({{}}), which takes {store.nbytes / 2**20:.0f} MiB; make "
+        f"room and run the same `clsp generate` again."
+    ):
+        write_whole(path, write)

@@ -1,0 +1,113 @@
+"""``clsp VERB --config-name NAME key=value``: the verbs that are Hydra applications.
+
+They have solo-learn's calling convention: ``clsp pretrain --config-path DIR --config-name NAME
+key=value ...``. Configurations that ship with the package are found by name alone, as ``NAME`` (of
+the offline data set) or ``DATASET/NAME``.
+"""
+
+import os
+import sys
+
+from clsp_plugin.config.compose import DEFAULT_DATASET, locate, names_of, source_of
+from clsp_plugin.config.overrides import composing, hydra_overrides
+from clsp_plugin.config.shipped import fingerprint
+from clsp_plugin.errors import ClspError
+from clsp_plugin.system.processes import check_launch
+from clsp_plugin.system.refusals import files_told
+from clsp_plugin.verbs import VERBS
+
+__all__ = ["help_of", "run_experiment"]
+
+
+def help_of(verb: str) -> str:
+    text, default = VERBS[verb].does, VERBS[verb].configuration
+    names = "\n".join(f"  {name}" for name in names_of(verb))
+    using = "" if default is None else f" (default: {default})"
+    return f"""usage: clsp {verb} [--config-path DIR] [--config-name NAME] [-m] [key=value ...]
+
+{text[0].upper()}{text[1:]}.
+
+  --config-name NAME   a YAML file{using}; a name without a
+                       data set is looked for under {DEFAULT_DATASET}/
+  --config-path DIR    the folder it is in, if it is not one of ours
+  key=value            any setting of the YAML or of its defaults, such as seed=1
+  --cfg job            print the configuration and stop
+  -m, --multirun       run every combination of key=a,b,c (Hydra's sweeps)
+
+Configurations that ship with the package:
+{names}
+"""
+
+
+def _take(args: list[str], *flags: str) -> str | None:
+    """Remove ``--flag value`` or ``--flag=value`` from arguments and return the value."""
+    for number, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name in flags:
+            if equals:
+                del args[number]
+                return value
+            if number + 1 == len(args):
+                raise ClspError(f"{name} needs a value.")
+            value = args[number + 1]
+            del args[number : number + 2]
+            return value
+    return None
+
+
+def run_experiment(verb: str, args: list[str]) -> None:
+    """Run one of the experiment verbs under Hydra."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from clsp_plugin.records.environment import made_from
+
+    check_launch()
+    original = list(sys.argv)
+    args = list(args)
+    path = _take(args, "--config-path", "-cp")
+    name = _take(args, "--config-name", "-cn")
+    folder, stem = locate(verb, path, name)
+    source = source_of(verb, path, folder, stem)
+    refused: list[ClspError] = []
+    composed: list[bool] = []
+
+    def run(cfg):
+        composed.append(True)
+        sys.argv = original  # what a launcher of further processes has to repeat
+        given = HydraConfig.get().overrides.task
+        OmegaConf.set_struct(cfg, False)
+        try:
+            with files_told(), made_from(source, given, fingerprint(cfg)):
+                return VERBS[verb].run(cfg)
+        except ClspError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # the launcher may be another process
+            refused.append(error)  # Hydra would print lines of its own around it
+
+    run.__module__, run.__qualname__ = "clsp", f"clsp_{verb}"
+    sys.argv = [original[0], "--config-path", str(folder), "--config-name", stem]
+    multirun = any(arg in ("-m", "--multirun") for arg in args)
+    sys.argv += hydra_overrides(args, folder, multirun)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
+    try:
+        hydra.main(version_base="1.2", config_path=None)(run)()
+    except (ClspError, BrokenPipeError):
+        raise
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ClspError):
+            raise cause from error
+        # the boundary to Hydra: what it, OmegaConf and PyYAML raise while they read what the user
+        # wrote has no common class; once the task has begun it is ours
+        if composed and not isinstance(error, (HydraException, OmegaConfBaseException)):
+            raise
+        raise ClspError(f"{composing(error)}.") from error
+    finally:
+        sys.argv = original
+    if refused:
+        raise refused[0]

@@ -1,0 +1,156 @@
+"""``clsp import-denoiser``, ``embed`` and ``inspect``: denoisers, conditions and stores."""
+
+import argparse
+from pathlib import Path
+
+from clsp_plugin.cli.arguments import add_images, data_of, is_data
+from clsp_plugin.config.compose import DEFAULT_DATASET
+from clsp_plugin.config.rules import SEED, Rule, check_value
+from clsp_plugin.errors import ClspError
+
+__all__ = ["embed", "import_denoiser", "inspect"]
+
+
+def import_denoiser(args: list[str]) -> None:
+    """``clsp import-denoiser`` with the words that follow it."""
+    parser = argparse.ArgumentParser(
+        prog="clsp import-denoiser",
+        description="Convert a checkpoint of the authors' train_diffusion.py or "
+        "train_conditional_diffusion.py (ckpt_ema_*.pt) to a denoiser in diffusers' format, which "
+        "`clsp generate denoiser=DIR` takes.",
+    )
+    parser.add_argument("file", type=Path, help="the .pt file")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--image-size", type=int, default=32, help="in pixels (default 32)")
+    parser.add_argument("--beta-start", type=float, default=1e-4, help="default 1e-4")
+    parser.add_argument(
+        "--beta-end",
+        type=float,
+        default=0.02,
+        help="default 0.02; the class-conditional recipe has 0.028",
+    )
+    options = parser.parse_args(args)
+
+    from clsp_plugin.diffusion.convert import import_denoiser as convert
+
+    name = convert(**vars(options))
+    print(f"Denoiser: {options.out} ({name}, from {options.file})")
+
+
+def embed(args: list[str]) -> None:
+    """``clsp embed`` with the words that follow it."""
+    parser = argparse.ArgumentParser(
+        prog="clsp embed",
+        description="Write the features of the training images in a pre-trained encoder, or their "
+        "clusters, to a file that `clsp denoiser` and `clsp generate` take as condition=FILE.",
+    )
+    parser.add_argument("encoder", type=Path, help="a checkpoint, or the directory of a run")
+    add_images(parser, "denoiser")
+    parser.add_argument("--out", type=Path, required=True, help="file to write (.npz)")
+    parser.add_argument("--clusters", type=int, help="write k-means clusters, so many of them")
+    parser.add_argument("--seed", type=int, default=0, help="of k-means (default 0)")
+    options = parser.parse_intermixed_args(args)
+
+    check_value("--seed", options.seed, SEED)
+    check_value("--clusters", options.clusters, Rule(low=1))
+    from clsp_plugin.data.images import load_images
+    from clsp_plugin.evaluation.embed import embed as write_condition
+
+    name = options.config_name or f"{DEFAULT_DATASET}/denoiser"
+    data = data_of("denoiser", name, options.data)
+    array = load_images(data, "train")
+    print(
+        write_condition(options.encoder, array, options.out, options.clusters, options.seed, data)
+    )
+
+
+def inspect(args: list[str]) -> None:
+    """``clsp inspect`` with the words that follow it."""
+    parser = argparse.ArgumentParser(
+        prog="clsp inspect",
+        description="Print a store's manifest, and write a report and pictures of its candidates: "
+        "a sheet, and how near they are to their anchors.",
+    )
+    parser.add_argument(
+        "store",
+        nargs="+",
+        help="a store that `clsp generate` wrote; several of the same images are compared, in "
+        "numbers and a picture, which takes --encoder and --out",
+    )
+    add_images(parser, "generate")
+    parser.add_argument("--out", type=Path, help="folder to write to (default STORE/report)")
+    parser.add_argument(
+        "--encoder",
+        type=Path,
+        help="a checkpoint: adds the similarity of positive pairs, the agreement of labels and a "
+        "Frechet distance in its features",
+    )
+    parser.add_argument(
+        "--denoiser",
+        help="the store's: adds a sheet of several weights w, samples with the middle feature "
+        "masked, and a t-SNE of middle features",
+    )
+    parser.add_argument(
+        "--condition", help="with --denoiser, as it was given to `clsp generate`, if it was"
+    )
+    parser.add_argument("--fid", action="store_true", help="adds the FID (needs torch-fidelity)")
+    parser.add_argument("--limit", type=int, default=1000, help="anchors looked at (default 1000)")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="only read all of it and hold it against the digests of its shards",
+    )
+    options = parser.parse_intermixed_args(args)
+
+    from clsp_plugin.data.images import load_images
+    from clsp_plugin.inspection.report import inspect_store, open_store, verify_store
+    from clsp_plugin.inspection.summary import summary
+
+    # argparse gives all that follows a first store to this list
+    options.data += [arg for arg in options.store if is_data(arg)]
+    options.store = [Path(arg) for arg in options.store if not is_data(arg)]
+    if not options.store:
+        raise ClspError("clsp inspect needs a store; name one that `clsp generate` wrote.")
+    if options.verify:
+        for each in options.store:
+            print(verify_store(each))
+        return
+    store, *more = options.store
+    of_digits = open_store(store).manifest.dataset.startswith("digits")
+    name = options.config_name or f"{'digits' if of_digits else 'cifar'}/generate"
+    data = data_of("generate", name, options.data)
+    if more:
+        _compare(options, data)
+        return
+    report = inspect_store(
+        store,
+        load_images(data, "train"),
+        options.out or store / "report",
+        encoder=options.encoder,
+        denoiser=options.denoiser,
+        condition=options.condition,
+        fid=options.fid,
+        limit=options.limit,
+        data=data,
+    )
+    print(summary(report))
+    print(f"Written to {options.out or store / 'report'}")
+
+
+def _compare(options: argparse.Namespace, data) -> None:
+    """``clsp inspect`` of several stores."""
+    if options.encoder is None or options.out is None:
+        raise ClspError("Several stores are compared by an encoder: give --encoder and --out.")
+    if options.denoiser or options.condition or options.fid:
+        raise ClspError(
+            "--denoiser, --condition and --fid are about one store; name one, or leave them out."
+        )
+
+    from clsp_plugin.data.images import load_images
+    from clsp_plugin.inspection.plane import compare_stores, side_by_side
+
+    keys = {"encoder": options.encoder, "limit": options.limit, "data": data}
+    print(
+        side_by_side(compare_stores(options.store, load_images(data, "train"), options.out, **keys))
+    )
+    print(f"Written to {options.out}")

@@ -1,0 +1,133 @@
+"""What a person types as ``key=value``, brought into Hydra's grammar.
+
+The rule: a list, a mapping, null, a number, a boolean, a quoted text, ``${...}`` and, with ``-m``,
+a sweep are Hydra's, as its grammar reads them. Everything else is a text and taken as it is
+written: with blanks, commas, brackets, quotes, ``=``, ``#`` and letters of any alphabet. Settings
+that are paths or names are texts even if they look like a number or a list.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clsp_plugin.config.shipped import shared, takes_shared
+from clsp_plugin.errors import ClspError, short
+
+__all__ = ["TEXTS", "composing", "hydra_overrides"]
+
+# Last parts of the keys whose values are texts of the user's own: paths and names.
+TEXTS = frozenset({
+    "condition", "denoiser", "dir", "entity", "extra", "name", "out", "path",
+    "pretrained_feature_extractor", "project", "resume_from_checkpoint", "train_path", "val_path",
+})  # fmt: skip
+_KEY = re.compile(r"(\+{0,2})([A-Za-z_][\w.]*)")
+_QUOTED = re.compile(r"\s*(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")\s*", re.DOTALL)
+
+
+def hydra_overrides(args: Sequence[str], folder: Path, multirun: bool = False) -> list[str]:
+    """Arguments as Hydra takes them; ``key=value`` may add settings as well as change them.
+
+    Args:
+        args: what was typed; what is no ``key=value`` is kept.
+        folder: of the configuration; its own folders are groups of configurations, as are those
+            that all configurations share.
+        multirun: whether sweeps are run.
+
+    Raises:
+        ClspError: a value that begins as a list or a mapping and is none, several values without
+            ``-m``, a list where one of a group's configurations is to be named.
+    """
+    out = []
+    for arg in args:
+        key, equals, value = arg.partition("=")
+        match = _KEY.fullmatch(key)
+        if not equals or match is None:
+            out.append(arg)
+            continue
+        plus, name = match.groups()
+        places = (folder, shared()) if takes_shared(folder) else (folder,)
+        groups = [place / name for place in places if (place / name).is_dir()]
+        value = _for_hydra(name, value, multirun)
+        if groups:
+            _check_group(groups, name, value)
+        own = bool(groups) or name == "hydra" or name.startswith("hydra.")
+        out.append(f"{plus or ('' if own else '++')}{name}={value}")
+    return out
+
+
+def _check_group(folders: Sequence[Path], name: str, value: str) -> None:
+    """A group's value is the name of one of its files."""
+    if value.lstrip()[:1] in ("[", "{"):
+        files = {file.stem for folder in folders for file in folder.glob("*.yaml")}
+        names = ", ".join(sorted(files)[:20])
+        raise ClspError(
+            f"{name}={short(value)}: on the command line {name} names one of the files {names}; "
+            f"change what it holds by {name}.0.KEY=VALUE, or write a list into a YAML of your own."
+        )
+
+
+def _for_hydra(key: str, value: str, multirun: bool) -> str:
+    """A value in Hydra's grammar."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Sweep
+    from hydra.errors import HydraException
+
+    if value.strip().lower() == "null" or _QUOTED.fullmatch(value) or "${" in value:
+        return value
+    is_text = key.rpartition(".")[2] in TEXTS
+    try:
+        read = OverridesParser.create().parse_override(f"key={value}").value()
+    except (HydraException, RecursionError) as error:
+        if not is_text and value.lstrip()[:1] in ("[", "{"):
+            raise ClspError(
+                f"{key}={short(value)} is no list or mapping that can be read; write it as "
+                f"[1,2] or {{a: 1}}, with quotes around texts in it that have other signs."
+            ) from error
+        return _as_text(value)
+    if isinstance(read, Sweep):
+        if multirun:
+            return value
+        if not is_text:
+            raise ClspError(
+                f"{key}={short(value)} is several values; add -m to run each, or write a list, "
+                f"{key}=[{short(value)}]."
+            )
+        return _as_text(value)
+    return _as_text(value) if is_text or isinstance(read, str) else value
+
+
+def _as_text(value: str) -> str:
+    """Quoted for Hydra, unless it is read as it is written all the same."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if not value or re.fullmatch(r"[A-Za-z_/][\w./-]*", value, re.ASCII):
+        words = ("true", "false", "null", "inf", "nan")
+        if value.lower() not in words:
+            return value
+    return QuotedString(text=value, quote=Quote.single).with_quotes()
+
+
+def composing(error: Exception) -> str:
+    """What Hydra, OmegaConf or PyYAML say of a configuration, in a sentence."""
+    import yaml
+
+    if isinstance(error, yaml.MarkedYAMLError):
+        from clsp_plugin.config.user_yaml import told
+
+        return told(error)
+    if isinstance(error, RecursionError):
+        return "The configuration is nested too deeply, or its defaults name each other in a circle"
+    if isinstance(error, UnicodeDecodeError):
+        return "A file of the configuration is not text in UTF-8; save it as UTF-8"
+    if isinstance(error, KeyError):
+        return f"The configuration lacks {error}"
+    return _plain(error)
+
+
+def _plain(error: Any) -> str:
+    """Without what speaks of Hydra's insides and of signs that nobody typed."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"To (append|force|add) .*?\+\S+", "", text)
+    text = re.sub(r"See https?://\S+ for \S+( \S+){0,3}", "", text)
+    return short(text.replace("'++", "'").replace(" ++", " ").strip(), 400)

@@ -1,0 +1,79 @@
+"""Which arguments of Lightning's Trainer a configuration may give, and why not the others."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Optional
+
+from lightning.pytorch import Trainer
+
+from clsp_plugin.config.rules import ranged
+from clsp_plugin.errors import ClspError
+
+__all__ = ["PRECISIONS", "TrainerArguments", "refuse_arguments"]
+
+# ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
+
+# Lightning's names; views are made in float32, which its *-true precisions other than 32 refuse.
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", 32, 16)
+
+
+@dataclass
+class TrainerArguments:
+    """Arguments of the Trainer that are passed on where they are given.
+
+    They change how a step is computed or what is watched, and not what an epoch is.
+    """
+
+    benchmark: Optional[bool] = None
+    check_val_every_n_epoch: int = ranged(1, low=1)
+    detect_anomaly: bool = False
+    deterministic: Any = ranged(None, choices=(True, False, "warn"))
+    gradient_clip_algorithm: Optional[str] = ranged(None, choices=("norm", "value"))
+    gradient_clip_val: Optional[float] = ranged(None, low=0)
+    inference_mode: bool = True
+    log_every_n_steps: int = ranged(50, low=1)
+
+
+_EPOCHS = "max_epochs says how long a training is"
+_IMAGES = "an epoch is every training image once: data.fraction takes a share of them"
+_OURS = "the engine decides it"
+_INSTEAD = {
+    "min_epochs": _EPOCHS,
+    "max_steps": _EPOCHS,
+    "min_steps": _EPOCHS,
+    "max_time": f"{_EPOCHS}, and one that is stopped is continued with auto_resume.enabled=True",
+    "fast_dev_run": "for a quick look set max_epochs=1 and data.fraction",
+    "limit_train_batches": _IMAGES,
+    "overfit_batches": _IMAGES,
+    "limit_val_batches": "all validation images are looked at; data.val_path=null leaves them out",
+    "limit_test_batches": "all test images are looked at",
+    "limit_predict_batches": "nothing is predicted while training",
+    "val_check_interval": "validation follows an epoch; check_val_every_n_epoch makes it rarer",
+    "default_root_dir": "checkpoint.dir says where runs are written",
+    "logger": "wandb.enabled=True logs to Weights & Biases",
+    "enable_checkpointing": "checkpoint.enabled says it",
+    "barebones": "for a quick look set max_epochs=1 and data.fraction",
+}
+
+
+def refuse_arguments(cfg: Mapping[str, Any], schema: type) -> None:
+    """Refuse the arguments of the Trainer that the engine does not take from a configuration.
+
+    Args:
+        cfg: what was given.
+        schema: of the training; its fields are not looked at.
+
+    Raises:
+        ClspError: one is given, with what to say instead.
+    """
+    if not hasattr(cfg, "keys"):
+        return  # is told by who reads it
+    taken = {f.name for cls in (schema, TrainerArguments) for f in fields(cls)}
+    known = set(inspect.signature(Trainer).parameters) - taken
+    for key in cfg:
+        if key in known:
+            raise ClspError(
+                f"{key} is an argument of Lightning's Trainer that is not taken here: "
+                f"{_INSTEAD.get(key, _OURS)}. Leave {key} out."
+            )

@@ -1,0 +1,132 @@
+"""A configuration checked against a dataclass: types, ranges, unknown keys."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from clsp_plugin.config.rules import Rule, check_value
+from clsp_plugin.errors import ClspError, nearest, short
+
+__all__ = ["typed"]
+
+
+def _schema_of(schema: type, name: str) -> type | None:
+    """The dataclass of a nested block, if it is one."""
+    hint = get_type_hints(schema)[name]
+    options = [hint, *get_args(hint)]
+    return next((option for option in options if is_dataclass(option)), None)
+
+
+def _refuse_unknown(given: Mapping[str, Any], schema: type, prefix: str, extra: set[str]) -> None:
+    valid = {f.name for f in fields(schema)} | extra
+    for key, value in given.items():
+        if not isinstance(key, str):
+            raise ClspError(f"{prefix}{key} is not the name of a setting; names are text.")
+        if key not in valid:
+            raise ClspError(f"{prefix}{key} is not a setting{nearest(key, valid - extra or valid)}")
+        if key in extra:
+            continue
+        _refuse_kind(f"{prefix}{key}", value, get_type_hints(schema)[key])
+        nested = _schema_of(schema, key)
+        if nested is not None and isinstance(value, Mapping):
+            _refuse_unknown(value, nested, f"{prefix}{key}.", set())
+
+
+def _refuse_kind(key: str, value: Any, hint: Any) -> None:
+    """What OmegaConf refuses in words of its own, or takes: every number but 0 is True for it."""
+    options = get_args(hint) if type(None) in get_args(hint) else (hint,)  # of Optional
+    kinds = {get_origin(kind) or kind for kind in options}
+    if value == MISSING:
+        return  # is told by its name
+    if value in (None, "None"):
+        if not kinds & {Any, type(None)}:
+            raise ClspError(f"{key}=null is no value of it; give one, or leave {key} out.")
+    elif list in kinds and not isinstance(value, list):
+        raise ClspError(f"{key}={short(value)} is not a list; write {key}=[..,..].")
+    elif bool in kinds and isinstance(value, int) and value not in (0, 1):
+        raise ClspError(f"{key}={value} must be true or false.")
+
+
+def typed(cfg: Mapping[str, Any] | DictConfig, schema: type, extra: set[str] = frozenset()):
+    """Check a configuration against a dataclass and fill in its defaults.
+
+    Args:
+        cfg: what was given; not changed.
+        schema: the dataclass.
+        extra: further top-level keys that are let through as they are.
+
+    Returns:
+        A new DictConfig.
+
+    Raises:
+        ClspError: an unknown key (with the nearest valid one), a wrong type, a missing value.
+    """
+    if not isinstance(cfg, (Mapping, DictConfig)):
+        raise ClspError(f"{cfg!r} is not a block of settings; give keys and values.")
+    if not OmegaConf.is_config(cfg):
+        cfg = OmegaConf.create(dict(cfg))
+    try:
+        given = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ClspError(f"The configuration cannot be resolved: {_first_line(error)}") from error
+    _refuse_unknown(given, schema, "", extra)
+    own = {key: value for key, value in given.items() if key not in extra}
+    merged = _merged(schema, _without_none(own))
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise ClspError(f"{', '.join(missing)} is not set; give it in the YAML or as key=value.")
+    out = OmegaConf.to_container(merged)
+    _check_rules(out, schema, "")
+    return OmegaConf.create({**out, **{k: v for k, v in given.items() if k in extra}})
+
+
+def _merged(schema: type, given: Mapping[str, Any]) -> DictConfig:
+    """A schema's defaults with what was given.
+
+    Raises:
+        ClspError: a value of another type, with its key.
+    """
+    try:
+        return OmegaConf.merge(OmegaConf.structured(schema), given)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        # OmegaConf says int()'s own words of a list in a list, and of a mapping for a list no key
+        where = getattr(error, "full_key", None)
+        if not where and len(given) > 1:
+            for key, value in given.items():
+                _merged(schema, {key: value})
+        where = where or next(iter(given))
+        raise ClspError(f"{where}: {_first_line(error)}") from error
+
+
+def _check_rules(values: Mapping[str, Any], schema: type, prefix: str) -> None:
+    """Every number is finite, and every value keeps the rule of its field."""
+    for one in fields(schema):
+        value, nested = values[one.name], _schema_of(schema, one.name)
+        if nested is not None and isinstance(value, Mapping):
+            _check_rules(value, nested, f"{prefix}{one.name}.")
+            continue
+        hint = get_type_hints(schema)[one.name]
+        nests = isinstance(value, list) and any(isinstance(part, (list, dict)) for part in value)
+        if nests and _is_list_of_numbers(hint):  # OmegaConf takes it
+            raise ClspError(f"{prefix}{one.name}={short(value)} is not a list of numbers.")
+        check_value(f"{prefix}{one.name}", value, one.metadata.get("rule", Rule()))
+
+
+def _is_list_of_numbers(hint: Any) -> bool:
+    return any(kind in (list[int], list[float]) for kind in (hint, *get_args(hint)))
+
+
+def _without_none(given: Any) -> Any:
+    """solo-learn's YAMLs write None as text in places."""
+    if isinstance(given, dict):
+        return {key: _without_none(value) for key, value in given.items()}
+    if isinstance(given, list):
+        return [_without_none(value) for value in given]
+    return None if given == "None" else given
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,203 @@
+"""The operations on batches of images."""
+
+import torch
+
+from clsp_plugin.data.augmentation.parameters import Parameters
+
+__all__ = [
+    "color_jitter",
+    "crop_resize",
+    "equalize",
+    "gaussian_blur",
+    "resize_weights",
+    "resized_shape",
+    "solarize",
+    "to_gray",
+]
+
+
+def resize_weights(
+    start: torch.Tensor, extent: torch.Tensor, size: int, out: int, interpolation: str
+) -> torch.Tensor:
+    """Matrices that crop and resize one axis: ``(B, out, size)``, rows sum to 1.
+
+    The antialiased filters of PIL and torchvision: stretched when shrinking, bicubic with
+    a = -0.5, cut off at the crop and normalised.
+
+    Args:
+        start, extent: (B,) the crop ``start .. start + extent``, in pixels.
+        size: pixels of the axis.
+        out: pixels of the result.
+        interpolation: ``"bilinear"`` or ``"bicubic"``.
+    """
+    start, extent = start[:, None, None], extent[:, None, None]
+    pixel = torch.arange(size, device=start.device, dtype=torch.float32)
+    target = torch.arange(out, device=start.device, dtype=torch.float32)[:, None]
+    scale = extent / out
+    center = start + (target + 0.5) * scale
+    x = ((pixel + 0.5 - center) / scale.clamp(min=1.0)).abs()
+    weights = _triangle(x) if interpolation == "bilinear" else _cubic(x)
+    weights = weights * ((pixel >= start) & (pixel < start + extent))
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def _triangle(x: torch.Tensor) -> torch.Tensor:
+    return (1.0 - x).clamp(min=0.0)
+
+
+def _cubic(x: torch.Tensor) -> torch.Tensor:
+    """Keys' cubic convolution with a = -0.5, for distances x >= 0."""
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    return torch.where(x < 1.0, near, torch.where(x < 2.0, far, 0.0))
+
+
+def crop_resize(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Apply a matrix to each axis: ``(B, 3, out, out)`` float32 in [0, 1].
+
+    Args:
+        images: (B, H, W, 3) uint8.
+        rows: (B or 1, out, H) from :func:`resize_weights`.
+        columns: (B or 1, out, W).
+    """
+    b, h, w, _ = images.shape
+    out = rows.shape[1]
+    x = images.to(torch.float32).div(255.0).reshape(b, h, w * 3)
+    x = torch.matmul(rows, x).reshape(b, out, w, 3)
+    x = x.permute(0, 3, 1, 2).reshape(b, 3 * out, w)
+    x = torch.matmul(x, columns.transpose(1, 2))
+    return x.reshape(b, 3, out, out).clamp(0.0, 1.0)
+
+
+def resized_shape(height: int, width: int, out: int) -> tuple[int, int]:
+    """Size of an image whose shorter side is resized to ``out`` pixels, as torchvision's."""
+    short = min(height, width)
+    return int(out * height / short), int(out * width / short)
+
+
+def center_weights(size: int, resized: int, out: int, interpolation: str, device) -> torch.Tensor:
+    """Matrix (1, out, size) that resizes an axis to ``resized`` and keeps its centre."""
+    start = torch.zeros(1, device=device)
+    weights = resize_weights(start, torch.full_like(start, size), size, resized, interpolation)
+    first = round((resized - out) / 2.0)
+    return weights[:, first : first + out]
+
+
+def to_gray(images: torch.Tensor) -> torch.Tensor:
+    """Luma of ``(B, 3, H, W)`` images: ``(B, 1, H, W)``."""
+    r, g, b = images.unbind(dim=1)
+    return (0.2989 * r + 0.587 * g + 0.114 * b).unsqueeze(1)
+
+
+def blend(
+    images: torch.Tensor, keep: torch.Tensor, to_mean: torch.Tensor, gray_weight: torch.Tensor
+) -> torch.Tensor:
+    """One step of brightness, contrast or saturation, or none, for each image on its own.
+
+    ``clamp(keep * image + to_mean * mean(grey) + gray_weight * grey)`` to [0, 1].
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        keep, to_mean, gray_weight: (B,), see :func:`blend_weights`.
+    """
+    keep, to_mean, gray_weight = (w[:, None, None, None] for w in (keep, to_mean, gray_weight))
+    gray = to_gray(images)
+    base = gray * gray_weight + gray.mean(dim=(2, 3), keepdim=True) * to_mean
+    return torch.addcmul(base, images, keep).clamp(0.0, 1.0)
+
+
+def adjust_hue(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Turn the hue, keep saturation and value (of HSV); a shift of 0 changes nothing.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        shift: (B,) in turns, within [-0.5, 0.5].
+    """
+    r, g, b = images.unbind(dim=1)
+    high, low = images.amax(dim=1), images.amin(dim=1)
+    chroma = high - low
+    scale = 1.0 / torch.where(chroma > 0, chroma, 1.0)
+    # six sectors a turn, red at 0
+    sector = torch.where(
+        high == r,
+        (g - b) * scale,
+        torch.where(high == g, 2.0 + (b - r) * scale, 4.0 + (r - g) * scale),
+    )
+    sector = sector + 6.0 * shift[:, None, None]
+    offset = torch.arange(5, 0, -2, device=images.device)[:, None, None]
+    k = sector.unsqueeze(1) + offset
+    k = k - 6.0 * torch.floor(k * (1.0 / 6.0))
+    share = (2.0 - (k - 2.0).abs()).clamp(0.0, 1.0)
+    turned = high.unsqueeze(1) - chroma.unsqueeze(1) * share
+    return torch.where(shift[:, None, None, None] != 0, turned, images)
+
+
+def color_jitter(images: torch.Tensor, p: Parameters, hue: bool) -> torch.Tensor:
+    """Brightness, contrast, saturation and hue, in each image's own order.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        p: its ``keep``, ``to_mean``, ``to_gray`` and ``hue`` are used.
+        hue: whether there is a hue step; it stands between the two halves of the blends.
+    """
+    n = p.keep.shape[1]
+    hue_at = n // 2 if hue else -1
+    for i in range(n):
+        if i == hue_at:
+            images = adjust_hue(images, p.hue)
+        images = blend(images, p.keep[:, i], p.to_mean[:, i], p.to_gray[:, i])
+    return adjust_hue(images, p.hue) if hue and n == 0 else images
+
+
+def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int = 6) -> torch.Tensor:
+    """Gaussian blur with reflected borders, a kernel of ``2 * radius + 1`` pixels.
+
+    A radius of 6 is three standard deviations of the widest blur. On smaller images it is the
+    largest that can be reflected. Each axis is one matrix product: pixel j contributes to i
+    directly and through its reflections in both borders.
+
+    Args:
+        images: (B, 3, S, S).
+        sigma: (B,) in pixels.
+        radius: in pixels.
+    """
+    b, c, size, _ = images.shape
+    radius = min(radius, size - 1)
+    i = torch.arange(size, device=images.device)[:, None]
+    j = torch.arange(size, device=images.device)
+    width = sigma[:, None, None]
+
+    def weight(distance, valid=True):  # untyped: the compiler of torch 2.4 trips over a union
+        return torch.exp(-0.5 * (distance / width) ** 2) * ((distance <= radius) & valid)
+
+    kernel = weight((i - j).abs())
+    kernel = kernel + weight(i + j, j > 0) + weight(2 * (size - 1) - i - j, j < size - 1)
+    kernel = kernel / kernel.sum(dim=-1, keepdim=True)
+    x = torch.matmul(images.reshape(b, c * size, size), kernel.transpose(1, 2))
+    return torch.matmul(kernel.unsqueeze(1), x.reshape(b, c, size, size))
+
+
+def solarize(images: torch.Tensor) -> torch.Tensor:
+    """Invert every value that is 128 or more of 255 once rounded, that is 0.5 or more."""
+    return torch.where(images >= 0.5, 1.0 - images, images)
+
+
+def equalize(images: torch.Tensor) -> torch.Tensor:
+    """Equalise the histogram of each channel, over 256 levels.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1]; rounded to multiples of 1/255 first, as is the result.
+    """
+    b, c, h, w = images.shape
+    levels = (images * 255.0).round().long().reshape(b * c, h * w)
+    index = levels + 256 * torch.arange(b * c, device=images.device)[:, None]
+    ones = torch.ones_like(index).reshape(-1)
+    count = torch.zeros(b * c * 256, dtype=torch.int64, device=images.device)
+    count = count.scatter_add(0, index.reshape(-1), ones).reshape(b * c, 256)
+    brightest = count.gather(1, levels.amax(dim=1, keepdim=True))
+    step = (h * w - brightest) // 255
+    below = count.cumsum(dim=1) - count
+    safe = step.clamp(min=1)
+    table = ((below + step // 2) // safe).clamp(0, 255)
+    result = torch.where(step > 0, table.gather(1, levels), levels)
+    return result.to(torch.float32).div(255.0).reshape(b, c, h, w)

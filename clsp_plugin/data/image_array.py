@@ -1,0 +1,111 @@
+"""Images in memory, with their labels and what names them."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as F
+
+__all__ = ["ImageArray", "fingerprint_of", "image_digest", "squares"]
+
+
+@dataclass(frozen=True)
+class ImageArray:
+    """Images held in memory.
+
+    Attributes:
+        images: uint8 (N, H, W, 3).
+        targets: int64 (N,), class numbers; -1 where there are no labels.
+        classes: the names of the classes, in the order of their numbers.
+        name: of the data set, for people.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    classes: tuple[str, ...]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return tuple(self.images.shape[1:3])
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """What names each image by its pixels: uint8 (N, 16), see :func:`image_digest`."""
+        return np.stack([image_digest(image) for image in self.images.numpy()])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What names the images and their order, see :func:`fingerprint_of`."""
+        return fingerprint_of(self.digests, *self.size)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What names these images, their order, their classes and their labels, for JSON.
+
+        Two arrays with the same one are the same for everything that is computed from them.
+
+        Returns:
+            ``count``, ``height`` and ``width`` in pixels; ``fingerprint`` of the images;
+            ``classes``, SHA-256 of the names of the classes; ``targets``, SHA-256 of the labels.
+        """
+        names = json.dumps(list(self.classes)).encode()
+        return {
+            "count": len(self),
+            "height": self.size[0],
+            "width": self.size[1],
+            "fingerprint": self.fingerprint,
+            "classes": hashlib.sha256(names).hexdigest(),
+            "targets": hashlib.sha256(self.targets.numpy().astype("<i8").tobytes()).hexdigest(),
+        }
+
+    def subset(self, indexes: torch.Tensor, name: str) -> "ImageArray":
+        return ImageArray(self.images[indexes], self.targets[indexes], self.classes, name)
+
+    def squared(self, size: int) -> "ImageArray":
+        """The images brought to squares of ``size`` pixels, see :func:`squares`."""
+        return replace(self, images=squares(self.images, size))
+
+    def labelled(self) -> "ImageArray":
+        """The images that have labels, where some have; STL-10 trains on others too."""
+        indexes = torch.nonzero(self.targets >= 0)[:, 0]
+        whole = len(indexes) in (0, len(self))
+        return self if whole else self.subset(indexes, f"{self.name}[labelled]")
+
+
+def squares(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Bring images to squares: uint8 (N, H, W, 3) to (N, size, size, 3), the centre of each."""
+    if images.shape[1:3] == (size, size):
+        return images
+    parts = [
+        F.center_crop(F.resize(part, [size], F.InterpolationMode.BICUBIC, antialias=True), [size])
+        for part in images.permute(0, 3, 1, 2).split(1024)
+    ]
+    return torch.cat(parts).permute(0, 2, 3, 1).contiguous()
+
+
+def image_digest(image: np.ndarray) -> np.ndarray:
+    """BLAKE2b of an image's pixels.
+
+    Args:
+        image: uint8 (H, W, 3).
+
+    Returns:
+        uint8 (16,).
+    """
+    pixels = np.ascontiguousarray(image).data
+    return np.frombuffer(hashlib.blake2b(pixels, digest_size=16).digest(), np.uint8)
+
+
+def fingerprint_of(digests: np.ndarray, height: int, width: int) -> str:
+    """SHA-256 over the shape of the images and their digests (N, 16) in their order."""
+    shape = repr((len(digests), height, width, 3)).encode()
+    return hashlib.sha256(shape + digests.tobytes()).hexdigest()

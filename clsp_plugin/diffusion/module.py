@@ -1,0 +1,241 @@
+"""One step of a denoiser's training: what is noised, what is predicted, and the loss."""
+
+import contextlib
+import copy
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DModel
+from lightning.pytorch import LightningModule
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, key_uniform, keys_for
+from clsp_plugin.diffusion.denoiser import UNetSettings
+from clsp_plugin.diffusion.interpolation import decode, encode, known, unknown
+from clsp_plugin.diffusion.sampling import to_float
+from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, PREDICTIONS
+from clsp_plugin.diffusion.settings import precision_name, setting
+
+__all__ = ["DenoiserModule", "TrainingSettings"]
+
+# Streams of a training; part of what a seed means, never renumber.
+_WEIGHTS, _DROPOUT, _CHOICES, _NOISE, _RENOISED, _RENOISE, _UNCONDITIONED = range(7)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings(UNetSettings):
+    """How a denoiser is trained; the defaults are the paper's on CIFAR.
+
+    Attributes:
+        seed: of the weights, the order, the steps, the noise, the flips and the dropout.
+        max_epochs: passes over the images.
+        batch_size: images an optimiser step, over all processes together. The images left over
+            by whole batches wait for another epoch.
+        lr: learning rate of Adam.
+        warmup_steps: optimiser steps of linear warm-up.
+        gradient_clip: largest norm of the gradient; 0 clips nothing.
+        prediction: what the network's output is: the noise (``epsilon``, the paper's), or the
+            velocity ``sqrt(a) noise - sqrt(1 - a) image`` (``v_prediction``, Salimans and Ho,
+            ICLR 2022), with which a short training comes further.
+        renoise_middle: probability that the middle feature of an image is computed from the same
+            image under other noise, as a candidate's is from its anchor. The paper's 0 trains the
+            denoiser alone; after a short training the skip connections then decide everything, and
+            candidates do not show what their anchors do. Training takes up to a half longer.
+        condition_dropout: probability that a conditional denoiser is not told the condition of an
+            image, so that it can be guided; the paper's second recipe has 0.1.
+        ema_decay: of the moving average of the weights, which is what is saved.
+        ema_warmup: whether the decay of the 0-based step s is at most (1 + s) / (10 + s), so that
+            short runs do not keep their first weights.
+        horizontal_flip: probability of mirroring an image. Set it to 0 for images with writing.
+        precision: Lightning's name: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        accelerator: Lightning's.
+        devices: Lightning's.
+        strategy: Lightning's.
+        checkpoint_every: epochs between checkpoints.
+        sample_every: epochs between sheets of samples in ``<out>.samples``; 0 draws none.
+        fid_images: samples drawn for a Frechet distance where one is asked for.
+    """
+
+    seed: int = setting(0, int, low=0, high=2**32 - 1)
+    max_epochs: int = setting(2000, int, low=1)
+    batch_size: int = setting(128, int, low=1)
+    lr: float = setting(2e-4, float, above=0.0)
+    warmup_steps: int = setting(5000, int, low=0)
+    gradient_clip: float = setting(1.0, float, low=0.0)
+    prediction: str = setting("epsilon", str, choices=PREDICTIONS)
+    renoise_middle: float = setting(0.0, float, low=0.0, high=1.0)
+    condition_dropout: float = setting(0.1, float, low=0.0, high=1.0)
+    ema_decay: float = setting(0.9999, float, low=0.0, high=1.0)
+    ema_warmup: bool = setting(True, bool)
+    horizontal_flip: float = setting(0.5, float, low=0.0, high=1.0)
+    precision: str | int = setting("32-true", None)
+    accelerator: str = setting("auto", str)
+    devices: int | str | Sequence[int] = setting(1, None)
+    strategy: str = setting("auto", str)
+    checkpoint_every: int = setting(50, int, low=1)
+    sample_every: int = setting(0, int, low=0)
+    fid_images: int = setting(1000, int, low=2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "precision", precision_name(self.precision))
+
+    def ema_decay_at(self, step: int) -> float:
+        """Decay of the moving average after the optimiser's 0-based step."""
+        return min(self.ema_decay, (1 + step) / (10 + step)) if self.ema_warmup else self.ema_decay
+
+
+class DenoiserModule(LightningModule):
+    """A denoiser in training.
+
+    Every random number but dropout's is keyed by (seed, epoch, image index), dropout by (seed,
+    epoch, batch, process): a resumed run equals an uninterrupted one, to the last bit on the CPU.
+
+    Args:
+        unet: the network.
+        settings: see :class:`TrainingSettings`.
+        condition: of a conditional network, for every image: int64 (N,), or float (N, D).
+
+    Attributes:
+        unet: the network in training.
+        ema: the moving average of its weights; part of every checkpoint.
+        losses: mean loss of each epoch so far.
+        seconds: training time so far, over all runs.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        settings: TrainingSettings,
+        condition: torch.Tensor | None = None,
+    ):
+        super().__init__()
+        self.settings = settings
+        self.unet = unet
+        self.ema = copy.deepcopy(unet).requires_grad_(False)
+        self.losses: list[float] = []
+        self.seconds = 0.0
+        alphas = DDPMScheduler(**LINEAR_BETAS).alphas_cumprod
+        self.register_buffer("signal", alphas.sqrt(), persistent=False)
+        self.register_buffer("sigma", (1.0 - alphas).sqrt(), persistent=False)
+        self.register_buffer("condition", condition, persistent=False)
+
+    def _draw(
+        self, indexes: torch.Tensor, images: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Clean images (B, 3, H, W), noise of that shape and steps (B,) of a batch."""
+        x = to_float(images)
+        choices, noises = (
+            derive_key(self.settings.seed, Purpose.TRAINING, stream, self.current_epoch)
+            for stream in (_CHOICES, _NOISE)
+        )
+        u = key_uniform(keys_for(choices, indexes), 2)
+        noise = key_normal(keys_for(noises, indexes), x[0].numel())
+        t = (u[:, 0] * len(self.signal)).long()
+        flip = (u[:, 1] < self.settings.horizontal_flip)[:, None, None, None]
+        return torch.where(flip, x.flip(-1), x), noise.view_as(x), t
+
+    def _noisy(self, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        signal, sigma = (v[t, None, None, None] for v in (self.signal, self.sigma))
+        return signal * x + sigma * noise
+
+    def _given(self, indexes: torch.Tensor) -> torch.Tensor | None:
+        """What a conditional network is told of images: of some, nothing."""
+        if self.condition is None:
+            return None
+        condition = self.condition[indexes]
+        stream = Purpose.TRAINING, _UNCONDITIONED, self.current_epoch
+        u = key_uniform(keys_for(derive_key(self.settings.seed, *stream), indexes), 1)
+        dropped = u < self.settings.condition_dropout
+        dropped = dropped if condition.ndim == 2 else dropped[:, 0]
+        return torch.where(dropped, unknown(condition), known(condition))
+
+    def _estimate(
+        self, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, indexes: torch.Tensor
+    ) -> torch.Tensor:
+        """What the network predicts; some images take their middle feature from other noise."""
+        x_t, given = self._noisy(x, noise, t), self._given(indexes)
+        if self.settings.renoise_middle == 0.0:
+            return self.unet(x_t, t, given).sample
+        choices, noises = (
+            derive_key(self.settings.seed, Purpose.TRAINING, stream, self.current_epoch)
+            for stream in (_RENOISED, _RENOISE)
+        )
+        u = key_uniform(keys_for(choices, indexes), 1)[:, 0]
+        h, skips, emb = encode(self.unet, x_t, t, given)
+        rows = torch.nonzero(u < self.settings.renoise_middle)[:, 0]
+        if len(rows):
+            fresh = key_normal(keys_for(noises, indexes[rows]), x[0].numel()).view_as(x[rows])
+            own = None if given is None else given[rows]
+            other = encode(self.unet, self._noisy(x[rows], fresh, t[rows]), t[rows], own)[0]
+            h = h.index_copy(0, rows, other)
+        return decode(self.unet, h, skips, emb)
+
+    @contextlib.contextmanager
+    def _dropout_seed(self, batch_idx: int) -> Iterator[None]:
+        """Seed dropout by name, and leave the global generators as they were."""
+        place = (_DROPOUT, self.current_epoch, batch_idx, self.global_rank)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(derive_key(self.settings.seed, Purpose.TRAINING, *place))
+            yield
+
+    def training_step(
+        self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int
+    ) -> torch.Tensor:
+        """Loss of a batch.
+
+        Args:
+            batch: image indexes, int64 (B,), and images, uint8 (B, H, W, 3).
+            batch_idx: number of the batch in its epoch.
+        """
+        x, noise, t = self._draw(*batch)
+        target = noise
+        if self.settings.prediction == "v_prediction":
+            target = self._noisy(noise, -x, t)  # signal * noise - sigma * x
+        with self._dropout_seed(batch_idx):
+            estimate = self._estimate(x, noise, t, batch[0])
+        loss = F.mse_loss(estimate.float(), target)
+        self._loss_sum += loss.detach()
+        self._batches += 1
+        self.log("loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Adam with a linear warm-up, stepped every batch."""
+        warmup = self.settings.warmup_steps
+        # under mixed precision Lightning does not clip the gradients of a fused optimiser, which
+        # may unscale them itself
+        fused = self.settings.precision == "32-true"
+        adam = torch.optim.Adam(self.unet.parameters(), lr=self.settings.lr, fused=fused)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            adam, lambda step: min(1.0, (step + 1) / warmup) if warmup else 1.0
+        )
+        return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move the average. ``global_step`` counts the steps completed before."""
+        super().optimizer_step(*args, **kwargs)
+        average = get_ema_multi_avg_fn(self.settings.ema_decay_at(self.global_step))
+        average(list(self.ema.parameters()), list(self.unet.parameters()), self.global_step)
+
+    def on_train_epoch_start(self) -> None:
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._batches = 0
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self) -> None:
+        mean = self.trainer.strategy.reduce(self._loss_sum / self._batches, reduce_op="mean")
+        self.losses.append(float(mean))
+        self.seconds += time.perf_counter() - self._start
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["progress"] = {"losses": list(self.losses), "seconds": self.seconds}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.losses = list(checkpoint["progress"]["losses"])
+        self.seconds = checkpoint["progress"]["seconds"]

@@ -1,0 +1,107 @@
+"""Sheets of samples while a denoiser is trained, and how far samples are from the real images."""
+
+import csv
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+
+from clsp_plugin.diffusion.sampling import sample_candidates
+from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, make_scheduler
+from clsp_plugin.system.files import write_whole
+
+__all__ = ["SampleSheets"]
+
+_ROWS, _COLUMNS, _STEPS, _BATCH = 4, 8, 20, 256
+
+
+class SampleSheets(Callback):
+    """Writes samples of the averaged weights every few epochs, and at the end.
+
+    The noise is the same on every sheet, so that they can be laid beside each other. A conditional
+    denoiser is told the conditions of images evenly spaced in the training set. Training does not
+    notice: its random numbers are its own.
+
+    Args:
+        folder: gets ``epoch-00001.png``, ..., 4 rows of 8 images each; and ``scores.csv``, a line
+            a sheet, where there is a ``score``.
+        every: epochs between sheets.
+        prediction: what the network predicts, in diffusers' words.
+        score: of samples, uint8 (M, H, W, 3), such as their distance from the images.
+        num_scored: M, samples to compute it from.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every: int,
+        prediction: str,
+        *,
+        score: Callable[[torch.Tensor], float] | None = None,
+        num_scored: int = 1000,
+    ):
+        self.folder, self.every = folder, every
+        self.score, self.num_scored = score, num_scored
+        self.scheduler = make_scheduler(
+            {**LINEAR_BETAS, "prediction_type": prediction}, _STEPS, clip=True, sampler="dpmpp"
+        )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        if not trainer.is_global_zero or (done % self.every and done != trainer.max_epochs):
+            return
+        training = pl_module.ema.training
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write_sheet(pl_module, done)
+        if self.score is not None:
+            self._write_score(pl_module, done)
+        pl_module.ema.train(training)
+
+    def _draw(self, module: LightningModule, number: int) -> torch.Tensor:
+        """Samples of the averaged weights: uint8 (number, H, W, 3)."""
+        condition, size = module.condition, module.ema.config.sample_size
+        if condition is not None:
+            rows = torch.linspace(0, len(condition) - 1, number, dtype=torch.float64).round().long()
+            condition = condition[rows.to(condition.device)].cpu()
+        parts = [
+            sample_candidates(
+                module.ema,
+                self.scheduler,
+                torch.zeros(len(indexes), size, size, 3, dtype=torch.uint8),
+                seed=0,
+                indexes=indexes,
+                candidates=[0],
+                w=1.0,
+                eta=0.0,
+                labels=None if condition is None else condition[indexes],
+            )
+            for indexes in torch.arange(number).split(_BATCH)
+        ]
+        return torch.cat(parts)[:, 0].cpu()
+
+    def _write_sheet(self, module: LightningModule, done: int) -> None:
+        drawn = self._draw(module, _ROWS * _COLUMNS)
+        size = drawn.shape[1]
+        grid = drawn.view(_ROWS, _COLUMNS, size, size, 3).permute(0, 2, 1, 3, 4)
+        sheet = grid.reshape(_ROWS * size, _COLUMNS * size, 3).numpy()
+        Image.fromarray(sheet).save(self.folder / f"epoch-{done:05d}.png")
+
+    def _write_score(self, module: LightningModule, done: int) -> None:
+        began = time.perf_counter()
+        distance = self.score(self._draw(module, self.num_scored))
+        row = {"epoch": done, "frechet": f"{distance:.4f}", "samples": self.num_scored}
+        row |= {"seconds": f"{time.perf_counter() - began:.1f}"}
+        file, rows = self.folder / "scores.csv", []
+        if file.exists():  # a resumed training may do an epoch again
+            with open(file, newline="") as lines:
+                rows = [line for line in csv.DictReader(lines) if int(line["epoch"]) < done]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+        write_whole(file, lambda out: out.write(text.getvalue().encode()))

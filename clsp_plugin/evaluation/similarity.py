@@ -1,0 +1,95 @@
+"""How alike positive pairs are in an encoder's eyes, and whether candidates keep the label."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
+from clsp_plugin.evaluation.frozen import Encoder
+from clsp_plugin.evaluation.knn import weighted_knn
+
+__all__ = ["label_agreement", "others", "pair_similarities"]
+
+
+def others(number: int) -> torch.Tensor:
+    """For each of so many images another one, each once, in an order that is random and fixed."""
+    order = keys_for(derive_key(0, Purpose.ORDER), torch.arange(number)).argsort()
+    other = torch.empty_like(order)
+    other[order] = order.roll(1)
+    return other
+
+
+_NEIGHBOURS = 20
+
+
+def pair_similarities(
+    encoder: Encoder, anchors: torch.Tensor, candidates: torch.Tensor
+) -> dict[str, np.ndarray]:
+    """Cosine similarities of the features of positive pairs, as in the paper's figure 2.
+
+    Args:
+        encoder: of the features.
+        anchors: uint8 (A, H, W, 3).
+        candidates: uint8 (A, K, H, W, 3); the first of each counts.
+
+    Returns:
+        float32 (A,) each: two augmented views of an image, a view and an augmented candidate,
+        and a view and the candidate of another image.
+    """
+    first, second = encoder.pipelines(anchors.shape[1])
+    view = F.normalize(encoder.views(first, anchors, 0), dim=1)
+    other = F.normalize(encoder.views(second, anchors, 1), dim=1)
+    third = F.normalize(encoder.views(first, candidates[:, 0], 2), dim=1)
+    pairs = {
+        "two augmented views": other,
+        "a view and a candidate": third,
+        "a view and another image's candidate": third[others(len(anchors))],
+    }
+    return {name: (view * features).sum(1).numpy() for name, features in pairs.items()}
+
+
+def label_agreement(
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    array: ImageArray,
+    candidates: torch.Tensor,
+    rows: Sequence[int],
+) -> dict[str, float]:
+    """Whether the nearest real images give candidates the labels of their anchors.
+
+    Args:
+        encode: uint8 (N, 3, H, W) to features (N, D).
+        array: the labelled images; those that are not anchors here are the neighbours.
+        candidates: uint8 (A, K, H, W, 3).
+        rows: the anchors' indexes, A of them.
+
+    Returns:
+        Percent: ``candidates`` whose label by nearest neighbours is their anchor's; the same for
+        the ``anchors`` themselves, which is as good as the encoder gets; and ``chance``, for
+        candidates held against another anchor's label. And the number of ``neighbours``, 20 or
+        as many as there are, and the standard ``error`` of ``candidates``, at most: those of an
+        anchor count as one.
+    """
+    rest = np.setdiff1d(np.arange(len(array)), rows)
+    train = encode(array.images[rest].permute(0, 3, 1, 2))
+    labels, targets = array.targets[rest], array.targets[list(rows)]
+    count = candidates.shape[1]
+    feats = encode(candidates.flatten(0, 1).permute(0, 3, 1, 2))
+    anchors = encode(array.images[list(rows)].permute(0, 3, 1, 2))
+
+    def score(features: torch.Tensor, wanted: torch.Tensor) -> float:
+        number = int(array.targets.max()) + 1
+        keys = {"ks": [_NEIGHBOURS], "num_classes": number}
+        return weighted_knn(train, labels, features, wanted, **keys)[_NEIGHBOURS][0]
+
+    strangers = targets[others(len(targets))].repeat_interleave(count)
+    found = {
+        "candidates": score(feats, targets.repeat_interleave(count)),
+        "anchors": score(anchors, targets),
+        "chance": score(feats, strangers),
+        "neighbours": min(_NEIGHBOURS, len(rest)),
+    }
+    share = found["candidates"] / 100
+    return found | {"error": 100 * (share * (1 - share) / len(targets)) ** 0.5}

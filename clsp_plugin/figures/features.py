@@ -1,0 +1,336 @@
+"""What a checkpoint's features say: t-SNE, nearest neighbours, similarity of positive pairs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from clsp_plugin.candidates.store import CandidateStore
+from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.errors import ClspError
+from clsp_plugin.evaluation.frozen import Encoder
+from clsp_plugin.evaluation.similarity import pair_similarities
+from clsp_plugin.figures.groups import group
+from clsp_plugin.figures.picture import Options, Picture
+from clsp_plugin.figures.similarity import similarity_figure
+from clsp_plugin.figures.style import COLOURS, INK, MARKERS, legend, new_figure, wrapped
+from clsp_plugin.figures.tiles import PITCH, draw_tiles, frame
+from clsp_plugin.records.belonging import checkpoints_of, images_of, some_of_each, store_of
+from clsp_plugin.records.checkpoint import epoch_of
+from clsp_plugin.records.recipe import Records
+from clsp_plugin.records.record import Record
+from clsp_plugin.tables.formats import counted
+from clsp_plugin.tables.make import Listing
+
+__all__ = ["neighbours", "similarities", "tsne"]
+
+_PANELS = 6
+_CLASSES = 10  # told apart in a plot
+_PERPLEXITY = 30
+_ANCHORS, _SHOWN = 6, 4  # rows, and images a block, of the picture of neighbours
+_WRONG = COLOURS[1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A run with checkpoints, early ones first."""
+
+    name: str
+    path: Path
+    record: Record
+    checkpoints: list[Path]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, seed {self.record.seed}"
+
+
+def _runs(records: Records, told: Listing) -> list[_Run]:
+    """Of each method, variant and data set the longest run that has a checkpoint, by seed.
+
+    Raises:
+        ClspError: none has one.
+    """
+    found: dict[tuple[str, str], list[_Run]] = {}
+    for one in group(records, told=told):
+        for path, record in one.records:
+            checkpoints = checkpoints_of(path, record)
+            if checkpoints:
+                run = _Run(one.name, path, record, checkpoints)
+                found.setdefault((one.variant or one.method, one.dataset), []).append(run)
+    out = [min(runs, key=lambda run: (-run.record.epochs, run.record.seed))
+           for runs in found.values()]  # fmt: skip
+    if not out:
+        raise ClspError("no checkpoint lies beside the records; keep them where the runs left them")
+    return out
+
+
+def _some(array: ImageArray, limit: int) -> np.ndarray:
+    """At most so many indexes, evenly spaced: class folders come one class after another."""
+    return np.unique(np.linspace(0, len(array) - 1, min(limit, len(array))).round().astype(int))
+
+
+def _features(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
+    """Of unit length: uint8 (N, H, W, 3) to (N, D)."""
+    return F.normalize(encoder(images.permute(0, 3, 1, 2)), dim=1)
+
+
+def _epochs(checkpoint: Path) -> str:
+    return f"after {counted(epoch_of(checkpoint) + 1, 'epoch')}"
+
+
+def _panels(
+    runs: Sequence[_Run], title: str, make: Callable[[_Run], Any], out: dict[_Run, Any]
+) -> Iterator[str]:
+    """Put what ``make`` says of the first runs into ``out``; a line for what is not shown.
+
+    Raises:
+        ClspError: why there is no panel at all.
+    """
+    why = None
+    if len(runs) > _PANELS:
+        left = ", ".join(run.name for run in runs[_PANELS:])
+        yield f"{title} shows {_PANELS} runs; name the records of others: {left}"
+    for run in runs[:_PANELS]:
+        try:
+            out[run] = make(run)
+        except ClspError as error:
+            why = why or error
+            yield f"{title}, {run.label}: {error}"
+    if why is not None and not out:
+        raise why
+
+
+def tsne(records: Records, options: Options) -> Iterator[Picture | str]:
+    """t-SNE of the last checkpoint's features of test images, a panel a method.
+
+    Args:
+        records: with their paths.
+        options: ``limit`` is the number of images.
+
+    Yields:
+        A picture, and what could not be drawn.
+
+    Raises:
+        ClspError: there are no checkpoints or images.
+    """
+    runs = _runs(records, options.told)
+    panels: dict[_Run, tuple[np.ndarray, np.ndarray, dict[int, str]]] = {}
+    title = "t-SNE of the features"
+    yield from _panels(runs, title, lambda run: _embedded(run, options.limit), panels)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = new_figure(max(6.0, 3.2 * columns + 0.4), 3.3 * rows)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for spare in axes[len(panels) :]:
+        spare.remove()
+    for axis, (run, (places, targets, classes)) in zip(axes, panels.items(), strict=False):
+        for number, (label, name) in enumerate(classes.items()):
+            axis.scatter(
+                *places[targets == label].T, s=14, label=name, color=COLOURS[number % 7],
+                marker=MARKERS[number % 6], linewidths=0.3, edgecolors="white",
+            )  # fmt: skip
+        about = f"{_epochs(run.checkpoints[-1])}, n = {len(targets):,} test images"
+        axis.set_title(f"{wrapped(run.label, 3.0)}\n{about}", fontsize=9.5)
+        axis.set(xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)", xticks=[], yticks=[])
+    note = (
+        f"Of each method the longest run. Colour and mark: class. Features of test images, of "
+        f"unit length; t-SNE with perplexity {_PERPLEXITY} (less below 91 images), from the "
+        f"principal components, seed 0. Distances between groups of points mean nothing."
+    )
+    legend(figure, axes[: len(panels)], note, columns=5, markerscale=1.6)
+    yield Picture("tsne", title, note, figure)
+
+
+def _embedded(run: _Run, limit: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Places (N, 2), labels (N,), and the names of the classes that are shown."""
+    from sklearn.manifold import TSNE
+
+    array = images_of(run.path, run.record, "val").labelled()
+    present = np.unique(array.targets.numpy())
+    if present[0] < 0:
+        raise ClspError("the images have no labels to colour them by")
+    shown = present[
+        np.linspace(0, len(present) - 1, min(_CLASSES, len(present))).round().astype(int)
+    ]
+    array = array.subset(torch.from_numpy(np.isin(array.targets.numpy(), shown)), array.name)
+    rows = _some(array, limit)
+    if len(rows) < 5:
+        raise ClspError(f"{len(rows)} images are too few for t-SNE; give --limit more")
+    feats = _features(Encoder(run.checkpoints[-1]), array.images[rows])
+    method = TSNE(perplexity=min(_PERPLEXITY, (len(rows) - 1) / 3), init="pca", random_state=0)
+    names = {int(label): array.classes[label] for label in shown}
+    return method.fit_transform(feats.numpy()), array.targets[rows].numpy(), names
+
+
+def similarities(records: Records, options: Options) -> Iterator[Picture | str]:
+    """The similarity of positive pairs in the features of the runs that drew candidates.
+
+    Args:
+        records: with their paths.
+        options: ``limit`` is the number of anchors.
+
+    Yields:
+        A picture, and what could not be drawn.
+
+    Raises:
+        ClspError: no run has a checkpoint and its candidates.
+    """
+    runs = [run for run in _runs(records, options.told) if run.record.candidates is not None]
+    if not runs:
+        raise ClspError("no run with a checkpoint drew candidates; pre-train a clsp_* method")
+    panels: dict[_Run, tuple[str, dict[str, np.ndarray]]] = {}
+    title = "Similarity of positive pairs"
+    yield from _panels(runs, title, lambda run: _similar(run, options.limit), panels)
+    note = "Training images, in the features of each run's own last checkpoint."
+    note += " Upright lines: means." * (len(panels) > 1)
+    figure = similarity_figure(dict(panels.values()), note)
+    yield Picture("similarity", title, note, figure)
+
+
+def _similar(run: _Run, limit: int) -> tuple[str, dict[str, np.ndarray]]:
+    """A panel's title, and the similarities of each kind of pair."""
+    array, store = _with_candidates(run)
+    rows = _some(array, limit)
+    candidates = torch.from_numpy(store.images(rows))
+    encoder = Encoder(run.checkpoints[-1])
+    about = f"{_epochs(run.checkpoints[-1])}, n = {len(rows):,} anchors"
+    title = f"{wrapped(run.label, 4.5)}\n{about}"
+    return title, pair_similarities(encoder, array.images[rows], candidates)
+
+
+def _with_candidates(run: _Run) -> tuple[ImageArray, CandidateStore]:
+    """The training images of a run, and the candidates that it drew from."""
+    store = store_of(run.path, run.record)
+    array = images_of(run.path, run.record, "train")
+    store.check(len(array), *array.size, array.fingerprint, array.name)
+    return array, store
+
+
+def neighbours(records: Records, options: Options) -> Iterator[Picture | str]:
+    """Nearest neighbours of a few anchors, early and late, beside their synthetic positives.
+
+    It is the argument of Zeng et al. (ECCV 2024) for synthetic positives: early in training a
+    nearest neighbour is often of another class, and later it is so close that nothing is learnt
+    from it. One run is shown: the first that has candidates and an early and a late checkpoint.
+
+    Args:
+        records: with their paths.
+        options: ``limit`` is the number of training images, anchors and neighbours alike.
+
+    Yields:
+        A picture, and what could not be drawn.
+
+    Raises:
+        ClspError: there are no checkpoints or images.
+    """
+    run = min(_runs(records, options.told), key=lambda run: (run.record.candidates is None,
+                                               len(run.checkpoints) < 2))  # fmt: skip
+    store = None
+    try:
+        array, store = _with_candidates(run)
+    except ClspError as error:
+        yield f"Synthetic positives beside the nearest neighbours: {error}"
+        array = images_of(run.path, run.record, "train")
+    if len(run.checkpoints) < 2:
+        yield (
+            f"Nearest neighbours at an early checkpoint: {run.label} kept one alone; pre-train "
+            f"with checkpoint.keep_prev=True checkpoint.frequency=N"
+        )
+    rows = _some(array, options.limit)
+    if len(rows) <= _SHOWN:
+        raise ClspError(f"{len(rows)} images are too few for neighbours; give --limit more")
+    part = array.subset(torch.from_numpy(rows), array.name)
+    blocks = [
+        _neighbour_block(part, checkpoint)
+        for checkpoint in dict.fromkeys((run.checkpoints[0], run.checkpoints[-1]))
+    ]
+    if store is not None:
+        drawn = torch.from_numpy(store.images(rows))
+        blocks.append(_candidate_block(part, drawn, run.checkpoints[-1]))
+    yield _neighbour_picture(run, part, blocks, store is not None)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Images beside every anchor.
+
+    Attributes:
+        heading: what they are, with numbers over all anchors.
+        images: uint8 (N, C, H, W, 3).
+        wrong: bool (N, C), of another class than the anchor.
+    """
+
+    heading: str
+    images: torch.Tensor
+    wrong: torch.Tensor
+
+
+def _neighbour_block(part: ImageArray, checkpoint: Path) -> _Block:
+    feats = _features(Encoder(checkpoint), part.images)
+    similarity = feats @ feats.T
+    similarity.fill_diagonal_(-2)
+    values, places = similarity.topk(_SHOWN, dim=1)
+    wrong = part.targets[places] != part.targets[:, None]
+    labelled = bool((part.targets >= 0).all())
+    agree = 100 * (1 - wrong[:, 0].float().mean())
+    _, counts = part.targets.unique(return_counts=True)
+    chance = 100 * (counts / len(part)).square().sum()
+    share = f"label is the anchor's in {agree:.0f} % (chance: {chance:.0f} %)"
+    heading = (
+        f"nearest neighbours {_epochs(checkpoint)}\n{share if labelled else 'no labels'}\n"
+        f"similarity {values[:, 0].mean():.2f} ± {values[:, 0].std():.2f}"
+    )
+    return _Block(heading, part.images[places], wrong & labelled)
+
+
+def _candidate_block(part: ImageArray, drawn: torch.Tensor, checkpoint: Path) -> _Block:
+    """The run's synthetic positives; whether they keep the label is not known, only estimated."""
+    encoder = Encoder(checkpoint)
+    anchors, feats = _features(encoder, part.images), _features(encoder, drawn[:, 0])
+    values = (anchors * feats).sum(1)
+    heading = (
+        f"synthetic positives\nlabel not known\n"
+        f"similarity {_epochs(checkpoint)} {values.mean():.2f} ± {values.std():.2f}"
+    )
+    shown = drawn[:, :_SHOWN]
+    return _Block(heading, shown, torch.zeros(shown.shape[:2], dtype=torch.bool))
+
+
+def _neighbour_picture(
+    run: _Run, part: ImageArray, blocks: Sequence[_Block], synthetic: bool
+) -> Picture:
+    rows = some_of_each(part, _ANCHORS)
+    tiles = torch.cat([part.images[rows][:, None], *(block.images[rows] for block in blocks)], 1)
+    gaps, column = {}, 1
+    for block in blocks:
+        gaps[column] = 0.6
+        column += block.images.shape[1]
+    wide = tiles.shape[1] * PITCH + sum(gaps.values())
+    width = min(13.0, 0.72 * wide)
+    figure = new_figure(width, width / wide * (len(rows) * PITCH + 1.0) + 0.8)
+    axis = figure.subplots()
+    lefts = draw_tiles(axis, tiles.numpy(), ["anchor"], gaps)
+    axis.set_ylim(top=-0.95)
+    column = 1
+    for block in blocks:
+        axis.text(lefts[column], -0.1, block.heading, va="bottom", fontsize=9, color=INK)
+        for row, number in enumerate(rows):
+            for place in block.wrong[number].nonzero()[:, 0].tolist():
+                frame(axis, lefts[column + place], row, _WRONG)
+        column += block.images.shape[1]
+    title = "Nearest neighbours" + " and synthetic positives" * synthetic
+    first = ", and of an anchor's first synthetic positive" * synthetic
+    note = (
+        f"{run.label}. n = {len(part):,} training images are anchors, and each other's "
+        f"neighbours; label and cosine similarity of features (mean ± standard deviation) are of "
+        f"the nearest one{first}. "
+        f"Frame with a stroke: another label than the anchor's. Shown: the first of {len(rows)} "
+        f"classes, not chosen by eye."
+    )
+    figure.supxlabel(wrapped(note, width), fontsize=9, x=0.02, ha="left")
+    return Picture("neighbours", title, note, figure)

@@ -1,0 +1,74 @@
+"""What a figure is before it is a file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from clsp_plugin.evaluation.protocol import PROTOCOLS
+from clsp_plugin.records.recipe import Records
+from clsp_plugin.records.stale import CHANGED, STALE, changed, is_stale
+from clsp_plugin.tables.make import Listing
+
+__all__ = ["HEADINGS", "Options", "Picture", "among", "measured", "stale_note"]
+
+HEADINGS = {"linear": "linear probe", "knn": "kNN"}  # an evaluation's
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for.
+
+    Attributes:
+        protocol: whose evaluations are drawn.
+        published: put published numbers beside ours.
+        limit: images that figures of features look at, at most.
+        reports: of ``clsp inspect`` about the stores, besides those that lie in them.
+        told: what suites say of the records.
+    """
+
+    protocol: str = "strict"
+    published: bool = False
+    limit: int = 1000
+    reports: Sequence[Mapping[str, Any]] = ()
+    told: Listing = field(default_factory=Listing)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its words.
+
+    Attributes:
+        name: of its files, without ending.
+        title: for people.
+        caption: what is on it, n, and how the numbers came about.
+        figure: it.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def measured(protocol: str) -> str:
+    """How the accuracies of a protocol came about."""
+    return f"protocol {protocol}: {PROTOCOLS[protocol]}"
+
+
+def stale_note(records: Records) -> str:
+    """Sentences, each with a space before it, where code or settings were others than today's."""
+    stale = sum(is_stale(record) for _, record in records)
+    other = sum(bool(changed([record], record.evaluations)) for _, record in records)
+    of = f"of {len(records)} records were made by other"
+    text = f" {STALE} {stale} {of} numerics than this version's." if stale else ""
+    if other:
+        text += f" {CHANGED} {other} {of} settings than their configurations have today."
+    return text
+
+
+def among(counts: Sequence[int]) -> str:
+    """``n = 3``, or ``n = 1 to 3``."""
+    lowest, highest = min(counts), max(counts)
+    return f"n = {lowest}" if lowest == highest else f"n = {lowest} to {highest}"

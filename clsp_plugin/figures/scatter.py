@@ -1,0 +1,47 @@
+"""Images as points in a plane, by their labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from clsp_plugin.figures.style import MARKERS, legend, new_figure, save
+
+__all__ = ["label_map"]
+
+_NAMED = 20  # more names than fit below are not read anyway
+
+
+def label_map(
+    places: np.ndarray,
+    targets: np.ndarray,
+    classes: Sequence[str],
+    path: str | Path,
+    title: str = "",
+    caption: str = "",
+) -> None:
+    """Write a point an image, coloured by its label; every label has its own marker and colour.
+
+    Args:
+        places: float (N, 2).
+        targets: int (N,), class numbers from 0.
+        classes: their names; numbers where there are fewer names than classes.
+        path: of a PNG or SVG.
+        title: above.
+        caption: below.
+    """
+    figure = new_figure(6.8, 6.0)
+    axis = figure.subplots()
+    colours = matplotlib.colormaps["tab10"].colors  # ten, as CIFAR and the digits have classes
+    for place, number in enumerate(np.unique(targets)):
+        own = places[targets == number]
+        name = classes[number] if number < len(classes) else str(number)
+        look = {"marker": MARKERS[number % len(MARKERS)], "edgecolors": "none"}
+        if place < _NAMED:
+            look["label"] = name
+        axis.scatter(*own.T, s=16, alpha=0.8, color=colours[number % 10], **look)
+    axis.set_title(title, fontsize=11)
+    axis.set(xticks=[], yticks=[])
+    legend(figure, [axis], caption, columns=5)
+    save(figure, path)

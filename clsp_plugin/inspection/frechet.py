@@ -1,0 +1,94 @@
+"""Frechet distances of sets of images, and ``clsp denoiser``, whose samples have one."""
+
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+from torchmetrics import Metric
+
+from clsp_plugin.diffusion.verbs import denoiser as train
+from clsp_plugin.errors import ClspError
+from clsp_plugin.evaluation.frozen import Encoder, device_name
+
+__all__ = ["denoiser", "frechet_distance", "frechet_from"]
+
+
+Images = torch.Tensor | Iterable[torch.Tensor]  # all of them, or batch after batch
+
+
+def frechet_distance(feature: int | nn.Module, real: torch.Tensor, drawn: Images) -> float:
+    """Frechet distance of two sets of images, see :func:`frechet_from`; drawn is (M, H, W, 3)."""
+    return frechet_from(feature, real)(drawn)
+
+
+def frechet_from(feature: int | nn.Module, real: torch.Tensor) -> Callable[[Images], float]:
+    """Frechet distance of sets of images from one set in the features of a network.
+
+    Args:
+        feature: 2048 for the Inception network of the FID, whose weights torch-fidelity fetches,
+            on a GPU if there is one; or a module with ``num_features``, uint8 (N, 3, H, W) to
+            features (N, D), and then the number is no FID.
+        real: uint8 (N, H, W, 3); their features are computed once, when they are needed.
+
+    Returns:
+        uint8 (M, H, W, 3), or batches of them, to their distance from them.
+
+    Raises:
+        ClspError: torch-fidelity or its weights are not there.
+    """
+    metric = _frechet_metric(feature)
+
+    def update(images: Images, is_real: bool) -> None:
+        for part in images.split(256) if isinstance(images, torch.Tensor) else images:
+            metric.update(part.permute(0, 3, 1, 2).to(metric.device), real=is_real)
+
+    def distance(drawn: Images) -> float:
+        metric.reset()  # the real ones stay
+        if metric.real_features_num_samples == 0:
+            update(real, True)
+        update(drawn, False)
+        return float(metric.compute())
+
+    return distance
+
+
+def _frechet_metric(feature: int | nn.Module) -> Metric:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    try:
+        metric = FrechetInceptionDistance(feature=feature, reset_real_features=False)
+    except ModuleNotFoundError as error:
+        raise ClspError(
+            "The FID needs torch-fidelity: `pip install 'clsp-plugin[fid]'`, or leave the FID out "
+            "and name an encoder instead."
+        ) from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+        file = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rsplit("/", 1)[1])
+        raise ClspError(
+            f"The weights of the FID's network could not be fetched or read "
+            f"({str(error).splitlines()[0]}); put the file {URL_INCEPTION_V3} at {file}, or leave "
+            f"the FID out and name an encoder instead."
+        ) from error
+    # an encoder of ours is on its device already, and its features are on the CPU
+    return metric.to(device_name()) if isinstance(feature, int) else metric
+
+
+def denoiser(given: DictConfig) -> dict[str, Any]:
+    """``clsp denoiser``, where ``fid`` is ``inception`` or an encoder that distances are taken in.
+
+    Args:
+        given: see :func:`clsp_plugin.diffusion.verbs.denoiser`.
+    """
+    return train(given, frechet=_of_samples)
+
+
+def _of_samples(
+    name: str, real: torch.Tensor, data: Mapping[str, Any]
+) -> Callable[[Images], float]:
+    return frechet_from(2048 if name == "inception" else Encoder(name, data), real)

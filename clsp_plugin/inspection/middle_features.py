@@ -1,0 +1,151 @@
+"""What a denoiser keeps in its middle feature: the analyses of figure 1 of Zeng et al., ECCV 2024.
+
+A t-SNE of the middle features of slightly noised images, by label; and samples whose middle feature
+is masked, which the skip connections draw alone, beside unmasked ones from the same noise.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from sklearn.manifold import TSNE
+
+from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, keys_for
+from clsp_plugin.diffusion.interpolation import encode, known, masked_middle, unknown
+from clsp_plugin.diffusion.sampling import to_float
+from clsp_plugin.diffusion.schedulers import make_scheduler
+from clsp_plugin.evaluation.knn import weighted_knn
+from clsp_plugin.figures import candidate_sheet, label_map
+
+__all__ = ["STEP", "masked_samples", "masked_sheet", "middle_features", "middle_report"]
+
+STEP = 50  # the paper's, of 1000
+_BATCH, _NEIGHBOURS, _LEAST = 256, 20, 12
+_COLUMNS = ("candidate", "w = 1", "masked")
+
+
+@torch.inference_mode()
+def middle_features(
+    unet: UNet2DModel,
+    scheduler_config: Mapping[str, Any],
+    images: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    step: int = STEP,
+) -> torch.Tensor:
+    """Middle features of images noised to a step.
+
+    Args:
+        unet: a denoiser in evaluation mode.
+        scheduler_config: of its training.
+        images: uint8 (N, H, W, 3).
+        labels: the condition of a conditional denoiser, (N,) or (N, D); it is told none.
+        step: 0 to T - 1.
+
+    Returns:
+        float32 (N, C * h * w).
+    """
+    signal = make_scheduler(scheduler_config, 1).alphas_cumprod[step].sqrt()
+    sigma, parts = (1 - signal**2).sqrt(), []
+    keys = keys_for(derive_key(0, Purpose.ANCHOR_NOISE, step), torch.arange(len(images)))
+    for rows in torch.arange(len(images)).split(_BATCH):
+        x = to_float(images[rows])
+        noised = signal * x + sigma * key_normal(keys[rows], x[0].numel()).view_as(x)
+        # told nothing, or the label would be in the feature that is asked for it
+        told = None if labels is None else unknown(known(labels[rows])).to(unet.device)
+        h = encode(unet, noised.to(unet.device), step, told)[0]
+        parts.append(h.flatten(1).float().cpu())
+    return torch.cat(parts)
+
+
+def _neighbours(features: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+    """Percent of one half whose label the other half's neighbours give, and of chance."""
+    order = keys_for(derive_key(0, Purpose.ORDER), torch.arange(len(targets))).argsort()
+    one, other = order.chunk(2)
+    votes = weighted_knn(
+        features[one], targets[one], features[other], targets[other], [_NEIGHBOURS],
+        num_classes=int(targets.max()) + 1,
+    )  # fmt: skip
+    most = targets.bincount().max().item() / len(targets)
+    return {
+        "agreement": votes[_NEIGHBOURS][0],
+        "largest_class": 100 * most,
+        "neighbours": min(_NEIGHBOURS, len(one)),
+    }
+
+
+def middle_report(
+    unet: UNet2DModel,
+    scheduler_config: Mapping[str, Any],
+    array: ImageArray,
+    rows: Sequence[int],
+    labels: torch.Tensor | None,
+    path: str | Path,
+) -> dict[str, float] | None:
+    """Write a t-SNE of middle features at step 50, and say how well they tell labels apart.
+
+    Args:
+        unet: a denoiser in evaluation mode.
+        scheduler_config: of its training.
+        array: labelled images.
+        rows: which of them are looked at.
+        labels: what a conditional denoiser is told of all images.
+        path: of the PNG.
+
+    Returns:
+        Percent: ``agreement`` of the label by 20 nearest neighbours, each half of the images
+        against the other; ``largest_class``, what always naming it would give; and ``step``. None
+        where there are no labels, or too few images for a picture.
+    """
+    targets = array.targets[rows]
+    if len(rows) < _LEAST or bool((targets < 0).any()):
+        return None
+    told = None if labels is None else labels[rows]
+    features = middle_features(unet, scheduler_config, array.images[rows], told)
+    perplexity = min(30, (len(rows) - 1) / 3)
+    places = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(features.numpy())
+    found = {"step": STEP, **_neighbours(features, targets)}
+    label_map(
+        places,
+        targets.numpy(),
+        array.classes,
+        path,
+        title=f"t-SNE of the middle features at step {STEP}",
+        caption=f"{len(rows)} images; 20 nearest neighbours agree on the label in "
+        f"{found['agreement']:.0f} %, the largest class has {found['largest_class']:.0f} %",
+    )
+    return found
+
+
+def masked_samples(
+    unet: UNet2DModel, draw: Callable[[float], torch.Tensor], w: float
+) -> torch.Tensor:
+    """Candidates, samples, and samples whose middle feature is masked.
+
+    Args:
+        unet: the denoiser that ``draw`` samples with.
+        draw: w to one candidate of each anchor, uint8 (A, H, W, 3), from the same noise each time.
+        w: weight of the sample in the candidates.
+
+    Returns:
+        uint8 (A, 3, H, W, 3).
+    """
+    drawn = [draw(w), draw(1.0)]
+    with masked_middle(unet):
+        drawn.append(draw(1.0))
+    return torch.stack(drawn, dim=1)
+
+
+def masked_sheet(anchors: torch.Tensor, columns: torch.Tensor, w: float, path: str | Path) -> None:
+    """Write what :func:`masked_samples` drew beside the anchors, uint8 (A, H, W, 3)."""
+    candidate_sheet(
+        anchors.numpy(),
+        columns.numpy(),
+        path,
+        title="Without the middle feature",
+        caption=f"The images of a row begin with the same noise. The candidate has w = {w:g}; the "
+        f"last one is drawn by the skip connections alone.",
+        columns=_COLUMNS,
+    )

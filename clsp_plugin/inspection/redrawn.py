@@ -1,0 +1,124 @@
+"""Candidates drawn again by a store's denoiser: what w does, and what the middle feature holds."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+
+from clsp_plugin.candidates.condition import condition_digest
+from clsp_plugin.candidates.manifest import StoreManifest
+from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
+from clsp_plugin.diffusion.sampling import sample_candidates
+from clsp_plugin.diffusion.schedulers import make_scheduler
+from clsp_plugin.errors import ClspError
+from clsp_plugin.evaluation.frozen import Encoder, device_name
+from clsp_plugin.figures import candidate_sheet
+from clsp_plugin.inspection.hardness import closeness
+from clsp_plugin.inspection.middle_features import masked_samples, masked_sheet
+
+__all__ = ["SHEET_ROWS", "denoiser_of", "denoiser_report", "draw_like", "spread_rows"]
+
+WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+SHEET_ROWS = 8
+
+
+def denoiser_of(
+    manifest: StoreManifest, denoiser: str | Path, condition: torch.Tensor
+) -> tuple[UNet2DModel, dict[str, Any]]:
+    """The denoiser that a store was made with, and the configuration of its scheduler."""
+    unet, config = load_denoiser(denoiser)
+    name = denoiser_hash(unet, config)
+    if name != manifest.denoiser:
+        raise ClspError(
+            f"{denoiser} is not the denoiser of this store ({name} instead of "
+            f"{manifest.denoiser}); name that one."
+        )
+    if manifest.condition not in (None, condition_digest(condition)):
+        raise ClspError(
+            "The store was made with another condition; give --condition what `clsp generate` was "
+            "given as condition=."
+        )
+    return unet.to(device_name()), config
+
+
+def draw_like(
+    manifest: StoreManifest,
+    unet: UNet2DModel,
+    config: dict[str, Any],
+    array: ImageArray,
+    rows: Sequence[int],
+    condition: torch.Tensor,
+) -> Callable[[float], torch.Tensor]:
+    """w to the first candidate of each anchor, drawn as the store's: uint8 (A, H, W, 3)."""
+    keys = {
+        "seed": manifest.seed,
+        "eta": manifest.eta,
+        "precision": manifest.dtype,
+        "guidance": manifest.guidance,
+        "share_anchor": manifest.share_anchor,
+        "labels": condition[rows],
+        "indexes": torch.tensor(rows),
+        "candidates": [0],
+    }
+    scheduler = make_scheduler(config, manifest.steps, manifest.clip, manifest.sampler)
+
+    def draw(w: float) -> torch.Tensor:
+        drawn = sample_candidates(unet, scheduler, array.images[rows], w=w, **keys)
+        return drawn[:, 0].cpu()
+
+    return draw
+
+
+def _weight_report(
+    drawn: torch.Tensor, anchors: torch.Tensor, encoder: Encoder | None
+) -> list[dict[str, float]]:
+    out = []
+    for column, w in enumerate(WEIGHTS):
+        images = drawn[:, column : column + 1]
+        row = {"w": w}
+        for name, found in closeness(anchors, images).items():
+            row |= {f"{name}_own": found["own"], f"{name}_closer": found["closer"]}
+        if encoder is not None:
+            feats = [
+                F.normalize(encoder(x.permute(0, 3, 1, 2)), dim=1) for x in (anchors, images[:, 0])
+            ]
+            row["similarity"] = (feats[0] * feats[1]).sum(1).mean().item()
+        out.append(row)
+    return out
+
+
+def spread_rows(number: int, total: int) -> list[int]:
+    """So many indexes, evenly spaced: class folders come one class after another."""
+    return [int(row) for row in np.linspace(0, total - 1, min(number, total)).round()]
+
+
+def denoiser_report(
+    draw: Callable[[float], torch.Tensor],
+    unet: UNet2DModel,
+    anchors: torch.Tensor,
+    w: float,
+    encoder: Encoder | None,
+    out: Path,
+) -> dict[str, Any]:
+    """What w does, and what is left where the middle feature is masked."""
+    drawn = torch.stack([draw(weight) for weight in WEIGHTS], dim=1)
+    shown = spread_rows(SHEET_ROWS, len(anchors))
+    candidate_sheet(
+        anchors[shown].numpy(),
+        drawn[shown].numpy(),
+        out / "weights.png",
+        title="One candidate under several weights of the sample's middle feature",
+        caption="w = 0 is the anchor's middle feature alone, 1 an unconditional sample.",
+        columns=[f"w = {weight:g}" for weight in WEIGHTS],
+    )
+    columns = masked_samples(unet, draw, w)
+    masked_sheet(anchors[shown], columns[shown], w, out / "masked.png")
+    return {
+        "weights": _weight_report(drawn, anchors, encoder),
+        "masked": closeness(anchors, columns[:, 2:]),
+    }

@@ -1,0 +1,357 @@
+"""Checkpoints in solo-learn's layout: reading, binding and saving them.
+
+``<dir>/<method>/<id>/<name>-<id>-ep=<epoch>.ckpt`` beside ``args.json``. A checkpoint of ours also
+holds, as ``clsp_plugin``, what it was trained with: a digest of the settings, of the images, ...
+"""
+
+import hashlib
+import json
+import pickle
+import random
+import re
+import string
+import warnings
+import zipfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Optional
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from clsp_plugin.config.training import Stem
+from clsp_plugin.errors import ClspError
+from clsp_plugin.records.lock import one_training
+from clsp_plugin.system.files import check_regular, write_text
+from clsp_plugin.system.json_files import checked, read_json
+
+__all__ = [
+    "ARGS",
+    "Checkpointer",
+    "check_bound",
+    "comparable",
+    "epoch_of",
+    "find_checkpoint",
+    "load_args",
+    "new_run_dir",
+    "read_checkpoint",
+    "read_newest",
+]
+
+# ruff: noqa: UP045  as OmegaConf reads Optional[...], so do the types of args.json here
+
+ARGS = "args.json"
+# The key of a checkpoint under which it says what it was trained with.
+_BOUND = "clsp_plugin"
+# Where and how fast a run runs, not what it computes: may differ when it is continued.
+_MAY_DIFFER = {
+    "accelerator", "auto_resume", "auto_umap", "checkpoint", "dali", "debug_augmentations",
+    "devices", "name", "num_nodes", "performance", "resume_from_checkpoint", "strategy", "wandb",
+    "wandb_run_id",
+}  # fmt: skip
+# Where the images lie, which may be another place when a run is evaluated.
+_PLACES = {"train_path", "val_path", "num_workers"}
+
+# Of a foreign args.json, what is read anywhere and has to be there,
+_NEEDED: dict[str, Any] = {"method": str, "backbone.name": str, "data.dataset": str}
+_block = dict[str, Any]
+_statistics = Optional[list[float]]
+# and what is read where it is there.
+_KNOWN: dict[str, Any] = {
+    "backbone.kwargs": Optional[_block],
+    "backbone.stem": Optional[Stem],
+    "data.train_path": Optional[str],
+    "data.val_path": Optional[str],
+    "data.format": Optional[str],
+    "data.fraction": Optional[float],
+    "data.no_labels": Optional[bool],
+    "data.image_size": Optional[int],
+    "data.num_train": Optional[int],
+    "data.num_val": Optional[int],
+    "data.seed": Optional[int],
+    "data.extra": Optional[str],
+    "data.replicate": Optional[int],
+    "data.num_classes": Optional[int],
+    "data.mean": _statistics,
+    "data.std": _statistics,
+    "method_kwargs": Optional[_block],
+    "momentum": Optional[_block],
+    "optimizer": Optional[_block],
+    "max_epochs": Optional[int],
+    "seed": Optional[int],
+    "wandb_run_id": Optional[str],
+    "continued": Optional[list[_block]],
+}
+_PIPELINE: dict[str, Any] = {
+    "rrc": Optional[_block],
+    "horizontal_flip": Optional[dict[str, float]],
+    "crop_size": Optional[int],
+    "num_crops": Optional[int],
+    "mean": _statistics,
+    "std": _statistics,
+}
+
+
+def new_run_dir(cfg: DictConfig) -> Path:
+    """A directory that no run has yet: ``<checkpoint.dir>/<method>/offline-<id>``; not made."""
+    generator = random.SystemRandom()
+    parent = Path(cfg.checkpoint.dir) / cfg.method
+    while True:
+        letters = [generator.choice(string.ascii_lowercase) for _ in range(4)]
+        digits = [generator.choice(string.digits) for _ in range(4)]
+        identifier = letters + digits
+        generator.shuffle(identifier)
+        path = parent / f"offline-{''.join(identifier)}"
+        if not path.exists():
+            return path
+
+
+def epoch_of(checkpoint: Path) -> int:
+    """The epoch in a checkpoint's name, ours or the authors', from 0; -1 where there is none."""
+    match = re.search(r"(?:ep=(\d+)\.ckpt|ckpt_(\d+)\.pt)$", checkpoint.name)
+    return int(match.group(1) or match.group(2)) if match else -1
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that a path means.
+
+    Args:
+        path: a ``.ckpt`` file; the directory of a run, for its newest epoch; or the directory of
+            a method, for its newest run.
+
+    Raises:
+        ClspError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    found = sorted(path.glob("*.ckpt"), key=epoch_of)
+    found = found or sorted(path.glob("*/*.ckpt"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise ClspError(
+            f"There is no checkpoint at {path}; give a .ckpt file or the directory of a run "
+            f"(<checkpoint.dir>/<method>/<id>)."
+        )
+    return found[-1]
+
+
+def read_checkpoint(path: Path, *, foreign: Any = None) -> Any:
+    """The content of a checkpoint, on the CPU; no byte of it is changed and nothing of it is run.
+
+    A TorchScript program, which would be, torch refuses itself since 2.6: it looks at the file
+    with the reader that would load it.
+
+    Args:
+        path: of the file.
+        foreign: a pickle module for files with classes that ``weights_only`` does not know.
+
+    Raises:
+        ClspError: it is damaged, cut off, no checkpoint, or has such classes.
+        OSError: the system does not let it be read.
+    """
+    check_regular(path)
+    with open(path, "rb") as file:  # an error of the system is told as such
+        if not file.read(1):
+            raise ClspError(f"{path} is not a readable checkpoint (it is empty); {_ADVICE}")
+    packed = zipfile.is_zipfile(path)
+    try:
+        if packed:
+            _check_sums(path)
+        try:
+            with warnings.catch_warnings():  # torch's words on a program are for its own users
+                warnings.simplefilter("ignore", UserWarning)
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            if not packed or foreign is None:  # neither torch's format nor Lightning's
+                raise
+            return torch.load(path, map_location="cpu", pickle_module=foreign, weights_only=False)
+    except (ClspError, MemoryError):
+        raise
+    except Exception as error:  # a broken pickle can raise anything
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system does not let it be read, which says nothing about its content
+        if "TorchScript" in str(error):
+            raise ClspError(f"{path} is a TorchScript program and no checkpoint.") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "weights_only" in reason:  # torch advises to let the file run what it likes
+            reason = "it is damaged, or has objects in it that are neither weights nor numbers"
+        raise ClspError(f"{path} is not a readable checkpoint ({reason}); {_ADVICE}") from error
+
+
+def read_newest(path: str | Path, *, foreign: Any = None) -> tuple[Path, Any]:
+    """The checkpoint that a path means, and its content.
+
+    One that the training which made it replaces meanwhile is looked for again.
+
+    Args:
+        path: see :func:`find_checkpoint`.
+        foreign: see :func:`read_checkpoint`.
+
+    Raises:
+        ClspError: see both.
+        OSError: see :func:`read_checkpoint`.
+    """
+    for left in reversed(range(20)):
+        try:
+            checkpoint = find_checkpoint(path)
+            return checkpoint, read_checkpoint(checkpoint, foreign=foreign)
+        except FileNotFoundError:
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+_ADVICE = "restore it from a copy, or delete it."
+_MOST_UNPACKED = 100  # times its size
+
+
+def _check_sums(path: Path) -> None:
+    """Check the checksums of the files in a zip, which torch does not look at.
+
+    A file that says it unpacks to far more than it is would take hours and is no checkpoint: torch
+    does not compress.
+    """
+    with zipfile.ZipFile(path) as file:
+        said, has = sum(entry.file_size for entry in file.infolist()), path.stat().st_size
+        if said > _MOST_UNPACKED * has:
+            raise ClspError(
+                f"{path} is not a readable checkpoint (its {has:,} bytes say that they unpack to "
+                f"{said:,}); {_ADVICE}"
+            )
+        broken = file.testzip()
+    if broken is not None:
+        raise ClspError(f"{path} is damaged: {broken} in it does not match its checksum; {_ADVICE}")
+
+
+def load_args(run_dir: Path) -> dict[str, Any] | None:
+    """A run's ``args.json``, of ours or of solo-learn; None where there is none.
+
+    Raises:
+        ClspError: it is damaged, or something in it has another type.
+        OSError: the system does not let it be read.
+    """
+    path = run_dir / ARGS
+    advice = "restore it as the pre-training wrote it."
+    try:
+        args = read_json(path, dict[str, Any], "the settings of a run", advice)
+    except FileNotFoundError:
+        return None
+    for key, kind in {**_NEEDED, **_KNOWN}.items():
+        *blocks, name = key.split(".")
+        block = args
+        for outer in blocks:
+            block = checked(args.get(outer, {}), _block, f"{path} has {outer}", advice)
+        if name in block:
+            checked(block[name], kind, f"{path} has {key}", advice)
+        elif key in _NEEDED:
+            raise ClspError(f"{path} does not say {key}; {advice}")
+    _check_pipelines(args.get("augmentations"), path, advice)
+    return args
+
+
+def _check_pipelines(given: Any, path: Path, advice: str) -> None:
+    if isinstance(given, dict):  # solo-learn's main_linear.py has one and no list
+        given = [given]
+    blocks = checked(given, Optional[list[_block]], f"{path} has augmentations", advice)
+    for number, block in enumerate(blocks or []):
+        for key in block.keys() & _PIPELINE.keys():
+            name = f"{path} has augmentations[{number}].{key}"
+            checked(block[key], _PIPELINE[key], name, advice)
+
+
+def comparable(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Of settings, those that decide what is computed."""
+    return {key: value for key, value in args.items() if key not in _MAY_DIFFER}
+
+
+def _digest(args: Mapping[str, Any]) -> str:
+    kept = comparable(args)
+    kept["data"] = {k: v for k, v in kept.get("data", {}).items() if k not in _PLACES}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def bound(content: Any) -> dict[str, Any]:
+    """What a checkpoint says that it was trained with; empty for one of others, or an older one."""
+    said = content.get(_BOUND) if isinstance(content, dict) else None
+    return said if isinstance(said, dict) else {}
+
+
+def check_bound(args: Mapping[str, Any] | None, content: Any, checkpoint: Path) -> None:
+    """Check that an ``args.json`` is the one that its checkpoint was trained with.
+
+    Args:
+        args: of :func:`load_args`.
+        content: of the checkpoint; one that does not say passes.
+        checkpoint: its path.
+
+    Raises:
+        ClspError: a setting that decides what was computed is another.
+    """
+    said = bound(content).get("args")
+    if args is not None and said is not None and said != _digest(args):
+        raise ClspError(
+            f"{checkpoint.parent / ARGS} was changed, or is of another run: {checkpoint.name} was "
+            f"trained with other settings than it says; restore it as the training wrote it."
+        )
+
+
+def _is_last(trainer: pl.Trainer) -> bool:
+    """Whether an epoch that ends is the last; Lightning's own limits may come before max_epochs."""
+    steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    return trainer.current_epoch + 1 == trainer.max_epochs or steps or trainer.should_stop
+
+
+class Checkpointer(Callback):
+    """Saves every so many epochs and after the last; a file appears whole or not at all.
+
+    The directory of a new run is made when there is something to put into it.
+
+    Args:
+        cfg: the parsed configuration, written to ``args.json``.
+        run_dir: where to save; held by this process if it exists.
+        identity: of what else the training depends on, by name, such as its images.
+        held: takes the lock of a directory that is made.
+
+    Attributes:
+        last: the newest checkpoint of this run, if there is one.
+    """
+
+    def __init__(
+        self, cfg: DictConfig, run_dir: Path, identity: Mapping[str, Any], held: ExitStack
+    ):
+        self.cfg, self.run_dir = cfg, Path(run_dir)
+        self.identity, self.held = dict(identity), held
+        existing = sorted(self.run_dir.glob("*.ckpt"), key=epoch_of)
+        self.last: Path | None = existing[-1] if existing else None
+        self._args: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        # as JSON gives it back, so that the digest is that of the file
+        self._args = json.loads(json.dumps(OmegaConf.to_container(self.cfg)))
+        self._args["wandb_run_id"] = getattr(trainer.logger, "version", None)
+        if trainer.is_global_zero and self.last is not None:
+            self._write_args()
+
+    def _write_args(self) -> None:
+        write_text(self.run_dir / ARGS, json.dumps(self._args, indent=1))
+
+    def on_save_checkpoint(self, trainer, module, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_BOUND] = {"args": _digest(self._args), **self.identity}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        epoch = trainer.current_epoch
+        if epoch % self.cfg.checkpoint.frequency and not _is_last(trainer):
+            return
+        if trainer.is_global_zero and self.last is None:
+            self.run_dir.mkdir(parents=True)  # an error if it is there: then it is another's
+            self.held.enter_context(one_training(self.run_dir))
+            self._write_args()
+        path = self.run_dir / f"{self.cfg.name}-{self.run_dir.name}-ep={epoch}.ckpt"
+        trainer.save_checkpoint(path)
+        stale = self.last not in (None, path) and not self.cfg.checkpoint.keep_prev
+        if stale and trainer.is_global_zero:
+            self.last.unlink(missing_ok=True)
+        self.last = path

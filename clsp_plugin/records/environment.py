@@ -1,0 +1,123 @@
+"""What a run ran on: versions, the commit, the machine."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clsp_plugin import __version__
+from clsp_plugin.records.numerics import numerics_of
+from clsp_plugin.system.memory import total_memory
+
+__all__ = ["SOURCE", "environment", "made_from"]
+
+
+def environment(method: str | None = None, dataset: str | None = None) -> dict[str, Any]:
+    """What a run ran on.
+
+    Args:
+        method: that is pre-trained here; without it the versions of the numerics are not known.
+        dataset: that it is pre-trained on.
+
+    Returns:
+        ``hardware``: ``cpu`` (model), ``cores`` (that this process may use), ``gpu`` (name, or
+        None), ``memory_gib``. ``versions``: of Python, torch, lightning, timm, diffusers and
+        clsp_plugin, None where not installed, and ``numerics``, see ``records.numerics``.
+        ``commit``: hash of the checkout that this package is run from, with ``-dirty`` if the
+        package differs from it; None outside a checkout. With a method also ``source``, see
+        :func:`made_from`.
+    """
+    source = {} if method is None else {"source": SOURCE.get()}
+    total = total_memory()
+    versions = {name: _version(name) for name in ("lightning", "timm", "diffusers")}
+    return {
+        "hardware": {
+            "cpu": _cpu_model(),
+            "cores": _cores(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "memory_gib": None if total is None else round(total / 2**30, 1),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            **versions,
+            "clsp_plugin": __version__,
+            "numerics": None if method is None else numerics_of("pretrain", dataset, method),
+        },
+        "commit": _commit(Path(__file__).parents[1]),
+        **source,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _commit(package: Path) -> str | None:
+    """Hash of the checkout that ``package`` is part of.
+
+    An installed copy that merely lies inside another project's checkout is not tracked there and
+    has none. Only changes under ``package`` make it dirty: the rest does not produce numbers.
+    """
+    # A hook of git's sets variables that would point these commands at another repository.
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20, env=clean
+        )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        commit = git("rev-parse", "HEAD")
+        dirty = git("status", "--porcelain", "--", ".")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}-dirty" if dirty else commit
+
+
+SOURCE: ContextVar[dict[str, Any] | None] = ContextVar("source", default=None)
+
+
+@contextmanager
+def made_from(config: str, overrides: Iterable[str], settings: str) -> Iterator[None]:
+    """Note the configuration that was named in the records that are written meanwhile.
+
+    Args:
+        config: its name, or path without ending.
+        overrides: that it was given.
+        settings: a hash of both together, by which a later version knows whether they say the
+            same.
+    """
+    content = {"config": config, "overrides": list(overrides), "settings": settings}
+    token = SOURCE.set(content)
+    try:
+        yield
+    finally:
+        SOURCE.reset(token)

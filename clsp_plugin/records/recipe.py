@@ -1,0 +1,172 @@
+"""What records must have in common to stand in one row of a table."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from clsp_plugin.config.training import Data, num_devices
+from clsp_plugin.errors import ClspError
+from clsp_plugin.records.record import Record
+
+__all__ = [
+    "BUDGET",
+    "NONE",
+    "Records",
+    "check_alike",
+    "check_recipes",
+    "check_seeds",
+    "dotted",
+    "holds",
+    "recipe",
+    "setting",
+    "settings",
+]
+
+
+Records = Sequence[tuple[Path, Record]]
+BUDGET = ("backbone", "epochs", "num_train")
+# Blocks of a configuration that records must share to be averaged; the files may lie elsewhere.
+_RECIPE = (
+    "backbone", "optimizer", "scheduler", "method_kwargs", "momentum", "synthetic",
+    "augmentations", "joint_forward",
+)  # fmt: skip
+# Further settings that they must share; not where images lie or how many workers read them.
+_IMAGES = (
+    "no_labels", "fraction", "extra", "replicate", "image_size", "num_val", "seed", "mean", "std",
+    "num_large_crops", "num_small_crops",
+)  # fmt: skip
+_FOLDERS = ("train_path", "val_path")  # which images they are, where no data set has a name
+_PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+NONE = object()  # where a record has no such setting
+_NOT_RECIPE = {"synthetic.path", "candidates.seed", "optimizer.batch_size"}
+
+
+def setting(record: Record, key: str, default: Any = "") -> Any:
+    """``config["a"]["b"]`` for ``"a.b"``, or the default; a block becomes its JSON."""
+    value: Any = settings(record)
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = value[part]
+    return json.dumps(value) if isinstance(value, (Mapping, list)) else value
+
+
+def holds(record: Record, key: str) -> bool:
+    """Whether a record's own configuration has a setting."""
+    return setting(record, key, NONE) is not NONE
+
+
+def settings(record: Record) -> dict[str, Any]:
+    return {**record.config, "candidates": record.candidates or {}}
+
+
+def check_seeds(members: Records) -> None:
+    """Refuse two records of one group with the same seed."""
+    seen: dict[int, Path] = {}
+    for path, record in members:
+        if record.seed in seen:
+            raise ClspError(
+                f"{seen[record.seed]} and {path} are both of {record.method} on {record.dataset} "
+                f"with seed {record.seed} and the same budget; leave one of them out."
+            )
+        seen[record.seed] = path
+
+
+def dotted(block: Any, prefix: str) -> dict[str, str]:
+    """Dotted keys of nested mappings to JSON, so that values of any kind compare."""
+    if isinstance(block, Mapping):
+        nested = (dotted(value, f"{prefix}.{key}") for key, value in block.items())
+        return {key: value for part in nested for key, value in part.items()}
+    return {prefix: json.dumps(block, sort_keys=True)}
+
+
+def recipe(record: Record) -> dict[str, str]:
+    """What records must share to be averaged, by dotted key; values as JSON."""
+    flat = dotted(record.candidates or {}, "candidates")
+    for block in _RECIPE:
+        flat |= dotted(record.config.get(block), block)
+    flat |= _images_recipe(record) | _step_recipe(record)
+    return {key: value for key, value in flat.items() if key not in _NOT_RECIPE}
+
+
+def _images_recipe(record: Record) -> dict[str, str]:
+    """Which images; a record that was written before a setting existed has its default."""
+    data = record.config.get("data")
+    if not isinstance(data, Mapping):
+        return {}
+    names = [*_IMAGES, *(_FOLDERS if record.dataset == "custom" else ())]
+    usual = Data()
+    values = ((name, data.get(name, getattr(usual, name))) for name in names)
+    # -1 and -1.0 are one fraction
+    return {f"data.{k}": json.dumps(int(v) if v == -1 else v) for k, v in values}
+
+
+def _step_recipe(record: Record) -> dict[str, str]:
+    """What a step computes: of how many images, however devices divide them, how exactly."""
+    config = record.config
+    precision = str(config.get("precision", "32-true"))
+    out = {
+        "precision": _PRECISIONS.get(precision, precision),
+        "accumulate_grad_batches": config.get("accumulate_grad_batches", 1),
+    }
+    batch = (config.get("optimizer") or {}).get("batch_size")
+    if batch is not None:
+        out["optimizer.batch_size, of all devices"] = _images_a_step(record, batch)
+    return {key: json.dumps(value) for key, value in out.items()}
+
+
+def _images_a_step(record: Record, batch: int) -> int | str:
+    devices = record.config.get("devices", 1)
+    if devices in ("auto", -1, "-1") and record.hardware.get("gpu"):
+        return f"{batch} a GPU"  # a record does not say how many there were
+    asked = SimpleNamespace(devices=devices, accelerator="cpu")
+    return batch * num_devices(asked) * record.config.get("num_nodes", 1)
+
+
+def check_recipes(members: Records, by: Sequence[str]) -> None:
+    """Seeds of one recipe are averaged; a mean over two learning rates would mean nothing."""
+    path, record = members[0]
+    first = recipe(record)
+    for other_path, other_record in members[1:]:
+        other = recipe(other_record)
+        for key in sorted(first.keys() | other.keys()):
+            if first.get(key) != other.get(key):
+                raise ClspError(
+                    f"{path} and {other_path} are both of {record.method} on {record.dataset} but "
+                    f"{key} is {first.get(key)} in one and {other.get(key)} in the other; make a "
+                    f"table of each."
+                )
+
+
+def check_alike(
+    members: Sequence[tuple[Path, Mapping[str, Any]]], what: str, epoch: bool = True
+) -> None:
+    """Refuse evaluations of one number that were not made in the same way.
+
+    Args:
+        members: paths of records, with an evaluation each.
+        what: they are, for people.
+        epoch: whether they must be of one epoch.
+    """
+    names = ["epoch"] * epoch + ["metric", "num_train", "num_test", "settings", "learning rate"]
+    for path, evaluation in members[1:]:
+        first_path, first = members[0]
+        for name in names:
+            ours, theirs = (_measured(e, name) for e in (first, evaluation))
+            if ours != theirs:
+                raise ClspError(
+                    f"The {what} evaluations of {first_path} and {path} differ in "
+                    f"{name} ({ours} and {theirs}); evaluate both in the same way."
+                )
+
+
+def _measured(evaluation: Mapping[str, Any], name: str) -> Any:
+    if name == "learning rate":  # given under the protocol paper, chosen under strict
+        given = evaluation["protocol"] == "paper"
+        return (evaluation.get("chosen") or {}).get("lr") if given else None
+    value = evaluation.get(name)
+    if name == "settings" and value:
+        return {key: setting for key, setting in value.items() if key != "seed"}
+    return value

@@ -1,0 +1,70 @@
+"""Whether a number would come out the same today: by the same numerics, of the same settings."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from clsp_plugin.config.compose import compose
+from clsp_plugin.config.shipped import fingerprint
+from clsp_plugin.errors import ClspError
+from clsp_plugin.records.numerics import numerics_of, older_than_today
+from clsp_plugin.records.numerics_before import made_by
+from clsp_plugin.records.record import Record
+
+__all__ = ["CHANGED", "STALE", "changed", "is_stale"]
+
+STALE, CHANGED = "†", "‡"  # marks of numbers
+# Settings that a fingerprint leaves out: without them a suite's runs have one configuration.
+_LEFT_OUT = re.compile(r"\+*(seed|name|pretrained_feature_extractor|synthetic\.path)=")
+
+
+def is_stale(record: Record, evaluation: Mapping[str, Any] | None = None) -> bool:
+    """Whether the numerics that made it had another version than today's.
+
+    What does not say its versions does not count as stale, and neither does what an unknown method
+    made.
+
+    Args:
+        record: of the run.
+        evaluation: of it that is looked at; by default all.
+    """
+    evaluations = record.evaluations if evaluation is None else [evaluation]
+    trained = numerics_of("pretrain", record.dataset, record.method)
+    made = [(made_by(record.versions), trained)]
+    made += [(made_by(e), numerics_of(e["task"], e["dataset"])) for e in evaluations]
+    return any(older_than_today(then, now) for then, now in made)
+
+
+def changed(records: Sequence[Record], evaluations: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Configurations that were named, with overrides, and say something else today.
+
+    One that is not known, or not there any more, is left out.
+
+    Args:
+        records: of runs.
+        evaluations: of them.
+
+    Returns:
+        ``VERB CONFIGURATION`` each, once.
+    """
+    sources = [("pretrain", record.source) for record in records]
+    sources += [(evaluation["task"], evaluation.get("source")) for evaluation in evaluations]
+    found = [(verb, source) for verb, source in sources if source and _differs(verb, source)]
+    return list(dict.fromkeys(f"{verb} {source['config']}" for verb, source in found))
+
+
+def _differs(verb: str, source: Mapping[str, Any]) -> bool:
+    given = tuple(o for o in source["overrides"] if not _LEFT_OUT.match(o))
+    return _today(verb, source["config"], given) not in (None, source["settings"])
+
+
+@cache
+def _today(verb: str, config: str, overrides: tuple[str, ...]) -> str | None:
+    try:
+        return fingerprint(compose(verb, config, overrides))
+    except (ClspError, HydraException, OmegaConfBaseException):
+        return None

@@ -1,0 +1,41 @@
+"""``clsp demo``: the suite ``digits`` in a folder of its own, at any size."""
+
+from pathlib import Path
+
+from clsp_plugin.config.compose import compose
+from clsp_plugin.errors import ClspError
+from clsp_plugin.suites.bench import bench
+
+__all__ = ["demo"]
+
+
+def demo(out: Path, seeds: int = 2, scale: float = 1.0) -> None:
+    """Run everything once and write a table and pictures; continues where it was stopped.
+
+    Args:
+        out: a directory; gets the tables, ``candidates.png``, ``curves.png``, and beside them the
+            denoiser, its candidates and the runs.
+        seeds: runs of each method, from seed 0 on.
+        scale: of the number of images and epochs; 1 takes minutes on two cores.
+
+    Raises:
+        ClspError: an impossible size, or see ``bench``.
+    """
+    if seeds < 1:
+        raise ClspError(f"--seeds {seeds} must be at least 1.")
+    if not 0 < scale <= 10:
+        raise ClspError(f"--scale {scale} must be above 0 and at most 10.")
+    # at 1 nothing is changed, so that the runs are those of `clsp bench digits`
+    sizes = [] if scale == 1 else _sizes(scale)
+    bench("digits", out, seeds=range(seeds), overrides=sizes)
+
+
+def _sizes(scale: float) -> list[str]:
+    training = compose("pretrain", "digits/simclr").max_epochs
+    denoiser = compose("denoiser", "digits/denoiser").max_epochs
+    return [
+        f"data.num_train={max(160, round(2000 * scale))}",
+        f"data.num_val={max(100, round(1000 * scale))}",
+        f"max_epochs={max(1, round(training * scale))}",
+        f"denoiser.max_epochs={max(1, round(denoiser * scale))}",
+    ]

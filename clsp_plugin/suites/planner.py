@@ -1,0 +1,351 @@
+"""From a suite to its plan: which units it needs, where they lie, and what each runs."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from clsp_plugin.config.compose import compose
+from clsp_plugin.config.shipped import what
+from clsp_plugin.data.downstream import to_fetch
+from clsp_plugin.errors import ClspError
+from clsp_plugin.evaluation.settings import Transfer, complete
+from clsp_plugin.evaluation.verbs import targets_of
+from clsp_plugin.records.numerics import numerics_label, numerics_of
+from clsp_plugin.records.numerics_before import of_first_version
+from clsp_plugin.suites.unit import Plan, Step, Unit, notes_of
+from clsp_plugin.verbs import EXPERIMENTS, VERBS
+
+__all__ = ["make_plan"]
+
+# An encoder is a run that is not in the table.
+_KINDS = ("denoiser", "candidates", "encoder", "run", "quality")
+# Training images of data sets whose size is known without reading them; and about how many there
+# are where copies differ a little, for the cost alone.
+_SIZES = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000}
+_ABOUT = {"imagenet100": 126_689}
+_SIDES = {"cifar10": 32, "cifar100": 32, "digits": 32, "stl10": 96}  # pixels, unless asked for
+
+
+def _routed(overrides: Sequence[str], verb: str) -> list[str]:
+    """The overrides of a suite that are for a verb."""
+    own = EXPERIMENTS.keys() - {"pretrain"}
+    out = []
+    for override in overrides:
+        first, _, rest = override.partition(".")
+        if first in own:
+            out += [rest] * (first == verb)
+        elif first == "data":
+            out += [override] * VERBS[verb].takes_data
+        else:
+            out += [override] * (verb == "pretrain")
+    return out
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@cache
+def _composed(verb: str, config: str, overrides: tuple[str, ...]) -> DictConfig:
+    """Each configuration once: a suite's seeds share theirs.
+
+    Raises:
+        ClspError: one that cannot be read, or that its verb would refuse.
+    """
+    try:
+        cfg = compose(verb, config, overrides)
+        VERBS[verb].refuse(cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        said = " ".join(overrides) or "no overrides"
+        why = str(error).strip().splitlines()[0]
+        raise ClspError(f"clsp {verb} cannot read {config} with {said}: {why}") from error
+    except ClspError as error:
+        raise ClspError(str(error) if verb == "pretrain" else f"{verb}: {error}") from error
+    return cfg
+
+
+def _images(data: Mapping[str, Any], sizes: Mapping[str, int] = _SIZES) -> int | None:
+    """Training images, where that is known without reading them."""
+    number = data.get("num_train", 2000) if data["dataset"] == "digits" else None
+    number = number or sizes.get(data["dataset"])
+    fraction = data.get("fraction", -1)
+    return round(number * fraction) if number and fraction > 0 else number
+
+
+def _cost(verb: str, cfg: DictConfig, data: Mapping[str, Any]) -> int | None:
+    """How much work a step is, in what its verb counts; None if that is not known."""
+    images = _images(data, {**_SIZES, **_ABOUT})
+    return None if images is None else VERBS[verb].cost(cfg, images)
+
+
+def _network(settings: Mapping[str, Any], size: Any) -> str:
+    """What steps share whose times compare: the network, and the image size in pixels."""
+    return _hash(settings, size)
+
+
+def _of_backbone(cfg: DictConfig) -> str:
+    crops = [block.crop_size for block in cfg.augmentations if "crop_size" in block]
+    return _network(OmegaConf.to_container(cfg.backbone), max(crops, default=0))
+
+
+def _of_denoiser(cfg: DictConfig) -> str:
+    names = ("block_out_channels", "layers_per_block", "attention_resolutions")
+    content = OmegaConf.to_container(cfg)
+    size = cfg.data.get("image_size") or _SIDES.get(cfg.data.dataset, cfg.data.dataset)
+    return _network({name: content.get(name) for name in names}, size)
+
+
+class _Planner:
+    """Collects units, each once."""
+
+    def __init__(self, suite: DictConfig, artifacts: Path, keep_stale: bool):
+        self.suite, self.artifacts, self.keep_stale = suite, artifacts, keep_stale
+        self.units: dict[Path, Unit] = {}
+        self.absent: dict[str, None] = {}
+
+    def place(
+        self, folder: str, label: str, config: str, numerics: Mapping[str, int] | None
+    ) -> Path:
+        """A unit's directory; another of the same numbers, or of older ones that are wanted, if
+        there is one."""
+        version = numerics_label(numerics)
+        path = self.artifacts / folder / f"{label}-{config}-{version}"
+        if not (path / "done.json").exists():
+            begin = f"{label}-{config}-"
+            older = [
+                p
+                for p in path.parent.glob(f"{begin}*")
+                if (p / "done.json").exists() and self.taken(p.name.removeprefix(begin), version)
+            ]
+            path = max(older, key=lambda p: p.stat().st_mtime, default=path)
+        return path
+
+    def taken(self, old: str, version: str) -> bool:
+        """Whether what is labelled ``old`` is taken for a version: it was named by its sources
+        before there were versions, and these computed the same, or older ones are wanted."""
+        return self.keep_stale or (version == "v1" and of_first_version(old))
+
+    def add(self, unit: Unit) -> Unit:
+        known = self.units.setdefault(unit.path, unit)
+        if unit.kind == known.kind == "run" and known.what != unit.what:
+            raise ClspError(
+                f"{known.label} and {unit.label} are the same run, so their numbers would be too; "
+                f"leave one out, or vary a setting of the pre-training that its method uses."
+            )
+        if known.about.get("variant") and unit.what == known.what:
+            self.units[unit.path] = unit  # two names of one run: a method's own is the better one
+        return known
+
+    def overrides(self, dataset: str, method: str, point: Mapping[str, Any]) -> list[str]:
+        """Of a run, the strongest last."""
+        suite, block = self.suite, self.suite.datasets[dataset]
+        variant = suite.variants.get(method)
+        return [
+            *block.overrides,
+            *block.only.get(method if variant is None else variant.config, ()),
+            *suite.overrides,
+            *(() if variant is None else variant.overrides),
+            *suite.only.get(method, ()),
+            *suite.only.get(f"{dataset}/{method}", ()),
+            *(f"{key}={value}" for key, value in point.items()),
+            *suite.given,
+        ]
+
+    def candidates(
+        self,
+        dataset: str,
+        overrides: Sequence[str],
+        point: Mapping[str, Any],
+        method: str = "",
+    ) -> Unit:
+        """The units of a store and of its denoiser, for a method or variant if it has its own."""
+        block, variant = self.suite.datasets[dataset].candidates, self.suite.variants.get(method)
+        of = ()
+        if variant is not None and variant.candidates is not None:
+            block, of = variant.candidates, (method,)
+        if block is None:
+            raise ClspError(
+                f"The suite needs candidates and says for {dataset} none; give its data set a "
+                f"block `candidates`."
+            )
+        given = tuple(_routed(overrides, "generate"))
+        cfg = _composed("generate", block.generate, given)
+        needs, paths, parts = (), {}, [{**what(cfg), "out": None}]
+        if block.denoiser is not None:
+            trained = self._denoiser(dataset, block.denoiser, overrides, point)
+            needs, paths = (trained.path,), {"denoiser": str(trained.product)}
+            parts = [{**parts[0], "denoiser": None}, trained.path.name]
+        key = _hash(*parts)
+        path = self.place("candidates", dataset, key, numerics_of("generate", cfg.data.dataset))
+        paths["out"] = str(path / "candidates")
+        network = trained.steps[0].network if needs else _of_denoiser(cfg)
+        cost = _cost("generate", cfg, cfg.data)
+        step = Step("generate", block.generate, given, paths, cost, key, network)
+        people = ", ".join(["candidates", dataset, *of, *_words(point, "denoiser.", "generate.")])
+        return self.add(Unit("candidates", people, path, (step,), needs))
+
+    def _denoiser(
+        self, dataset: str, config: str, overrides: Sequence[str], point: Mapping[str, Any]
+    ) -> Unit:
+        given = tuple(_routed(overrides, "denoiser"))
+        cfg = _composed("denoiser", config, given)
+        key = _hash({**what(cfg), "out": None})
+        path = self.place("denoisers", dataset, key, numerics_of("denoiser", cfg.data.dataset))
+        paths = {"out": str(path / "denoiser")}
+        cost = _cost("denoiser", cfg, cfg.data)
+        step = Step("denoiser", config, given, paths, cost, key, _of_denoiser(cfg))
+        people = ", ".join(["denoiser", dataset, *_words(point, "denoiser.")])
+        return self.add(Unit("denoiser", people, path, (step,)))
+
+    def run(
+        self, dataset: str, method: str, seed: int, point: dict[str, Any], kind: str = "run"
+    ) -> Unit:
+        """The unit of a pre-training and, unless it is an encoder, its evaluations."""
+        suite, block = self.suite, self.suite.datasets[dataset]
+        overrides = self.overrides(dataset, method, point)
+        given = tuple(_routed(overrides, "pretrain"))
+        variant = suite.variants.get(method)
+        config = f"{block.configs}/{method if variant is None else variant.config}"
+        cfg = _composed("pretrain", config, given)
+        needs, paths, parts = (), {}, [{**what(cfg), "seed": seed}]
+        if _wants_candidates(cfg):
+            store = self.candidates(dataset, overrides, point, method)
+            needs, paths = (store.path,), {"synthetic.path": str(store.product)}
+            parts.append(store.path.name)
+        key = _hash(*parts)
+        label = f"{cfg.method}-{dataset}-s{seed}"
+        path = self.place("runs", label, key, numerics_of("pretrain", cfg.data.dataset, cfg.method))
+        # a configuration may leave out checkpoints of some age; a suite takes as long as it takes
+        paths |= {"checkpoint.dir": str(path)}
+        paths |= {"auto_resume.enabled": True, "auto_resume.max_hours": 1e9}
+        cost = _cost("pretrain", cfg, cfg.data)
+        given = (*given, f"seed={seed}")
+        steps = [Step("pretrain", config, given, paths, cost, key, _of_backbone(cfg))]
+        if kind == "run":
+            steps += self._evaluations(block, cfg, overrides, path)
+        images = _images(cfg.data)
+        budget = {"backbone": cfg.backbone.name, "epochs": cfg.max_epochs, "num_train": images}
+        about = {"method": cfg.method, "dataset": cfg.data.dataset, "seed": seed}
+        about["variant"] = "" if variant is None else method
+        about |= {"point": point, "budget": budget}
+        people = ", ".join([method, dataset, *_words(point), f"seed {seed}"])
+        return self.add(Unit(kind, people, path, tuple(steps), needs, about))
+
+    def _evaluations(
+        self, block: DictConfig, cfg: DictConfig, overrides: Sequence[str], path: Path
+    ) -> Iterator[Step]:
+        frozen = {"pretrained_feature_extractor": str(path / cfg.method)}
+        for verb in self.suite.evaluate:
+            config = block.evaluations.get(verb, verb)
+            given, where = tuple(_routed(overrides, verb)), frozen
+            if VERBS[verb].protocols:
+                given = (*given, f"protocol={self.suite.table.protocol}")
+            if verb == "finetune":  # a training of its own
+                where = {**frozen, "checkpoint.dir": str(path / verb)}
+            composed = _composed(verb, config, given)
+            if verb == "transfer":
+                self._targets(composed, cfg.data.dataset)
+            asked = _hash(verb, OmegaConf.to_container(composed))
+            # those of a transfer are none of ours
+            images = OmegaConf.select(composed, "data.dataset") or cfg.data.dataset
+            versions = numerics_of(verb, None if verb == "transfer" else images)
+            key = self._key(path, asked, numerics_label(versions))
+            cost = _cost(verb, composed, cfg.data)
+            yield Step(verb, config, given, where, cost, key, _of_backbone(cfg))
+
+    def _targets(self, cfg: DictConfig, dataset: str) -> None:
+        """Note what has to be fetched by hand before runs on a data set are transferred."""
+        try:
+            names = targets_of(complete(Transfer, cfg), dataset)
+        except ClspError as error:
+            raise ClspError(f"transfer: {error}") from error
+        self.absent |= dict.fromkeys(
+            filter(None, (to_fetch(name, Path(cfg.data.path)) for name in names))
+        )
+
+    def _key(self, path: Path, asked: str, version: str) -> str:
+        """Of an evaluation: today's, or the last of those done that is taken for it."""
+        done, key = notes_of(path), f"{asked}-{version}"
+        old = [k for k in done if k.startswith(f"{asked}-")]
+        old = [k for k in old if self.taken(k.removeprefix(f"{asked}-"), version)]
+        return key if key in done or not old else old[-1]
+
+    def quality(self, dataset: str, point: dict[str, Any]) -> None:
+        """The unit that measures how good the candidates of one point are; see ``inspect``."""
+        block = self.suite.datasets[dataset]
+        # by the settings of any method: all draw from the same store
+        overrides = self.overrides(dataset, self.suite.methods[0], point)
+        store = self.candidates(dataset, overrides, point)
+        needs, paths, parts = (store.path,), {"store": str(store.product)}, [store.path.name]
+        if block.quality != "fid":
+            encoder = self.run(dataset, block.quality, self.suite.seeds[0], {}, "encoder")
+            needs = (*needs, encoder.path)
+            paths["encoder"] = str(encoder.path / encoder.about["method"])
+            parts.append(encoder.path.name)
+        made = store.steps[0]
+        images = _composed("generate", made.config, made.overrides).data.dataset
+        path = self.place("quality", dataset, _hash(*parts), numerics_of("inspect", images))
+        paths["out"] = str(store.product / "report")
+        step = Step("inspect", made.config, made.overrides, paths, None, "all", made.network)
+        people = ", ".join(["quality", dataset, *_words(point)])
+        about = {"dataset": dataset, "point": point}
+        self.add(Unit("quality", people, path, (step,), needs, about))
+
+
+def _words(point: Mapping[str, Any], *begin: str) -> list[str]:
+    return [f"{key}={value}" for key, value in point.items() if key.startswith(begin or "")]
+
+
+def _wants_candidates(cfg: DictConfig) -> bool:
+    from clsp_plugin.methods import METHODS
+    from clsp_plugin.methods.synthetic import SyntheticPositives
+
+    method = METHODS.get(cfg.method, object)
+    synthetic = issubclass(method, SyntheticPositives) and method.third_view == "candidate"
+    return synthetic and cfg.get("synthetic", {}).get("weight", 1.0) != 0
+
+
+def _points(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*vary.values()):
+        yield dict(zip(vary, values, strict=True))
+
+
+def make_plan(
+    name: str,
+    suite: DictConfig,
+    out: Path,
+    keep_stale: bool = False,
+    artifacts: Path | None = None,
+) -> Plan:
+    """Every unit that a suite stands for; nothing is run or written.
+
+    Args:
+        name: of the suite.
+        suite: see :func:`read_suite`.
+        out: the directory of the tables and figures.
+        keep_stale: take what older numerics made where its settings are the same.
+        artifacts: the directory of the units; by default ``out``.
+
+    Raises:
+        ClspError: a configuration that does not exist, a setting that cannot be read, ...
+    """
+    artifacts = out if artifacts is None else artifacts
+    planner = _Planner(suite, artifacts, keep_stale)
+    points = list(_points(suite.vary))
+    for seed, point in itertools.product(suite.seeds, points):
+        for dataset, method in itertools.product(suite.datasets, suite.methods):
+            planner.run(dataset, method, seed, point)
+    if suite.quality:
+        for dataset, point in itertools.product(suite.datasets, points):
+            planner.quality(dataset, point)
+    # what others wait for comes first
+    units = sorted(planner.units.values(), key=lambda unit: _KINDS.index(unit.kind))
+    return Plan(name, suite, out, artifacts, tuple(units), tuple(planner.absent))

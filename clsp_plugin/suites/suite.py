@@ -1,0 +1,203 @@
+"""A suite: which runs make a table, as a small YAML, and the plan that it stands for.
+
+A plan is of units, each a directory: denoisers, the candidates that they draw, runs (one
+pre-training and its evaluations) and, where asked for, how good each store is. A unit's
+directory is named by what it is made from, so a changed setting, or another version of the
+numerics, is another unit and nothing old is taken for it; suites that share a folder of units share
+what they have in common.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from clsp_plugin.config.rules import SEED, ranged
+from clsp_plugin.config.shipped import shipped
+from clsp_plugin.config.typed import typed
+from clsp_plugin.config.user_yaml import parse_yaml, read_yaml
+from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.evaluation.protocol import check_protocol
+from clsp_plugin.tables.rows import LAYOUTS
+from clsp_plugin.verbs import EVALUATIONS
+
+__all__ = ["Suite", "read_suite"]
+
+# ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
+
+
+@dataclass
+class _Candidates:
+    """Configurations of ``clsp denoiser`` (none: ``generate`` names a denoiser) and of
+    ``clsp generate``."""
+
+    denoiser: Optional[str] = None
+    generate: str = MISSING
+
+
+@dataclass
+class _DataSet:
+    """Where the configurations of a data set are, and what is particular to it.
+
+    Attributes:
+        configs: a folder of ``scripts/pretrain``, with a configuration a method.
+        overrides: of every run on it.
+        only: a method to overrides of its own.
+        evaluations: a verb to the configuration that it takes, where that is not the verb's own.
+        candidates: how they are made.
+        quality: what tells how good candidates are: ``fid``, or a method whose run stands in for
+            the FID's network.
+    """
+
+    configs: str = MISSING
+    overrides: list[str] = field(default_factory=list)
+    only: dict[str, list[str]] = field(default_factory=dict)
+    evaluations: dict[str, str] = field(default_factory=dict)
+    candidates: Optional[_Candidates] = None
+    quality: str = "fid"
+
+
+@dataclass
+class _Variant:
+    """A configuration of ``configs``, overrides, and where its candidates are made in another way
+    than the data set says, how."""
+
+    config: str = MISSING
+    overrides: list[str] = field(default_factory=list)
+    candidates: Optional[_Candidates] = None
+
+
+@dataclass
+class _Table:
+    """``layout``: one of ``LAYOUTS``, or several, each a table."""
+
+    layout: Any = "main"
+    protocol: str = "strict"
+    published: bool = False
+
+
+@dataclass
+class Suite:
+    """What the YAML of a suite may say.
+
+    Overrides are ``key=value``. Those that begin with the name of another verb (``denoiser.``,
+    ``generate.``, ``linear.``, ``knn.``, ``transfer.``, ``finetune.``) are settings of that verb,
+    those that begin with ``data.`` of every verb that reads the training images, and all others of
+    the pre-training. The keys of ``vary`` are divided in the same way. Where a setting is given
+    twice, the later place decides: the data set, the suite, a method, ``vary``, the command line.
+
+    Attributes:
+        title: a line for people.
+        datasets: names of files in ``scripts/bench/dataset``; or names to what such a file says.
+        methods: names of configurations or of variants.
+        variants: a name to a configuration and overrides, for a method that is run twice.
+        seeds: of pre-training.
+        overrides: of every run.
+        only: a method, or a ``dataset/method``, to overrides of its own.
+        vary: settings to the values that they take; every combination is run.
+        evaluate: the evaluations' verbs.
+        quality: whether to measure how good the candidates of each store are.
+        table: how it is laid out.
+    """
+
+    title: str = MISSING
+    datasets: Any = MISSING
+    methods: list[str] = MISSING
+    variants: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = ranged([0, 1, 2], SEED)
+    overrides: list[str] = field(default_factory=list)
+    only: dict[str, list[str]] = field(default_factory=dict)
+    vary: dict[str, list[Any]] = field(default_factory=dict)
+    evaluate: list[str] = field(default_factory=lambda: ["linear", "knn"])
+    quality: bool = False
+    table: _Table = field(default_factory=_Table)
+
+
+def read_suite(
+    name: str | Path, overrides: Sequence[str] = (), datasets: Sequence[str] = ()
+) -> tuple[str, DictConfig]:
+    """A suite that ships with us by its name, or a YAML file by its path.
+
+    Args:
+        name: of the suite or path of a file.
+        overrides: ``key=value`` for every run, above those of the file; of a key that the suite
+            varies, the values that it takes instead.
+        datasets: in place of the suite's.
+
+    Returns:
+        The suite's name and its content, see :class:`Suite`; what is left of the overrides is
+        ``given``, and ``table.layout`` a list.
+
+    Raises:
+        ClspError: there is none, or it is not one.
+    """
+    folder = shipped() / "bench"
+    file = Path(name)
+    if file.suffix not in (".yaml", ".yml"):
+        file = folder / f"{name}.yaml"
+        if not file.is_file():
+            known = (path.stem for path in folder.glob("*.yaml"))
+            raise ClspError(f"There is no suite {name}{nearest(str(name), known)}")
+    suite = typed(read_yaml(file), Suite)
+    suite.variants = {key: typed(value, _Variant) for key, value in suite.variants.items()}
+    suite.table.layout = _several(suite.table.layout)
+    own = suite.datasets if OmegaConf.is_dict(suite.datasets) else {}
+    _check(suite, own or _several(suite.datasets or []), overrides, file)
+    names = list(datasets) or list(own) or _several(suite.datasets)
+    suite.datasets = {name: _block(name, own) for name in names}
+    suite.given = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "seed":
+            raise ClspError(f"{override}: a suite's seeds are its own; give --seeds {value}.")
+        if key in suite.vary:
+            suite.vary[key] = _several(parse_yaml(value, override))
+        else:
+            suite.given.append(override)
+    return file.stem, suite
+
+
+def _several(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) or OmegaConf.is_list(value) else [value]
+
+
+def _block(name: str, own: Mapping[str, Any]) -> DictConfig:
+    """What is particular to a data set: as the suite says, or as suites share it."""
+    folder = shipped() / "bench" / "dataset"
+    if name not in own and not (folder / f"{name}.yaml").is_file():
+        known = {*own, *(path.stem for path in folder.glob("*.yaml"))}
+        raise ClspError(f"There is no data set {name} for suites{nearest(str(name), known)}")
+    return typed(own[name] if name in own else read_yaml(folder / f"{name}.yaml"), _DataSet)
+
+
+def _check(
+    suite: DictConfig, datasets: Sequence[str], overrides: Sequence[str], file: Path
+) -> None:
+    for name, values in (
+        ("datasets", datasets),
+        ("methods", suite.methods),
+        ("seeds", suite.seeds),
+    ):
+        if not values:
+            raise ClspError(f"{file}: {name} is empty; name at least one.")
+        if len(set(values)) < len(values):
+            raise ClspError(f"{file}: {name} names one twice: {', '.join(map(str, values))}.")
+    for verb in suite.evaluate:
+        if verb not in EVALUATIONS:
+            raise ClspError(f"{file}: evaluate names {verb}{nearest(verb, EVALUATIONS)}")
+    for layout in suite.table.layout:
+        if layout not in LAYOUTS:
+            raise ClspError(f"{file}: table.layout={layout}{nearest(str(layout), LAYOUTS)}")
+    check_protocol(suite.table.protocol)
+    varied = (variant.overrides for variant in suite.variants.values())
+    for override in itertools.chain(suite.overrides, overrides, *suite.only.values(), *varied):
+        if not re.match(r"^[A-Za-z_][\w.]*=", override):
+            raise ClspError(f"{override} is not a setting; give key=value.")
+    for key in suite.only:
+        dataset, _, method = key.rpartition("/")
+        if method not in suite.methods or dataset not in ("", *datasets):
+            raise ClspError(f"{file}: only names {key}, which the suite does not run.")

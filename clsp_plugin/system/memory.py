@@ -1,0 +1,135 @@
+"""The processor's memory: what it costs, and how much there is."""
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+__all__ = ["available_memory", "in_bytes", "keep_freed_memory", "memory_of", "total_memory"]
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def _libc(name: str) -> Callable[..., int] | None:
+    """A function of glibc, or None where there is another C library."""
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """Let this process reuse the memory that it frees, instead of giving it back at once.
+
+    glibc returns large blocks to the system when they are freed, and the activations of a batch
+    are large: without this every layer of every step has the system clear fresh pages for it.
+
+    Args:
+        device: that computes; nothing is done unless it is the CPU, and elsewhere than in glibc.
+    """
+    mallopt = _libc("mallopt")
+    if device.type != "cpu" or mallopt is None:
+        return
+    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    # older versions accept no more than the second
+    mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25)
+
+
+def _resident() -> int | None:
+    """Bytes of memory that this process has now, or None where Linux' /proc does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def memory_of(work: Callable[[], object]) -> int | None:
+    """Bytes that some work has at its peak, beside what was there before.
+
+    After :func:`keep_freed_memory` the process still has them when the work is done.
+
+    Args:
+        work: is done once.
+
+    Returns:
+        The bytes, or None, and then the work is not done, elsewhere than in Linux and glibc.
+    """
+    trim = _libc("malloc_trim")
+    if trim is None or _resident() is None:
+        return None
+    trim(0)
+    before = _resident()
+    work()
+    return max(0, _resident() - before)
+
+
+def total_memory() -> int | None:
+    """Bytes of memory of this machine, or None where the system does not tell them."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take: of the machine, and of its control groups.
+
+    Args:
+        root: of the file system that has ``proc`` and ``sys``.
+
+    Returns:
+        The bytes, or None where Linux does not tell them.
+    """
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        free = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
+        found = [free["MemAvailable"] * 1024]
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    return min(found + _left_in_groups(root))
+
+
+# By version: the limit of a control group, its use, and what of that is files that can be dropped.
+_GROUP_FILES = {
+    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def _left_in_groups(root: Path) -> list[int]:
+    """Bytes that the limits of the control groups of this process leave."""
+    try:
+        rows = [row.split(":", 2) for row in (root / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return []
+    left = []
+    for _, controllers, own in rows:
+        version = 2 if controllers == "" else 1
+        if version == 1 and "memory" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("" if version == 2 else "memory")
+        group = mount / own.lstrip("/")  # in a container this may be absent, and the mount it
+        folders = [group, *group.parents]
+        for folder in folders[: folders.index(mount) + 1]:
+            limit, used, files = _GROUP_FILES[version]
+            try:
+                stat = dict(
+                    line.split() for line in (folder / "memory.stat").read_text().splitlines()
+                )
+                taken = int((folder / used).read_text()) - int(stat.get(files, 0))
+                left.append(max(0, int((folder / limit).read_text()) - taken))
+            except (OSError, ValueError):  # no limit is "max"
+                continue
+    return left
+
+
+def in_bytes(number: int) -> str:
+    """A number of bytes for people."""
+    unit, name = next(
+        (unit, name)
+        for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
+        if number >= unit / 2 or unit == 1
+    )
+    return f"{number / unit:.1f} {name}" if unit > 1 else f"{number} {name}"

@@ -1,0 +1,112 @@
+"""Which of several processes this one is, as torchrun or SLURM says, and the device it works on."""
+
+import os
+
+from clsp_plugin.errors import ClspError, short
+
+__all__ = ["check_launch", "device_of", "is_first", "number_of", "process"]
+
+# What launchers tell their processes, each with the smallest number that makes sense.
+_VARIABLES = {
+    "RANK": 0,
+    "LOCAL_RANK": 0,
+    "GROUP_RANK": 0,
+    "NODE_RANK": 0,
+    "WORLD_SIZE": 1,
+    "LOCAL_WORLD_SIZE": 1,
+    "MASTER_PORT": 0,
+    "SLURM_PROCID": 0,
+    "SLURM_LOCALID": 0,
+    "SLURM_NODEID": 0,
+    "SLURM_NTASKS": 1,
+    "SLURM_NNODES": 1,
+    "SLURM_JOB_NUM_NODES": 1,
+}
+
+
+def number_of(name: str, default: int) -> int:
+    """A whole number among the variables of the environment.
+
+    Args:
+        name: of the variable.
+        default: where it is not set, or empty.
+
+    Raises:
+        ClspError: it is something else, or too small.
+    """
+    text = os.environ.get(name, "").strip()
+    low = _VARIABLES.get(name, 0)
+    if not text:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= low):
+        raise ClspError(
+            f"The environment says {name}={short(text)}, which is not a whole number of at least "
+            f"{low}; unset {name}, or start with a launcher that sets it, such as torchrun."
+        )
+    return int(text)
+
+
+def process() -> tuple[int, int]:
+    """Number of this process, from 0, and how many there are, as torchrun tells.
+
+    Raises:
+        ClspError: the variables are not such numbers.
+    """
+    rank, world_size = number_of("RANK", 0), number_of("WORLD_SIZE", 1)
+    if rank >= world_size:
+        raise ClspError(
+            f"RANK={rank} and WORLD_SIZE={world_size} do not name one of so many processes; ranks "
+            f"count from 0."
+        )
+    return rank, world_size
+
+
+def check_launch() -> None:
+    """Look at every variable that Lightning and torch would read as a number without looking.
+
+    Raises:
+        ClspError: one is none.
+    """
+    for name, low in _VARIABLES.items():
+        number_of(name, low)
+    process()
+
+
+def is_first() -> bool:
+    """Whether no variable numbers this process as another than the first."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+    return all(number_of(name, 0) == 0 for name in names)
+
+
+def _gpu() -> int:
+    """Number of this process's GPU: every process of a machine has its own, as far as they go."""
+    import torch
+
+    return number_of("LOCAL_RANK", process()[0]) % max(1, torch.cuda.device_count())
+
+
+def device_of(name: str):
+    """The torch device of a name, ``cuda`` being this process's GPU.
+
+    Args:
+        name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Raises:
+        ClspError: there is no such device here, or nothing can be computed on it.
+    """
+    import torch
+
+    try:
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", _gpu())
+        torch.zeros(1, device=device).item()  # a device without values, such as meta, has none
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ClspError(
+            f"device={short(repr(name))} cannot be used here ({short(reason)}); give device=auto "
+            f"or device=cpu."
+        ) from error
+    return device

@@ -1,0 +1,43 @@
+"""Refusals of the operating system, told in one sentence that says what to do."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from clsp_plugin.errors import ClspError, short
+
+__all__ = ["files_told"]
+
+# What the system says of a file that a user can do something about, and what that is.
+_REFUSALS = {
+    getattr(errno, name): advice
+    for names, advice in (
+        ("EDQUOT ENOSPC EFBIG EROFS", "make room or name another place"),
+        ("EACCES EPERM", "let this user read and write there, or name another place"),
+        ("EMFILE ENFILE", "allow more open files (`ulimit -n 65536`)"),
+        ("EIO ESTALE ETIMEDOUT", "the disk or its connection fails: look after it"),
+        ("ENOENT EEXIST EISDIR ENOTDIR ENAMETOOLONG ELOOP", "name another place"),
+    )
+    for name in names.split()
+    if hasattr(errno, name)
+}
+
+
+@contextmanager
+def files_told() -> Iterator[None]:
+    """One sentence where the system refuses a file (no room, no permission, ..) or memory."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        name = f"{short(error.filename, 300)}: " if error.filename else ""
+        raise ClspError(
+            f"{name}{error.strerror}. What was written whole is kept; "
+            f"{_REFUSALS[error.errno]}, and give the same command again."
+        ) from error
+    except MemoryError as error:
+        raise ClspError(
+            f"The memory is too small for this ({str(error) or 'the system gives no more'}); give "
+            f"fewer or smaller images, a smaller batch size or network, or a larger machine."
+        ) from error

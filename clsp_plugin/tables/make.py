@@ -1,0 +1,300 @@
+"""From records to a table: which are shown, what is refused, what a reader has to know."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clsp_plugin.data.downstream import DOWNSTREAM
+from clsp_plugin.data.images import DATASETS
+from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.evaluation.protocol import check_protocol
+from clsp_plugin.records.recipe import (
+    BUDGET,
+    NONE,
+    Records,
+    check_recipes,
+    check_seeds,
+    dotted,
+    setting,
+    settings,
+)
+from clsp_plugin.records.record import Record, evaluated_on, read_index
+from clsp_plugin.records.stale import CHANGED, STALE
+from clsp_plugin.tables.formats import counted
+from clsp_plugin.tables.published import (
+    BACKBONE,
+    published,
+)
+from clsp_plugin.tables.rows import LAYOUTS, TASKS, Absent, Row, family_order, make_rows
+from clsp_plugin.tables.table import Table
+
+__all__ = ["Listing", "commit_of", "hardware_of", "listing", "make_table"]
+
+
+def make_table(
+    records: Records,
+    *,
+    protocol: str = "strict",
+    published: bool = False,
+    by: Sequence[str] = (),
+    layout: str = "main",
+    decimals: int = 1,
+    absent: Sequence[Absent] = (),
+    points: Mapping[Path, Mapping[str, Any]] | None = None,
+    variants: Mapping[Path, str] | None = None,
+) -> Table:
+    """Average records over seeds.
+
+    Records are one group when method, variant, data set, backbone, epochs and number of images
+    agree, and the values of ``by``. Groups of different budgets are different rows, never one mean.
+
+    Args:
+        records: with the paths they were loaded from, as ``find_records`` returns them.
+        protocol: whose evaluations to show; other evaluations are left out, and the caption says
+            which records have no other.
+        published: put the paper's numbers beside ours, where it has the method and data set and
+            the backbone is the paper's.
+        by: dotted configuration keys, such as ``synthetic.weight``, that tell rows apart too;
+            ``candidates.KEY`` is of the candidate store's manifest.
+        layout: ``main``, linear and kNN; ``finetune``; ``transfer``, a column a downstream data
+            set; ``ablation``, a row a value of ``by``.
+        decimals: of what is shown.
+        absent: runs that were wanted and have no number.
+        points: a record's path to values of ``by`` that its configuration does not hold.
+        variants: a record's path to a suite's name for its method with settings of its own.
+
+    Raises:
+        ClspError: an unknown protocol, layout or setting, no evaluation of this protocol or
+            layout but of another, two records of one group with the same seed, records of one
+            group whose recipes differ, or an ablation of nothing.
+    """
+    check_protocol(protocol)
+    if layout not in LAYOUTS:
+        raise ClspError(f"layout {layout} is not known{nearest(layout, LAYOUTS)}")
+    if layout == "ablation" and not by:
+        raise ClspError("An ablation needs a setting: --by KEY, such as --by synthetic.weight.")
+    absent = [run for run in absent if run.protocol in ("", protocol)]
+    if not absent:
+        _check_evaluated(records, protocol)
+    _check_keys(records, by, points or {})
+    groups: dict[tuple, list[tuple[Path, Record]]] = {}
+    for path, record in records:
+        variant = (variants or {}).get(path, "")
+        key = _group(record, variant, by, (points or {}).get(path, {}))
+        groups.setdefault(key, []).append((path, record))
+    for members in groups.values():
+        check_seeds(members)
+        check_recipes(members, by)
+    missing = _missing(groups, absent, by)
+    rows = [
+        row
+        for key in [*groups, *(key for key in missing if key not in groups)]
+        for row in make_rows(
+            key, groups.get(key, []), missing.get(key, []), protocol, published, by, layout
+        )
+    ]
+    _check_shown(rows, protocol, layout)
+    order = {m: n for n, m in enumerate(family_order(row.method for row in rows))}
+    notes = [*_notes(records, protocol, rows, layout), *_reasons(absent)]
+    return Table(
+        tuple(sorted(rows, key=lambda row: _place(row, order, by, layout))),
+        protocol,
+        published,
+        tuple(by),
+        tuple(dict.fromkeys(commit_of(record) for _, record in records)),
+        tuple(dict.fromkeys(hardware_of(record) for _, record in records)),
+        layout,
+        decimals,
+        tuple(notes),
+    )
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What suites say of records, see ``records.record.read_index``; arguments of a table.
+
+    Attributes:
+        by: settings that tell rows apart.
+        points: a record's path to values of ``by``.
+        variants: a record's path to the name of its variant.
+        absent: runs that failed.
+    """
+
+    by: list[str] = field(default_factory=list)
+    points: dict[Path, Mapping[str, Any]] = field(default_factory=dict)
+    variants: dict[Path, str] = field(default_factory=dict)
+    absent: list[Absent] = field(default_factory=list)
+
+
+def listing(paths: Iterable[str | Path], records: Records) -> Listing:
+    """What the suites among some paths say of their records.
+
+    Args:
+        paths: that ``find_records`` was given.
+        records: that it found.
+    """
+    out, names = Listing(), {path.resolve(): path for path, _ in records}
+    for place in dict.fromkeys(map(Path, paths)):
+        index = read_index(place)
+        if index is None:
+            continue
+        failed = [Absent(**{**run, "tasks": tuple(run["tasks"])}) for run in index["failed"]]
+        out.absent.extend(run for run in failed if run not in out.absent)
+        out.by.extend(key for key in index["by"] if key not in out.by)
+        for file, about in index["records"]:
+            path = names[file.resolve()]
+            out.points[path] = about.get("point", {})
+            out.variants[path] = about.get("variant", "")
+    return out
+
+
+def _place(row: Row, order: Mapping[str, int], by: Sequence[str], layout: str) -> tuple:
+    budget = (order[row.method], row.budget["epochs"], row.variant)
+    if layout != "ablation":
+        return budget
+    values = (row.budget[key] for key in by)
+    return (*((isinstance(v, str), v) for v in values), *budget)
+
+
+def _missing(
+    groups: Mapping[tuple, Any], absent: Sequence[Absent], by: Sequence[str]
+) -> dict[tuple, list[Absent]]:
+    """Absent runs by the group that they would be in."""
+    out: dict[tuple, list[Absent]] = {}
+    for run in absent:
+        budget = tuple(run.budget.get(name) for name in BUDGET)
+        key = (
+            run.method,
+            run.variant,
+            run.dataset,
+            *budget,
+            *(run.point.get(name, "") for name in by),
+        )
+        # what is not known of it is as in the other runs on its data set
+        likely = next((k for k in groups if k[2] == run.dataset), key)
+        key = tuple(b if a is None else a for a, b in zip(key, likely, strict=True))
+        out.setdefault(key, []).append(run)
+    return out
+
+
+def _reasons(absent: Sequence[Absent]) -> list[str]:
+    return [
+        f"Failed: {run.variant or run.method} on {run.dataset}, seed {run.seed}"
+        + "".join(f", {key}={value}" for key, value in run.point.items())
+        + f": {run.reason.rstrip('.')}."
+        for run in absent
+    ]
+
+
+def _left_empty(rows: Sequence[Row]) -> list[str]:
+    """Cells of the paper's main table without a number, where that is beside ours or ours is
+    missing too."""
+    found = []
+    for row in rows:
+        here = row.target == row.dataset and row.budget["backbone"] == BACKBONE
+        paper = published(row.method, row.target, row.budget["epochs"]) if here else None
+        found += [
+            f"{paper.name} on {row.target}, {TASKS[task]}"
+            for task in (LAYOUTS["main"] if paper else ())
+            if getattr(paper, task) is None and (row.paper or not row.cells[task].n)
+        ]
+    return found
+
+
+def _of_other_protocols(records: Records, protocol: str, layout: str) -> list[str]:
+    """Records, and evaluations of a layout, that are of another protocol alone."""
+    found = []
+    for _, record in records:
+        name = f"{record.method} on {record.dataset}, seed {record.seed}"
+        made = {(e["task"], evaluated_on(e)): False for e in record.evaluations}
+        made |= {(e["task"], evaluated_on(e)): True for e in record.evaluations
+                 if e["protocol"] == protocol}  # fmt: skip
+        if made and not any(made.values()):
+            found.append(name)
+            continue
+        for task, dataset in (key for key, ours in made.items() if not ours):
+            if task in LAYOUTS[layout]:
+                where = "" if dataset == record.dataset else f" on {dataset}"
+                found.append(f"{name} ({TASKS[task]}{where})")
+    return found
+
+
+def _notes(records: Records, protocol: str, rows: Sequence[Row], layout: str) -> list[str]:
+    """What a reader of the table has to know of the records."""
+    notes = []
+    if layout == "main" and (empty := _left_empty(rows)):
+        notes.append(f"The paper leaves empty: {'; '.join(empty)}.")
+    cells = [cell for row in rows for cell in row.cells.values()]
+    if any(cell.stale for cell in cells):
+        notes.append(f"{STALE} made by other numerics than those of this version; run it again.")
+    if other := dict.fromkeys(name for cell in cells for name in cell.changed):
+        notes.append(
+            f"{CHANGED} made by other settings than its configuration has today "
+            f"({', '.join(other)}); run it again."
+        )
+    if other := _of_other_protocols(records, protocol, layout):
+        notes.append(f"Evaluated with another protocol alone and left out: {'; '.join(other)}.")
+    known = {*DATASETS, *DOWNSTREAM}
+    named = (d.split(" [")[0] for row in rows for d in (row.dataset, row.target))
+    strange = dict.fromkeys(dataset for dataset in named if dataset not in known)
+    if strange:
+        notes.append(f"Not data sets that this version knows: {', '.join(strange)}.")
+    return notes
+
+
+def _group(record: Record, variant: str, by: Sequence[str], point: Mapping[str, Any]) -> tuple:
+    budget = (getattr(record, name) for name in BUDGET)
+    values = (point[key] if key in point else setting(record, key) for key in by)
+    return (record.method, variant, record.dataset, *budget, *values)
+
+
+def _check_evaluated(records: Records, protocol: str) -> None:
+    present = {e["protocol"] for _, record in records for e in record.evaluations}
+    if present and protocol not in present:
+        raise ClspError(
+            f"No record has an evaluation of the {protocol} protocol, only of "
+            f"{' and '.join(sorted(present))}; evaluate with `clsp linear` and `clsp knn` and "
+            f"protocol={protocol}, or make the table of --protocol {sorted(present)[0]}."
+        )
+
+
+def _check_keys(
+    records: Records, by: Sequence[str], points: Mapping[Path, Mapping[str, Any]]
+) -> None:
+    """Refuse a setting that no record has: its column would be empty."""
+    for key in by:
+        if records and not any(
+            key in points.get(path, {}) or setting(record, key, NONE) is not NONE
+            for path, record in records
+        ):
+            known = {name for point in points.values() for name in point}
+            for _, record in records:
+                known |= {name.removeprefix(".") for name in dotted(settings(record), "")}
+            raise ClspError(f"--by {key}: no record has this setting{nearest(key, known)}")
+
+
+def _check_shown(rows: Sequence[Row], protocol: str, layout: str) -> None:
+    """Refuse a layout that would show nothing; runs that were not evaluated at all have a table."""
+    cells = [cell for row in rows for cell in row.cells.values()]
+    if layout != "main" and not any(cell.n or cell.failed for cell in cells):
+        verbs = " or ".join(f"`clsp {task}`" for task in LAYOUTS[layout])
+        raise ClspError(
+            f"--layout {layout} would be empty: no record has a number of {verbs} with "
+            f"the {protocol} protocol; evaluate the runs, or choose another --layout."
+        )
+
+
+def commit_of(record: Record) -> str:
+    """The commit of a record's code, for people."""
+    if record.commit is None:
+        return f"none (clsp-plugin {record.versions.get('clsp_plugin', 'of unknown version')})"
+    commit, _, dirty = record.commit.partition("-")
+    return commit[:10] + (f"-{dirty}" if dirty else "")
+
+
+def hardware_of(record: Record) -> str:
+    """What a record's run ran on, for people."""
+    hardware = record.hardware
+    cpu = f"{hardware.get('cpu', 'unknown CPU')} ({counted(hardware.get('cores', '?'), 'core')})"
+    return f"{hardware['gpu']}, {cpu}" if hardware.get("gpu") else cpu

@@ -1,0 +1,211 @@
+"""The verbs of ``clsp``, each told once.
+
+The command line, suites, tables and the versions of numerics read what a verb is from here. The
+functions that do the work are named and imported when they are asked for, so the table itself
+depends on nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+__all__ = ["EVALUATIONS", "EXPERIMENTS", "VERBS", "Verb"]
+
+
+def _once(cfg: Mapping[str, Any], images: int) -> int | None:
+    return images
+
+
+def _each_epoch(cfg: Mapping[str, Any], images: int) -> int | None:
+    return images * cfg["max_epochs"]
+
+
+def _each_step(cfg: Mapping[str, Any], images: int) -> int | None:
+    if "oracle" in cfg:  # made by the data set's own recipe: no denoiser, and no time
+        return None
+    return images * cfg["num_candidates"] * cfg["steps"]
+
+
+def _unknown(cfg: Mapping[str, Any], images: int) -> int | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What is particular to a verb.
+
+    Attributes:
+        name: as it is typed.
+        does: what it does, for people.
+        task: ``module:function`` below ``clsp_plugin``. That of an experiment takes its
+            configuration; that of another verb the words that follow it.
+        check: ``module:function`` that refuses a composed configuration which the task would
+            refuse, before anything is read; of experiments.
+        configuration: of an experiment, the one used when none is named; None: one must be.
+        experiment: whether it is run from a configuration, under Hydra.
+        heading: of its accuracy in a table; only evaluations of a pre-training have one.
+        protocols: whether its settings can be chosen by the one protocol or the other.
+        stages: of the numerics that its numbers go through, besides the data set.
+        takes_data: whether a suite's ``data.`` settings are its settings too.
+        counts: what its cost counts.
+        cost: of a configuration and a number of training images: how much work it is, in what
+            ``counts`` says; None if that is not known.
+    """
+
+    name: str
+    does: str
+    task: str
+    check: str = ""
+    configuration: str | None = None
+    experiment: bool = True
+    heading: str = ""
+    protocols: bool = False
+    stages: tuple[str, ...] = ()
+    takes_data: bool = False
+    counts: str = "embedded images"
+    cost: Callable[[Mapping[str, Any], int], int | None] = _unknown
+
+    def run(self, given: Any) -> Any:
+        """Do it: with a configuration, or with the words that follow the verb."""
+        return _named(self.task)(given)
+
+    def refuse(self, cfg: Any) -> None:
+        """Refuse a composed configuration that :meth:`run` would refuse.
+
+        Raises:
+            ClspError: see the verb's own function.
+        """
+        _named(self.check)(cfg)
+
+
+def _named(name: str) -> Callable[[Any], Any]:
+    module, _, function = name.partition(":")
+    return getattr(import_module(f"clsp_plugin.{module}"), function)
+
+
+_TABLE = (
+    Verb(
+        "denoiser",
+        "train a diffusion model on your images",
+        "inspection.frechet:denoiser",
+        check="diffusion.verbs:check_denoiser",
+        configuration="denoiser",
+        stages=("images", "denoiser"),
+        takes_data=True,
+        counts="training images",
+        cost=_each_epoch,
+    ),
+    Verb(
+        "generate",
+        "draw candidates for every image with a denoiser",
+        "diffusion.verbs:generate",
+        check="diffusion.verbs:check_generate",
+        configuration="generate",
+        stages=("images", "sampling"),
+        takes_data=True,
+        counts="denoising steps",
+        cost=_each_step,
+    ),
+    Verb(
+        "pretrain",
+        "pre-train a method, with or without synthetic positives",
+        "engine.pretrain:pretrain",
+        check="engine.pretrain:check",
+        stages=("images", "augmentation", "pretrain"),
+        takes_data=True,
+        counts="training images",
+        cost=_each_epoch,
+    ),
+    Verb(
+        "linear",
+        "linear probe on a checkpoint's frozen features",
+        "evaluation.verbs:linear",
+        check="evaluation.verbs:check_linear",
+        configuration="linear",
+        heading="linear",
+        protocols=True,
+        stages=("images", "features", "linear"),
+        cost=_once,
+    ),
+    Verb(
+        "knn",
+        "nearest-neighbour accuracy of a checkpoint's features",
+        "evaluation.verbs:knn",
+        check="evaluation.verbs:check_knn",
+        configuration="knn",
+        heading="kNN",
+        protocols=True,
+        stages=("images", "features", "knn"),
+        cost=_once,
+    ),
+    Verb(
+        "transfer",
+        "linear accuracy of a checkpoint's features on other data sets",
+        "evaluation.verbs:transfer",
+        check="evaluation.verbs:check_transfer",
+        configuration="transfer",
+        heading="transfer",
+        protocols=True,
+        stages=("images", "features", "transfer"),
+    ),
+    Verb(
+        "finetune",
+        "train a checkpoint's backbone and a classifier on labels",
+        "evaluation.verbs:finetune",
+        check="evaluation.verbs:check_finetune",
+        configuration="finetune",
+        heading="fine-tuned",
+        stages=("images", "augmentation", "finetune"),
+        counts="training images",
+        cost=_each_epoch,
+    ),
+    Verb(
+        "import-denoiser",
+        "convert a denoiser of the authors' code",
+        "cli.stores:import_denoiser",
+        experiment=False,
+    ),
+    Verb(
+        "embed",
+        "features or clusters of the images, to condition a denoiser on",
+        "cli.stores:embed",
+        experiment=False,
+    ),
+    Verb(
+        "inspect",
+        "what a candidate store holds, and how good it is",
+        "cli.stores:inspect",
+        stages=("images", "features", "quality"),
+        experiment=False,
+    ),
+    Verb(
+        "bench",
+        "run a suite of experiments and make its tables and figures",
+        "cli.suites:bench",
+        experiment=False,
+    ),
+    Verb("table", "turn the records of runs into a table", "cli.records:table", experiment=False),
+    Verb("figures", "draw what the records of runs say", "cli.records:figures", experiment=False),
+    Verb(
+        "report",
+        "tables, figures and configurations of runs in one HTML file",
+        "cli.records:report",
+        experiment=False,
+    ),
+    Verb(
+        "demo",
+        "the whole of CLSP on the offline data set, in minutes",
+        "cli.suites:demo",
+        experiment=False,
+    ),
+    Verb(
+        "doctor",
+        "what is installed, which solo-learn is seen, and what is wrong",
+        "cli.suites:doctor",
+        experiment=False,
+    ),
+)
+VERBS = {verb.name: verb for verb in _TABLE}
+EXPERIMENTS = {name: verb for name, verb in VERBS.items() if verb.experiment}
+EVALUATIONS = {name: verb for name, verb in VERBS.items() if verb.heading}
