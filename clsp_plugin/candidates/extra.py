@@ -27,7 +27,7 @@ _IMAGE_NAMES = ("image", "images", "arr_0")
 
 
 def inflate(real: ImageArray, data: Mapping[str, Any]) -> tuple[ImageArray, torch.Tensor | None]:
-    """Add the images that ``candidates.extra`` names.
+    """Add the images that ``data.extra`` names.
 
     Args:
         real: the training images.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -10,7 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 from clsp_plugin.config.rules import Rule, check_value
 from clsp_plugin.errors import ClspError, nearest, short
 
-__all__ = ["typed"]
+__all__ = ["settings_of", "typed"]
+
+T = TypeVar("T")
 
 
 def _schema_of(schema: type, name: str) -> type | None:
@@ -44,10 +46,12 @@ def _refuse_kind(key: str, value: Any, hint: Any) -> None:
     if value in (None, "None"):
         if not kinds & {Any, type(None)}:
             raise ClspError(f"{key}=null is no value of it; give one, or leave {key} out.")
-    elif list in kinds and not isinstance(value, list):
+    elif kinds & {list, tuple} and not isinstance(value, list):
         raise ClspError(f"{key}={short(value)} is not a list; write {key}=[..,..].")
     elif bool in kinds and isinstance(value, int) and value not in (0, 1):
         raise ClspError(f"{key}={value} must be true or false.")
+    elif isinstance(value, bool) and kinds & {int, float}:
+        raise ClspError(f"{key}={value} must be a number.")
 
 
 def typed(cfg: Mapping[str, Any] | DictConfig, schema: type, extra: set[str] = frozenset()):
@@ -83,6 +87,25 @@ def typed(cfg: Mapping[str, Any] | DictConfig, schema: type, extra: set[str] = f
     return OmegaConf.create({**out, **{k: v for k, v in given.items() if k in extra}})
 
 
+def settings_of(schema: type[T], given: Mapping[str, Any] | DictConfig | T | None) -> T:
+    """Keys and values as an object of a settings dataclass, checked as :func:`typed` does.
+
+    Args:
+        schema: the dataclass; its sequences are tuples.
+        given: what was given; an object of the class passes through.
+
+    Raises:
+        ClspError: see :func:`typed`.
+    """
+    if isinstance(given, schema):
+        return given
+    values = OmegaConf.to_container(typed(given or {}, schema))
+    hints = get_type_hints(schema)
+    return schema(
+        **{k: tuple(v) if get_origin(hints[k]) is tuple else v for k, v in values.items()}
+    )
+
+
 def _merged(schema: type, given: Mapping[str, Any]) -> DictConfig:
     """A schema's defaults with what was given.
 
@@ -115,8 +138,11 @@ def _check_rules(values: Mapping[str, Any], schema: type, prefix: str) -> None:
         check_value(f"{prefix}{one.name}", value, one.metadata.get("rule", Rule()))
 
 
+_NUMBERS = (list[int], list[float], tuple[int, ...])
+
+
 def _is_list_of_numbers(hint: Any) -> bool:
-    return any(kind in (list[int], list[float]) for kind in (hint, *get_args(hint)))
+    return any(kind in _NUMBERS for kind in (hint, *get_args(hint)))
 
 
 def _without_none(given: Any) -> Any:

@@ -7,9 +7,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from diffusers import (
@@ -21,15 +21,12 @@ from diffusers import (
 from safetensors import SafetensorError
 from torch import nn
 
+from clsp_plugin.config.rules import ranged
+from clsp_plugin.config.typed import settings_of
 from clsp_plugin.diffusion.interpolation import (
     check_unet,
 )
 from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, is_number, predicted, training_betas
-from clsp_plugin.diffusion.settings import (
-    Settings,
-    read_settings,
-    setting,
-)
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.digests import changed_files, write_digests
 from clsp_plugin.system.json_files import read_json
@@ -45,6 +42,8 @@ __all__ = [
     "save_denoiser",
 ]
 
+# ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
+
 # What a network is made of, which takes all memory or for ever where it is too much.
 _LARGEST = {
     "attention_head_dim": 2**16, "block_out_channels": 2**14, "in_channels": 2**10,
@@ -58,7 +57,7 @@ _DIGESTS = "weights.b2"  # of the weights beside it, of a denoiser that was writ
 
 
 @dataclasses.dataclass(frozen=True)
-class UNetSettings(Settings):
+class UNetSettings:
     """Architecture of a denoiser; the defaults are those of ``google/ddpm-cifar10-32``.
 
     Attributes:
@@ -73,12 +72,12 @@ class UNetSettings(Settings):
             4, 2, 1 that divides all of ``block_out_channels``.
     """
 
-    block_out_channels: Sequence[int] = setting((128, 256, 256, 256), int, low=1, many=True)
-    layers_per_block: int = setting(2, int, low=1)
-    attention_resolutions: Sequence[int] = setting((16,), int, low=1, many=True)
-    dropout: float = setting(0.1, float, low=0.0, high=0.9)
-    attention_head_dim: int | None = setting(None, int, low=1, optional=True)
-    norm_num_groups: int | None = setting(None, int, low=1, optional=True)
+    block_out_channels: tuple[int, ...] = ranged((128, 256, 256, 256), low=1)
+    layers_per_block: int = ranged(2, low=1)
+    attention_resolutions: tuple[int, ...] = ranged((16,), low=1)
+    dropout: float = ranged(0.1, low=0, high=0.9)
+    attention_head_dim: Optional[int] = ranged(None, low=1)
+    norm_num_groups: Optional[int] = ranged(None, low=1)
 
 
 def _norm_groups(settings: UNetSettings) -> int:
@@ -131,7 +130,7 @@ def build_unet(
         ClspError: a key that is not valid, images that cannot be halved often enough, or
             attention at a resolution that does not occur.
     """
-    settings = read_settings(UNetSettings, cfg)
+    settings = settings_of(UNetSettings, cfg)
     resolutions = _resolutions(image_size, settings)
     absent = [r for r in settings.attention_resolutions if r not in resolutions]
     if absent:

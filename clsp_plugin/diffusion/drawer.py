@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar
 
 import numpy as np
 import torch
@@ -14,11 +14,17 @@ from diffusers import UNet2DModel
 from torch import nn
 from tqdm import tqdm
 
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.data.augmentation.pipeline import can_compile
 from clsp_plugin.diffusion.interpolation import is_conditional
-from clsp_plugin.diffusion.sampling import CandidateNoise, begin_candidates, denoise, to_float
-from clsp_plugin.diffusion.schedulers import SAMPLERS, make_scheduler
-from clsp_plugin.diffusion.settings import Settings, precision_name, setting
+from clsp_plugin.diffusion.sampling import (
+    CandidateNoise,
+    Sampling,
+    begin_candidates,
+    denoise,
+    to_float,
+)
+from clsp_plugin.diffusion.schedulers import make_scheduler
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.files import write_whole
 from clsp_plugin.system.memory import available_memory, in_bytes, keep_freed_memory, memory_of
@@ -26,68 +32,37 @@ from clsp_plugin.system.processes import device_of, number_of
 
 __all__ = ["Drawer", "FoundBatch", "GenerationSettings"]
 
+# ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
+
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerationSettings(Settings):
+class GenerationSettings(Sampling):
     """How candidates are drawn; the defaults are the paper's.
+
+    Besides how samples are drawn, see :class:`~clsp_plugin.diffusion.sampling.Sampling`:
 
     Attributes:
         num_candidates: K, candidates an image.
-        w: weight of the SAMPLE's middle feature, 0 to 1; 0.1 is 90 % anchor.
-        sampler: ``ddim``, the paper's; ``ddpm``; or ``dpmpp``, DPM-Solver++ of second order, for
-            few steps.
-        steps: sampling steps; of ``ddim`` and ``ddpm`` a divisor of the steps of training, or
-            nearly: 12 of 1000.
-        eta: DDIM's, 0 (no fresh noise) to 1; None is the paper's 0.1. The other samplers have
-            none.
-        seed: of the sampling noise.
         batch_size: images that the denoiser sees at once, in whole anchors with all their
             candidates where it is large enough; None takes as many as the memory has room for, up
-            to 8192 on a GPU and 256 on a CPU, and for a store that was begun so as many as then.
+            to 8192 on a GPU and 256 on a CPU, and for a store that was begun so many as then.
             Where the memory of a GPU does not suffice, it is halved until it does.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        clip: clip every step's estimate of the image to [-1, 1]; the paper clips at the end
-            alone, a denoiser that was trained briefly needs it.
-        share_anchor: noise an anchor once a step for all its candidates, instead of afresh for
-            each as in the paper; saves about a fifth of the time, and was measured to draw as well.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         shard_size: images a file of the store.
-        guidance: of a conditional denoiser by the anchors' condition, 0 to 100; the authors'
-            second recipe is ``w=1 guidance=1.8 eta=1``, in which the anchor gives only its label.
         channels_last: keep the channels of a pixel side by side in memory; None does on a GPU
             alone, since convolutions of few channels gain nothing from it on a CPU.
         compile: compile the blocks of the denoiser, which takes a minute or more before the first
             candidate. Like another batch size it changes the rounding of sums, and nothing else.
     """
 
-    num_candidates: int = setting(8, int, low=1)
-    w: float = setting(0.1, float, low=0.0, high=1.0)
-    sampler: str = setting("ddim", str, choices=tuple(SAMPLERS))
-    steps: int = setting(100, int, low=1, high=1000)
-    eta: float | None = setting(None, float, low=0.0, high=1.0, optional=True)
-    seed: int = setting(0, int, low=0, high=2**32 - 1)
-    batch_size: int | None = setting(None, int, low=1, optional=True)
-    precision: str | int = setting("32-true", None)
-    clip: bool = setting(False, bool)
-    share_anchor: bool = setting(False, bool)
-    device: str = setting("auto", str)
-    shard_size: int = setting(1024, int, low=1)
-    guidance: float = setting(0.0, float, low=0.0, high=100.0)
-    channels_last: bool | None = setting(None, bool, optional=True)
-    compile: bool = setting(False, bool)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "precision", precision_name(self.precision))
-        if self.eta is None:
-            object.__setattr__(self, "eta", SAMPLERS[self.sampler])
-        elif self.sampler != "ddim" and self.eta != SAMPLERS[self.sampler]:
-            raise ClspError(
-                f"eta={self.eta:g} is DDIM's and sampler={self.sampler} has none; leave it out, "
-                f"or set eta=null."
-            )
+    num_candidates: int = ranged(8, low=1)
+    batch_size: Optional[int] = ranged(None, low=1)
+    device: str = "auto"
+    shard_size: int = ranged(1024, low=1)
+    channels_last: Optional[bool] = None
+    compile: bool = False
 
 
 # Where batch_size is null, if memory does not allow less. More makes a CPU no faster.
@@ -107,10 +82,10 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def _condition(
-    unet: UNet2DModel, labels: torch.Tensor | None, settings: GenerationSettings
+def _checked_condition(
+    unet: UNet2DModel, condition: torch.Tensor | None, settings: GenerationSettings
 ) -> torch.Tensor | None:
-    """The images' classes or features, where the denoiser takes them."""
+    """The images' classes or features, where the denoiser takes some; otherwise None."""
     if not is_conditional(unet):
         if settings.guidance:
             raise ClspError(
@@ -120,25 +95,25 @@ def _condition(
         return None
     takes = unet.class_embedding
     if isinstance(takes, nn.Linear):
-        if labels is None or labels.ndim != 2 or labels.shape[1] != takes.in_features:
+        if condition is None or condition.ndim != 2 or condition.shape[1] != takes.in_features:
             raise ClspError(
                 f"This denoiser is conditioned on {takes.in_features} features of each image; give "
                 f"condition=FILE, the file of `clsp embed` that it was trained with."
             )
-        return labels
-    if labels is None or labels.ndim != 1 or bool((labels < 0).any()):
+        return condition
+    if condition is None or condition.ndim != 1 or bool((condition < 0).any()):
         raise ClspError(
             "This denoiser is class-conditional, and the images have no labels; give "
             "condition=FILE if it was trained with the clusters of `clsp embed`."
         )
     # one row more than classes: the first stands for none
-    known, there = unet.class_embedding.num_embeddings - 1, int(labels.max()) + 1
+    known, there = unet.class_embedding.num_embeddings - 1, int(condition.max()) + 1
     if there > known:
         raise ClspError(
             f"This denoiser knows {known} classes, the images have {there}; use one that was "
             f"trained on them."
         )
-    return labels
+    return condition
 
 
 @dataclasses.dataclass
@@ -160,7 +135,7 @@ class Drawer:
         unet: the denoiser; moved to the settings' device.
         scheduler_config: of its training, as ``load_denoiser`` gives it.
         settings: how to draw.
-        labels: of the images, for a conditional denoiser: classes, int64 (N,), or features,
+        condition: of the images, for a conditional denoiser: classes, int64 (N,), or features,
             float32 (N, D).
 
     Attributes:
@@ -174,10 +149,10 @@ class Drawer:
         unet: UNet2DModel,
         scheduler_config: Mapping[str, Any],
         settings: GenerationSettings,
-        labels: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
     ):
         self.device = device_of(settings.device)
-        self.labels = _condition(unet, labels, settings)
+        self.condition = _checked_condition(unet, condition, settings)
         self.images, self.settings = images, settings
         self.scheduler = make_scheduler(
             scheduler_config, settings.steps, settings.clip, settings.sampler
@@ -232,20 +207,14 @@ class Drawer:
         return batch
 
     def _begin(self, indexes: torch.Tensor, candidates: range) -> Callable[[], torch.Tensor]:
-        settings = self.settings
         return begin_candidates(
             self.unet,
             self.scheduler,
             self.images[indexes],
-            seed=settings.seed,
+            self.settings,
             indexes=indexes,
             candidates=candidates,
-            w=settings.w,
-            eta=settings.eta,
-            share_anchor=settings.share_anchor,
-            precision=settings.precision,
-            labels=None if self.labels is None else self.labels[indexes],
-            guidance=settings.guidance,
+            condition=None if self.condition is None else self.condition[indexes],
         )
 
     def _halve(self, error: BaseException) -> None:
@@ -358,11 +327,11 @@ class Drawer:
             settings.share_anchor,
         )
         x = x if settings.share_anchor else x.repeat_interleave(len(numbers), dim=0)
-        keys = {"w": settings.w, "eta": settings.eta, "precision": settings.precision}
-        if self.labels is not None:
-            labels = self.labels[indexes].to(self.device).repeat_interleave(len(numbers), dim=0)
-            keys |= {"labels": labels, "guidance": settings.guidance}
-        denoise(self.unet, self.scheduler, x, noise, num_steps=steps, **keys).sum().item()
+        own = None
+        if self.condition is not None:
+            own = self.condition[indexes].to(self.device).repeat_interleave(len(numbers), dim=0)
+        keys = {"num_steps": steps, "condition": own}
+        denoise(self.unet, self.scheduler, x, noise, settings, **keys).sum().item()
         return rows * len(numbers)
 
 

@@ -16,10 +16,10 @@ from tqdm import tqdm
 from clsp_plugin.candidates.condition import condition_digest
 from clsp_plugin.candidates.manifest import MANIFEST, StoreManifest
 from clsp_plugin.candidates.writer import Left, StoreWriter, left_to_draw, replace_begun
+from clsp_plugin.config.typed import settings_of
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.drawer import Drawer, FoundBatch, GenerationSettings
 from clsp_plugin.diffusion.interpolation import is_conditional
-from clsp_plugin.diffusion.settings import read_settings
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.memory import in_bytes
 from clsp_plugin.system.processes import process
@@ -136,10 +136,10 @@ def _check_room(left: Left, out: Path) -> None:
         raise ClspError(problem)
 
 
-def _told(
+def _condition_of(
     unet: UNet2DModel, labels: torch.Tensor | None, condition: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """What a conditional denoiser is told: a condition that was given, else the labels."""
+    """Of a conditional denoiser: the condition that was given, else the labels."""
     if condition is not None and not is_conditional(unet):
         raise ClspError("A condition was given, and this denoiser takes none; leave it out.")
     return labels if condition is None else condition
@@ -156,13 +156,13 @@ def _prepared(
     condition: torch.Tensor | None,
 ) -> tuple[Drawer, StoreManifest, FoundBatch]:
     """What draws the candidates, what their store will say of them, and the batch it began with."""
-    settings = read_settings(GenerationSettings, cfg)
+    settings = settings_of(GenerationSettings, cfg)
     unet, scheduler_config = load_denoiser(denoiser_path)
     _check_size(images, unet)
     batch = FoundBatch(out, settings)
-    told = _told(unet, labels, condition)
-    drawer = Drawer(images, unet, scheduler_config, batch.settings, told)
-    digest = None if drawer.labels is None else condition_digest(drawer.labels)
+    condition = _condition_of(unet, labels, condition)
+    drawer = Drawer(images, unet, scheduler_config, batch.settings, condition)
+    digest = None if drawer.condition is None else condition_digest(drawer.condition)
     name = denoiser_hash(unet, scheduler_config)
     manifest = _manifest(images, fingerprint, dataset, name, settings, digest)
     return drawer, manifest, batch

@@ -80,7 +80,7 @@ def check_weight(w: float) -> None:
 
 
 def _embedding(
-    unet: UNet2DModel, t: int | torch.Tensor, x: torch.Tensor, labels: torch.Tensor | None
+    unet: UNet2DModel, t: int | torch.Tensor, x: torch.Tensor, condition: torch.Tensor | None
 ) -> torch.Tensor:
     """Of the step, and of the condition where the UNet takes one."""
     if not isinstance(t, torch.Tensor):  # made there: the host does not wait for the device
@@ -89,10 +89,10 @@ def _embedding(
     t = t.expand(x.shape[0]) if t.ndim == 0 else t
     # the sinusoids are float32 whatever the weights are
     emb = unet.time_embedding(unet.time_proj(t).to(dtype=unet.dtype))
-    assert (labels is not None) == is_conditional(unet), "a condition for networks that take one"
-    if labels is None:
+    assert (condition is not None) == is_conditional(unet), "a condition for networks that take one"
+    if condition is None:
         return emb
-    given = labels.to(unet.dtype) if labels.is_floating_point() else labels
+    given = condition.to(unet.dtype) if condition.is_floating_point() else condition
     return emb + unet.class_embedding(given).to(dtype=unet.dtype)
 
 
@@ -100,7 +100,7 @@ def encode(
     unet: UNet2DModel,
     x: torch.Tensor,
     t: int | torch.Tensor,
-    labels: torch.Tensor | None = None,
+    condition: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
     """Run a UNet up to and with its middle block.
 
@@ -108,7 +108,7 @@ def encode(
         unet: a ``UNet2DModel``.
         x: noisy images in about [-1, 1], float (B, 3, H, W).
         t: the step, an int or int64 (B,), in 0 .. T - 1.
-        labels: for a conditional UNet, int64 (B,), rows of its class embedding, or float (B, D),
+        condition: for a conditional UNet, int64 (B,), rows of its class embedding, or float (B, D),
             features; else None.
 
     Returns:
@@ -122,7 +122,7 @@ def encode(
     check_unet(unet)
     if unet.config.center_input_sample:
         x = 2 * x - 1.0
-    emb = _embedding(unet, t, x, labels)
+    emb = _embedding(unet, t, x, condition)
     pyramid = x  # what blocks with a "skip_conv" add to their output at every resolution
     h = unet.conv_in(x)
     skips = (h,)
@@ -168,7 +168,7 @@ def interpolated_noise(
     x_t_anchor: torch.Tensor,
     t: int,
     w: float,
-    labels: torch.Tensor | None = None,
+    condition: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Estimate the noise in a sample with the semantics of an anchor.
 
@@ -186,7 +186,7 @@ def interpolated_noise(
             (B, 3, H, W) where the K candidates of an anchor share its feature.
         t: the step, in 0 .. T - 1.
         w: weight of the sample, in [0, 1].
-        labels: what a conditional UNet is given, (B * K,) or (B * K, D), else None.
+        condition: what a conditional UNet is given, (B * K,) or (B * K, D), else None.
 
     Returns:
         The noise estimate (B * K, 3, H, W), or the velocity if that is what the UNet predicts.
@@ -195,11 +195,11 @@ def interpolated_noise(
         ClspError: w is out of range, or the UNet is not supported.
     """
     check_weight(w)
-    h, skips, emb = encode(unet, x_t, t, labels)
+    h, skips, emb = encode(unet, x_t, t, condition)
     if w < 1.0:
         candidates, rest = divmod(len(x_t), len(x_t_anchor))
         assert rest == 0, f"{len(x_t)} samples do not divide among {len(x_t_anchor)} anchors"
-        own = None if labels is None else labels[::candidates]
+        own = None if condition is None else condition[::candidates]
         h_anchor = encode(unet, x_t_anchor, t, own)[0]
         if candidates > 1:
             h_anchor = h_anchor.repeat_interleave(candidates, dim=0)
@@ -213,7 +213,7 @@ def guided_noise(
     x_t_anchor: torch.Tensor,
     t: int,
     w: float,
-    labels: torch.Tensor,
+    condition: torch.Tensor,
     guidance: float,
 ) -> torch.Tensor:
     r"""Estimate the noise in a sample of a condition, away from what is common to all.
@@ -229,16 +229,16 @@ def guided_noise(
         x_t_anchor: as there.
         t: as there.
         w: as there.
-        labels: int64 (B * K,), classes from 0, or float (B * K, D), features.
+        condition: int64 (B * K,), classes from 0, or float (B * K, D), features.
         guidance: g, at least 0; at 0 the condition alone decides.
 
     Returns:
         The noise estimate (B * K, 3, H, W).
     """
-    estimate = interpolated_noise(unet, x_t, x_t_anchor, t, w, known(labels))
+    estimate = interpolated_noise(unet, x_t, x_t_anchor, t, w, known(condition))
     if guidance == 0:
         return estimate
-    without = interpolated_noise(unet, x_t, x_t_anchor, t, w, unknown(labels))
+    without = interpolated_noise(unet, x_t, x_t_anchor, t, w, unknown(condition))
     return (1 + guidance) * estimate - guidance * without
 
 

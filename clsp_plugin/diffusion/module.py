@@ -4,7 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,12 +13,13 @@ from diffusers import DDPMScheduler, UNet2DModel
 from lightning.pytorch import LightningModule
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from clsp_plugin.config.rules import SEED, ranged
 from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, key_uniform, keys_for
 from clsp_plugin.diffusion.denoiser import UNetSettings
 from clsp_plugin.diffusion.interpolation import decode, encode, known, unknown
+from clsp_plugin.diffusion.precision import precision_name
 from clsp_plugin.diffusion.sampling import to_float
 from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, PREDICTIONS
-from clsp_plugin.diffusion.settings import precision_name, setting
 
 __all__ = ["DenoiserModule", "TrainingSettings"]
 
@@ -60,28 +61,27 @@ class TrainingSettings(UNetSettings):
         fid_images: samples drawn for a Frechet distance where one is asked for.
     """
 
-    seed: int = setting(0, int, low=0, high=2**32 - 1)
-    max_epochs: int = setting(2000, int, low=1)
-    batch_size: int = setting(128, int, low=1)
-    lr: float = setting(2e-4, float, above=0.0)
-    warmup_steps: int = setting(5000, int, low=0)
-    gradient_clip: float = setting(1.0, float, low=0.0)
-    prediction: str = setting("epsilon", str, choices=PREDICTIONS)
-    renoise_middle: float = setting(0.0, float, low=0.0, high=1.0)
-    condition_dropout: float = setting(0.1, float, low=0.0, high=1.0)
-    ema_decay: float = setting(0.9999, float, low=0.0, high=1.0)
-    ema_warmup: bool = setting(True, bool)
-    horizontal_flip: float = setting(0.5, float, low=0.0, high=1.0)
-    precision: str | int = setting("32-true", None)
-    accelerator: str = setting("auto", str)
-    devices: int | str | Sequence[int] = setting(1, None)
-    strategy: str = setting("auto", str)
-    checkpoint_every: int = setting(50, int, low=1)
-    sample_every: int = setting(0, int, low=0)
-    fid_images: int = setting(1000, int, low=2)
+    seed: int = ranged(0, SEED)
+    max_epochs: int = ranged(2000, low=1)
+    batch_size: int = ranged(128, low=1)
+    lr: float = ranged(2e-4, above=0)
+    warmup_steps: int = ranged(5000, low=0)
+    gradient_clip: float = ranged(1.0, low=0)
+    prediction: str = ranged("epsilon", choices=PREDICTIONS)
+    renoise_middle: float = ranged(0.0, low=0, high=1)
+    condition_dropout: float = ranged(0.1, low=0, high=1)
+    ema_decay: float = ranged(0.9999, low=0, high=1)
+    ema_warmup: bool = True
+    horizontal_flip: float = ranged(0.5, low=0, high=1)
+    precision: Any = "32-true"
+    accelerator: str = "auto"
+    devices: Any = 1
+    strategy: str = "auto"
+    checkpoint_every: int = ranged(50, low=1)
+    sample_every: int = ranged(0, low=0)
+    fid_images: int = ranged(1000, low=2)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         object.__setattr__(self, "precision", precision_name(self.precision))
 
     def ema_decay_at(self, step: int) -> float:

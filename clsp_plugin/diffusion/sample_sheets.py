@@ -11,13 +11,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from clsp_plugin.diffusion.sampling import sample_candidates
+from clsp_plugin.diffusion.sampling import Sampling, sample_candidates
 from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, make_scheduler
 from clsp_plugin.system.files import write_whole
 
 __all__ = ["SampleSheets"]
 
-_ROWS, _COLUMNS, _STEPS, _BATCH = 4, 8, 20, 256
+_ROWS, _COLUMNS, _BATCH = 4, 8, 256
+_UNCONDITIONAL = Sampling(w=1.0, sampler="dpmpp", steps=20, clip=True)  # of the anchor
 
 
 class SampleSheets(Callback):
@@ -48,7 +49,10 @@ class SampleSheets(Callback):
         self.folder, self.every = folder, every
         self.score, self.num_scored = score, num_scored
         self.scheduler = make_scheduler(
-            {**LINEAR_BETAS, "prediction_type": prediction}, _STEPS, clip=True, sampler="dpmpp"
+            {**LINEAR_BETAS, "prediction_type": prediction},
+            _UNCONDITIONAL.steps,
+            _UNCONDITIONAL.clip,
+            _UNCONDITIONAL.sampler,
         )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,12 +77,10 @@ class SampleSheets(Callback):
                 module.ema,
                 self.scheduler,
                 torch.zeros(len(indexes), size, size, 3, dtype=torch.uint8),
-                seed=0,
+                _UNCONDITIONAL,
                 indexes=indexes,
                 candidates=[0],
-                w=1.0,
-                eta=0.0,
-                labels=None if condition is None else condition[indexes],
+                condition=None if condition is None else condition[indexes],
             )
             for indexes in torch.arange(number).split(_BATCH)
         ]

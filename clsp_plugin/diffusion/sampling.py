@@ -9,7 +9,8 @@ steps.
 import contextlib
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Optional
 
 import torch
 from diffusers import (
@@ -17,6 +18,7 @@ from diffusers import (
     UNet2DModel,
 )
 
+from clsp_plugin.config.rules import SEED, ranged
 from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, keys_for
 from clsp_plugin.diffusion.interpolation import (
     check_unet,
@@ -25,21 +27,71 @@ from clsp_plugin.diffusion.interpolation import (
     interpolated_noise,
     is_conditional,
 )
+from clsp_plugin.diffusion.precision import PRECISIONS, precision_name
 from clsp_plugin.diffusion.schedulers import (
+    SAMPLERS,
     Scheduler,
     _AncestralScheduler,
 )
-from clsp_plugin.diffusion.settings import PRECISIONS, precision_name
 from clsp_plugin.errors import ClspError
 
 __all__ = [
     "CandidateNoise",
+    "Sampling",
     "begin_candidates",
     "denoise",
     "sample_candidates",
     "to_float",
     "to_uint8",
 ]
+
+# ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn, from the verb to the loop over steps; the defaults are the paper's.
+
+    Attributes:
+        w: weight of the SAMPLE's middle feature, 0 to 1; 0.1 is 90 % anchor, 1 is an unconditional
+            sample.
+        sampler: ``ddim``, the paper's; ``ddpm``; or ``dpmpp``, DPM-Solver++ of second order, for
+            few steps.
+        steps: sampling steps; of ``ddim`` and ``ddpm`` a divisor of the steps of training, or
+            nearly: 12 of 1000.
+        eta: DDIM's, 0 (no fresh noise, so that the initial noise decides) to 1 (as much as DDPM);
+            None is the paper's 0.1. The other samplers have none.
+        seed: of the sampling noise.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``; only the UNet is computed in less
+            than float32.
+        clip: clip every step's estimate of the image to [-1, 1]; the paper clips at the end
+            alone, a denoiser that was trained briefly needs it.
+        share_anchor: noise an anchor once a step for all its candidates, instead of afresh for
+            each as in the paper; saves about a fifth of the time, and was measured to draw as well.
+        guidance: of a conditional denoiser by the anchors' condition, 0 to 100, see
+            :func:`~clsp_plugin.diffusion.interpolation.guided_noise`; the authors' second recipe
+            is ``w=1 guidance=1.8 eta=1``, in which the anchor gives only its label.
+    """
+
+    w: float = ranged(0.1, low=0, high=1)
+    sampler: str = ranged("ddim", choices=tuple(SAMPLERS))
+    steps: int = ranged(100, low=1, high=1000)
+    eta: Optional[float] = ranged(None, low=0, high=1)
+    seed: int = ranged(0, SEED)
+    precision: Any = "32-true"
+    clip: bool = False
+    share_anchor: bool = False
+    guidance: float = ranged(0.0, low=0, high=100)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "precision", precision_name(self.precision))
+        if self.eta is None:
+            object.__setattr__(self, "eta", SAMPLERS[self.sampler])
+        elif self.sampler != "ddim" and self.eta != SAMPLERS[self.sampler]:
+            raise ClspError(
+                f"eta={self.eta:g} is DDIM's and sampler={self.sampler} has none; leave it out, "
+                f"or set eta=null."
+            )
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
@@ -94,8 +146,8 @@ class CandidateNoise:
         return self._draw(self.anchor_keys, step)
 
 
-def _autocast(device: torch.device, precision: str | int) -> contextlib.AbstractContextManager:
-    dtype = PRECISIONS[precision_name(precision)]
+def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    dtype = PRECISIONS[precision]
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
@@ -126,13 +178,10 @@ def denoise(
     scheduler: Scheduler,
     anchors: torch.Tensor,
     noise: CandidateNoise,
+    sampling: Sampling,
     *,
-    w: float,
-    eta: float,
-    precision: str | int = "32-true",
     num_steps: int | None = None,
-    labels: torch.Tensor | None = None,
-    guidance: float = 0.0,
+    condition: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Run the sampler from pure noise to images.
 
@@ -141,13 +190,10 @@ def denoise(
         scheduler: from :func:`make_scheduler`.
         anchors: float (B * K, 3, H, W) in [-1, 1], or (B, 3, H, W) where candidates share one.
         noise: of B images with K candidates each.
-        w: weight of the SAMPLE's middle feature, in [0, 1].
-        eta: in [0, 1]; 1 with DDPM, 0 with DPM-Solver++.
-        precision: of the UNet; all else is float32.
+        sampling: how they are drawn.
         num_steps: stop after so many of the sampler's steps; by default after all of them.
-        labels: for a conditional denoiser, classes from 0, int64 (B * K,), or features, float
+        condition: of a conditional denoiser, classes from 0, int64 (B * K,), or features, float
             (B * K, D).
-        guidance: of the condition, see :func:`~clsp_plugin.diffusion.interpolation.guided_noise`.
 
     Returns:
         float32 (B * K, 3, H, W).
@@ -157,18 +203,20 @@ def denoise(
     x = noise.sample(scheduler.config.num_train_timesteps)
     for t in scheduler.timesteps[:num_steps].tolist():
         x_anchor = anchors
-        if w < 1.0:  # an unconditional sample never looks at the anchor
+        if sampling.w < 1.0:  # an unconditional sample never looks at the anchor
             a = scheduler.alphas_cumprod[t]
             x_anchor = a.sqrt() * anchors + (1 - a).sqrt() * noise.anchor(t)
-        with _autocast(x.device, precision):
-            if labels is None:
-                estimate = interpolated_noise(unet, x, x_anchor, t, w)
+        with _autocast(x.device, sampling.precision):
+            if condition is None:
+                estimate = interpolated_noise(unet, x, x_anchor, t, sampling.w)
             else:
-                estimate = guided_noise(unet, x, x_anchor, t, w, labels, guidance)
+                estimate = guided_noise(
+                    unet, x, x_anchor, t, sampling.w, condition, sampling.guidance
+                )
         estimate = estimate.float()
         # a sampler that clips would hide an infinity, and none hides what is not a number
         estimate = estimate.masked_fill(estimate.isinf(), torch.nan)
-        x = _advance(scheduler, estimate, t, x, noise, eta)
+        x = _advance(scheduler, estimate, t, x, noise, sampling.eta)
     return x
 
 
@@ -200,16 +248,11 @@ def begin_candidates(
     unet: UNet2DModel,
     scheduler: Scheduler,
     anchors: torch.Tensor,
+    sampling: Sampling,
     *,
-    seed: int,
     indexes: torch.Tensor,
     candidates: Sequence[int],
-    w: float,
-    eta: float,
-    share_anchor: bool = False,
-    precision: str | int = "32-true",
-    labels: torch.Tensor | None = None,
-    guidance: float = 0.0,
+    condition: torch.Tensor | None = None,
 ) -> Callable[[], torch.Tensor]:
     """Begin to draw candidates of a batch of anchors, without waiting for the device.
 
@@ -220,44 +263,37 @@ def begin_candidates(
         unet: a denoiser; it is put in evaluation mode.
         scheduler: from :func:`make_scheduler`.
         anchors: uint8 (B, H, W, 3).
-        seed: of the noise.
+        sampling: how they are drawn. An image that its precision is not enough for is sampled
+            again in float32, from the same noise, with a warning.
         indexes: int64 (B,), the anchors' indexes in their data set.
         candidates: the candidate numbers to draw, K of them.
-        w: weight of the SAMPLE's middle feature, in [0, 1]; 0.1 is 90 % anchor, 1 is an
-            unconditional sample.
-        eta: 0 (deterministic given the initial noise) to 1 (as much noise as DDPM).
-        share_anchor: False, the paper's, noises an anchor afresh for each of its candidates; True
-            once a step for all of them, which encodes the anchor once instead of K times.
-        precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; only the UNet is computed
-            in less than float32. An image that this is not enough for is sampled again in
-            float32, from the same noise, with a warning.
-        labels: for a conditional denoiser, the anchors' classes from 0, int64 (B,), or features,
+        condition: of a conditional denoiser, the anchors' classes from 0, int64 (B,), or features,
             float (B, D).
-        guidance: of the condition, see :func:`~clsp_plugin.diffusion.interpolation.guided_noise`.
 
     Returns:
         A function that waits for them and gives uint8 (B, K, H, W, 3), on the CPU.
 
     Raises:
-        ClspError: w or precision is not valid, the UNet is not supported, or, by the function
-            returned, the samples are not finite in float32 either.
+        ClspError: w is not valid, the UNet is not supported, or, by the function returned, the
+            samples are not finite in float32 either.
     """
     check_unet(unet)
-    check_weight(w)
+    check_weight(sampling.w)
     unet.eval()
     device = unet.device
     x = to_float(_to_device(anchors, device))
     numbers = _to_device(torch.as_tensor(list(candidates), dtype=torch.int64), device)
     shape = tuple(x.shape[1:])
-    noise = CandidateNoise(seed, _to_device(indexes, device), numbers, shape, share_anchor)
-    if not share_anchor:
+    noise = CandidateNoise(
+        sampling.seed, _to_device(indexes, device), numbers, shape, sampling.share_anchor
+    )
+    if not sampling.share_anchor:
         x = x.repeat_interleave(len(numbers), dim=0)
-    keys = {"w": w, "eta": eta, "guidance": guidance}
-    classes = None
+    own = None
     if is_conditional(unet):
-        assert labels is not None, "a conditional denoiser needs the anchors' condition"
-        classes = _to_device(labels, device).repeat_interleave(len(numbers), dim=0)
-    x = denoise(unet, scheduler, x, noise, precision=precision, labels=classes, **keys)
+        assert condition is not None, "a conditional denoiser needs the anchors' condition"
+        own = _to_device(condition, device).repeat_interleave(len(numbers), dim=0)
+    x = denoise(unet, scheduler, x, noise, sampling, condition=own)
     out = to_uint8(x).unflatten(0, (len(anchors), len(numbers)))
     wait = _fetch(out, torch.isfinite(x).flatten(1).all(1).view(len(anchors), -1).all(1))
 
@@ -266,26 +302,24 @@ def begin_candidates(
         if finite.all():
             return drawn
         broken = (~finite).nonzero()[:, 0]
-        if precision_name(precision) == "32-true":
+        if sampling.precision == "32-true":
             raise ClspError(
                 f"The candidates of image {int(indexes[broken[0]])} are not finite in float32: "
                 f"this denoiser is broken; use another."
             )
         warnings.warn(
-            f"Candidates sampled with precision={precision} were not finite; their images are "
-            f"sampled again in float32.",
+            f"Candidates sampled with precision={sampling.precision} were not finite; their images "
+            f"are sampled again in float32.",
             stacklevel=2,
         )
         drawn[broken] = sample_candidates(
             unet,
             scheduler,
             anchors[broken],
-            seed=seed,
+            replace(sampling, precision="32-true"),
             indexes=indexes[broken],
             candidates=candidates,
-            share_anchor=share_anchor,
-            labels=None if labels is None else labels[broken],
-            **keys,
+            condition=None if condition is None else condition[broken],
         )
         return drawn
 

@@ -22,12 +22,12 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar, TQDMP
 from torch.utils.data import DataLoader
 
 from clsp_plugin.candidates.condition import check_condition, condition_digest
+from clsp_plugin.config.typed import settings_of
 from clsp_plugin.data.keyed_random import Purpose, derive_key
 from clsp_plugin.data.loader import IndexBatches, index_loader
 from clsp_plugin.diffusion.denoiser import build_unet, check_absent, save_denoiser
 from clsp_plugin.diffusion.module import _WEIGHTS, DenoiserModule, TrainingSettings
 from clsp_plugin.diffusion.sample_sheets import SampleSheets
-from clsp_plugin.diffusion.settings import read_settings
 from clsp_plugin.engine.progress import quiet
 from clsp_plugin.engine.trainer import Finite, fit, new_trainer
 from clsp_plugin.errors import ClspError
@@ -264,7 +264,7 @@ def train_denoiser(
             has other settings or a file that is damaged, the loss is not finite, the devices do
             not fit this machine, another process is at it, or a callback ended it.
     """
-    settings = read_settings(TrainingSettings, cfg)
+    settings = settings_of(TrainingSettings, cfg)
     out = Path(out)
     size = _check_images(images)
     if condition is not None:

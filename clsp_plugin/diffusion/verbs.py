@@ -13,14 +13,13 @@ from clsp_plugin.candidates.oracle import Oracle, check_oracle, write_oracle
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.candidates.writer import check_export, export_npy
 from clsp_plugin.config.training import Data
-from clsp_plugin.config.typed import typed
+from clsp_plugin.config.typed import settings_of, typed
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import load_images
 from clsp_plugin.diffusion.denoiser import check_absent
 from clsp_plugin.diffusion.drawer import GenerationSettings
 from clsp_plugin.diffusion.generation import estimate_generation, generate_candidates
 from clsp_plugin.diffusion.module import TrainingSettings
-from clsp_plugin.diffusion.settings import Settings, read_settings
 from clsp_plugin.diffusion.training import RECORD, images_digest, train_denoiser
 from clsp_plugin.engine.progress import Bar
 from clsp_plugin.errors import ClspError
@@ -57,14 +56,14 @@ class _OfImages:
     data: Data = field(default_factory=Data)
 
 
-def _check(verb: str, cfg: DictConfig, settings: type[Settings]) -> None:
+def _check(verb: str, cfg: DictConfig, settings: type) -> None:
     content = OmegaConf.to_container(cfg, resolve=True)
     typed({"data": content["data"]}, _OfImages)
     given = {key: value for key, value in content.items() if key not in _BESIDE[verb]}
     if "oracle" in given:
         check_oracle(typed(given, Oracle))
     else:
-        read_settings(settings, given)
+        settings_of(settings, given)
 
 
 def check_denoiser(cfg: DictConfig) -> None:
@@ -106,7 +105,7 @@ def denoiser(
     """
     own, rest = _split(given, "data", "out")
     condition, fid = rest.pop("condition", None), rest.pop("fid", None)
-    settings = read_settings(TrainingSettings, rest)
+    settings = settings_of(TrainingSettings, rest)
     finished = (Path(own["out"]) / RECORD).exists()
     if not finished:
         check_absent(Path(own["out"]))
@@ -146,22 +145,21 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
     own, rest = _split(given, "data", "denoiser", "out")
     rest.pop("export_npy", None)
     dry_run, condition = rest.pop("dry_run", False), rest.pop("condition", None)
-    settings = read_settings(GenerationSettings, rest)
+    settings = settings_of(GenerationSettings, rest)
     if not isinstance(dry_run, bool):
         raise ClspError(f"dry_run={dry_run!r} is neither True nor False.")
     if export is not None:
         export = check_export(str(export), own["out"])
     array = _images(own["data"])
-    told = {"labels": array.targets, "condition": load_condition(condition, array)}
-    _check_condition(Path(own["denoiser"]), array, told["condition"])
+    given_condition = load_condition(condition, array)
+    _check_condition(Path(own["denoiser"]), array, given_condition)
+    what = {"dataset": array.name, "labels": array.targets, "condition": given_condition}
     work = (array.images, array.fingerprint, own["denoiser"], own["out"], settings)
     if dry_run:
-        found = estimate_generation(*work, dataset=array.name, **told)
+        found = estimate_generation(*work, **what)
         print(_estimate(found, settings))
         return found
-    summary = generate_candidates(
-        *work, dataset=array.name, desc=title, digests=array.digests, **told
-    )
+    summary = generate_candidates(*work, desc=title, digests=array.digests, **what)
     drawn = f"{summary['candidates']} drawn in {summary['seconds']:.0f} s"
     print(f"Candidates: {own['out']} ({drawn if summary['candidates'] else 'already complete'})")
     if export is not None:

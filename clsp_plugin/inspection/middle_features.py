@@ -32,7 +32,7 @@ def middle_features(
     unet: UNet2DModel,
     scheduler_config: Mapping[str, Any],
     images: torch.Tensor,
-    labels: torch.Tensor | None = None,
+    condition: torch.Tensor | None = None,
     step: int = STEP,
 ) -> torch.Tensor:
     """Middle features of images noised to a step.
@@ -41,7 +41,7 @@ def middle_features(
         unet: a denoiser in evaluation mode.
         scheduler_config: of its training.
         images: uint8 (N, H, W, 3).
-        labels: the condition of a conditional denoiser, (N,) or (N, D); it is told none.
+        condition: of a conditional denoiser, (N,) or (N, D); it is told none.
         step: 0 to T - 1.
 
     Returns:
@@ -54,8 +54,8 @@ def middle_features(
         x = to_float(images[rows])
         noised = signal * x + sigma * key_normal(keys[rows], x[0].numel()).view_as(x)
         # told nothing, or the label would be in the feature that is asked for it
-        told = None if labels is None else unknown(known(labels[rows])).to(unet.device)
-        h = encode(unet, noised.to(unet.device), step, told)[0]
+        none = None if condition is None else unknown(known(condition[rows])).to(unet.device)
+        h = encode(unet, noised.to(unet.device), step, none)[0]
         parts.append(h.flatten(1).float().cpu())
     return torch.cat(parts)
 
@@ -81,7 +81,7 @@ def middle_report(
     scheduler_config: Mapping[str, Any],
     array: ImageArray,
     rows: Sequence[int],
-    labels: torch.Tensor | None,
+    condition: torch.Tensor | None,
     path: str | Path,
 ) -> dict[str, float] | None:
     """Write a t-SNE of middle features at step 50, and say how well they tell labels apart.
@@ -91,7 +91,7 @@ def middle_report(
         scheduler_config: of its training.
         array: labelled images.
         rows: which of them are looked at.
-        labels: what a conditional denoiser is told of all images.
+        condition: of all images, for a conditional denoiser.
         path: of the PNG.
 
     Returns:
@@ -102,8 +102,8 @@ def middle_report(
     targets = array.targets[rows]
     if len(rows) < _LEAST or bool((targets < 0).any()):
         return None
-    told = None if labels is None else labels[rows]
-    features = middle_features(unet, scheduler_config, array.images[rows], told)
+    own = None if condition is None else condition[rows]
+    features = middle_features(unet, scheduler_config, array.images[rows], own)
     perplexity = min(30, (len(rows) - 1) / 3)
     places = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(features.numpy())
     found = {"step": STEP, **_neighbours(features, targets)}

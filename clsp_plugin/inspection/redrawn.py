@@ -1,6 +1,7 @@
 """Candidates drawn again by a store's denoiser: what w does, and what the middle feature holds."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from clsp_plugin.candidates.condition import condition_digest
 from clsp_plugin.candidates.manifest import StoreManifest
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
-from clsp_plugin.diffusion.sampling import sample_candidates
+from clsp_plugin.diffusion.sampling import Sampling, sample_candidates
 from clsp_plugin.diffusion.schedulers import make_scheduler
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.frozen import Encoder, device_name
@@ -55,20 +56,17 @@ def draw_like(
     condition: torch.Tensor,
 ) -> Callable[[float], torch.Tensor]:
     """w to the first candidate of each anchor, drawn as the store's: uint8 (A, H, W, 3)."""
-    keys = {
-        "seed": manifest.seed,
-        "eta": manifest.eta,
-        "precision": manifest.dtype,
-        "guidance": manifest.guidance,
-        "share_anchor": manifest.share_anchor,
-        "labels": condition[rows],
-        "indexes": torch.tensor(rows),
-        "candidates": [0],
-    }
-    scheduler = make_scheduler(config, manifest.steps, manifest.clip, manifest.sampler)
+    names = (one.name for one in fields(Sampling) if one.name != "precision")
+    sampling = Sampling(
+        precision=manifest.dtype, **{name: getattr(manifest, name) for name in names}
+    )
+    keys = {"condition": condition[rows], "indexes": torch.tensor(rows), "candidates": [0]}
+    scheduler = make_scheduler(config, sampling.steps, sampling.clip, sampling.sampler)
 
     def draw(w: float) -> torch.Tensor:
-        drawn = sample_candidates(unet, scheduler, array.images[rows], w=w, **keys)
+        drawn = sample_candidates(
+            unet, scheduler, array.images[rows], replace(sampling, w=w), **keys
+        )
         return drawn[:, 0].cpu()
 
     return draw

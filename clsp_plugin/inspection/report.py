@@ -174,15 +174,15 @@ def inspect_store(
         if inception is not None:
             report["fid"] = inception(first_candidates(store))
         if denoiser is not None:
-            told = array.targets if condition is None else load_condition(condition, array)
-            unet, config = denoiser_of(store.manifest, denoiser, told)
+            given = array.targets if condition is None else load_condition(condition, array)
+            unet, config = denoiser_of(store.manifest, denoiser, given)
             some = [rows[i] for i in spread_rows(_REDRAWN, len(rows))]
-            draw = draw_like(store.manifest, unet, config, array, some, told)
+            draw = draw_like(store.manifest, unet, config, array, some, given)
             report |= denoiser_report(
                 draw, unet, array.images[some], store.manifest.w, network, out
             )
-            told = told if is_conditional(unet) else None
-            report["middle"] = middle_report(unet, config, array, rows, told, out / "middle.png")
+            own = given if is_conditional(unet) else None
+            report["middle"] = middle_report(unet, config, array, rows, own, out / "middle.png")
         for name, part in _PICTURES.items():
             if not report.get(part):
                 (out / name).unlink(missing_ok=True)  # of an earlier report, which showed more

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from clsp_plugin.diffusion.settings import read_settings
 from lightning.pytorch.callbacks import Callback
 
 from clsp_plugin.candidates.condition import load_condition, save_condition
@@ -15,7 +16,6 @@ from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.generation import generate_candidates
 from clsp_plugin.diffusion.module import TrainingSettings
-from clsp_plugin.diffusion.settings import read_settings
 from clsp_plugin.diffusion.training import _make_module, train_denoiser
 from clsp_plugin.diffusion.verbs import _check_condition
 from clsp_plugin.errors import ClspError

@@ -7,6 +7,7 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, keys_for
 from clsp_plugin.diffusion.sampling import (
     CandidateNoise,
+    Sampling,
     denoise,
     sample_candidates,
     to_float,
@@ -130,8 +131,9 @@ def test_the_fast_solver_takes_any_number_of_steps():
 @pytest.mark.parametrize("steps", [2, 13, 121])
 def test_the_fast_solver_forgets_the_batch_before(unet, images, steps):
     scheduler = make_scheduler(None, steps, sampler="dpmpp")
-    keys = {"seed": 0, "indexes": torch.arange(2), "candidates": [0], "w": 0.1, "eta": 0.0}
-    first, again = (sample_candidates(unet, scheduler, images[:2], **keys) for _ in range(2))
+    keys = {"indexes": torch.arange(2), "candidates": [0]}
+    how = Sampling(sampler="dpmpp")
+    first, again = (sample_candidates(unet, scheduler, images[:2], how, **keys) for _ in range(2))
     assert torch.equal(first, again)
     assert scheduler.num_inference_steps == steps
 
@@ -140,7 +142,7 @@ def test_the_fast_solver_forgets_the_batch_before(unet, images, steps):
 def test_w_one_is_unconditional_ddim(unet, eta):
     scheduler = make_scheduler(None, 10)
     anchors = torch.zeros(4, *SHAPE)
-    x = denoise(unet, scheduler, anchors, make_noise([7, 3], [0, 5]), w=1.0, eta=eta)
+    x = denoise(unet, scheduler, anchors, make_noise([7, 3], [0, 5]), Sampling(w=1.0, eta=eta))
     unet = unet.double()
     with torch.no_grad():
         for row, (index, candidate) in enumerate([(7, 0), (7, 5), (3, 0), (3, 5)]):
@@ -156,7 +158,11 @@ def test_candidates_against_the_formula(unet, w):
     scheduler = make_scheduler(None, 10)
     anchors = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
     x = denoise(
-        unet, scheduler, anchors.repeat_interleave(2, 0), make_noise([7, 3], [0, 5]), w=w, eta=0.1
+        unet,
+        scheduler,
+        anchors.repeat_interleave(2, 0),
+        make_noise([7, 3], [0, 5]),
+        Sampling(w=w, eta=0.1),
     )
     unet = unet.double()
     with torch.no_grad():
@@ -173,8 +179,8 @@ def test_candidates_against_the_formula(unet, w):
 def test_clipping_every_step_is_asked_for(unet):
     plain, scheduler = make_scheduler(None, 10), make_scheduler(None, 10, clip=True)
     anchors, noise = torch.zeros(1, *SHAPE), make_noise([7], [5])
-    x = denoise(unet, scheduler, anchors, noise, w=1.0, eta=0.1)
-    unclipped = denoise(unet, plain, anchors, noise, w=1.0, eta=0.1)
+    x = denoise(unet, scheduler, anchors, noise, Sampling(w=1.0, eta=0.1))
+    unclipped = denoise(unet, plain, anchors, noise, Sampling(w=1.0, eta=0.1))
     assert x.abs().max() <= 1 < unclipped.abs().max()
     with torch.no_grad():
         expected = ddim_in_float64(unet.double(), 7, 5, 10, 0.1, scheduler.betas, clip=True)
@@ -239,7 +245,7 @@ def test_the_other_samplers_against_their_formulas(unet, sampler, clip):
     eta = SAMPLERS[sampler]
     noise = make_noise([7], [5])
     for _ in range(2):  # the second run does not remember the first
-        drawn = denoise(unet, scheduler, anchor, noise, w=0.1, eta=eta)
+        drawn = denoise(unet, scheduler, anchor, noise, Sampling(w=0.1, eta=eta))
     betas = scheduler.betas.double()
     abar = torch.cumprod(1 - betas, 0)
     times = list(range(999, -1, -100))
@@ -261,12 +267,12 @@ def test_the_other_samplers_against_their_formulas(unet, sampler, clip):
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp"])
 def test_the_other_samplers_do_not_see_the_batch(unet, images, sampler):
     scheduler = make_scheduler(None, 5, sampler=sampler)
-    keys = {"seed": 1, "w": 0.1, "eta": SAMPLERS[sampler]}
+    how = Sampling(seed=1, sampler=sampler)
     whole = sample_candidates(
-        unet, scheduler, images[:4], indexes=torch.arange(4), candidates=range(3), **keys
+        unet, scheduler, images[:4], how, indexes=torch.arange(4), candidates=range(3)
     )
     part = sample_candidates(
-        unet, scheduler, images[2:3], indexes=torch.tensor([2]), candidates=[1], **keys
+        unet, scheduler, images[2:3], how, indexes=torch.tensor([2]), candidates=[1]
     )
     assert (part[0, 0].int() - whole[2, 1].int()).abs().max() <= 1
 
@@ -276,9 +282,13 @@ def starts(unet, anchors, indexes, candidates, **keys):
     seen = []
     hook = unet.conv_in.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
     out = sample_candidates(
-        unet, make_scheduler(None, 2), anchors, seed=0, indexes=torch.tensor(indexes),
-        candidates=candidates, **{"w": 0.1, "eta": 0.1, **keys},
-    )  # fmt: skip
+        unet,
+        make_scheduler(None, 2),
+        anchors,
+        Sampling(**keys),
+        indexes=torch.tensor(indexes),
+        candidates=candidates,
+    )
     hook.remove()
     return seen, out
 
@@ -298,19 +308,19 @@ def test_noise_is_named_by_image_and_candidate(unet, images):
 
 
 def test_another_batch_draws_the_same_images(unet, images):
-    keys = {"seed": 1, "w": 0.1, "eta": 0.1}
+    how = Sampling(seed=1)
     scheduler, indexes = make_scheduler(None, 5), torch.arange(10, 16)
     whole = sample_candidates(
-        unet, scheduler, images[:6], indexes=indexes, candidates=range(3), **keys
+        unet, scheduler, images[:6], how, indexes=indexes, candidates=range(3)
     )
     order = torch.tensor([4, 0, 2])
     part = sample_candidates(
-        unet, scheduler, images[order], indexes=indexes[order], candidates=[2, 1], **keys
+        unet, scheduler, images[order], how, indexes=indexes[order], candidates=[2, 1]
     )
     difference = (part.int() - whole[order][:, [2, 1]].int()).abs()
     assert difference.max() <= 1  # another order of the same sums
     other = sample_candidates(
-        unet, scheduler, images[:6], indexes=indexes, candidates=range(3), **{**keys, "seed": 2}
+        unet, scheduler, images[:6], Sampling(seed=2), indexes=indexes, candidates=range(3)
     )
     assert (other.int() - whole.int()).abs().float().mean() > 10
 
@@ -344,8 +354,8 @@ def test_sharing_changes_nothing_but_the_noise(unet, images, count):
     own = make_noise([5, 6], list(range(count)))
     assert not torch.equal(own.anchor_keys, shared.anchor_keys.repeat_interleave(count))
     own.anchor_keys = shared.anchor_keys.repeat_interleave(count)
-    a = denoise(unet, scheduler, anchors, shared, w=0.1, eta=0.1)
-    b = denoise(unet, scheduler, anchors.repeat_interleave(count, 0), own, w=0.1, eta=0.1)
+    a = denoise(unet, scheduler, anchors, shared, Sampling(w=0.1, eta=0.1))
+    b = denoise(unet, scheduler, anchors.repeat_interleave(count, 0), own, Sampling(w=0.1, eta=0.1))
     torch.testing.assert_close(a / b.abs().max(), b / b.abs().max(), atol=1e-5, rtol=0)
 
 
@@ -403,9 +413,13 @@ def test_clipping_does_not_hide_an_infinity(unet, images, sampler):
     scheduler = make_scheduler(None, 2, clip=True, sampler=sampler)
     with pytest.raises(ClspError, match="not finite in float32"):
         sample_candidates(
-            unet, scheduler, images[:1], seed=0, indexes=torch.tensor([0]), candidates=[0], w=0.1,
-            eta=0.0,
-        )  # fmt: skip
+            unet,
+            scheduler,
+            images[:1],
+            Sampling(seed=0, w=0.1, eta=0.0),
+            indexes=torch.tensor([0]),
+            candidates=[0],
+        )
 
 
 def test_what_half_precision_is_too_small_for_is_sampled_again(unet, images):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clsp_plugin.diffusion.settings import read_settings
 from omegaconf import OmegaConf
 
 from clsp_plugin.cli import records as cli_records
@@ -23,7 +24,6 @@ from clsp_plugin.config.compose import compose
 from clsp_plugin.config.shipped import shipped
 from clsp_plugin.diffusion.drawer import GenerationSettings
 from clsp_plugin.diffusion.module import TrainingSettings
-from clsp_plugin.diffusion.settings import read_settings
 from clsp_plugin.errors import ClspError
 from clsp_plugin.figures import training_curves
 from clsp_plugin.figures.groups import group
@@ -553,8 +553,8 @@ def test_the_start_of_a_run_is_no_part_of_its_rate(plan):
         ("max_epochs=abc", "max_epochs: Value 'abc'"),
         ("max_epochs=[1", r"no list or mapping that can be read"),
         ("data.dataset=digts", "did you mean 'digits'"),
-        ("denoiser.max_epochs=abc", "denoiser: max_epochs='abc' is not valid"),
-        ("denoiser.dat.seed=1", "Unknown key 'dat'"),
+        ("denoiser.max_epochs=abc", "denoiser: max_epochs"),
+        ("denoiser.dat.seed=1", "dat is not a setting"),
         ("generate.wx=0.1", "did you mean 'w'"),
         ("generate.data.imagesize=8", "generate: data.imagesize is not a setting"),
     ],
