@@ -1,6 +1,8 @@
 """Small things that many tests need."""
 
+import contextlib
 import os
+import resource
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 
@@ -155,3 +157,25 @@ def digits48():
 def store(tmp_path, digits48):
     """A store of random candidates for the ``tiny`` configurations; its path."""
     return _write_store(tmp_path / "candidates", digits48)
+
+
+@pytest.fixture
+def no_file_to_open(tmp_path):
+    """A context in which this process may open no further file."""
+
+    @contextlib.contextmanager
+    def exhausted():
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        opened = []
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+            with contextlib.suppress(OSError):
+                while True:
+                    opened.append(os.open(tmp_path, os.O_RDONLY))
+            yield
+        finally:
+            for number in opened:
+                os.close(number)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    return exhausted

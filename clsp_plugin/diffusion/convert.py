@@ -30,6 +30,7 @@ from clsp_plugin.diffusion.denoiser import (
     denoiser_hash,
     save_denoiser,
 )
+from clsp_plugin.engine.checkpoint import why_unreadable
 from clsp_plugin.errors import ClspError
 
 __all__ = ["convert_unet", "import_denoiser"]
@@ -281,12 +282,10 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         raise ClspError(f"There is no file {file}; name a checkpoint of the authors' code.")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (MemoryError, PermissionError):
-        raise  # which say nothing about its content
+    except MemoryError:
+        raise  # which says nothing about its content
     except Exception as error:  # a broken pickle can raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
-        if "weights_only" in reason:  # torch advises to let the file run what it likes
-            reason = "it holds more than tensors"
+        reason = why_unreadable(error)[:150]
         raise ClspError(f"{file} is not a checkpoint that torch can read ({reason}).") from error
     state = _bare(_unwrapped(state, file))
     odd = next((name for name, value in state.items() if not _is_weight(value)), None)

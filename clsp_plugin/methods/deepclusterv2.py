@@ -64,7 +64,7 @@ class DeepClusterV2(BaseMethod):
             },
         )
         numbers = cfg.method_kwargs.num_prototypes
-        if not numbers or any(not isinstance(n, int) or n < 1 for n in numbers):
+        if not numbers or any(not isinstance(n, int) for n in numbers):
             raise ClspError(
                 f"method_kwargs.num_prototypes={list(numbers)} must be numbers of at least 1, one "
                 f"a set of prototypes."

@@ -39,6 +39,7 @@ __all__ = [
     "new_run_dir",
     "read_checkpoint",
     "read_newest",
+    "why_unreadable",
 ]
 
 # ruff: noqa: UP045  as OmegaConf reads Optional[...], so do the types of args.json here
@@ -171,14 +172,26 @@ def read_checkpoint(path: Path, *, foreign: Any = None) -> Any:
     except (ClspError, MemoryError):
         raise
     except Exception as error:  # a broken pickle can raise anything
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system does not let it be read, which says nothing about its content
+        reason = why_unreadable(error)
         if "TorchScript" in str(error):
             raise ClspError(f"{path} is a TorchScript program and no checkpoint.") from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if "weights_only" in reason:  # torch advises to let the file run what it likes
-            reason = "it is damaged, or has objects in it that are neither weights nor numbers"
         raise ClspError(f"{path} is not a readable checkpoint ({reason}); {_ADVICE}") from error
+
+
+def why_unreadable(error: Exception) -> str:
+    """What torch says of a file that it cannot read, in a line for people.
+
+    Raises:
+        OSError: the error itself, where the system does not let the file be read, which says
+            nothing about its content.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    # torch advises to let the file run what it likes
+    if "weights_only" in reason or "Weights only" in reason:
+        return "it is damaged, or has objects in it that are neither weights nor numbers"
+    return reason
 
 
 def read_newest(path: str | Path, *, foreign: Any = None) -> tuple[Path, Any]:

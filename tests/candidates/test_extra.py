@@ -1,9 +1,5 @@
 """Generated images beside the real ones: what is loaded, how often it counts, what is refused."""
 
-import contextlib
-import os
-import resource
-
 import numpy as np
 import pytest
 import torch
@@ -135,21 +131,10 @@ def test_a_damaged_archive_has_the_same_images_or_is_refused(archive, cut, place
     assert np.array_equal(found.numpy(), pixels(2, 16, 16, 3))
 
 
-def test_what_the_system_refuses_is_not_called_damaged(digits48, tmp_path):
+def test_what_the_system_refuses_is_not_called_damaged(digits48, tmp_path, no_file_to_open):
     np.savez(tmp_path / "extra.npz", image=pixels(4, 16, 16, 3))
-    here = resource.getrlimit(resource.RLIMIT_NOFILE)
-    opened = []
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, here[1]))
-        with contextlib.suppress(OSError):
-            while True:
-                opened.append(os.open(tmp_path, os.O_RDONLY))
-        with pytest.raises(OSError, match="Too many open files"):
-            inflate(digits48, {"extra": str(tmp_path / "extra.npz")})
-    finally:
-        for number in opened:
-            os.close(number)
-        resource.setrlimit(resource.RLIMIT_NOFILE, here)
+    with no_file_to_open(), pytest.raises(OSError, match="Too many open files"):
+        inflate(digits48, {"extra": str(tmp_path / "extra.npz")})
 
 
 def test_refuses_replication_alone_or_below_one(digits48, extra_array):

@@ -477,6 +477,7 @@ def test_files_that_are_refused(tmp_path):
 
     state = weights(**SMALL)
     refused(b"not a checkpoint", "not a checkpoint that torch can read")
+    refused({"epoch": Path("3")}, "that torch can read .*objects in it that are neither weights")
     refused({"epoch": 3}, "holds no state dict")
     refused({"state_dict": {"epoch": 3}}, "holds no state dict")
     refused({"weight": torch.ones(1)}, "not the weights of the authors' UNet")
@@ -499,3 +500,9 @@ def test_files_that_are_refused(tmp_path):
     refused(state, "Betas from 0.0001 to 2 ", beta_end=2.0)
     with pytest.raises(ClspError, match="There is no file"):
         import_denoiser(tmp_path / "nowhere.pt", tmp_path / "out")
+
+
+def test_what_the_system_refuses_is_not_called_damaged(tmp_path, no_file_to_open):
+    torch.save({"epoch": 3}, tmp_path / "file.pt")
+    with no_file_to_open(), pytest.raises(OSError, match="Too many open files"):
+        import_denoiser(tmp_path / "file.pt", tmp_path / "out", image_size=16)

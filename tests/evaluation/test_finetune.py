@@ -169,7 +169,11 @@ REFUSED = {
     "optimiser": (["optimizer.name=sdg"], "did you mean 'sgd'"),
     "few": (["optimizer.batch_size=64"], "48 training images do not fill one batch"),
     "frozen": (["finetune=False"], "`clsp linear`"),
-    "diverged": (["optimizer.lr=1e12"], "optimizer.lr=1000000000000.0 must be at least 0"),
+    "huge rate": (["optimizer.lr=1e12"], "optimizer.lr=1000000000000.0 must be at least 0"),
+    "diverged": (
+        ["optimizer.lr=10000", "optimizer.scale_lr=False", "max_epochs=3"],
+        "not finite in epoch .* give a smaller optimizer.lr",
+    ),
 }
 
 
