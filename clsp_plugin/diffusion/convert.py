@@ -30,8 +30,8 @@ from clsp_plugin.diffusion.denoiser import (
     denoiser_hash,
     save_denoiser,
 )
-from clsp_plugin.engine.checkpoint import why_unreadable
 from clsp_plugin.errors import ClspError
+from clsp_plugin.records.checkpoint import why_unreadable
 
 __all__ = ["convert_unet", "import_denoiser"]
 

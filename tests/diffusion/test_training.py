@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from clsp_plugin.diffusion.settings import read_settings
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
@@ -15,7 +16,6 @@ from clsp_plugin.diffusion import training
 from clsp_plugin.diffusion.denoiser import build_unet, denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.interpolation import decode, encode
 from clsp_plugin.diffusion.module import DenoiserModule, TrainingSettings
-from clsp_plugin.diffusion.settings import read_settings
 from clsp_plugin.diffusion.training import train_denoiser
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.files import locked
