@@ -1,7 +1,7 @@
 """A configuration checked against a dataclass: types, ranges, unknown keys."""
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass, make_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from clsp_plugin.config.rules import Rule, check_value
 from clsp_plugin.errors import ClspError, nearest, short
 
-__all__ = ["settings_of", "typed"]
+__all__ = ["settings_of", "typed", "typed_block"]
 
 T = TypeVar("T")
 
@@ -33,8 +33,11 @@ def _refuse_unknown(given: Mapping[str, Any], schema: type, prefix: str, extra: 
             continue
         _refuse_kind(f"{prefix}{key}", value, get_type_hints(schema)[key])
         nested = _schema_of(schema, key)
-        if nested is not None and isinstance(value, Mapping):
-            _refuse_unknown(value, nested, f"{prefix}{key}.", set())
+        if nested is None or value in (None, "None", MISSING):
+            continue
+        if not isinstance(value, Mapping):
+            raise ClspError(f"{prefix}{key}={short(value)} is not a block of settings.")
+        _refuse_unknown(value, nested, f"{prefix}{key}.", set())
 
 
 def _refuse_kind(key: str, value: Any, hint: Any) -> None:
@@ -104,6 +107,23 @@ def settings_of(schema: type[T], given: Mapping[str, Any] | DictConfig | T | Non
     return schema(
         **{k: tuple(v) if get_origin(hints[k]) is tuple else v for k, v in values.items()}
     )
+
+
+def typed_block(
+    given: Mapping[str, Any] | DictConfig | None, schema: type, name: str
+) -> DictConfig:
+    """As :func:`typed`, of a block of a larger configuration, whose name errors say.
+
+    Args:
+        given: the block; None is an empty one.
+        schema: its dataclass.
+        name: of the block.
+
+    Raises:
+        ClspError: see :func:`typed`.
+    """
+    whole = make_dataclass("Block", [(name, schema, field(default_factory=schema))])
+    return typed({name: {} if given is None else given}, whole)[name]
 
 
 def _merged(schema: type, given: Mapping[str, Any]) -> DictConfig:

@@ -2,18 +2,20 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig
 from torch import nn
 
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.cross_view import cross_view_loss
 from clsp_plugin.losses.feature import feature_contrast_loss
-from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp, spread
-from clsp_plugin.methods.queue import NearestNeighbours, check_queue_size
+from clsp_plugin.methods.base import WIDTH, BaseMomentumMethod, ProjectorKwargs, mlp, spread
+from clsp_plugin.methods.queue import NearestNeighbours
 from clsp_plugin.methods.registry import register_method
 
 _NEIGHBOURS = 5
@@ -41,6 +43,12 @@ class All4One(NearestNeighbours, BaseMomentumMethod):
 
     prediction = "p"
 
+    @dataclass
+    class Kwargs(ProjectorKwargs):
+        pred_hidden_dim: int = ranged(MISSING, WIDTH)
+        temperature: float = ranged(MISSING, above=0)
+        queue_size: int = ranged(65536, low=1)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
@@ -62,20 +70,9 @@ class All4One(NearestNeighbours, BaseMomentumMethod):
         layers = mlp(self.features_dim, hidden, hidden, out, norm=True)
         return nn.Sequential(*layers, nn.BatchNorm1d(out))
 
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
-        cfg = check_method_kwargs(
-            cfg,
-            {
-                "proj_hidden_dim": int,
-                "proj_output_dim": int,
-                "pred_hidden_dim": int,
-                "temperature": float,
-                "queue_size": 65536,
-            },
-        )
-        check_queue_size(cfg)
+    @classmethod
+    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
+        cfg = super().add_and_assert_specific_cfg(cfg)
         dim = cfg.method_kwargs.proj_output_dim
         if dim % _HEADS:
             raise ClspError(

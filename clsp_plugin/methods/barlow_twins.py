@@ -1,13 +1,15 @@
 """Barlow Twins: redundancy reduction (Zbontar et al., ICML 2021)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.losses.barlow import barlow_loss
-from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.base import BaseMethod, ProjectorKwargs, mlp
 from clsp_plugin.methods.registry import register_method
 
 
@@ -19,24 +21,16 @@ class BarlowTwins(BaseMethod):
     (weight of the off-diagonal, default 0.0051), ``scale_loss`` (factor, default 0.024).
     """
 
+    @dataclass
+    class Kwargs(ProjectorKwargs):
+        lamb: float = ranged(0.0051)
+        scale_loss: float = ranged(0.024)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
         hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
         self.add_head("projector", mlp(self.features_dim, hidden, hidden, out, norm=True))
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        return check_method_kwargs(
-            cfg,
-            {
-                "proj_hidden_dim": int,
-                "proj_output_dim": int,
-                "lamb": 0.0051,
-                "scale_loss": 0.024,
-            },
-        )
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim)."""

@@ -2,78 +2,36 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from torch import nn
 
-from clsp_plugin.config.rules import Rule, check_value
+from clsp_plugin.config.rules import Rule, ranged
+from clsp_plugin.config.typed import typed_block
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.backbones import build_backbone, of_method
 from clsp_plugin.methods.joint import JointForward
 from clsp_plugin.methods.optim import build_optimizers, ema_tau, ema_update
 
-__all__ = ["BaseMethod", "BaseMomentumMethod", "check_method_kwargs", "mlp", "spread"]
+__all__ = ["WIDTH", "BaseMethod", "BaseMomentumMethod", "ProjectorKwargs", "mlp", "spread"]
 
 
-def check_method_kwargs(cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig:
-    """Fill in and check ``cfg.method_kwargs``.
-
-    Args:
-        cfg: the whole configuration; a changed copy is returned.
-        defaults: name to default; a type instead of a value means that the key is required.
-
-    Raises:
-        ClspError: a key that the method does not have, lacks, or that has another type.
-    """
-    cfg = cfg.copy()
-    OmegaConf.set_struct(cfg, False)
-    given = OmegaConf.to_container(OmegaConf.create(cfg.get("method_kwargs") or {}))
-    for name in given:
-        if name not in defaults:
-            raise ClspError(
-                f"method_kwargs.{name} is not a setting of {cfg.method}{nearest(name, defaults)}"
-            )
-    for name, default in defaults.items():
-        kind = default if isinstance(default, type) else type(default)
-        if name not in given:
-            if isinstance(default, type):
-                raise ClspError(f"{cfg.method} needs method_kwargs.{name} ({kind.__name__}).")
-            given[name] = default
-        value = given[name]
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            given[name] = value = float(value)
-        if kind is not type(None) and not isinstance(value, kind):
-            raise ClspError(
-                f"method_kwargs.{name}={value!r} is not of type {kind.__name__} as "
-                f"{cfg.method} needs."
-            )
-        check_value(f"method_kwargs.{name}", value, _rule(name))
-    cfg.method_kwargs = given
-    return cfg
+WIDTH = Rule(low=1, high=2**24)  # a layer that is wider holds more than any device
 
 
-def _rule(name: str) -> Rule:
-    """What a setting of a method accepts, by the words of its name, the same in all methods."""
-    words = name.split("_")
-    if words[-1] in ("dim", "width") or name in _COUNTS:
-        return Rule(low=1, high=_LARGEST)
-    if name == "queue_size":  # SwAV does without one; the others refuse it by the size of a step
-        return Rule(low=0, high=_LARGEST)
-    if "temperature" in words and words[-1] != "epochs":
-        return Rule(above=0)
-    if words[-1] in ("epoch", "epochs", "layer", "grad", "iters", "eps") or words[0] == "num":
-        return Rule(low=0)
-    return Rule()
+@dataclass
+class ProjectorKwargs:
+    """The sizes of a projector's hidden and output layers, which have to be given."""
 
-
-_COUNTS = ("whitening_size", "num_prototypes", "num_crops", "kmeans_iters")
-_LARGEST = 2**24  # a layer that wide holds more than any device
+    proj_hidden_dim: int = ranged(MISSING, WIDTH)
+    proj_output_dim: int = ranged(MISSING, WIDTH)
 
 
 def mlp(
@@ -144,6 +102,7 @@ class BaseMethod(JointForward, pl.LightningModule):
         prediction: what ``forward`` calls the prediction of another view's ``z``, of a method
             that compares positives so; None where it compares ``z`` with ``z``. A synthetic
             positive is compared in the same way.
+        Kwargs: the dataclass of ``method_kwargs``, with types, ranges and defaults.
         numerics: the version of what the method computes that is its own; see ``records.numerics``.
 
     Args:
@@ -153,6 +112,10 @@ class BaseMethod(JointForward, pl.LightningModule):
     takes_small_crops = False
     prediction: str | None = None
     numerics = 1
+
+    @dataclass
+    class Kwargs:
+        pass
 
     def __init__(self, cfg: DictConfig):
         super().__init__()
@@ -174,9 +137,22 @@ class BaseMethod(JointForward, pl.LightningModule):
         self.num_small_crops: int = cfg.data.num_small_crops
         self.num_crops = self.num_large_crops + self.num_small_crops
 
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        """Check the settings of the method and fill in their defaults; returns a new object."""
+    @classmethod
+    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
+        """Check the settings of the method and fill in their defaults.
+
+        Args:
+            cfg: the whole configuration; not changed.
+
+        Returns:
+            A copy with a complete ``method_kwargs``.
+
+        Raises:
+            ClspError: a setting that the method does not have, lacks, or does not accept.
+        """
+        cfg = cfg.copy()
+        OmegaConf.set_struct(cfg, False)
+        cfg.method_kwargs = typed_block(cfg.get("method_kwargs"), cls.Kwargs, "method_kwargs")
         return cfg
 
     def attach_images(self, array: ImageArray) -> None:

@@ -1,16 +1,16 @@
 """BYOL: bootstrap your own latent (Grill et al., NeurIPS 2020)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig
 
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.losses.alignment import alignment_loss
-from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp, spread
+from clsp_plugin.methods.base import WIDTH, BaseMomentumMethod, ProjectorKwargs, mlp, spread
 from clsp_plugin.methods.registry import register_method
-
-KWARGS = {"proj_hidden_dim": int, "proj_output_dim": int, "pred_hidden_dim": int}
 
 
 @register_method("byol")
@@ -26,17 +26,16 @@ class BYOL(BaseMomentumMethod):
     takes_small_crops = True
     prediction = "p"
 
+    @dataclass
+    class Kwargs(ProjectorKwargs):
+        pred_hidden_dim: int = ranged(MISSING, WIDTH)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
         hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
         self.add_momentum_head("projector", lambda: mlp(self.features_dim, hidden, out, norm=True))
         self.add_head("predictor", mlp(out, kwargs.pred_hidden_dim, out, norm=True))
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
-        return check_method_kwargs(cfg, KWARGS)
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` and the prediction ``p``, both (B, proj_output_dim)."""

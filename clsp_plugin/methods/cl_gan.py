@@ -7,6 +7,7 @@ Representation Learning" (Wu et al., AAAI 2023).
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import nn
 
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
 from clsp_plugin.data.image_array import ImageArray
@@ -22,10 +24,10 @@ from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, keys_
 from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.distributed import average, rank
 from clsp_plugin.losses.nt_xent import nt_xent_loss
-from clsp_plugin.methods.base import BaseMethod, check_method_kwargs
+from clsp_plugin.methods.base import WIDTH, BaseMethod
 from clsp_plugin.methods.gan import Discriminator, Generator, discriminator_loss, generator_loss
 from clsp_plugin.methods.registry import register_method
-from clsp_plugin.methods.simclr import KWARGS, SimCLR
+from clsp_plugin.methods.simclr import SimCLR
 
 _ADAM = {"lr": 2e-4, "betas": (0.0, 0.9)}
 
@@ -67,6 +69,15 @@ class CLGAN(SimCLR):
 
     takes_small_crops = False
 
+    @dataclass
+    class Kwargs(SimCLR.Kwargs):
+        num_generated: int = ranged(0, low=0)
+        start_epoch: int = ranged(1, low=0)
+        final_similarity: float = ranged(0.5, low=-1, high=1)
+        pair_weight: float = ranged(1.0)
+        latent_dim: int = ranged(128, WIDTH)
+        gan_width: int = ranged(64, WIDTH)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         self.kwargs = kwargs = self.cfg.method_kwargs
@@ -92,29 +103,15 @@ class CLGAN(SimCLR):
         self.register_buffer("_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        defaults = {
-            "num_generated": 0,
-            "start_epoch": 1,
-            "final_similarity": 0.5,
-            "pair_weight": 1.0,
-            "latent_dim": 128,
-            "gan_width": 64,
-        }
-        cfg = check_method_kwargs(cfg, {**KWARGS, **defaults})
+    @classmethod
+    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
+        cfg = super().add_and_assert_specific_cfg(cfg)
         kwargs = cfg.method_kwargs
         kwargs.num_generated = kwargs.num_generated or max(2, cfg.optimizer.batch_size // 2)
         if not 2 <= kwargs.num_generated <= cfg.optimizer.batch_size:
             raise ClspError(
                 f"method_kwargs.num_generated={kwargs.num_generated} must be between 2 and "
                 f"optimizer.batch_size={cfg.optimizer.batch_size}."
-            )
-        if not -1 <= kwargs.final_similarity <= 1:
-            raise ClspError(
-                f"method_kwargs.final_similarity={kwargs.final_similarity} is no cosine; give a "
-                f"number between -1 and 1."
             )
         return cfg
 

@@ -21,9 +21,9 @@ class ClspNoaug(_CLSP):
     distance to the candidate is the only pull: the candidates are the only positives.
     """
 
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = _CLSP.add_and_assert_specific_cfg(cfg)
+    @classmethod
+    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
+        cfg = super().add_and_assert_specific_cfg(cfg)
         given = cfg.synthetic.augmentation
         for block in [*cfg.augmentations, *([given] if given else [])]:
             pipeline = AugmentationConfig.from_cfg(block)

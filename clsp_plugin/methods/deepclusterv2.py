@@ -1,6 +1,7 @@
 """DeepCluster-v2: clusters of the last epoch are the classes of this one."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,11 +9,12 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import nn
 
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.data.keyed_random import Purpose, derive_key
 from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.distributed import gather
 from clsp_plugin.losses.prototypes import assignment_loss
-from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.base import WIDTH, BaseMethod, ProjectorKwargs, mlp
 from clsp_plugin.methods.prototypes import cluster
 from clsp_plugin.methods.registry import register_method
 
@@ -37,6 +39,12 @@ class DeepClusterV2(BaseMethod):
 
     takes_small_crops = True
 
+    @dataclass
+    class Kwargs(ProjectorKwargs):
+        num_prototypes: list[int] = ranged([3000, 3000, 3000], WIDTH)
+        temperature: float = ranged(0.1, above=0)
+        kmeans_iters: int = ranged(10, low=1)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         self.kwargs = kwargs = self.cfg.method_kwargs
@@ -50,24 +58,12 @@ class DeepClusterV2(BaseMethod):
         self.register_buffer("memory", None, persistent=False)
         self.register_buffer("assignments", None, persistent=False)
 
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        cfg = check_method_kwargs(
-            cfg,
-            {
-                "proj_hidden_dim": int,
-                "proj_output_dim": int,
-                "num_prototypes": [3000, 3000, 3000],
-                "temperature": 0.1,
-                "kmeans_iters": 10,
-            },
-        )
-        numbers = cfg.method_kwargs.num_prototypes
-        if not numbers or any(not isinstance(n, int) for n in numbers):
+    @classmethod
+    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
+        cfg = super().add_and_assert_specific_cfg(cfg)
+        if not cfg.method_kwargs.num_prototypes:
             raise ClspError(
-                f"method_kwargs.num_prototypes={list(numbers)} must be numbers of at least 1, one "
-                f"a set of prototypes."
+                "method_kwargs.num_prototypes=[] must be a number for each set of prototypes."
             )
         return cfg
 

@@ -1,17 +1,18 @@
 """DINO: self-distillation with no labels (Caron et al., ICCV 2021)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig
 from torch import nn
 
-from clsp_plugin.errors import ClspError
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.losses.distributed import gather
 from clsp_plugin.losses.prototypes import swapped_prediction_loss
-from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.base import WIDTH, BaseMomentumMethod, ProjectorKwargs, mlp
 from clsp_plugin.methods.prototypes import Prototypes
 from clsp_plugin.methods.registry import register_method
 
@@ -67,6 +68,18 @@ class DINO(BaseMomentumMethod):
 
     takes_small_crops = True
 
+    @dataclass
+    class Kwargs(ProjectorKwargs):
+        num_prototypes: int = ranged(MISSING, WIDTH)
+        use_bn_in_head: bool = False
+        norm_last_layer: bool = True
+        freeze_last_layer: int = ranged(1, low=0)
+        clip_grad: float = ranged(0.0, low=0)
+        student_temperature: float = ranged(0.1, above=0)
+        teacher_temperature: float = ranged(0.07, above=0)
+        warmup_teacher_temperature: float = ranged(0.04, above=0)
+        warmup_teacher_temperature_epochs: int = ranged(0, low=0)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         self.kwargs = kwargs = self.cfg.method_kwargs
@@ -74,30 +87,6 @@ class DINO(BaseMomentumMethod):
         settings = (kwargs.num_prototypes, kwargs.use_bn_in_head, not kwargs.norm_last_layer)
         self.add_momentum_head("head", lambda: DINOHead(sizes, *settings))
         self.register_buffer("center", torch.zeros(1, kwargs.num_prototypes))
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
-        cfg = check_method_kwargs(
-            cfg,
-            {
-                "proj_hidden_dim": int,
-                "proj_output_dim": int,
-                "num_prototypes": int,
-                "use_bn_in_head": False,
-                "norm_last_layer": True,
-                "freeze_last_layer": 1,
-                "clip_grad": 0.0,
-                "student_temperature": 0.1,
-                "teacher_temperature": 0.07,
-                "warmup_teacher_temperature": 0.04,
-                "warmup_teacher_temperature_epochs": 0,
-            },
-        )
-        for name in ("student", "teacher", "warmup_teacher"):
-            if not cfg.method_kwargs[f"{name}_temperature"] > 0:
-                raise ClspError(f"method_kwargs.{name}_temperature must be above 0.")
-        return cfg
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim), unit norm, and ``p`` (B, num_prototypes)."""

@@ -1,15 +1,14 @@
 """MoCoV2-FT: MoCo v2+ with transformed features (Zhu et al., ICCV 2021)."""
 
+from dataclasses import dataclass
+
 import torch
-from omegaconf import DictConfig
 
 from clsp_plugin.losses.feature_transform import draw_weight, extrapolate, interpolate
 from clsp_plugin.losses.info_nce import info_nce_loss
-from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs
-from clsp_plugin.methods.mocov2plus import KWARGS, MoCoV2Plus
-from clsp_plugin.methods.queue import check_queue_size
+from clsp_plugin.methods.mocov2plus import MoCoV2Plus
 from clsp_plugin.methods.registry import register_method
-from clsp_plugin.methods.simclr_ft import FT_KWARGS, check_alphas
+from clsp_plugin.methods.simclr_ft import FeatureTransformKwargs
 
 
 @register_method("mocov2_ft")
@@ -26,13 +25,9 @@ class MoCoV2FT(MoCoV2Plus):
     ``mix_start_epoch`` (epochs of plain MoCo v2+ before, default 0).
     """
 
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
-        cfg = check_method_kwargs(cfg, {**KWARGS, **FT_KWARGS})
-        check_alphas(cfg)
-        check_queue_size(cfg)
-        return cfg
+    @dataclass
+    class Kwargs(FeatureTransformKwargs, MoCoV2Plus.Kwargs):
+        pass
 
     def contrast(self, query: torch.Tensor, key: torch.Tensor, queue: torch.Tensor) -> torch.Tensor:
         kwargs = self.cfg.method_kwargs

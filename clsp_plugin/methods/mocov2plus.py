@@ -1,18 +1,18 @@
 """MoCo v2+: momentum contrast, symmetric (Chen et al., 2020, and Chen and He, CVPR 2021)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.losses.info_nce import info_nce_loss
-from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
-from clsp_plugin.methods.queue import Queue, check_queue_size
+from clsp_plugin.methods.base import BaseMomentumMethod, ProjectorKwargs, mlp
+from clsp_plugin.methods.queue import Queue
 from clsp_plugin.methods.registry import register_method
-
-KWARGS = {"proj_hidden_dim": int, "proj_output_dim": int, "temperature": 0.2, "queue_size": 65536}
 
 
 @register_method("mocov2plus")
@@ -24,6 +24,11 @@ class MoCoV2Plus(Queue, BaseMomentumMethod):
     processes). See :func:`info_nce_loss` for the formula.
     """
 
+    @dataclass
+    class Kwargs(ProjectorKwargs):
+        temperature: float = ranged(0.2, above=0)
+        queue_size: int = ranged(65536, low=1)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
@@ -32,13 +37,6 @@ class MoCoV2Plus(Queue, BaseMomentumMethod):
         self.add_momentum_head("projector", lambda: mlp(*sizes))
         queue = torch.randn(2, kwargs.proj_output_dim, kwargs.queue_size)
         self.register_queue(F.normalize(queue, dim=1))
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
-        cfg = check_method_kwargs(cfg, KWARGS)
-        check_queue_size(cfg)
-        return cfg
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim), unit norm."""

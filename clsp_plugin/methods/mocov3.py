@@ -1,14 +1,16 @@
 """MoCo v3: momentum contrast without a queue (Chen et al., ICCV 2021)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig
 from torch import nn
 
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.losses.cross_view import cross_view_loss
-from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.base import WIDTH, BaseMomentumMethod, ProjectorKwargs, mlp
 from clsp_plugin.methods.registry import register_method
 
 
@@ -25,6 +27,11 @@ class MoCoV3(BaseMomentumMethod):
 
     prediction = "q"
 
+    @dataclass
+    class Kwargs(ProjectorKwargs):
+        pred_hidden_dim: int = ranged(MISSING, WIDTH)
+        temperature: float = ranged(MISSING, above=0)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
@@ -34,19 +41,6 @@ class MoCoV3(BaseMomentumMethod):
         self.add_momentum_head("projector", lambda: _head(*sizes))
         predictor = _head(out, kwargs.pred_hidden_dim, out, last_norm=not resnet)
         self.add_head("predictor", predictor)
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
-        return check_method_kwargs(
-            cfg,
-            {
-                "proj_hidden_dim": int,
-                "proj_output_dim": int,
-                "pred_hidden_dim": int,
-                "temperature": float,
-            },
-        )
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` and the query ``q``, both (B, proj_output_dim)."""

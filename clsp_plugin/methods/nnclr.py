@@ -1,16 +1,18 @@
 """NNCLR: nearest neighbours as positives (Dwibedi et al., ICCV 2021)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig
 from torch import nn
 
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.losses.cross_view import cross_view_loss
-from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
-from clsp_plugin.methods.queue import NearestNeighbours, check_queue_size
+from clsp_plugin.methods.base import WIDTH, BaseMethod, ProjectorKwargs, mlp
+from clsp_plugin.methods.queue import NearestNeighbours
 from clsp_plugin.methods.registry import register_method
 
 
@@ -27,6 +29,12 @@ class NNCLR(NearestNeighbours, BaseMethod):
 
     prediction = "p"
 
+    @dataclass
+    class Kwargs(ProjectorKwargs):
+        pred_hidden_dim: int = ranged(MISSING, WIDTH)
+        temperature: float = ranged(MISSING, above=0)
+        queue_size: int = ranged(65536, low=1)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
@@ -35,22 +43,6 @@ class NNCLR(NearestNeighbours, BaseMethod):
         self.add_head("projector", nn.Sequential(*layers, nn.BatchNorm1d(out)))
         self.add_head("predictor", mlp(out, kwargs.pred_hidden_dim, out, norm=True))
         self.register_support_set(out)
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        cfg = check_method_kwargs(
-            cfg,
-            {
-                "proj_hidden_dim": int,
-                "proj_output_dim": int,
-                "pred_hidden_dim": int,
-                "temperature": float,
-                "queue_size": 65536,
-            },
-        )
-        check_queue_size(cfg)
-        return cfg
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z``, unit norm, and the prediction ``p``, both (B, proj_output_dim)."""

@@ -1,16 +1,17 @@
 """NNSiam: SimSiam with nearest neighbours (Dwibedi et al., ICCV 2021)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 
-from clsp_plugin.methods.base import BaseMethod, check_method_kwargs
-from clsp_plugin.methods.queue import NearestNeighbours, check_queue_size
+from clsp_plugin.config.rules import ranged
+from clsp_plugin.methods.queue import NearestNeighbours
 from clsp_plugin.methods.registry import register_method
-from clsp_plugin.methods.simsiam import KWARGS, SimSiam
+from clsp_plugin.methods.simsiam import SimSiam
 
 
 @register_method("nnsiam")
@@ -21,16 +22,13 @@ class NNSiam(NearestNeighbours, SimSiam):
     batch of all processes).
     """
 
+    @dataclass
+    class Kwargs(SimSiam.Kwargs):
+        queue_size: int = ranged(65536, low=1)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         self.register_support_set(self.cfg.method_kwargs.proj_output_dim)
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        cfg = check_method_kwargs(cfg, {**KWARGS, "queue_size": 65536})
-        check_queue_size(cfg)
-        return cfg
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """As SimSiam's, with ``z`` of unit norm."""

@@ -37,6 +37,13 @@ class Queue:
     Both are part of the checkpoint, so a continued run meets the queue that it left.
     """
 
+    @classmethod
+    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
+        cfg = super().add_and_assert_specific_cfg(cfg)
+        if cfg.method_kwargs.queue_size:
+            check_queue_size(cfg)
+        return cfg
+
     def register_queue(self, start: torch.Tensor) -> None:
         """Make the buffers.
 

@@ -1,15 +1,17 @@
 """ReSSL: relational self-supervised learning (Zheng et al., NeurIPS 2021)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig
 
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.losses.ressl import ressl_loss
-from clsp_plugin.methods.base import BaseMomentumMethod, check_method_kwargs, mlp
-from clsp_plugin.methods.queue import Queue, check_queue_size
+from clsp_plugin.methods.base import BaseMomentumMethod, ProjectorKwargs, mlp
+from clsp_plugin.methods.queue import Queue
 from clsp_plugin.methods.registry import register_method
 
 
@@ -25,6 +27,12 @@ class ReSSL(Queue, BaseMomentumMethod):
     65536; a multiple of the batch of all processes).
     """
 
+    @dataclass
+    class Kwargs(ProjectorKwargs):
+        temperature_q: float = ranged(MISSING, above=0)
+        temperature_k: float = ranged(MISSING, above=0)
+        queue_size: int = ranged(65536, low=1)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
@@ -32,22 +40,6 @@ class ReSSL(Queue, BaseMomentumMethod):
         self.add_momentum_head("projector", lambda: mlp(*sizes))
         queue = torch.randn(kwargs.queue_size, kwargs.proj_output_dim)
         self.register_queue(F.normalize(queue, dim=1))
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMomentumMethod.add_and_assert_specific_cfg(cfg)
-        cfg = check_method_kwargs(
-            cfg,
-            {
-                "proj_hidden_dim": int,
-                "proj_output_dim": int,
-                "temperature_q": float,
-                "temperature_k": float,
-                "queue_size": 65536,
-            },
-        )
-        check_queue_size(cfg)
-        return cfg
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim), unit norm."""

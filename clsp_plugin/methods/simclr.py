@@ -1,16 +1,16 @@
 """SimCLR: a simple framework for contrastive learning (Chen et al., ICML 2020)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.losses.nt_xent import nt_xent_loss
-from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.base import BaseMethod, ProjectorKwargs, mlp
 from clsp_plugin.methods.registry import register_method
-
-KWARGS = {"proj_hidden_dim": int, "proj_output_dim": int, "temperature": 0.2}
 
 
 @register_method("simclr")
@@ -23,16 +23,15 @@ class SimCLR(BaseMethod):
 
     takes_small_crops = True
 
+    @dataclass
+    class Kwargs(ProjectorKwargs):
+        temperature: float = ranged(0.2, above=0)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
         sizes = (self.features_dim, kwargs.proj_hidden_dim, kwargs.proj_output_dim)
         self.add_head("projector", mlp(*sizes))
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        return check_method_kwargs(cfg, KWARGS)
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim)."""

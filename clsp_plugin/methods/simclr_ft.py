@@ -1,23 +1,23 @@
 """SimCLR-FT: SimCLR with transformed features (Zhu et al., ICCV 2021)."""
 
-import torch
-from omegaconf import DictConfig
+from dataclasses import dataclass
 
-from clsp_plugin.errors import ClspError
+import torch
+
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.losses.distributed import world_size
 from clsp_plugin.losses.feature_transform import draw_weight, transformed_nt_xent_loss
-from clsp_plugin.methods.base import BaseMethod, check_method_kwargs
 from clsp_plugin.methods.registry import register_method
-from clsp_plugin.methods.simclr import KWARGS, SimCLR
-
-FT_KWARGS = {"pos_alpha": 2.0, "neg_alpha": 1.6, "mix_start_epoch": 0}
+from clsp_plugin.methods.simclr import SimCLR
 
 
-def check_alphas(cfg: DictConfig) -> None:
-    """Refuse parameters that no Beta distribution has."""
-    for name in ("pos_alpha", "neg_alpha"):
-        if not cfg.method_kwargs[name] > 0:
-            raise ClspError(f"method_kwargs.{name}={cfg.method_kwargs[name]} must be above 0.")
+@dataclass
+class FeatureTransformKwargs:
+    """Both Beta distributions have twice the same parameter, their alpha."""
+
+    pos_alpha: float = ranged(2.0, above=0)
+    neg_alpha: float = ranged(1.6, above=0)
+    mix_start_epoch: int = ranged(0, low=0)
 
 
 @register_method("simclr_ft")
@@ -40,12 +40,9 @@ class SimCLRFT(SimCLR):
 
     takes_small_crops = False
 
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        cfg = check_method_kwargs(cfg, {**KWARGS, **FT_KWARGS})
-        check_alphas(cfg)
-        return cfg
+    @dataclass
+    class Kwargs(FeatureTransformKwargs, SimCLR.Kwargs):
+        pass
 
     def contrast(self, z: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
         kwargs = self.cfg.method_kwargs

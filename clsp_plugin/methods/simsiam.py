@@ -1,17 +1,17 @@
 """SimSiam: exploring simple siamese representation learning (Chen and He, CVPR 2021)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig
 from torch import nn
 
-from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp, spread
+from clsp_plugin.config.rules import ranged
+from clsp_plugin.methods.base import WIDTH, BaseMethod, ProjectorKwargs, mlp, spread
 from clsp_plugin.methods.registry import register_method
-
-KWARGS = {"proj_hidden_dim": int, "proj_output_dim": int, "pred_hidden_dim": int}
 
 
 @register_method("simsiam")
@@ -27,6 +27,10 @@ class SimSiam(BaseMethod):
 
     prediction = "p"
 
+    @dataclass
+    class Kwargs(ProjectorKwargs):
+        pred_hidden_dim: int = ranged(MISSING, WIDTH)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
@@ -36,11 +40,6 @@ class SimSiam(BaseMethod):
         self.add_head("projector", nn.Sequential(*layers, nn.BatchNorm1d(out, affine=False)))
         predictor = mlp(out, kwargs.pred_hidden_dim, out, norm=True, hidden_bias=False)
         self.add_head("predictor", predictor, static_lr=True)
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        return check_method_kwargs(cfg, KWARGS)
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` and the prediction ``p``, both (B, proj_output_dim)."""

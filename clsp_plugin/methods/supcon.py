@@ -1,14 +1,15 @@
 """SupCon: supervised contrastive learning (Khosla et al., NeurIPS 2020)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import MISSING
 
-from clsp_plugin.methods.base import BaseMethod, check_method_kwargs
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.methods.registry import register_method
-from clsp_plugin.methods.simclr import KWARGS, SimCLR
+from clsp_plugin.methods.simclr import SimCLR
 
 
 @register_method("supcon")
@@ -23,10 +24,9 @@ class SupCon(SimCLR):
     ``temperature``.
     """
 
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        return check_method_kwargs(cfg, {**KWARGS, "temperature": float})
+    @dataclass
+    class Kwargs(SimCLR.Kwargs):
+        temperature: float = ranged(MISSING, above=0)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """SimCLR's step, with the label of an image in the place of its index."""

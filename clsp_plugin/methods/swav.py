@@ -1,18 +1,19 @@
 """SwAV: swapped assignments between views (Caron et al., NeurIPS 2020)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 
-from clsp_plugin.errors import ClspError
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.losses.distributed import gather, rank
 from clsp_plugin.losses.prototypes import sinkhorn, swapped_prediction_loss
-from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.base import WIDTH, BaseMethod, ProjectorKwargs, mlp
 from clsp_plugin.methods.prototypes import Prototypes
-from clsp_plugin.methods.queue import Queue, check_queue_size
+from clsp_plugin.methods.queue import Queue
 from clsp_plugin.methods.registry import register_method
 
 
@@ -33,6 +34,16 @@ class SwAV(Queue, BaseMethod):
 
     takes_small_crops = True
 
+    @dataclass
+    class Kwargs(ProjectorKwargs):
+        temperature: float = ranged(0.1, above=0)
+        num_prototypes: int = ranged(3000, WIDTH)
+        sk_epsilon: float = ranged(0.05, above=0)
+        sk_iters: int = ranged(3, low=1)
+        queue_size: int = ranged(65536, low=0)  # 0: without a queue
+        epoch_queue_starts: int = ranged(15, low=0)
+        freeze_prototypes_epochs: int = ranged(1, low=0)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         self.kwargs = kwargs = self.cfg.method_kwargs
@@ -40,32 +51,6 @@ class SwAV(Queue, BaseMethod):
         self.add_head("projector", mlp(self.features_dim, hidden, out, norm=True))
         self.add_head("prototypes", Prototypes(out, kwargs.num_prototypes))
         self.register_queue(torch.zeros(kwargs.queue_size, self.num_large_crops, out))
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        cfg = check_method_kwargs(
-            cfg,
-            {
-                "proj_hidden_dim": int,
-                "proj_output_dim": int,
-                "temperature": 0.1,
-                "num_prototypes": 3000,
-                "sk_epsilon": 0.05,
-                "sk_iters": 3,
-                "queue_size": 65536,
-                "epoch_queue_starts": 15,
-                "freeze_prototypes_epochs": 1,
-            },
-        )
-        if cfg.method_kwargs.sk_iters < 1 or not cfg.method_kwargs.sk_epsilon > 0:
-            raise ClspError(
-                f"method_kwargs.sk_iters={cfg.method_kwargs.sk_iters} must be at least 1 and "
-                f"sk_epsilon={cfg.method_kwargs.sk_epsilon} above 0."
-            )
-        if cfg.method_kwargs.queue_size:
-            check_queue_size(cfg)
-        return cfg
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim), unit norm, and its scores ``p`` (B, num_prototypes)."""

@@ -28,22 +28,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.candidates.third_view import ThirdView
+from clsp_plugin.config.training import Synthetic
+from clsp_plugin.config.typed import typed_block
 from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.alignment import alignment_loss
 from clsp_plugin.methods.joint import JointForward
 
 __all__ = ["SyntheticPositives", "register", "with_synthetic_positives"]
 
-_DEFAULTS = {
-    "path": None,
-    "num_candidates": None,
-    "weight": 1.0,
-    "warmup_epochs": 0,
-    "augmentation": None,
-}
 # Names that the paper uses for solo-learn's.
 _PAPER_NAMES = {"mocov2plus": "mocov2"}
 
@@ -52,17 +47,7 @@ def _with_defaults(cfg: DictConfig) -> DictConfig:
     """A copy whose ``synthetic`` block is complete and checked."""
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
-    given = OmegaConf.to_container(cfg.get("synthetic") or OmegaConf.create({}))
-    for key in given:
-        if key not in _DEFAULTS:
-            raise ClspError(f"synthetic.{key} is not a setting{nearest(key, _DEFAULTS)}")
-    cfg.synthetic = {**_DEFAULTS, **given}
-    weight = cfg.synthetic.weight
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
-        raise ClspError(f"synthetic.weight={weight} is not a number of at least 0.")
-    warmup = cfg.synthetic.warmup_epochs
-    if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
-        raise ClspError(f"synthetic.warmup_epochs={warmup} is not a whole number of at least 0.")
+    cfg.synthetic = typed_block(cfg.get("synthetic"), Synthetic, "synthetic")
     return cfg
 
 

@@ -1,14 +1,16 @@
 """VIbCReg: VICReg with correlations and whitening (Lee and Aune, 2021)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.losses.vibcreg import vibcreg_loss
-from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.base import BaseMethod, ProjectorKwargs, mlp
 from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.whitening import IterNorm
 
@@ -21,6 +23,13 @@ class VIbCReg(BaseMethod):
     ``sim_loss_weight`` (default 25), ``var_loss_weight`` (25), ``cov_loss_weight`` (200),
     ``iternorm`` (whether the projector ends in :class:`IterNorm`, default False).
     """
+
+    @dataclass
+    class Kwargs(ProjectorKwargs):
+        sim_loss_weight: float = ranged(25.0)
+        var_loss_weight: float = ranged(25.0)
+        cov_loss_weight: float = ranged(200.0)
+        iternorm: bool = False
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -35,21 +44,6 @@ class VIbCReg(BaseMethod):
         )
         last = IterNorm(kwargs.proj_output_dim) if kwargs.iternorm else nn.Identity()
         self.add_head("projector", nn.Sequential(*layers, last))
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        return check_method_kwargs(
-            cfg,
-            {
-                "proj_hidden_dim": int,
-                "proj_output_dim": int,
-                "sim_loss_weight": 25.0,
-                "var_loss_weight": 25.0,
-                "cov_loss_weight": 200.0,
-                "iternorm": False,
-            },
-        )
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim)."""

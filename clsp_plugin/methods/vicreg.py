@@ -1,13 +1,15 @@
 """VICReg: variance, invariance, covariance (Bardes et al., ICLR 2022)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.losses.vicreg import vicreg_loss
-from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.base import BaseMethod, ProjectorKwargs, mlp
 from clsp_plugin.methods.registry import register_method
 
 
@@ -19,25 +21,17 @@ class VICReg(BaseMethod):
     ``sim_loss_weight`` (default 25), ``var_loss_weight`` (25), ``cov_loss_weight`` (1).
     """
 
+    @dataclass
+    class Kwargs(ProjectorKwargs):
+        sim_loss_weight: float = ranged(25.0)
+        var_loss_weight: float = ranged(25.0)
+        cov_loss_weight: float = ranged(1.0)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
         hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
         self.add_head("projector", mlp(self.features_dim, hidden, hidden, out, norm=True))
-
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        return check_method_kwargs(
-            cfg,
-            {
-                "proj_hidden_dim": int,
-                "proj_output_dim": int,
-                "sim_loss_weight": 25.0,
-                "var_loss_weight": 25.0,
-                "cov_loss_weight": 1.0,
-            },
-        )
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim)."""

@@ -1,15 +1,17 @@
 """W-MSE: whitening for self-supervision (Ermolov et al., ICML 2021)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from clsp_plugin.config.rules import ranged
 from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.alignment import alignment_loss
-from clsp_plugin.methods.base import BaseMethod, check_method_kwargs, mlp
+from clsp_plugin.methods.base import WIDTH, BaseMethod, ProjectorKwargs, mlp
 from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.whitening import whiten
 
@@ -28,25 +30,21 @@ class WMSE(BaseMethod):
     process), ``whitening_eps`` (shrinkage of the covariance to the identity, default 0).
     """
 
+    @dataclass
+    class Kwargs(ProjectorKwargs):
+        whitening_iters: int = ranged(1, low=0)
+        whitening_size: int = ranged(256, WIDTH)
+        whitening_eps: float = ranged(0.0, low=0)
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
         sizes = (self.features_dim, kwargs.proj_hidden_dim, kwargs.proj_output_dim)
         self.add_head("projector", mlp(*sizes, norm=True))
 
-    @staticmethod
-    def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        cfg = check_method_kwargs(
-            cfg,
-            {
-                "proj_hidden_dim": int,
-                "proj_output_dim": int,
-                "whitening_iters": 1,
-                "whitening_size": 256,
-                "whitening_eps": 0.0,
-            },
-        )
+    @classmethod
+    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
+        cfg = super().add_and_assert_specific_cfg(cfg)
         _check_whitening(cfg.method_kwargs, cfg.optimizer.batch_size)
         return cfg
 

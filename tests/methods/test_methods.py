@@ -169,7 +169,7 @@ def test_refuses_a_setting_it_does_not_have(tiny, base):
 def test_names_a_setting_that_is_missing(tiny, base):
     cfg = parse_cfg(tiny(base), METHODS)
     del cfg.method_kwargs.proj_output_dim
-    with pytest.raises(ClspError, match=r"needs method_kwargs\.proj_output_dim"):
+    with pytest.raises(ClspError, match=r"method_kwargs\.proj_output_dim is not set"):
         METHODS[base].add_and_assert_specific_cfg(cfg)
 
 

@@ -1,46 +1,21 @@
 """Which operations a view is made of, and how strongly: solo-learn's YAML, checked."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, DictConfig
 
-from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.config.rules import Rule, check_value, ranged
+from clsp_plugin.config.typed import typed
+from clsp_plugin.errors import ClspError
 
 __all__ = ["INTERPOLATIONS", "AugmentationConfig"]
 
-# block of the YAML -> its keys -> field of AugmentationConfig
-_BLOCKS = {
-    "rrc": {
-        "enabled": "crop",
-        "crop_min_scale": "crop_min_scale",
-        "crop_max_scale": "crop_max_scale",
-        "interpolation": "interpolation",
-    },
-    "color_jitter": {
-        "prob": "jitter_prob",
-        "brightness": "brightness",
-        "contrast": "contrast",
-        "saturation": "saturation",
-        "hue": "hue",
-    },
-    "grayscale": {"prob": "grayscale_prob"},
-    "gaussian_blur": {"prob": "blur_prob"},
-    "solarization": {"prob": "solarize_prob"},
-    "equalization": {"prob": "equalize_prob"},
-    "horizontal_flip": {"prob": "flip_prob"},
-}
-_SWITCHES = {block: next(iter(keys)) for block, keys in _BLOCKS.items()}
-_PLAIN = ("crop_size", "num_crops")
-# Stands in some of solo-learn's files beside prob, which alone decides.
-_IDLE = "enabled"
-_NOT_OURS = ("mean", "std")  # statistics of the data set; whoever loads it passes them on
-_YAML_NAMES = {
-    field: f"{block}.{key}" for block, keys in _BLOCKS.items() for key, field in keys.items()
-}
 INTERPOLATIONS = ("bilinear", "bicubic")
+_PROBABILITY = Rule(low=0, high=1)
+_AREA = Rule(above=0, high=1)
+_STRENGTH = Rule(low=0)
 
 
 @dataclass(frozen=True)
@@ -63,49 +38,38 @@ class AugmentationConfig:
         ClspError: a value of the wrong type or out of its range.
     """
 
-    crop_size: int
-    num_crops: int = 1
+    crop_size: int = ranged(MISSING, low=1)
+    num_crops: int = ranged(1, low=1)
     crop: bool = False
-    crop_min_scale: float = 0.08
-    crop_max_scale: float = 1.0
-    interpolation: str = "bicubic"
-    jitter_prob: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    grayscale_prob: float = 0.0
-    blur_prob: float = 0.0
-    solarize_prob: float = 0.0
-    equalize_prob: float = 0.0
-    flip_prob: float = 0.0
+    crop_min_scale: float = ranged(0.08, _AREA)
+    crop_max_scale: float = ranged(1.0, _AREA)
+    interpolation: str = ranged("bicubic", choices=INTERPOLATIONS)
+    jitter_prob: float = ranged(0.0, _PROBABILITY)
+    brightness: float = ranged(0.0, _STRENGTH)
+    contrast: float = ranged(0.0, _STRENGTH)
+    saturation: float = ranged(0.0, _STRENGTH)
+    hue: float = ranged(0.0, low=0, high=0.5)
+    grayscale_prob: float = ranged(0.0, _PROBABILITY)
+    blur_prob: float = ranged(0.0, _PROBABILITY)
+    solarize_prob: float = ranged(0.0, _PROBABILITY)
+    equalize_prob: float = ranged(0.0, _PROBABILITY)
+    flip_prob: float = ranged(0.0, _PROBABILITY)
 
     def __post_init__(self) -> None:
-        for name in _PLAIN:
-            self._check_int(name)
-        if not isinstance(self.crop, bool):
-            raise ClspError(f"rrc.enabled must be true or false, not {self.crop!r}")
-        for name in _YAML_NAMES:
-            if name.endswith("_prob"):
-                self._check_number(name, 0.0, 1.0)
-        for name in ("brightness", "contrast", "saturation"):
-            self._check_number(name, 0.0, math.inf)
-        self._check_number("hue", 0.0, 0.5)
-        for name in ("crop_min_scale", "crop_max_scale"):
-            self._check_number(name, 0.0, 1.0)
-        if not 0.0 < self.crop_min_scale <= self.crop_max_scale:
-            raise ClspError(
-                "rrc needs 0 < crop_min_scale <= crop_max_scale, "
-                f"not {self.crop_min_scale} and {self.crop_max_scale}"
+        for one in fields(self):
+            check_value(
+                _NAMES.get(one.name, one.name),
+                getattr(self, one.name),
+                one.metadata.get("rule", Rule()),
             )
-        if self.interpolation not in INTERPOLATIONS:
+        if self.crop_min_scale > self.crop_max_scale:
             raise ClspError(
-                f"unknown rrc.interpolation {self.interpolation!r}"
-                + nearest(self.interpolation, INTERPOLATIONS)
+                f"rrc.crop_min_scale={self.crop_min_scale} must be at most "
+                f"rrc.crop_max_scale={self.crop_max_scale}."
             )
 
     @classmethod
-    def from_cfg(cls, cfg: Mapping[str, Any]) -> "AugmentationConfig":
+    def from_cfg(cls, cfg: Mapping[str, Any] | DictConfig) -> "AugmentationConfig":
         """Read one pipeline of a solo-learn ``augmentations`` list.
 
         A block that is absent or null is switched off. ``rrc.interpolation`` is an addition of
@@ -118,52 +82,73 @@ class AugmentationConfig:
         Raises:
             ClspError: an unknown or missing key, or a bad value.
         """
-        if OmegaConf.is_config(cfg):
-            cfg = OmegaConf.to_container(cfg, resolve=True)
-        _check_keys(cfg, (*_BLOCKS, *_PLAIN, *_NOT_OURS), "an augmentation")
-        if "crop_size" not in cfg:
-            raise ClspError("an augmentation needs a crop_size in pixels")
-        values = {name: cfg[name] for name in _PLAIN if name in cfg}
+        given = typed(cfg, _PIPELINE)
+        values = {name: given[name] for name in ("crop_size", "num_crops")}
         for block, keys in _BLOCKS.items():
-            given = cfg.get(block)
-            if given is None:
+            inner = given[block]
+            if inner is None:
                 continue
-            _check_keys(given, {**keys, _IDLE: None}, block)
-            if _SWITCHES[block] not in given:
-                raise ClspError(f"{block}.{_SWITCHES[block]} is missing")
-            if given.get(_IDLE) is False and given.get("prob", 0) > 0:
-                raise ClspError(f"{block}.{_IDLE} is False and its prob is {given['prob']}")
-            values |= {keys[key]: value for key, value in given.items() if key in keys}
-        _check_strengths(values)
+            if inner.get("enabled") is False and inner.get("prob"):
+                raise ClspError(f"{block}.enabled is False and its prob is {inner.prob}.")
+            values |= {keys[key]: inner[key] for key in keys if inner[key] is not None}
+        jitter = given.color_jitter
+        if jitter is not None and jitter.prob > 0:  # one that never happens needs no strength
+            for name in ("brightness", "contrast", "saturation", "hue"):
+                if jitter[name] is None:
+                    raise ClspError(
+                        f"color_jitter.{name} is not set though color_jitter.prob is not 0."
+                    )
         return cls(**values)
 
-    def _check_int(self, name: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ClspError(f"{name} must be a whole number of at least 1, not {value!r}")
 
-    def _check_number(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        known = _YAML_NAMES[name]
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ClspError(f"{known} must be a number, not {value!r}")
-        if not low <= value <= high or math.isinf(value):
-            bounds = "at least 0 and finite" if math.isinf(high) else f"in [{low:g}, {high:g}]"
-            raise ClspError(f"{known} must be {bounds}, not {value!r}")
+# block of the YAML -> its keys, the switch first -> field of AugmentationConfig
+_BLOCKS = {
+    "rrc": {
+        "enabled": "crop",
+        "crop_min_scale": "crop_min_scale",
+        "crop_max_scale": "crop_max_scale",
+        "interpolation": "interpolation",
+    },
+    "color_jitter": {
+        "prob": "jitter_prob",
+        "brightness": "brightness",
+        "contrast": "contrast",
+        "saturation": "saturation",
+        "hue": "hue",
+    },
+    "grayscale": {"prob": "grayscale_prob"},
+    "gaussian_blur": {"prob": "blur_prob"},
+    "solarization": {"prob": "solarize_prob"},
+    "equalization": {"prob": "equalize_prob"},
+    "horizontal_flip": {"prob": "flip_prob"},
+}
+_NAMES = {name: f"{block}.{key}" for block, keys in _BLOCKS.items() for key, name in keys.items()}
 
 
-def _check_keys(cfg: Any, valid: Sequence[str] | Mapping[str, Any], where: str) -> None:
-    if not isinstance(cfg, Mapping):
-        raise ClspError(f"{where} must be a mapping of names to values, not {cfg!r}")
-    for key in cfg:
-        if key not in valid:
-            raise ClspError(f"unknown key '{key}' in {where}{nearest(key, valid)}")
+def _block(name: str) -> type:
+    """The schema of a block: its switch has to be given, the rest may be left out."""
+    kinds = {one.name: one.type for one in fields(AugmentationConfig)}
+    switch, *others = _BLOCKS[name].items()
+    # `enabled` stands in some of solo-learn's files beside prob, which alone decides
+    idle = [] if switch[0] == "enabled" else [("enabled", bool | None, field(default=None))]
+    return make_dataclass(
+        name,
+        [
+            (switch[0], kinds[switch[1]], field(default=MISSING)),
+            *((key, kinds[of] | None, field(default=None)) for key, of in others),
+            *idle,
+        ],
+    )
 
 
-def _check_strengths(values: Mapping[str, Any]) -> None:
-    """A jitter that may happen must say how strong it is; one that never happens need not."""
-    if values.get("jitter_prob", 0) == 0:
-        return
-    for name in ("brightness", "contrast", "saturation", "hue"):
-        if name not in values:
-            raise ClspError(f"color_jitter.{name} is missing though color_jitter.prob is not 0")
+_PIPELINE = make_dataclass(
+    "augmentation",
+    [
+        ("crop_size", int, field(default=MISSING)),
+        ("num_crops", int, field(default=1)),
+        # statistics of the data set, which whoever loads it passes on
+        ("mean", Any, field(default=None)),
+        ("std", Any, field(default=None)),
+        *((name, _block(name) | None, field(default=None)) for name in _BLOCKS),
+    ],
+)
