@@ -44,3 +44,8 @@ def short(value: Any, most: int = 120) -> str:
     """A value as text for a sentence, cut where it is longer than ``most`` characters."""
     text = " ".join(str(value).split())
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of a library says, or its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

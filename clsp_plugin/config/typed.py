@@ -8,7 +8,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from clsp_plugin.config.rules import Rule, check_value
-from clsp_plugin.errors import ClspError, nearest, short
+from clsp_plugin.errors import ClspError, first_line, nearest, short
 
 __all__ = ["settings_of", "typed", "typed_block"]
 
@@ -78,7 +78,7 @@ def typed(cfg: Mapping[str, Any] | DictConfig, schema: type, extra: set[str] = f
     try:
         given = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise ClspError(f"The configuration cannot be resolved: {_first_line(error)}") from error
+        raise ClspError(f"The configuration cannot be resolved: {first_line(error)}") from error
     _refuse_unknown(given, schema, "", extra)
     own = {key: value for key, value in given.items() if key not in extra}
     merged = _merged(schema, _without_none(own))
@@ -141,7 +141,7 @@ def _merged(schema: type, given: Mapping[str, Any]) -> DictConfig:
             for key, value in given.items():
                 _merged(schema, {key: value})
         where = where or next(iter(given))
-        raise ClspError(f"{where}: {_first_line(error)}") from error
+        raise ClspError(f"{where}: {first_line(error)}") from error
 
 
 def _check_rules(values: Mapping[str, Any], schema: type, prefix: str) -> None:
@@ -172,7 +172,3 @@ def _without_none(given: Any) -> Any:
     if isinstance(given, list):
         return [_without_none(value) for value in given]
     return None if given == "None" else given
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

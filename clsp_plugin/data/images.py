@@ -21,7 +21,7 @@ from clsp_plugin.data.folders import (
     to_pixels,
 )
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.errors import ClspError, first_line, nearest
 from clsp_plugin.system.memory import total_memory
 
 __all__ = [
@@ -219,10 +219,9 @@ def open_torchvision(
         if not present:
             _remove_empty(root, folder, whole=not before)
         what = "is corrupt or incomplete" if present else "was not found and cannot be downloaded"
-        first = (str(error).strip() or repr(error)).splitlines()[0]
         raise ClspError(
-            f"{dataset} {what} at {root} ({first}); put torchvision's {folder} there, or "
-            f"{otherwise}."
+            f"{dataset} {what} at {root} ({first_line(error)}); put torchvision's {folder} there, "
+            f"or {otherwise}."
         ) from error
 
 

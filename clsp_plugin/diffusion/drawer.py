@@ -25,7 +25,7 @@ from clsp_plugin.diffusion.sampling import (
     to_float,
 )
 from clsp_plugin.diffusion.schedulers import make_scheduler
-from clsp_plugin.errors import ClspError
+from clsp_plugin.errors import ClspError, first_line, short
 from clsp_plugin.system.files import write_whole
 from clsp_plugin.system.memory import available_memory, in_bytes, keep_freed_memory, memory_of
 from clsp_plugin.system.processes import device_of, number_of
@@ -222,7 +222,7 @@ class Drawer:
         if self.batch_size == 1:
             raise ClspError(
                 f"The memory of {self.device} does not suffice for the candidates of a single "
-                f"image ({str(error).splitlines()[0][:100]}); free some, or use another device=."
+                f"image ({short(first_line(error))}); free some, or use another device=."
             ) from error
         self.batch_size = (self.batch_size + 1) // 2
         tqdm.write(f"Out of memory: continuing with batch_size={self.batch_size}.")

@@ -10,7 +10,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
 )
 
-from clsp_plugin.errors import ClspError
+from clsp_plugin.errors import ClspError, first_line
 
 __all__ = [
     "LINEAR_BETAS",
@@ -156,7 +156,7 @@ def training_betas(config: Mapping[str, Any]) -> torch.Tensor:
         betas = DDPMScheduler(**given).betas
         problem = None if bool(((betas > 0) & (betas < 1)).all()) else "betas beyond 0 and 1"
     except Exception as error:  # the boundary to diffusers, as in _load_unet
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        problem = first_line(error)
     if problem:
         raise ClspError(
             f"The scheduler of this denoiser's training ({str(given)[:200]}) is not one of "

@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from clsp_plugin.errors import ClspError, Terminated
+from clsp_plugin.errors import ClspError, Terminated, first_line
 from clsp_plugin.records.checkpoint import read_checkpoint
 from clsp_plugin.system.files import write_whole
 
@@ -48,7 +48,7 @@ def new_trainer(**kwargs: Any) -> pl.Trainer:
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         names = ("accelerator", "devices", "strategy", "precision")
         given = ", ".join(f"{name}={kwargs[name]}" for name in names if name in kwargs)
-        raise ClspError(f"{given} do not fit this machine: {str(error).splitlines()[0]}") from error
+        raise ClspError(f"{given} do not fit this machine: {first_line(error)}") from error
 
 
 class Finite(Callback):
@@ -146,11 +146,11 @@ def fit(
             raise error.__context__ from None
         raise
     except MisconfigurationException as error:
-        raise ClspError(f"Lightning refuses the configuration: {_first_line(error)}") from error
+        raise ClspError(f"Lightning refuses the configuration: {first_line(error)}") from error
     except (RuntimeError, MemoryError) as error:
         if _is_memory(error):
             raise ClspError(
-                f"The memory is too small for this training ({_first_line(error)}); give a smaller "
+                f"The memory is too small for this training ({first_line(error)}); give a smaller "
                 f"batch size, network or image size."
             ) from error
         if checkpoint is None or began.began:
@@ -164,10 +164,6 @@ def fit(
         raise KeyboardInterrupt
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _is_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
@@ -177,7 +173,7 @@ def _is_memory(error: BaseException) -> bool:
 def _unfit(checkpoint: Path, error: BaseException) -> ClspError:
     return ClspError(
         f"{checkpoint} cannot be continued, something in it is missing or of another training "
-        f"({_first_line(error)}); delete it, or train anew with auto_resume.enabled=False."
+        f"({first_line(error)}); delete it, or train anew with auto_resume.enabled=False."
     )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from clsp_plugin.diffusion.verbs import denoiser as train
-from clsp_plugin.errors import ClspError
+from clsp_plugin.errors import ClspError, first_line
 from clsp_plugin.evaluation.frozen import Encoder, device_name
 
 __all__ = ["denoiser", "frechet_distance", "frechet_from"]
@@ -72,7 +72,7 @@ def _frechet_metric(feature: int | nn.Module) -> Metric:
         file = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rsplit("/", 1)[1])
         raise ClspError(
             f"The weights of the FID's network could not be fetched or read "
-            f"({str(error).splitlines()[0]}); put the file {URL_INCEPTION_V3} at {file}, or leave "
+            f"({first_line(error)}); put the file {URL_INCEPTION_V3} at {file}, or leave "
             f"the FID out and name an encoder instead."
         ) from error
     # an encoder of ours is on its device already, and its features are on the CPU

@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.config.training import Stem
-from clsp_plugin.errors import ClspError
+from clsp_plugin.errors import ClspError, first_line
 from clsp_plugin.records.lock import one_training
 from clsp_plugin.system.files import check_regular, write_text
 from clsp_plugin.system.json_files import checked, read_json
@@ -187,7 +187,7 @@ def why_unreadable(error: Exception) -> str:
     """
     if isinstance(error, OSError) and error.errno is not None:
         raise error
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     # torch advises to let the file run what it likes
     if "weights_only" in reason or "Weights only" in reason:
         return "it is damaged, or has objects in it that are neither weights nor numbers"

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from clsp_plugin.config.compose import compose
 from clsp_plugin.config.shipped import what
 from clsp_plugin.data.downstream import to_fetch
-from clsp_plugin.errors import ClspError
+from clsp_plugin.errors import ClspError, first_line
 from clsp_plugin.evaluation.settings import Transfer, complete
 from clsp_plugin.evaluation.verbs import targets_of
 from clsp_plugin.records.numerics import numerics_label, numerics_of
@@ -65,8 +65,9 @@ def _composed(verb: str, config: str, overrides: tuple[str, ...]) -> DictConfig:
         VERBS[verb].refuse(cfg)
     except (HydraException, OmegaConfBaseException) as error:
         said = " ".join(overrides) or "no overrides"
-        why = str(error).strip().splitlines()[0]
-        raise ClspError(f"clsp {verb} cannot read {config} with {said}: {why}") from error
+        raise ClspError(
+            f"clsp {verb} cannot read {config} with {said}: {first_line(error)}"
+        ) from error
     except ClspError as error:
         raise ClspError(str(error) if verb == "pretrain" else f"{verb}: {error}") from error
     return cfg
@@ -225,7 +226,7 @@ class _Planner:
         path = self.place("runs", label, key, numerics_of("pretrain", cfg.data.dataset, cfg.method))
         # a configuration may leave out checkpoints of some age; a suite takes as long as it takes
         paths |= {"checkpoint.dir": str(path)}
-        paths |= {"auto_resume.enabled": True, "auto_resume.max_hours": 1e9}
+        paths |= {"auto_resume.enabled": True, "auto_resume.max_hours": None}
         cost = _cost("pretrain", cfg, cfg.data)
         given = (*given, f"seed={seed}")
         steps = [Step("pretrain", config, given, paths, cost, key, _of_backbone(cfg))]

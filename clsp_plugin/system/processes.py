@@ -2,7 +2,7 @@
 
 import os
 
-from clsp_plugin.errors import ClspError, short
+from clsp_plugin.errors import ClspError, first_line, short
 
 __all__ = ["check_launch", "device_of", "is_first", "number_of", "process"]
 
@@ -104,7 +104,7 @@ def device_of(name: str):
             device = torch.device("cuda", _gpu())
         torch.zeros(1, device=device).item()  # a device without values, such as meta, has none
     except (RuntimeError, AssertionError, NotImplementedError, TypeError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ClspError(
             f"device={short(repr(name))} cannot be used here ({short(reason)}); give device=auto "
             f"or device=cpu."

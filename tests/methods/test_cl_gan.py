@@ -112,7 +112,7 @@ def test_the_pair_follows_the_target(build):
 def test_refuses_what_it_cannot_do(build, tiny, digits48):
     with pytest.raises(ClspError, match="num_generated=17 must be between 2"):
         build("method_kwargs.num_generated=17")
-    with pytest.raises(ClspError, match="final_similarity=2.0 must be at least -1 and at most 1"):
+    with pytest.raises(ClspError, match=r"final_similarity=2\.0 must be at least -1 and at most 1"):
         build("method_kwargs.final_similarity=2.0")
     model = build()
     small = replace(digits48, images=digits48.images[:, :8, :8])
