@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 
+from clsp_plugin.config.plain import plain
 from clsp_plugin.errors import ClspError, nearest
 
 __all__ = ["INTERPOLATIONS", "AugmentationConfig"]
@@ -118,8 +119,8 @@ class AugmentationConfig:
         Raises:
             ClspError: an unknown or missing key, or a bad value.
         """
-        if OmegaConf.is_config(cfg):
-            cfg = OmegaConf.to_container(cfg, resolve=True)
+        if isinstance(cfg, DictConfig):
+            cfg = plain(cfg, resolve=True)
         _check_keys(cfg, (*_BLOCKS, *_PLAIN, *_NOT_OURS), "an augmentation")
         if "crop_size" not in cfg:
             raise ClspError("an augmentation needs a crop_size in pixels")
