@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from clsp_plugin.config.plain import plain
 from clsp_plugin.config.rules import Rule, check_value
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.errors import ClspError, nearest
@@ -33,7 +34,7 @@ def check_method_kwargs(cfg: DictConfig, defaults: dict[str, Any]) -> DictConfig
     """
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
-    given = OmegaConf.to_container(OmegaConf.create(cfg.get("method_kwargs") or {}))
+    given = plain(OmegaConf.create(cfg.get("method_kwargs") or {}))
     for name in given:
         if name not in defaults:
             raise ClspError(
@@ -231,8 +232,11 @@ class BaseMethod(JointForward, pl.LightningModule):
         out = self(X)
         return {**out, **_classification(out["logits"], targets)}
 
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
-        """All views: lists of their outputs, and the probe's mean ``loss`` over large crops."""
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Any:
+        """All views: lists of their outputs, and the probe's mean ``loss`` over large crops.
+
+        Methods take these and return their loss, a scalar, as solo-learn's do.
+        """
         _, views, targets = batch
         views = [views] if isinstance(views, torch.Tensor) else views
         assert len(views) == self.num_crops, (len(views), self.num_crops)
@@ -250,7 +254,7 @@ class BaseMethod(JointForward, pl.LightningModule):
         )
         return outs
 
-    def log_epoch(self, **metrics: torch.Tensor) -> None:
+    def log_epoch(self, **metrics: torch.Tensor | float) -> None:
         """Log means over an epoch and over all processes."""
         self.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True)
 
@@ -313,7 +317,7 @@ class BaseMomentumMethod(BaseMethod):
         """Images (B, 3, H, W) to ``feats`` (B, D) of the momentum backbone; methods add ``z``."""
         return {"feats": self._features(self.momentum_backbone, X)}
 
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Any:
         """Adds ``momentum_*``: lists of the momentum network's outputs for the large crops."""
         outs = super().training_step(batch, batch_idx)
         _, views, targets = batch

@@ -66,6 +66,7 @@ class DINO(BaseMomentumMethod):
     """
 
     takes_small_crops = True
+    center: torch.Tensor
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
