@@ -6,6 +6,7 @@ the generator knows any encoder.
 
 import hashlib
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -65,10 +66,14 @@ def save_condition(path: str | Path, condition: torch.Tensor, array: ImageArray)
     path = Path(path)
     if path.exists():
         raise ClspError(f"{path} already exists; choose another --out or delete it.")
-    content = {"condition": condition.numpy(), "fingerprint": np.array(array.fingerprint)}
-    write_whole(path, lambda file: np.savez(file, **content))
+    values, name = condition.numpy(), np.array(array.fingerprint)
+    write_whole(path, lambda file: np.savez(file, condition=values, fingerprint=name))
 
 
+@overload
+def load_condition(given: str | Path, array: ImageArray) -> torch.Tensor: ...
+@overload
+def load_condition(given: str | Path | None, array: ImageArray) -> torch.Tensor | None: ...
 def load_condition(given: str | Path | None, array: ImageArray) -> torch.Tensor | None:
     """The condition that a configuration names.
 

@@ -123,7 +123,7 @@ def generate_command(path: str | Path, data: Mapping[str, Any] | None = None) ->
     """
     # every setting is said, whatever the shipped configuration has by default
     data = data or {}
-    keys = ("dataset", "train_path", "fraction", "image_size")
+    keys: tuple[str, ...] = ("dataset", "train_path", "fraction", "image_size")
     config = "cifar"
     if data.get("dataset", "digits") == "digits":
         keys, config = (*keys, "num_train", "seed"), "digits"

@@ -71,6 +71,7 @@ class CandidateStore:
             ``drawn`` may be asked for.
 
     Attributes:
+        manifest: what the store says of itself; None for the authors' array.
         drawn: int64 (M,), the images that have their candidates: all, unless ``partial``.
 
     Raises:
@@ -91,7 +92,7 @@ class CandidateStore:
             self._shards = [self._open_npy()]
         elif (self.path / MANIFEST).exists():
             self.manifest = StoreManifest.load(self.path)
-            self._shards = self._open_shards()
+            self._shards = self._open_shards(self.manifest)
         else:
             raise ClspError(
                 f"There is no candidate store at {self.path}; make it with "
@@ -120,34 +121,46 @@ class CandidateStore:
             )
         return array
 
-    def _open_shards(self) -> list[np.ndarray]:
-        shards = range(self.manifest.num_shards)
+    def _open_shards(self, manifest: StoreManifest) -> list[np.ndarray]:
+        shards = range(manifest.num_shards)
         absent = {shard for shard in shards if not shard_path(self.path, shard).exists()}
-        if len(absent) > (self.manifest.num_shards - 1 if self.partial else 0):
+        if len(absent) > (manifest.num_shards - 1 if self.partial else 0):
             raise ClspError(
                 f"The candidate store {self.path} is incomplete: {len(absent)} of "
-                f"{self.manifest.num_shards} shards are missing; run the `clsp generate` that "
+                f"{manifest.num_shards} shards are missing; run the `clsp generate` that "
                 f"made it again, it continues where it stopped."
             )
         return [
-            _placeholder(self.manifest.shard_shape(shard))
+            _placeholder(manifest.shard_shape(shard))
             if shard in absent
-            else map_shard(self.path, shard, self.manifest)
+            else map_shard(self.path, shard, manifest)
             for shard in shards
         ]
 
     def _present(self, num_candidates: int | None) -> int:
         """Candidates that every image has, which are fewer while a store is extended."""
         present = min(shard.shape[1] for shard in self._shards)
-        complete = self.manifest is None or present == self.manifest.num_candidates
-        if not complete and num_candidates is None and not self.partial:
+        wanted = present if self.manifest is None else self.manifest.num_candidates
+        if present != wanted and num_candidates is None and not self.partial:
             raise ClspError(
                 f"The candidate store {self.path} is being extended from {present} to "
-                f"{self.manifest.num_candidates} candidates an image; run the `clsp generate` "
+                f"{wanted} candidates an image; run the `clsp generate` "
                 f"that extends it again, or draw from the first ones with "
                 f"synthetic.num_candidates={present}."
             )
         return present
+
+    def need_manifest(self) -> StoreManifest:
+        """The manifest, for what cannot do without one.
+
+        Raises:
+            ClspError: the store is the authors' array.
+        """
+        if self.manifest is None:
+            raise ClspError(
+                f"{self.path} has no manifest; name a store that `clsp generate` wrote."
+            )
+        return self.manifest
 
     def check(self, num_images: int, height: int, width: int, fingerprint: str, name: str) -> None:
         """Refuse images that the candidates were not made for.
@@ -290,7 +303,7 @@ class CandidateStore:
             out[rows] = self._shards[shard][where[rows] - self._starts[shard], which[rows]]
         return torch.from_numpy(out).to(indexes.device, non_blocking=True)
 
-    def images(self, indexes: Sequence[int]) -> np.ndarray:
+    def images(self, indexes: Sequence[int] | np.ndarray) -> np.ndarray:
         """All candidates of a few images: uint8 (n, K, H, W, 3)."""
         out = []
         for index in indexes:

@@ -159,7 +159,7 @@ class SyntheticPositiveLoader:
         self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self.loader)  # type: ignore[arg-type]  # an error where it has no length
 
     def __getattr__(self, name: str) -> Any:
         if name == "loader":  # not there yet while this object is being unpickled

@@ -279,9 +279,9 @@ class StoreWriter:
     def _clear(self, rank: int, world_size: int) -> None:
         """Delete what a process that was killed had not written to its end."""
         for left in unfinished(self.path):
-            shard = left.name.removeprefix(".shard-").split(".")[0]
+            number = left.name.removeprefix(".shard-").split(".")[0]
             # the other files may be in the making by one of the other processes
-            mine = int(shard) % world_size == rank if shard.isdigit() else world_size == 1
+            mine = int(number) % world_size == rank if number.isdigit() else world_size == 1
             if mine:
                 left.unlink(missing_ok=True)
         shares = self._shares(rank, world_size)

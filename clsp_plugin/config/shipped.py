@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+
+from clsp_plugin.config.plain import plain
 
 __all__ = ["add_shared", "fingerprint", "shared", "shipped", "takes_shared", "what"]
 
@@ -50,7 +52,7 @@ def add_shared(search_path: ConfigSearchPath) -> None:
 
 def what(cfg: DictConfig) -> dict[str, Any]:
     """A configuration without where and how fast."""
-    content = {k: v for k, v in OmegaConf.to_container(cfg).items() if k not in _NOT_WHAT}
+    content = {k: v for k, v in plain(cfg).items() if k not in _NOT_WHAT}
     if isinstance(content.get("synthetic"), dict):
         content["synthetic"].pop("path", None)
     if isinstance(content.get("data"), dict):

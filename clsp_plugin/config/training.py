@@ -3,11 +3,13 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from types import SimpleNamespace
 from typing import Any, Optional
 
 from lightning.pytorch import Trainer
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from clsp_plugin.config.plain import plain
 from clsp_plugin.config.rules import SEED, Rule, ranged
 from clsp_plugin.config.trainer_arguments import PRECISIONS, TrainerArguments, refuse_arguments
 from clsp_plugin.config.typed import typed
@@ -301,7 +303,7 @@ def _count_crops(cfg: DictConfig) -> None:
         )
 
 
-def num_devices(cfg: DictConfig) -> int:
+def num_devices(cfg: DictConfig | SimpleNamespace) -> int:
     """How many devices of one node a configuration asks for; ``auto`` is resolved on this one."""
     devices = cfg.devices
     if devices in ("auto", "-1") or (devices == -1 and not isinstance(devices, bool)):
@@ -356,7 +358,7 @@ def trainer_kwargs(cfg: DictConfig) -> dict[str, Any]:
     """The Trainer's arguments that a parsed configuration holds."""
     import torch
 
-    kwargs = {k: v for k, v in OmegaConf.to_container(cfg).items() if k in _TRAINER}
+    kwargs = {k: v for k, v in plain(cfg).items() if k in _TRAINER}
     kwargs["strategy"] = kwargs["strategy"] or "auto"
     cpu = cfg.accelerator == "cpu" or (cfg.accelerator == "auto" and not torch.cuda.is_available())
     if cpu:

@@ -1,12 +1,14 @@
 """A configuration checked against a dataclass: types, ranges, unknown keys."""
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import field, fields, is_dataclass, make_dataclass
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from clsp_plugin.config.plain import plain
 from clsp_plugin.config.rules import Rule, check_value
 from clsp_plugin.errors import ClspError, first_line, nearest, short
 
@@ -19,10 +21,14 @@ def _schema_of(schema: type, name: str) -> type | None:
     """The dataclass of a nested block, if it is one."""
     hint = get_type_hints(schema)[name]
     options = [hint, *get_args(hint)]
-    return next((option for option in options if is_dataclass(option)), None)
+    return next(
+        (option for option in options if isinstance(option, type) and is_dataclass(option)), None
+    )
 
 
-def _refuse_unknown(given: Mapping[str, Any], schema: type, prefix: str, extra: set[str]) -> None:
+def _refuse_unknown(
+    given: Mapping[str, Any], schema: type, prefix: str, extra: AbstractSet[str]
+) -> None:
     valid = {f.name for f in fields(schema)} | extra
     for key, value in given.items():
         if not isinstance(key, str):
@@ -57,7 +63,9 @@ def _refuse_kind(key: str, value: Any, hint: Any) -> None:
         raise ClspError(f"{key}={value} must be a number.")
 
 
-def typed(cfg: Mapping[str, Any] | DictConfig, schema: type, extra: set[str] = frozenset()):
+def typed(
+    cfg: Mapping[str, Any] | DictConfig, schema: type, extra: AbstractSet[str] = frozenset()
+) -> DictConfig:
     """Check a configuration against a dataclass and fill in its defaults.
 
     Args:
@@ -73,10 +81,10 @@ def typed(cfg: Mapping[str, Any] | DictConfig, schema: type, extra: set[str] = f
     """
     if not isinstance(cfg, (Mapping, DictConfig)):
         raise ClspError(f"{cfg!r} is not a block of settings; give keys and values.")
-    if not OmegaConf.is_config(cfg):
+    if not isinstance(cfg, DictConfig):
         cfg = OmegaConf.create(dict(cfg))
     try:
-        given = OmegaConf.to_container(cfg, resolve=True)
+        given = plain(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ClspError(f"The configuration cannot be resolved: {first_line(error)}") from error
     _refuse_unknown(given, schema, "", extra)
@@ -85,7 +93,7 @@ def typed(cfg: Mapping[str, Any] | DictConfig, schema: type, extra: set[str] = f
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise ClspError(f"{', '.join(missing)} is not set; give it in the YAML or as key=value.")
-    out = OmegaConf.to_container(merged)
+    out = plain(merged)
     _check_rules(out, schema, "")
     return OmegaConf.create({**out, **{k: v for k, v in given.items() if k in extra}})
 
@@ -102,7 +110,7 @@ def settings_of(schema: type[T], given: Mapping[str, Any] | DictConfig | T | Non
     """
     if isinstance(given, schema):
         return given
-    values = OmegaConf.to_container(typed(given or {}, schema))
+    values = plain(typed(cast("Mapping[str, Any]", given or {}), schema))
     hints = get_type_hints(schema)
     return schema(
         **{k: tuple(v) if get_origin(hints[k]) is tuple else v for k, v in values.items()}
@@ -133,7 +141,7 @@ def _merged(schema: type, given: Mapping[str, Any]) -> DictConfig:
         ClspError: a value of another type, with its key.
     """
     try:
-        return OmegaConf.merge(OmegaConf.structured(schema), given)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), given)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         # OmegaConf says int()'s own words of a list in a list, and of a mapping for a list no key
         where = getattr(error, "full_key", None)
@@ -142,6 +150,8 @@ def _merged(schema: type, given: Mapping[str, Any]) -> DictConfig:
                 _merged(schema, {key: value})
         where = where or next(iter(given))
         raise ClspError(f"{where}: {first_line(error)}") from error
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _check_rules(values: Mapping[str, Any], schema: type, prefix: str) -> None:

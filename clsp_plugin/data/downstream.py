@@ -197,8 +197,10 @@ def to_fetch(name: str, root: Path) -> str | None:
         A sentence; None where all is there, or torchvision can download it.
     """
     source = _SOURCES.get(name)
-    folder = root / source.folder.split("/")[0] if source else root
-    absent = [part for part in (source.by_hand if source else ()) if not (folder / part).exists()]
+    if source is None:
+        return None
+    folder = root / source.folder.split("/")[0]
+    absent = [part for part in source.by_hand if not (folder / part).exists()]
     if not absent:
         return None
     return (
@@ -214,4 +216,5 @@ def _cifar(name: str, root: Path) -> dict[str, ImageArray]:
     except ClspError as error:  # it names the keys of another verb
         text = str(error).replace("data.train_path and data.val_path", "data.path")
         raise ClspError(text) from error
+    assert test is not None  # CIFAR has test images
     return {"train": train, "test": test}

@@ -35,7 +35,8 @@ class ImageArray:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return tuple(self.images.shape[1:3])
+        height, width = self.images.shape[1:3]
+        return height, width
 
     @cached_property
     def digests(self) -> np.ndarray:

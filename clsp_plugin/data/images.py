@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -75,6 +75,10 @@ def channel_statistics(
     return out[0], out[1]
 
 
+@overload
+def load_images(data: Mapping[str, Any], split: Literal["train"]) -> ImageArray: ...
+@overload
+def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None: ...
 def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
     """Load the images that a configuration's ``data`` block names.
 
@@ -250,8 +254,8 @@ def _load_folder(root: Path, name: str, data: Mapping[str, Any]) -> ImageArray:
             f"point data.train_path and data.val_path at the folders that hold them, or set "
             f"data.dataset=custom."
         )
-    images = _decode(files, data.get("image_size"))
-    return ImageArray(torch.from_numpy(images), torch.tensor(targets), classes, name)
+    images = torch.from_numpy(_decode(files, data.get("image_size")))
+    return ImageArray(images, torch.tensor(targets), classes, name)
 
 
 def load_image_files(root: Path, image_size: int | None) -> np.ndarray:

@@ -81,8 +81,7 @@ def keys_for(base: int | torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
         indexes: integers of any shape.
     """
     # Python's integers do not wrap as the tensors' do
-    moved = base + _GOLDEN
-    moved = _signed(moved & _MASK_64) if isinstance(base, int) else moved
+    moved = _signed((base + _GOLDEN) & _MASK_64) if isinstance(base, int) else base + _GOLDEN
     return _mix(moved + _mix(indexes.to(torch.int64) + 1))
 
 

@@ -134,8 +134,13 @@ class PretrainData(pl.LightningDataModule):
             self.pipelines += [pipeline] * config.num_crops
         self._resident: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
+    def _array(self, split: str) -> ImageArray:
+        array = self.arrays[split]
+        assert array is not None, f"no images to load for {split}"
+        return array
+
     def _batches(self, split: str, shuffle: bool) -> DataLoader:
-        num_images = num_places = len(self.arrays[split])
+        num_images = num_places = len(self._array(split))
         if split == "train" and self.places is not None:
             num_places = len(self.places)
         batches = IndexBatches(
@@ -161,7 +166,7 @@ class PretrainData(pl.LightningDataModule):
 
     def _on(self, split: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         if split not in self._resident:
-            array = self.arrays[split]
+            array = self._array(split)
             self._resident[split] = (array.images.to(device), array.targets.to(device))
         return self._resident[split]
 

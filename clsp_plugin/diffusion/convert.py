@@ -359,5 +359,5 @@ def import_denoiser(
         raise ClspError(f"{file}: {error}") from error
     steps = len(next(value for name, value in state.items() if name.endswith(f"{_TIME}.0.weight")))
     betas = {"num_train_timesteps": steps, "beta_start": beta_start, "beta_end": beta_end}
-    save_denoiser(unet, out, **betas)
+    save_denoiser(unet, out, num_train_timesteps=steps, beta_start=beta_start, beta_end=beta_end)
     return denoiser_hash(unet, betas)

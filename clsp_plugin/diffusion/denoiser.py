@@ -167,7 +167,6 @@ class AuthorsConditionalUNet(UNet2DModel):
     one and another one behind it, for which ``UNet2DModel`` has no setting.
     """
 
-    @functools.wraps(UNet2DModel.__init__)  # its signature is what diffusers reads settings by
     def __init__(self, *args: Any, **keys: Any):
         super().__init__(*args, **keys)
         for block in self.down_blocks:
@@ -183,6 +182,8 @@ class AuthorsConditionalUNet(UNet2DModel):
                     nn.Conv2d(channels, channels, 3, padding=1),
                 )
 
+    functools.update_wrapper(__init__, UNet2DModel.__init__)  # diffusers reads its signature
+
 
 class FeatureConditionalUNet(UNet2DModel):
     """A network that is given features of an image, ``num_class_embeds`` of them.
@@ -191,11 +192,14 @@ class FeatureConditionalUNet(UNet2DModel):
     the row of a class.
     """
 
-    @functools.wraps(UNet2DModel.__init__)  # its signature is what diffusers reads settings by
+    class_embedding: Any
+
     def __init__(self, *args: Any, **keys: Any):
         super().__init__(*args, **keys)
         table = self.class_embedding
         self.class_embedding = nn.Linear(table.num_embeddings, table.embedding_dim)
+
+    functools.update_wrapper(__init__, UNet2DModel.__init__)  # diffusers reads its signature
 
 
 _NETWORKS = {

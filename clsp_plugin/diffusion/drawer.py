@@ -330,8 +330,10 @@ class Drawer:
         own = None
         if self.condition is not None:
             own = self.condition[indexes].to(self.device).repeat_interleave(len(numbers), dim=0)
-        keys = {"num_steps": steps, "condition": own}
-        denoise(self.unet, self.scheduler, x, noise, settings, **keys).sum().item()
+        drawn = denoise(
+            self.unet, self.scheduler, x, noise, settings, num_steps=steps, condition=own
+        )
+        drawn.sum().item()
         return rows * len(numbers)
 
 

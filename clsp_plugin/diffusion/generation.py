@@ -63,7 +63,7 @@ def _manifest(
         w=settings.w,
         sampler=settings.sampler,
         steps=settings.steps,
-        eta=settings.eta,
+        eta=settings.chosen_eta,
         seed=settings.seed,
         dtype=settings.precision,
         clip=settings.clip,
@@ -293,7 +293,7 @@ def _draw_into(
                 bar.update(number)
                 shards.check()  # a full disk is told before the next shard is drawn for it
 
-            drawn = drawer.draw_each([job for _, *job in work], done)
+            drawn = drawer.draw_each([(start, stop, own) for _, start, stop, own in work], done)
             for (shard, *_), candidates in zip(work, drawn, strict=True):
                 shards.write(shard, candidates)
                 batch.keep(drawer.batch_size)

@@ -63,7 +63,7 @@ class SampleSheets(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_sheet(pl_module, done)
         if self.score is not None:
-            self._write_score(pl_module, done)
+            self._write_score(pl_module, done, self.score)
         pl_module.ema.train(training)
 
     def _draw(self, module: LightningModule, number: int) -> torch.Tensor:
@@ -93,9 +93,11 @@ class SampleSheets(Callback):
         sheet = grid.reshape(_ROWS * size, _COLUMNS * size, 3).numpy()
         Image.fromarray(sheet).save(self.folder / f"epoch-{done:05d}.png")
 
-    def _write_score(self, module: LightningModule, done: int) -> None:
+    def _write_score(
+        self, module: LightningModule, done: int, score: Callable[[torch.Tensor], float]
+    ) -> None:
         began = time.perf_counter()
-        distance = self.score(self._draw(module, self.num_scored))
+        distance = score(self._draw(module, self.num_scored))
         row = {"epoch": done, "frechet": f"{distance:.4f}", "samples": self.num_scored}
         row |= {"seconds": f"{time.perf_counter() - began:.1f}"}
         file, rows = self.folder / "scores.csv", []

@@ -83,6 +83,12 @@ class Sampling:
     share_anchor: bool = False
     guidance: float = ranged(0.0, low=0, high=100)
 
+    @property
+    def chosen_eta(self) -> float:
+        """``eta``, which is the sampler's own where none was given."""
+        assert self.eta is not None
+        return self.eta
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "precision", precision_name(self.precision))
         if self.eta is None:
@@ -121,7 +127,7 @@ class CandidateNoise:
         seed: int,
         indexes: torch.Tensor,
         candidates: torch.Tensor,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         share_anchor: bool,
     ):
         sample = keys_for(derive_key(seed, Purpose.NOISE), indexes)
@@ -163,7 +169,7 @@ def _advance(
     if isinstance(scheduler, DPMSolverMultistepScheduler):
         assert eta == 0.0, "this solver adds no noise"
         return scheduler.step(estimate, t, x).prev_sample
-    keys = {"variance_noise": noise.sample(t) if eta > 0 else None}
+    keys: dict[str, Any] = {"variance_noise": noise.sample(t) if eta > 0 else None}
     keys["use_clipped_model_output"] = scheduler.config.clip_sample
     if isinstance(scheduler, _AncestralScheduler):
         assert eta == 1.0, "DDPM has no other eta"
@@ -216,7 +222,7 @@ def denoise(
         estimate = estimate.float()
         # a sampler that clips would hide an infinity, and none hides what is not a number
         estimate = estimate.masked_fill(estimate.isinf(), torch.nan)
-        x = _advance(scheduler, estimate, t, x, noise, sampling.eta)
+        x = _advance(scheduler, estimate, t, x, noise, sampling.chosen_eta)
     return x
 
 

@@ -1,7 +1,7 @@
 """Noise schedules and the samplers that walk them."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import (
@@ -46,7 +46,7 @@ class _AncestralScheduler(DDIMScheduler):
         )
 
 
-Scheduler = DDIMScheduler | DPMSolverMultistepScheduler
+Scheduler: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler
 
 
 def _check_division(steps: int, total: int) -> None:

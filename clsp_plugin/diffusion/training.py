@@ -302,9 +302,14 @@ def _train(
         callbacks = list(callbacks or ())
         if settings.sample_every:
             folder = out.with_name(f"{out.name}.samples")
-            keys = {"score": score, "num_scored": settings.fid_images}
             callbacks.append(
-                SampleSheets(folder, settings.sample_every, settings.prediction, **keys)
+                SampleSheets(
+                    folder,
+                    settings.sample_every,
+                    settings.prediction,
+                    score=score,
+                    num_scored=settings.fid_images,
+                )
             )
         trainer = _make_trainer(settings, workspace, identity, callbacks)
         keep_freed_memory(trainer.strategy.root_device)

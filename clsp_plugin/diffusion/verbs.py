@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from clsp_plugin.candidates.condition import condition_digest, load_condition
 from clsp_plugin.candidates.oracle import Oracle, check_oracle, write_oracle
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.candidates.writer import check_export, export_npy
+from clsp_plugin.config.plain import plain
 from clsp_plugin.config.training import Data
 from clsp_plugin.config.typed import settings_of, typed
 from clsp_plugin.data.image_array import ImageArray
@@ -32,7 +33,7 @@ __all__ = ["check_denoiser", "check_generate", "denoiser", "generate"]
 
 def _split(given: DictConfig, *names: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keys named, which must all be set, and the rest."""
-    content = OmegaConf.to_container(given, resolve=True)
+    content = plain(given, resolve=True)
     own = {name: content.pop(name, None) for name in names}
     for name, value in own.items():
         if value in (None, "", "???"):
@@ -57,11 +58,11 @@ class _OfImages:
 
 
 def _check(verb: str, cfg: DictConfig, settings: type) -> None:
-    content = OmegaConf.to_container(cfg, resolve=True)
+    content = plain(cfg, resolve=True)
     typed({"data": content["data"]}, _OfImages)
     given = {key: value for key, value in content.items() if key not in _BESIDE[verb]}
     if "oracle" in given:
-        check_oracle(typed(given, Oracle))
+        check_oracle(settings_of(Oracle, given))
     else:
         settings_of(settings, given)
 
@@ -153,7 +154,11 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
     array = _images(own["data"])
     given_condition = load_condition(condition, array)
     _check_condition(Path(own["denoiser"]), array, given_condition)
-    what = {"dataset": array.name, "labels": array.targets, "condition": given_condition}
+    what: dict[str, Any] = {
+        "dataset": array.name,
+        "labels": array.targets,
+        "condition": given_condition,
+    }
     work = (array.images, array.fingerprint, own["denoiser"], own["out"], settings)
     if dry_run:
         found = estimate_generation(*work, **what)
@@ -170,7 +175,7 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
 def _oracle(given: DictConfig) -> dict[str, Any]:
     """Candidates that need no denoiser, of what a configuration says."""
     own, rest = _split(given, "data", "out")
-    data, settings = typed(own["data"], Data), Oracle(**typed(rest, Oracle))
+    data, settings = typed(own["data"], Data), settings_of(Oracle, rest)
     summary = write_oracle(load_images(data, "train"), data, own["out"], settings)
     made = f"{summary['candidates']} made" if summary["candidates"] else "already complete"
     print(f"Candidates: {own['out']} ({made})")

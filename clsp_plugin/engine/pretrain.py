@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.candidates.extra import inflate
+from clsp_plugin.config.plain import plain
 from clsp_plugin.config.training import parse_cfg, trainer_kwargs
 from clsp_plugin.data.augmentation.pipeline import can_compile
 from clsp_plugin.data.image_array import ImageArray
@@ -246,7 +247,7 @@ def _wandb(cfg: DictConfig, start: Start) -> Any:
         id=(args or {}).get("wandb_run_id"),
         resume="allow",
     )
-    logger.log_hyperparams(OmegaConf.to_container(cfg))
+    logger.log_hyperparams(plain(cfg))
     return logger
 
 
@@ -261,7 +262,7 @@ def _complete(cfg: DictConfig, start: Start, train: ImageArray) -> Finished:
     finished = Finished(start.run_dir, start.checkpoint, start.run_dir / RECORD)
     if not finished.record.exists():
         history = History()
-        content = read_checkpoint(start.checkpoint)
+        content = read_checkpoint(start.source)
         try:
             history.load_state_dict(content["callbacks"][history.state_key])
             record = _record(cfg, finished, history, train, {})
@@ -298,7 +299,7 @@ def _record(
         method=cfg.method,
         dataset=cfg.data.dataset,
         backbone=cfg.backbone.name,
-        epochs=history.curve[-1]["epoch"],
+        epochs=int(history.curve[-1]["epoch"]),
         seed=cfg.seed,
         num_train=len(train),
         images=train.identity,
@@ -311,7 +312,7 @@ def _record(
             **timings,
         },
         candidates=about["candidates"],
-        config=OmegaConf.to_container(cfg),
+        config=plain(cfg),
         evaluations=[],
         **about["environment"],
     )

@@ -135,6 +135,7 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # reading the metrics waits for the device, so the time below is of finished work
         row = {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
+        assert self._since is not None
         self.seconds += time.perf_counter() - self._since
         self.curve.append({"epoch": trainer.current_epoch + 1, **row})
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from clsp_plugin.config.plain import plain
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.optim import at_step
 from clsp_plugin.records.checkpoint import (
@@ -74,9 +75,15 @@ class Start:
     other: bool = False
 
     @property
+    def source(self) -> Path:
+        """The checkpoint, of a start that goes on from one."""
+        assert self.checkpoint is not None
+        return self.checkpoint
+
+    @property
     def told(self) -> str:
         """What a person should know of it, in a line."""
-        more = f", in {self.run_dir}" if self.run_dir != self.checkpoint.parent else ""
+        more = f", in {self.run_dir}" if self.run_dir != self.source.parent else ""
         return f"Continuing from {self.checkpoint}{more}."
 
 
@@ -100,7 +107,7 @@ def find_start(cfg: DictConfig, identity: Mapping[str, Any], held: ExitStack) ->
         if named.complete:
             return named
     if cfg.auto_resume.enabled:
-        own = _newest(cfg, identity, None if named is None else named.checkpoint.parent)
+        own = _newest(cfg, identity, None if named is None else named.source.parent)
         if own is not None and (named is None or own.done >= named.done):
             if not (own.complete and (own.run_dir / RECORD).exists()):
                 held.enter_context(one_training(own.run_dir))
@@ -201,7 +208,7 @@ def _of_settings(cfg: DictConfig) -> Iterator[Path]:
 
 
 def _container(cfg: DictConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(OmegaConf.to_container(cfg)))
+    return json.loads(json.dumps(plain(cfg)))
 
 
 def _of_others(content: Any, identity: Mapping[str, Any]) -> list[str]:

@@ -43,6 +43,7 @@ def load_backbone(
             ``args.json`` that asks for other files, see ``config.foreign``.
     """
     checkpoint, content = read_newest(path, foreign=inert)
+    args: dict[str, Any] | None
     if is_authors(content):
         args, state = authors_args(content, checkpoint, data or {})
     else:

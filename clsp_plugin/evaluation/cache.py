@@ -80,7 +80,7 @@ class FeatureCache:
         content["digest"] = _digest(features.feats, features.targets)
         try:
             write_whole(file, lambda handle: torch.save(content, handle))
-            for other in self.folder.iterdir():
+            for other in file.parent.iterdir():
                 of_others = not other.name.startswith(file.name[:12])
                 if of_others and _FILE.fullmatch(other.name):
                     other.unlink(missing_ok=True)
@@ -106,7 +106,8 @@ def _digest(*tensors: torch.Tensor) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(content.numpy().data)
     return digest.hexdigest()
 
 

@@ -89,7 +89,7 @@ def extract_features(
     Raises:
         ClspError: images without labels or that cannot be read, or features that are not finite.
     """
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
+    centre, scale = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
     backbone.to(device)
     views: tuple[list[torch.Tensor], ...] = ([], []) if flip else ([],)
     targets: list[torch.Tensor] = []
@@ -99,10 +99,10 @@ def extract_features(
         for pixels, labels in tqdm(batches, desc=desc, total=total, disable=not desc, unit="batch"):
             targets.append(labels)
             # NHWC in memory, seen as NCHW: that is what channels_last means
-            X = pixels.to(device).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
-            for view, feats in enumerate(views):
+            X = pixels.to(device).permute(0, 3, 1, 2).float().div_(255).sub_(centre).div_(scale)
+            for view, outputs in enumerate(views):
                 X = X.flip(3).contiguous(memory_format=torch.channels_last) if view else X
-                feats.append(backbone(X).float().cpu())
+                outputs.append(backbone(X).float().cpu())
     feats = torch.stack([torch.cat(view) for view in views])
     assert feats.ndim == 3, f"a backbone gives (B, D), this one {tuple(feats.shape[1:])}"
     if not bool(torch.isfinite(feats).all()):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import lightning.pytorch as pl
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from omegaconf import MISSING, DictConfig, OmegaConf
 from torch import nn
 
+from clsp_plugin.config.plain import plain
 from clsp_plugin.config.rules import ranged
 from clsp_plugin.config.training import Data, Training, training_cfg
 from clsp_plugin.data.augmentation.config import AugmentationConfig
@@ -90,7 +91,7 @@ def finetune_cfg(given: Mapping[str, Any], args: Mapping[str, Any]) -> DictConfi
     backbone = {**args["backbone"]}
     backbone["stem"] = resolve_stem(backbone, args["data"]["dataset"])
     method = {"method": _METHOD, "pretrain_method": args["method"], "backbone": backbone}
-    cfg = OmegaConf.create({**OmegaConf.to_container(cfg), **method})
+    cfg = OmegaConf.create({**plain(cfg), **method})
     cfg.augmentations = [{**blocks[0], "num_crops": 1}]
     cfg.data.num_large_crops, cfg.data.num_small_crops = 1, 0
     cfg.data.mean, cfg.data.std = channel_statistics(args["data"], args.get("augmentations"))
@@ -108,7 +109,7 @@ class _Classifier(pl.LightningModule):
     def __init__(self, cfg: DictConfig, backbone: nn.Module):
         super().__init__()
         self.cfg, self.backbone = cfg, backbone
-        self.classifier = nn.Linear(backbone.num_features, cfg.data.num_classes)
+        self.classifier = nn.Linear(cast(int, backbone.num_features), cfg.data.num_classes)
 
     def configure_optimizers(self):
         groups = [
@@ -235,12 +236,12 @@ def _accuracy(model: _Classifier, test: ImageArray, device: torch.device) -> tup
         raise ClspError("Fine-tuning diverged; give a smaller optimizer.lr.")
     cfg = model.cfg
     size = AugmentationConfig(crop_size=cfg.augmentations[0].crop_size)
-    plain = BatchAugmentation(size, cfg.data.mean, cfg.data.std)
+    resize = BatchAugmentation(size, cfg.data.mean, cfg.data.std)
     model.to(device).eval()
     hits = torch.zeros(2)
     batches = (part.split(cfg.optimizer.batch_size) for part in (test.images, test.targets))
     for images, targets in zip(*batches, strict=True):
-        view = plain(images.to(device), torch.zeros(len(images), dtype=torch.int64, device=device))
+        view = resize(images.to(device), torch.zeros(len(images), dtype=torch.int64, device=device))
         logits = model.classifier(model.backbone(view)).cpu()
         hit = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
         hits += torch.stack([hit[:, 0].sum(), hit.sum()])

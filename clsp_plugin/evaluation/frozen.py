@@ -71,5 +71,7 @@ class Encoder(nn.Module):
         pixels = squares(images.permute(0, 2, 3, 1).cpu(), self.size or images.shape[2])
         no_labels = torch.zeros(len(pixels), dtype=torch.int64)
         array = ImageArray(pixels, no_labels, (), self.name)
-        keys = {"mean": self.mean, "std": self.std, "device": self.device}
-        return extract_features(self.backbone, array, **keys, flip=False).feats[0]
+        features = extract_features(
+            self.backbone, array, mean=self.mean, std=self.std, device=self.device, flip=False
+        )
+        return features.feats[0]

@@ -74,4 +74,5 @@ def weighted_knn(
             hit = votes.argsort(dim=1, descending=True, stable=True) == targets
             hits[k][0] += int(hit[:, 0].sum())
             hits[k][1] += int(hit[:, : min(5, now)].sum())
-    return {k: tuple(100.0 * n / len(test_feats) for n in hits[k]) for k in hits}
+    total = len(test_feats)
+    return {k: (100.0 * top1 / total, 100.0 * top5 / total) for k, (top1, top5) in hits.items()}

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,7 +29,7 @@ PROTOCOLS = {
 }
 KS = (5, 10, 20, 50, 100, 200)
 
-_Scores = dict[float, tuple[float, float]]
+V = TypeVar("V", bound=float)  # a value that is chosen
 
 
 def check_protocol(protocol: str) -> None:
@@ -68,7 +68,7 @@ def split_heldout(
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
-def _best(scores: _Scores) -> float:
+def _best(scores: Mapping[V, tuple[float, float]]) -> V:
     """The value with the highest top-1; the first of equals, and never one that diverged."""
     return max(scores, key=lambda value: -1.0 if math.isnan(scores[value][0]) else scores[value][0])
 
@@ -78,8 +78,8 @@ def _evaluate(
     train: Features,
     test: Features,
     protocol: str,
-    values: Sequence[float],
-    score: Callable[[Features, Features, Sequence[float]], _Scores],
+    values: Sequence[V],
+    score: Callable[[Features, Features, Sequence[V]], dict[V, tuple[float, float]]],
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Choose a value as the protocol allows and report it on the test images.
@@ -180,7 +180,9 @@ def evaluate_knn(
     check_protocol(protocol)
     classes = num_classes(train.targets, test.targets)
 
-    def score(bank: Features, queries: Features, ks: Sequence[int]) -> _Scores:
+    def score(
+        bank: Features, queries: Features, ks: Sequence[int]
+    ) -> dict[int, tuple[float, float]]:
         return weighted_knn(
             bank.feats[0],
             bank.targets,
@@ -237,10 +239,12 @@ def evaluate_linear(
             f"({', '.join(map(str, lrs))}); give one, or choose among them with protocol=strict."
         )
     classes = num_classes(train.targets, test.targets)
-    settings = {"epochs": epochs, "milestones": list(milestones), "batch_size": batch_size}
-    settings["seed"] = seed
+    settings: dict[str, Any] = {"epochs": epochs, "milestones": list(milestones)}
+    settings |= {"batch_size": batch_size, "seed": seed}
 
-    def score(train: Features, test: Features, lrs: Sequence[float]) -> _Scores:
+    def score(
+        train: Features, test: Features, lrs: Sequence[float]
+    ) -> dict[float, tuple[float, float]]:
         return train_probe(train, classes, lrs, **settings, desc=desc).accuracy(test)
 
     return _evaluate(("linear", "lr"), train, test, protocol, lrs, score, settings)

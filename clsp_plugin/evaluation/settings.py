@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig
 
+from clsp_plugin.config.plain import plain
 from clsp_plugin.config.rules import SEED, Rule, ranged
 from clsp_plugin.config.training import RATE
 from clsp_plugin.config.typed import typed
@@ -100,4 +101,4 @@ def complete(schema: type, cfg: DictConfig) -> DictConfig:
     Raises:
         ClspError: an unknown key, a wrong type or a value out of range.
     """
-    return typed({**OmegaConf.to_container(cfg), "pretrained_feature_extractor": "."}, schema)
+    return typed({**plain(cfg), "pretrained_feature_extractor": "."}, schema)

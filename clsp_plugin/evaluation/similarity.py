@@ -81,8 +81,8 @@ def label_agreement(
 
     def score(features: torch.Tensor, wanted: torch.Tensor) -> float:
         number = int(array.targets.max()) + 1
-        keys = {"ks": [_NEIGHBOURS], "num_classes": number}
-        return weighted_knn(train, labels, features, wanted, **keys)[_NEIGHBOURS][0]
+        found = weighted_knn(train, labels, features, wanted, ks=[_NEIGHBOURS], num_classes=number)
+        return found[_NEIGHBOURS][0]
 
     strangers = targets[others(len(targets))].repeat_interleave(count)
     found = {

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -129,16 +130,16 @@ def evaluate_transfer(
         found = {"chosen": {"lr": lr}, "candidates": [], "split": "none", "num_val": 0}
     else:
         settings |= {"max_iter": max_iter}
-        solver = {"max_iter": max_iter, "device": device}
         fit, look = train, parts.get("val")
         if look is None:
             stay, held = split_heldout(train.targets, seed=seed)
             fit, look = train.subset(stay), train.subset(held)
             split = "a tenth of the training images"
-        fitted = fit_logistic(fit, classes, l2, **solver, desc=desc and f"{desc}, L2 penalties")
+        solve = partial(fit_logistic, max_iter=max_iter, device=device)
+        fitted = solve(fit, classes, l2, desc=desc and f"{desc}, L2 penalties")
         scores = {value: classifier.scores(look) for value, classifier in fitted.items()}
         best = max(scores, key=lambda value: scores[value][metric])
-        final = fit_logistic(everything, classes, [best], **solver)[best]
+        final = solve(everything, classes, [best])[best]
         found = {
             "chosen": {"l2": best},
             "candidates": [{"l2": value, **both} for value, both in scores.items()],

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from clsp_plugin.config.plain import plain
 from clsp_plugin.config.training import Data, training_cfg
 from clsp_plugin.config.typed import typed
 from clsp_plugin.data.downstream import DOWNSTREAM, Downstream, load_downstream
@@ -59,12 +60,12 @@ def check_transfer(cfg: DictConfig) -> None:
 
 def check_finetune(cfg: DictConfig) -> None:
     """Refuse a configuration that :func:`finetune` would refuse, whatever the checkpoint."""
-    given = OmegaConf.to_container(cfg)
+    given = plain(cfg)
     data = {"dataset": "digits", **(given.get("data") or {})}  # by default the pre-training's
     training_cfg({**given, "data": data, "pretrained_feature_extractor": "."}, Finetune)
 
 
-def linear(given: DictConfig) -> dict[str, Any]:
+def linear(given: DictConfig) -> dict[str, Any] | None:
     """Linear probe on frozen features; prints the score and adds it to the run's record.
 
     With ``finetune=True``, solo-learn's key, it is :func:`finetune`.
@@ -101,15 +102,15 @@ def finetune(given: DictConfig) -> dict[str, Any] | None:
     Raises:
         ClspError: a checkpoint of another architecture, images without labels, divergence, ...
     """
-    given = OmegaConf.to_container(given, resolve=True)
-    if given.get("pretrained_feature_extractor") in (None, "???"):
+    content = plain(given, resolve=True)
+    if content.get("pretrained_feature_extractor") in (None, "???"):
         raise ClspError("pretrained_feature_extractor is not set; give a .ckpt or a run's folder.")
-    if given.get("finetune") is False:
+    if content.get("finetune") is False:
         raise ClspError("finetune=False is the linear probe: `clsp linear`.")
-    own = given.get("data") or {}
-    backbone, args, checkpoint = load_backbone(given["pretrained_feature_extractor"], own)
+    own = content.get("data") or {}
+    backbone, args, checkpoint = load_backbone(content["pretrained_feature_extractor"], own)
     check_record(record_path(checkpoint))
-    cfg = finetune_cfg({**given, "pretrained_feature_extractor": str(checkpoint)}, args)
+    cfg = finetune_cfg({**content, "pretrained_feature_extractor": str(checkpoint)}, args)
     result = train_and_test(cfg, backbone)
     if result is None:
         return None
@@ -162,9 +163,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if not cfg.get("k", [1]):
         raise ClspError("k is an empty list; give at least one number of neighbours, as k=[20].")
     is_linear = "lr" in cfg
-    backbone, args, checkpoint = load_backbone(
-        cfg.pretrained_feature_extractor, OmegaConf.to_container(cfg.data)
-    )
+    backbone, args, checkpoint = load_backbone(cfg.pretrained_feature_extractor, plain(cfg.data))
     check_record(record_path(checkpoint))
     flip = False
     if is_linear:
@@ -204,7 +203,7 @@ def _features(cfg: DictConfig, network: Network, flip: bool):
     args = network.args
     own = {k: v for k, v in args["data"].items() if k in Data.__dataclass_fields__}
     same = _dataset(cfg, args) == own["dataset"]
-    data = typed({**(own if same else {}), **OmegaConf.to_container(cfg.data)}, Data)
+    data = typed({**(own if same else {}), **plain(cfg.data)}, Data)
     train, test = load_labelled(data)
     return data, (train, network.features(train, flip)), (test, network.features(test, False))
 
@@ -255,10 +254,10 @@ def transfer(given: DictConfig) -> list[dict[str, Any]]:
     backbone, args, checkpoint = load_backbone(cfg.pretrained_feature_extractor, said)
     check_record(record_path(checkpoint))
     network = Network(cfg, backbone, args, checkpoint, cfg.data.image_size)
-    _check_said(said, args, network.size, checkpoint)
+    size = _check_said(said, args, network.size, checkpoint)
     names = targets_of(cfg, args["data"]["dataset"])
     # all are opened first: one that is missing is told before anything is computed
-    opened = [load_downstream(n, Path(cfg.data.path), network.size, cfg.partition) for n in names]
+    opened = [load_downstream(n, Path(cfg.data.path), size, cfg.partition) for n in names]
     flip = cfg.protocol == "paper" and (_flips(args) if cfg.flip is None else cfg.flip)
     results = []
     for number, target in enumerate(opened, 1):
@@ -292,7 +291,8 @@ def targets_of(cfg: DictConfig, dataset: str) -> list[str]:
 
 def _check_said(
     said: Mapping[str, Any], args: Mapping[str, Any], size: int | None, checkpoint: Path
-) -> None:
+) -> int:
+    """Refuse what the checkpoint contradicts; the size, which must be known."""
     for key, value in said.items():
         own = args["data"].get(key)
         if key != "image_size" and value != own:
@@ -305,6 +305,7 @@ def _check_said(
             f"{checkpoint} does not say at which size it was pre-trained; give "
             f"data.image_size=PIXELS."
         )
+    return size
 
 
 def _downstream_names(cfg: DictConfig) -> list[str]:

@@ -78,7 +78,7 @@ def transformed_nt_xent_loss(
     # a view of all processes after the other, as in one process with the whole batch
     all_z = torch.cat([gather(view) for view in views])
     all_indexes = torch.cat([gather(half) for half in indexes.chunk(2)])
-    first, second = extrapolate(*views, extrapolation)
+    first, second = extrapolate(views[0], views[1], extrapolation)
     anchors, positives = torch.cat([first, second]), torch.cat([second, first])
     negatives = interpolate(all_z, order, interpolation)
     own = indexes[:, None] == all_indexes

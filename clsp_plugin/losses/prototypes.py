@@ -1,6 +1,7 @@
 """Losses over prototypes: SwAV's and DINO's swapped prediction, DeepCluster's assignments."""
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ def swapped_prediction_loss(
         for other, log in enumerate(logs)
         if other != view
     ]
-    return sum(terms) / len(terms)
+    return reduce(torch.add, terms) / len(terms)
 
 
 def assignment_loss(

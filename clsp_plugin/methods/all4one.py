@@ -105,8 +105,8 @@ class All4One(NearestNeighbours, BaseMomentumMethod):
             for z, near in zip(views, found, strict=True)
         ]
         (c1, c2), (s1, s2) = map(self._centroid, found), map(self._centroid, shifted)
-        losses = (cross_view_loss(a, b, _CENTROID_TEMPERATURE) for a, b in ((c1, s2), (c2, s1)))
-        return sum(losses) / 2
+        first = cross_view_loss(c1, s2, _CENTROID_TEMPERATURE)
+        return (first + cross_view_loss(c2, s1, _CENTROID_TEMPERATURE)) / 2
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """The three terms plus the probe's loss."""

@@ -151,16 +151,18 @@ def _without_content(module: nn.Module) -> nn.Module:
 
 
 def _replace_stem(module: nn.Module, stem: Mapping[str, Any], name: str) -> None:
-    if not isinstance(getattr(module, "conv1", None), nn.Conv2d) or not hasattr(module, "maxpool"):
+    conv = getattr(module, "conv1", None)
+    if not isinstance(conv, nn.Conv2d) or not hasattr(module, "maxpool"):
         raise ClspError(f"backbone.stem is for ResNets; {name} has no such stem: remove the key.")
-    module.conv1 = nn.Conv2d(
-        module.conv1.in_channels,
-        module.conv1.out_channels,
+    conv = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
         kernel_size=stem["kernel_size"],
         stride=stem["stride"],
         padding=stem["padding"],
         bias=False,
     )
-    nn.init.kaiming_normal_(module.conv1.weight, mode="fan_out", nonlinearity="relu")
+    module.conv1 = conv
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     if not stem["max_pool"]:
         module.maxpool = nn.Identity()

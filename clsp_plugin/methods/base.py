@@ -207,8 +207,11 @@ class BaseMethod(JointForward, pl.LightningModule):
         out = self(X)
         return {**out, **_classification(out["logits"], targets)}
 
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
-        """All views: lists of their outputs, and the probe's mean ``loss`` over large crops."""
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Any:
+        """All views: lists of their outputs, and the probe's mean ``loss`` over large crops.
+
+        Methods take these and return their loss, a scalar, as solo-learn's do.
+        """
         _, views, targets = batch
         views = [views] if isinstance(views, torch.Tensor) else views
         assert len(views) == self.num_crops, (len(views), self.num_crops)
@@ -226,7 +229,7 @@ class BaseMethod(JointForward, pl.LightningModule):
         )
         return outs
 
-    def log_epoch(self, **metrics: torch.Tensor) -> None:
+    def log_epoch(self, **metrics: torch.Tensor | float) -> None:
         """Log means over an epoch and over all processes."""
         self.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True)
 
@@ -289,7 +292,7 @@ class BaseMomentumMethod(BaseMethod):
         """Images (B, 3, H, W) to ``feats`` (B, D) of the momentum backbone; methods add ``z``."""
         return {"feats": self._features(self.momentum_backbone, X)}
 
-    def training_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Any:
         """Adds ``momentum_*``: lists of the momentum network's outputs for the large crops."""
         outs = super().training_step(batch, batch_idx)
         _, views, targets = batch

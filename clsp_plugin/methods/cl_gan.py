@@ -8,6 +8,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -28,8 +29,6 @@ from clsp_plugin.methods.base import WIDTH, BaseMethod
 from clsp_plugin.methods.gan import Discriminator, Generator, discriminator_loss, generator_loss
 from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.simclr import SimCLR
-
-_ADAM = {"lr": 2e-4, "betas": (0.0, 0.9)}
 
 
 @register_method("cl_gan")
@@ -92,8 +91,8 @@ class CLGAN(SimCLR):
         self.generators.requires_grad_(False)
         self.discriminator.requires_grad_(False)
         self.adams = {
-            "generators": torch.optim.Adam(self.generators.parameters(), **_ADAM),
-            "discriminator": torch.optim.Adam(self.discriminator.parameters(), **_ADAM),
+            "generators": _adam(self.generators),
+            "discriminator": _adam(self.discriminator),
         }
         self._adam_states: dict[str, Any] = {}
         self._images: torch.Tensor | None = None
@@ -212,14 +211,16 @@ class CLGAN(SimCLR):
     def _step_discriminator(self, real: torch.Tensor, pair: Sequence[torch.Tensor]) -> torch.Tensor:
         with _learning(self.discriminator):
             scores = self.discriminator(real)
-            loss = sum(
+            losses = [
                 discriminator_loss(scores, self.discriminator(images.detach())) for images in pair
-            )
+            ]
+            loss = reduce(torch.add, losses)
             self._step("discriminator", self.discriminator, loss)
         return loss.detach()
 
     def _step_generators(self, pair: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        adversarial = sum(generator_loss(self.discriminator(images)) for images in pair)
+        losses = [generator_loss(self.discriminator(images)) for images in pair]
+        adversarial = reduce(torch.add, losses)
         first, second = (F.normalize(self._judge(images), dim=-1) for images in pair)
         similarity = (first * second).sum(-1)
         apart = (similarity - self.target_similarity).square().mean()
@@ -247,6 +248,10 @@ class CLGAN(SimCLR):
             parameter.grad = average(gradient)
         self.adams[name].step()
         self.adams[name].zero_grad()
+
+
+def _adam(module: nn.Module) -> torch.optim.Adam:
+    return torch.optim.Adam(module.parameters(), lr=2e-4, betas=(0.0, 0.9))
 
 
 @contextmanager

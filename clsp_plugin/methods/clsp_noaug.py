@@ -1,5 +1,7 @@
 """CLSP-noaug: the candidates are the only positives."""
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from clsp_plugin.data.augmentation.config import AugmentationConfig
@@ -8,7 +10,7 @@ from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.simclr import SimCLR
 from clsp_plugin.methods.synthetic import with_synthetic_positives
 
-_CLSP = with_synthetic_positives(SimCLR)
+_CLSP: Any = with_synthetic_positives(SimCLR)
 
 
 @register_method("clsp_noaug")

@@ -38,6 +38,8 @@ class DeepClusterV2(BaseMethod):
     """
 
     takes_small_crops = True
+    memory: torch.Tensor | None  # until the images are known
+    assignments: torch.Tensor | None
 
     @dataclass
     class Kwargs(ProjectorKwargs):
@@ -118,10 +120,13 @@ class DeepClusterV2(BaseMethod):
     @torch.no_grad()
     def cluster_memory(self, epoch: int) -> None:
         """New assignments and prototypes from what is remembered; nothing in an empty memory."""
+        assert self.memory is not None
+        assert self.assignments is not None
         seen = self.memory[0].any(dim=1).nonzero()[:, 0]
         if len(seen) < max(self.kwargs.num_prototypes):
             return
         for number, layer in enumerate(self.prototypes):
+            assert isinstance(layer, nn.Linear)
             points = self.memory[number % self.num_large_crops, seen]
             key = derive_key(self.cfg.seed, Purpose.CLUSTERING, epoch, number)
             found, centroids = cluster(points, layer.out_features, self.kwargs.kmeans_iters, key)
@@ -136,6 +141,7 @@ class DeepClusterV2(BaseMethod):
             indexes: int64 (B,).
             z: one (B, D) a large view.
         """
+        assert self.memory is not None
         indexes = gather(indexes)
         for view, embeddings in enumerate(z):
             self.memory[view, indexes] = gather(embeddings.detach()).to(self.memory.dtype)
@@ -143,6 +149,7 @@ class DeepClusterV2(BaseMethod):
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """The classification of all views into clusters plus the probe's loss."""
         out = super().training_step(batch, batch_idx)
+        assert self.assignments is not None
         assignments = self.assignments[:, batch[0]]
         losses = [
             assignment_loss([layer(z) for z in out["z"]], found, self.kwargs.temperature)

@@ -67,6 +67,7 @@ class DINO(BaseMomentumMethod):
     """
 
     takes_small_crops = True
+    center: torch.Tensor
 
     @dataclass
     class Kwargs(ProjectorKwargs):

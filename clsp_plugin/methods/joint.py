@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,7 +11,13 @@ from clsp_plugin.errors import ClspError
 __all__ = ["JointForward"]
 
 
-class JointForward:
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule as _Module
+else:
+    _Module = object
+
+
+class JointForward(_Module):
     """Mixin over a module whose forward maps images (B, ...) to a dict of (B, ...) tensors.
 
     Inside ``with self.joint_forward([a, b, c])`` the views go through the network as one batch,
@@ -21,7 +28,7 @@ class JointForward:
 
     _joint: Sequence[tuple[torch.Tensor, dict[str, torch.Tensor]]] = ()
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._joint and len(args) == 1:
             for view, out in self._joint:
                 if args[0] is view:

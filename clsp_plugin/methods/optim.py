@@ -1,7 +1,7 @@
 """Optimisers, learning-rate schedules and the momentum update."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def _lars(groups, *, eta=1e-3, clip_lr=False, exclude_bias_n_norm=False, **kwarg
     )
 
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "lars": _lars,
     "adam": torch.optim.Adam,
@@ -116,14 +116,14 @@ class WarmupCosine(LRScheduler):
         self.warmup, self.total, self.start, self.end = warmup, total, start, end
         super().__init__(optimizer)
 
-    def _at(self, base: float) -> float:
+    def _at(self, base: float | torch.Tensor) -> float | torch.Tensor:
         t = self.last_epoch
         if t < self.warmup:
             return self.start + t * (base - self.start) / max(self.warmup - 1, 1)
         progress = (t - self.warmup) / max(self.total - self.warmup, 1)
         return self.end + (base - self.end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | torch.Tensor]:
         return [
             base if group.get("static_lr") else self._at(base)
             for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
@@ -203,6 +203,7 @@ def ema_tau(step: int, total_steps: int, base: float, final: float) -> float:
 @torch.no_grad()
 def ema_update(online: nn.Module, momentum: nn.Module, tau: float) -> None:
     """Move every momentum parameter to ``tau * momentum + (1 - tau) * online``, in place."""
-    targets = list(momentum.parameters())
+    targets: list[torch.Tensor] = list(momentum.parameters())
+    sources: list[torch.Tensor] = list(online.parameters())
     torch._foreach_mul_(targets, tau)
-    torch._foreach_add_(targets, list(online.parameters()), alpha=1 - tau)
+    torch._foreach_add_(targets, sources, alpha=1 - tau)

@@ -1,6 +1,7 @@
 """First-in-first-out buffers of embeddings, and nearest neighbours in them."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +32,20 @@ def check_queue_size(cfg: DictConfig, num_processes: int = 1) -> None:
         )
 
 
-class Queue:
+if TYPE_CHECKING:
+    from clsp_plugin.methods.base import BaseMethod as _Method
+else:
+    _Method = object
+
+
+class Queue(_Method):
     """Mixin over a method: the buffer ``queue`` with ``queue_ptr``, the place of the oldest entry.
 
     Both are part of the checkpoint, so a continued run meets the queue that it left.
     """
+
+    queue: torch.Tensor
+    queue_ptr: torch.Tensor
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
@@ -83,6 +93,8 @@ class NearestNeighbours(Queue):
     neighbour among past ones. ``queue_y`` holds their labels, -1 where there are none; they serve
     the logged ``train_nn_acc`` alone.
     """
+
+    queue_y: torch.Tensor
 
     def register_support_set(self, dim: int) -> None:
         """Make ``queue`` (queue_size, dim), ``queue_ptr`` and ``queue_y`` (queue_size,)."""

@@ -1,15 +1,19 @@
 """The registry of methods: a class with ``@register_method(name)`` is in it."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
+from clsp_plugin.methods.base import BaseMethod
 from clsp_plugin.methods.synthetic import register
 
 __all__ = ["METHODS", "register_method"]
 
-METHODS: dict[str, type] = {}
+METHODS: dict[str, type[BaseMethod]] = {}
+
+M = TypeVar("M", bound=type[BaseMethod])
 
 
-def register_method(name: str) -> Callable[[type], type]:
+def register_method(name: str) -> Callable[[M], M]:
     """Put a method under a name, with its ``clsp_<name>`` and ``<name>_aug`` versions.
 
     Args:
@@ -19,7 +23,7 @@ def register_method(name: str) -> Callable[[type], type]:
         ValueError: the name is taken by another class.
     """
 
-    def add(method: type) -> type:
+    def add(method: M) -> M:
         if name in METHODS:
             raise ValueError(f"the method name {name} is taken by {METHODS[name].__name__}")
         METHODS[name] = method

@@ -21,7 +21,7 @@ term follows what the method itself does with a positive:
 
 from collections.abc import Collection, MutableMapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -51,7 +51,13 @@ def _with_defaults(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-class SyntheticPositives(JointForward):
+if TYPE_CHECKING:
+    from clsp_plugin.methods.base import BaseMethod as _Method
+else:
+    _Method = JointForward
+
+
+class SyntheticPositives(_Method):
     """The third view and its term; see :func:`with_synthetic_positives`.
 
     Attributes:
@@ -61,13 +67,13 @@ class SyntheticPositives(JointForward):
     """
 
     third_view = "candidate"
-    base_method: type | None = None
+    base_method: type
     check_synthetic = staticmethod(_with_defaults)
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         self._third: ThirdView | None = None
-        self._first: dict[str, torch.Tensor] | None = None
+        self._first: dict[str, torch.Tensor] = {}  # of view 1, within a step
 
     @property
     def _weight(self) -> float:
@@ -120,10 +126,10 @@ class SyntheticPositives(JointForward):
         augmentation = self.augmentation(mean, std, compile)
         if self._weight == 0:
             return
-        source = array.images
+        source: torch.Tensor | CandidateStore = array.images
         if self.third_view == "candidate":
-            source = self.open_store()
-            source.check(len(array), *array.size, array.fingerprint, array.name)
+            store = source = self.open_store()
+            store.check(len(array), *array.size, array.fingerprint, array.name)
         self._third = ThirdView(source, augmentation, self.cfg.seed)
 
     def on_train_start(self) -> None:
@@ -147,11 +153,12 @@ class SyntheticPositives(JointForward):
         Args:
             indexes: int64 (B,), image indexes.
         """
+        assert self._third is not None  # training has started
         return self._third(indexes, self.current_epoch, self.num_crops)
 
     def base_training_step(self, X: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
         out = super().base_training_step(X, targets)
-        if self._first is None:
+        if not self._first:
             self._first = out
         return out
 
@@ -163,12 +170,12 @@ class SyntheticPositives(JointForward):
         third = self.synthetic_view(indexes)
         large = list(views[: self.num_large_crops])
         joint = self.cfg.get("joint_forward", False)
-        self._first = None
+        self._first = {}
         with self.joint_forward([*large, third]) if joint else nullcontext():
             loss = super().training_step(batch, batch_idx)
             out = self(third)
         alignment = self.alignment(self._first, out)
-        self._first = None
+        self._first = {}
         self.log("train_alignment", alignment, on_step=False, on_epoch=True, sync_dist=True)
         return loss + self.weight_at(self.current_epoch) * alignment
 
@@ -205,8 +212,10 @@ class SyntheticPositives(JointForward):
 
 
 def with_synthetic_positives(
-    method: type, third_view: str = "candidate", mixin: type = SyntheticPositives
-) -> type:
+    method: type[Any],
+    third_view: str = "candidate",
+    mixin: type[SyntheticPositives] = SyntheticPositives,
+) -> type[Any]:
     """Give a method class a third view and its term.
 
     Args:
@@ -238,9 +247,9 @@ def with_synthetic_positives(
 
 
 def register(
-    methods: MutableMapping[str, type],
+    methods: MutableMapping[str, type[Any]],
     skip: Collection[str] = (),
-    mixin: type = SyntheticPositives,
+    mixin: type[SyntheticPositives] = SyntheticPositives,
 ) -> None:
     """Add ``clsp_<name>`` and ``<name>_aug`` for every method of a registry, in place.
 
@@ -255,7 +264,7 @@ def register(
     Raises:
         ValueError: a name is taken by something else.
     """
-    added: dict[str, type] = {}
+    added: dict[str, type[Any]] = {}
     for name, method in methods.items():
         if name in skip or issubclass(method, SyntheticPositives):
             continue

@@ -46,6 +46,9 @@ class IterNorm(nn.Module):
         momentum: share of the new batch in the running means.
     """
 
+    running_mean: torch.Tensor
+    running_wm: torch.Tensor
+
     def __init__(
         self,
         num_features: int,

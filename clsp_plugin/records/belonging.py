@@ -43,12 +43,12 @@ def _located(name: str | Path, record: Path) -> Path | None:
     return next((place / name for place in places if (place / name).exists()), None)
 
 
-def _moved(name: str, path: Path, record: Record) -> Path | None:
+def _moved(name: str, path: Path, candidates: Mapping[str, Any]) -> Path | None:
     """A store that was moved together with its run: the end of its path, in a folder above."""
     ends = [Path(*Path(name).parts[start:]) for start in range(1, len(Path(name).parts))]
     for place in (folder / end for end in ends for folder in path.resolve().parents):
         manifest = CandidateStore(place).manifest if (place / MANIFEST).is_file() else None
-        if manifest is not None and _same(vars(manifest), record.candidates):
+        if manifest is not None and _same(vars(manifest), candidates):
             return place
     return None
 
@@ -72,7 +72,7 @@ def store_of(path: Path, record: Record) -> CandidateStore:
     synthetic = record.config.get("synthetic") or {}
     if record.candidates is None or not synthetic.get("path"):
         raise ClspError(f"{_who(record)} drew from no candidate store.")
-    found = _located(synthetic["path"], path) or _moved(synthetic["path"], path, record)
+    found = _located(synthetic["path"], path) or _moved(synthetic["path"], path, record.candidates)
     if found is None:
         raise ClspError(
             f"The candidate store {synthetic['path']} of {_who(record)} is neither there nor, by "
@@ -112,7 +112,8 @@ def read_reports(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return read_json(file, Report, "a report of `clsp inspect`", "run that again on the store")
+    advice = "run that again on the store"
+    return {**read_json(file, Report, "a report of `clsp inspect`", advice)}
 
 
 def store_report(
@@ -132,6 +133,7 @@ def store_report(
         if record.candidates is not None and _same(report["manifest"], record.candidates):
             return report
     file = store_of(path, record).path / "report" / _REPORT
+    assert record.candidates is not None
     try:
         report = _read(file)
     except FileNotFoundError as error:

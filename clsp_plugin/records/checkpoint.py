@@ -20,8 +20,9 @@ from typing import Any, Optional
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from clsp_plugin.config.plain import plain
 from clsp_plugin.config.training import Stem
 from clsp_plugin.errors import ClspError, first_line
 from clsp_plugin.records.lock import one_training
@@ -268,8 +269,10 @@ def load_args(run_dir: Path) -> dict[str, Any] | None:
 def _check_pipelines(given: Any, path: Path, advice: str) -> None:
     if isinstance(given, dict):  # solo-learn's main_linear.py has one and no list
         given = [given]
-    blocks = checked(given, Optional[list[_block]], f"{path} has augmentations", advice)
-    for number, block in enumerate(blocks or []):
+    if given is None:
+        return
+    blocks = checked(given, list[_block], f"{path} has augmentations", advice)
+    for number, block in enumerate(blocks):
         for key in block.keys() & _PIPELINE.keys():
             name = f"{path} has augmentations[{number}].{key}"
             checked(block[key], _PIPELINE[key], name, advice)
@@ -343,8 +346,8 @@ class Checkpointer(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # as JSON gives it back, so that the digest is that of the file
-        self._args = json.loads(json.dumps(OmegaConf.to_container(self.cfg)))
-        self._args["wandb_run_id"] = getattr(trainer.logger, "version", None)
+        args = json.loads(json.dumps(plain(self.cfg)))
+        self._args = {**args, "wandb_run_id": getattr(trainer.logger, "version", None)}
         if trainer.is_global_zero and self.last is not None:
             self._write_args()
 
@@ -352,6 +355,7 @@ class Checkpointer(Callback):
         write_text(self.run_dir / ARGS, json.dumps(self._args, indent=1))
 
     def on_save_checkpoint(self, trainer, module, checkpoint: dict[str, Any]) -> None:
+        assert self._args is not None  # the training has started
         checkpoint[_BOUND] = {"args": _digest(self._args), **self.identity}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -364,7 +368,7 @@ class Checkpointer(Callback):
             self._write_args()
         path = self.run_dir / f"{self.cfg.name}-{self.run_dir.name}-ep={epoch}.ckpt"
         trainer.save_checkpoint(path)
-        stale = self.last not in (None, path) and not self.cfg.checkpoint.keep_prev
-        if stale and trainer.is_global_zero:
-            self.last.unlink(missing_ok=True)
-        self.last = path
+        before, self.last = self.last, path
+        stale = before != path and not self.cfg.checkpoint.keep_prev
+        if before is not None and stale and trainer.is_global_zero:
+            before.unlink(missing_ok=True)

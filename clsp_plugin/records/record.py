@@ -265,16 +265,16 @@ def find_records(paths: Iterable[str | Path]) -> list[tuple[Path, Record]]:
     Raises:
         ClspError: a path that does not exist, no record at all, or one that cannot be read.
     """
-    paths = [Path(path) for path in paths]
+    places = [Path(path) for path in paths]
     found: dict[Path, Path] = {}
-    for path in paths:
+    for path in places:
         if not path.exists():
             raise ClspError(f"{path} does not exist; name a {RECORD} or a directory of runs.")
         for file in _files(path):
             found.setdefault(file.resolve(), file)
     if not found:
         raise ClspError(
-            f"There is no {RECORD} under {', '.join(map(str, paths)) or 'no path'}; name the "
+            f"There is no {RECORD} under {', '.join(map(str, places)) or 'no path'}; name the "
             f"directory of a run that `clsp pretrain` finished."
         )
     return [(file, Record.load(file)) for file in found.values()]
@@ -334,4 +334,5 @@ def read_index(path: Path) -> dict[str, Any] | None:
 def _index_file(file: Path) -> dict[str, Any]:
     from clsp_plugin.records.record_types import IndexFile
 
-    return read_json(file, IndexFile, "the index of a suite", "`clsp bench` writes it anew")
+    content = read_json(file, IndexFile, "the index of a suite", "`clsp bench` writes it anew")
+    return {**content}

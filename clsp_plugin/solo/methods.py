@@ -35,7 +35,7 @@ class HostPositives(SyntheticPositives):
         self.cfg.method = named
 
     @property
-    def prediction(self) -> str | None:
+    def prediction(self) -> str | None:  # type: ignore[override]  # elsewhere a value
         """solo-learn's classes do not say it: a method with a predictor calls it p, MoCoV3 q."""
         if not hasattr(self, "predictor"):
             return None

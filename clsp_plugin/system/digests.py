@@ -45,7 +45,7 @@ def named_by(digest: Path) -> tuple[int, int] | None:
     return None if found is None else (int(found[1]), int(found[2]))
 
 
-def _hasher() -> "hashlib._Hash":
+def _hasher() -> hashlib.blake2b:
     return hashlib.blake2b(digest_size=16)
 
 

@@ -45,7 +45,8 @@ def checked(content: Any, kind: type[T], name: str, advice: str) -> T:
             raise ClspError(f"{name} {key}, which is unknown here; {advice}")
     try:
         # as JSON: a dataclass, a tuple and a number written without a point are taken there
-        return _adapter(kind).validate_json(json.dumps(content), strict=True)
+        adapter = _adapter(kind)  # type: ignore[arg-type]  # every type has a hash
+        return adapter.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -60,9 +60,9 @@ def memory_of(work: Callable[[], object]) -> int | None:
     if trim is None or _resident() is None:
         return None
     trim(0)
-    before = _resident()
+    before = _resident() or 0
     work()
-    return max(0, _resident() - before)
+    return max(0, (_resident() or 0) - before)
 
 
 def total_memory() -> int | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import MISSING, DictConfig
 
@@ -127,7 +127,7 @@ _NAMES = {name: f"{block}.{key}" for block, keys in _BLOCKS.items() for key, nam
 
 def _block(name: str) -> type:
     """The schema of a block: its switch has to be given, the rest may be left out."""
-    kinds = {one.name: one.type for one in fields(AugmentationConfig)}
+    kinds = get_type_hints(AugmentationConfig)
     switch, *others = _BLOCKS[name].items()
     # `enabled` stands in some of solo-learn's files beside prob, which alone decides
     idle = [] if switch[0] == "enabled" else [("enabled", bool | None, field(default=None))]
