@@ -116,7 +116,7 @@ def inspect(args: list[str]) -> None:
             print(verify_store(each))
         return
     store, *more = options.store
-    of_digits = open_store(store).manifest.dataset.startswith("digits")
+    of_digits = open_store(store).need_manifest().dataset.startswith("digits")
     name = options.config_name or f"{'digits' if of_digits else 'cifar'}/generate"
     data = data_of("generate", name, options.data)
     if more:

@@ -29,6 +29,8 @@ __all__ = ["accuracy_curves", "training_curves"]
 
 _ONLINE = "online probe, test images"
 _MARKERS = 8  # a line
+# data set, task (None: the online probe) and what is drawn of each group, by epoch
+_Panel = tuple[str, str | None, dict[Group, dict[int, list[float]]]]
 
 
 def training_curves(records: Records, path: str | Path, told: Listing | None = None) -> None:
@@ -86,7 +88,7 @@ def accuracy_curves(records: Records, options: Options) -> Iterator[Picture | st
     panels = []
     for dataset in dict.fromkeys(record.dataset for _, record in records):
         own = [one for one in groups if one.dataset == dataset]
-        found = [
+        found: list[_Panel] = [
             (dataset, task, lines)
             for task in ("linear", "knn")
             if (lines := _evaluated(own, task, options.protocol))

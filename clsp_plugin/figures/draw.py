@@ -85,7 +85,10 @@ def draw(records: Records, options: Options, only: Sequence[str] = ()) -> Drawn:
     for name in only or KINDS:
         try:
             for found in KINDS[name](records, options):
-                (out.missing if isinstance(found, str) else out.pictures).append(found)
+                if isinstance(found, str):
+                    out.missing.append(found)
+                else:
+                    out.pictures.append(found)
         except ClspError as error:
             out.missing.append(f"{_TITLES[name]}: {error}")
     out.missing = [line.rstrip(".") + "." for line in dict.fromkeys(out.missing)]

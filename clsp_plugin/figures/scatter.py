@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -33,14 +34,15 @@ def label_map(
     """
     figure = new_figure(6.8, 6.0)
     axis = figure.subplots()
-    colours = matplotlib.colormaps["tab10"].colors  # ten, as CIFAR and the digits have classes
+    colours = matplotlib.color_sequences["tab10"]  # ten, as CIFAR and the digits have classes
     for place, number in enumerate(np.unique(targets)):
         own = places[targets == number]
         name = classes[number] if number < len(classes) else str(number)
-        look = {"marker": MARKERS[number % len(MARKERS)], "edgecolors": "none"}
+        look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "edgecolors": "none"}
         if place < _NAMED:
             look["label"] = name
-        axis.scatter(*own.T, s=16, alpha=0.8, color=colours[number % 10], **look)
+        colour = colours[number % 10]
+        axis.scatter(own[:, 0], own[:, 1], s=16, alpha=0.8, color=colour, **look)
     axis.set_title(title, fontsize=11)
     axis.set(xticks=[], yticks=[])
     legend(figure, [axis], caption, columns=5)

@@ -1,6 +1,6 @@
 """Accuracy against what a suite varies: K, lambda, w (figure 4), and quality (figure 3)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from clsp_plugin.candidates.store import CandidateStore
+from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.errors import ClspError
 from clsp_plugin.figures.groups import (
     CANDIDATES,
@@ -179,7 +181,7 @@ def quality(records: Records, options: Options) -> Iterator[Picture | str]:
     yield _picture(which, lines, options, {}, None, measuring, about)
 
 
-def _distances(reports: dict[Path, dict[str, Any]]) -> tuple[str, dict[Path, float]]:
+def _distances(reports: Mapping[Path, Mapping[str, Any]]) -> tuple[str, dict[Path, float]]:
     """``_FID``, or which encoder's distance it is, and its values; what most runs have."""
     kinds: dict[str, dict[Path, float]] = {}
     for path, report in reports.items():
@@ -196,10 +198,10 @@ def _lines(
 ) -> list[_Line]:
     """A family's points, averaged as tables are."""
     points = {path: {key: float(value(path, record))} for path, record in family.records}
-    rows = make_table(
+    table = make_table(
         family.records, protocol=options.protocol, by=[key], layout="ablation", points=points
-    ).rows
-    rows = [row for row in rows if row.target == row.dataset]
+    )
+    rows = [row for row in table.rows if row.target == row.dataset]
     out = []
     for task in HEADINGS:
         cells = {row.budget[key]: row.cells[task] for row in rows}
@@ -245,7 +247,7 @@ def _picture(
         )
         if which.key == CANDIDATES:
             _logarithmic(axis)
-    if strip is not None:
+    if strip is not None and below is not None:
         draw_tiles(below, *strip, gaps={1: 0.4})
     several = any(cell.n > 1 for line in lines for cell in line.points.values())
     note = f"{_BARS if several else 'One seed a point'}. {measured(options.protocol).capitalize()}."
@@ -280,8 +282,9 @@ def _label(name: str, lines: Sequence[_Line]) -> str:
 
 def _draw(axis: Axes, line: _Line, label: str, style: dict[str, Any], connect: bool) -> None:
     cells = list(line.points.values())
+    means = [cell.mean for cell in cells if cell.mean is not None]  # none is
     axis.errorbar(
-        list(line.points), [cell.mean for cell in cells], [cell.std or 0.0 for cell in cells],
+        list(line.points), means, [cell.std or 0.0 for cell in cells],
         label=label, linewidth=1.8, markersize=6, capsize=3, elinewidth=1.2,
         markeredgecolor="white", markeredgewidth=0.6,
         **{**style, "linestyle": style["linestyle"] if connect else "none"},
@@ -298,14 +301,15 @@ def _draw_published(axis: Axes, curve: dict[float, float]) -> None:
 
 def _logarithmic(axis: Axes) -> None:
     axis.set_xscale("log", base=2)
-    values = sorted({float(x) for line in axis.lines for x in line.get_xdata()})
+    values = sorted({float(x) for line in axis.lines for x in np.asarray(line.get_xdata())})
     axis.set_xticks(values, [f"{value:g}" for value in values])
     axis.xaxis.set_minor_locator(NullLocator())
 
 
 def _images_by_w(family: Group) -> tuple[np.ndarray, list[str]]:
     """Anchors, and beside each its first candidate under each w: (R, C, H, W, 3) and headings."""
-    stores, anchors = {}, None
+    stores: dict[float, CandidateStore] = {}
+    anchors: ImageArray | None = None
     for path, record in family.records:
         w = value_of(record, "candidates.w")
         if w not in stores:
@@ -313,6 +317,7 @@ def _images_by_w(family: Group) -> tuple[np.ndarray, list[str]]:
             if anchors is None:
                 anchors = images_of(path, record, "train")
                 stores[w].check(len(anchors), *anchors.size, anchors.fingerprint, anchors.name)
+    assert anchors is not None  # a family has runs
     rows = some_of_each(anchors, _ANCHORS)
     columns = [anchors.images[rows].numpy()]
     columns += [stores[w].images(rows)[:, 0] for w in sorted(stores)]

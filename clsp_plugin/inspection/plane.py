@@ -53,8 +53,7 @@ def compare_stores(
     reports = {}
     for name in names:
         place = Path(out) / name.strip("./").replace("/", "-")
-        keys = {"encoder": encoder, "limit": limit, "data": data}
-        reports[name] = inspect_store(name, array, place, **keys)
+        reports[name] = inspect_store(name, array, place, encoder=encoder, limit=limit, data=data)
     plane(reports, Path(out) / PLANE)
     return reports
 

@@ -76,8 +76,7 @@ def open_store(path: str | Path) -> CandidateStore:
     if not Path(path).exists():
         raise ClspError(f"There is no candidate store at {path}; `clsp generate` makes one.")
     store = CandidateStore(path, partial=True)
-    if store.manifest is None:
-        raise ClspError(f"{path} has no manifest; name a store that `clsp generate` wrote.")
+    store.need_manifest()
     return store
 
 
@@ -91,9 +90,10 @@ def verify_store(path: str | Path) -> str:
         ClspError: naming the shards that changed since they were written.
     """
     store = open_store(path)
+    shards = store.need_manifest().num_shards
     whole, without = store.verify()
-    missing = store.manifest.num_shards - whole - without
-    parts = [f"{whole} of {store.manifest.num_shards} shards are as they were written"]
+    missing = shards - whole - without
+    parts = [f"{whole} of {shards} shards are as they were written"]
     if without:
         parts.append(f"{without} have no digest, being of an earlier version")
     if missing:
@@ -137,6 +137,7 @@ def inspect_store(
             since it was written, or what was asked for is missing.
     """
     store, out = open_store(path), Path(out)
+    manifest = store.need_manifest()
     store.check(len(array), *array.size, array.fingerprint, array.name)
     if condition is not None and denoiser is None:
         raise ClspError(f"--condition {condition} goes with --denoiser; name that too.")
@@ -154,7 +155,7 @@ def inspect_store(
     with alone(out, f"writes a report to {out}"):
         report: dict[str, Any] = {
             "store": str(path),
-            "manifest": vars(store.manifest),
+            "manifest": vars(manifest),
             "drawn": len(store.drawn),
             "anchors": len(rows),
             "closeness": closeness(anchors, candidates),
@@ -166,7 +167,7 @@ def inspect_store(
             candidates[sheet].numpy(),
             out / "sheet.png",
             title="Anchors and their candidates",
-            caption=store_caption(store.manifest),
+            caption=store_caption(manifest),
         )
         if network is not None:
             report["encoder"] = network.name
@@ -175,12 +176,10 @@ def inspect_store(
             report["fid"] = inception(first_candidates(store))
         if denoiser is not None:
             given = array.targets if condition is None else load_condition(condition, array)
-            unet, config = denoiser_of(store.manifest, denoiser, given)
+            unet, config = denoiser_of(manifest, denoiser, given)
             some = [rows[i] for i in spread_rows(_REDRAWN, len(rows))]
-            draw = draw_like(store.manifest, unet, config, array, some, given)
-            report |= denoiser_report(
-                draw, unet, array.images[some], store.manifest.w, network, out
-            )
+            draw = draw_like(manifest, unet, config, array, some, given)
+            report |= denoiser_report(draw, unet, array.images[some], manifest.w, network, out)
             own = given if is_conditional(unet) else None
             report["middle"] = middle_report(unet, config, array, rows, own, out / "middle.png")
         for name, part in _PICTURES.items():

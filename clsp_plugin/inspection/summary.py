@@ -14,7 +14,7 @@ def _hard(found: Mapping[str, float]) -> str:
     return text
 
 
-def summary(report: dict[str, Any]) -> str:
+def summary(report: Mapping[str, Any]) -> str:
     """A report in lines for people."""
     lines = [f"{name:<15} {value}" for name, value in report["manifest"].items()]
     lines.append("")

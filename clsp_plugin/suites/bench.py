@@ -10,7 +10,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -76,13 +76,14 @@ def show_plan(plan: Plan, jobs: int) -> str:
     """What would be run, with its cost; time where a step of its kind was measured here."""
     rates = Rates(plan.artifacts)
     width = max(len(unit.label) for unit in plan.units)
-    lines, total, unmeasured, costs = [], 0.0, set(), {}
+    lines, total, unmeasured = [], 0.0, set()
+    costs: dict[str, int] = {}
     for unit in plan.units:
         words = []
         for step in unit.missing:
-            cost = "" if step.cost is None else f": {step.cost:,} {VERBS[step.verb].counts}"
+            work = "" if step.cost is None else f": {step.cost:,} {VERBS[step.verb].counts}"
             seconds = rates.of(step)
-            words.append(f"{step.verb}{cost}" + (f", {duration(seconds)}" if seconds else ""))
+            words.append(f"{step.verb}{work}" + (f", {duration(seconds)}" if seconds else ""))
             if step.cost:
                 costs[step.verb] = costs.get(step.verb, 0) + step.cost
             total += seconds or 0.0
@@ -165,12 +166,13 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
         The tables as Markdown.
     """
     # what a run measured before it failed stands; what it did not is absent
-    found = [*outcome.runs, *(unit for unit, _ in outcome.failures if unit.record)]
-    records = find_records([unit.record for unit in found]) if found else []
+    units = [*outcome.runs, *(unit for unit, _ in outcome.failures)]
+    found = {record: unit for unit in units if (record := unit.record) is not None}
+    records = find_records(found) if found else []
     told = Listing(
         list(plan.suite.vary),
-        {unit.record: unit.about["point"] for unit in found},
-        {unit.record: unit.about["variant"] for unit in found},
+        {record: unit.about["point"] for record, unit in found.items()},
+        {record: unit.about["variant"] for record, unit in found.items()},
         [_absent(plan, unit, reason) for unit, reason in outcome.failures],
     )
     _write_index(plan, found, told.absent)
@@ -201,14 +203,14 @@ def _absent(plan: Plan, unit: Unit, reason: str) -> Absent:
     return Absent(**unit.about, reason=reason, tasks=tasks, protocol=protocol)
 
 
-def _write_index(plan: Plan, runs: Sequence[Unit], absent: Sequence[Absent]) -> None:
+def _write_index(plan: Plan, runs: Mapping[Path, Unit], absent: Sequence[Absent]) -> None:
     """``records.json``, by which the directory of the tables stands for the suite's records."""
     records = [
         {
-            "path": Path(os.path.relpath(run.record, plan.out)).as_posix(),
-            **{key: run.about[key] for key in ("variant", "point")},
+            "path": Path(os.path.relpath(record, plan.out)).as_posix(),
+            **{key: unit.about[key] for key in ("variant", "point")},
         }
-        for run in runs
+        for record, unit in runs.items()
     ]
     failed = [asdict(run) for run in absent]
     content = {"by": list(plan.suite.vary), "records": records, "failed": failed}
@@ -268,7 +270,7 @@ def _sheet(unit: Unit, path: Path, alone: bool) -> None:
         store.images(rows),
         path,
         title="Anchors and their candidates" + ("" if alone else f": {_told_apart(unit)}"),
-        caption=store_caption(store.manifest),
+        caption=store_caption(store.need_manifest()),
     )
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from clsp_plugin.config.compose import compose
+from clsp_plugin.config.plain import plain
 from clsp_plugin.config.shipped import what
 from clsp_plugin.data.downstream import to_fetch
 from clsp_plugin.errors import ClspError
@@ -93,12 +94,12 @@ def _network(settings: Mapping[str, Any], size: Any) -> str:
 
 def _of_backbone(cfg: DictConfig) -> str:
     crops = [block.crop_size for block in cfg.augmentations if "crop_size" in block]
-    return _network(OmegaConf.to_container(cfg.backbone), max(crops, default=0))
+    return _network(plain(cfg.backbone), max(crops, default=0))
 
 
 def _of_denoiser(cfg: DictConfig) -> str:
     names = ("block_out_channels", "layers_per_block", "attention_resolutions")
-    content = OmegaConf.to_container(cfg)
+    content = plain(cfg)
     size = cfg.data.get("image_size") or _SIDES.get(cfg.data.dataset, cfg.data.dataset)
     return _network({name: content.get(name) for name in names}, size)
 
@@ -168,7 +169,7 @@ class _Planner:
     ) -> Unit:
         """The units of a store and of its denoiser, for a method or variant if it has its own."""
         block, variant = self.suite.datasets[dataset].candidates, self.suite.variants.get(method)
-        of = ()
+        of: tuple[str, ...] = ()
         if variant is not None and variant.candidates is not None:
             block, of = variant.candidates, (method,)
         if block is None:
@@ -178,7 +179,9 @@ class _Planner:
             )
         given = tuple(_routed(overrides, "generate"))
         cfg = _composed("generate", block.generate, given)
-        needs, paths, parts = (), {}, [{**what(cfg), "out": None}]
+        needs: tuple[Path, ...] = ()
+        paths: dict[str, Any] = {}
+        parts: list[Any] = [{**what(cfg), "out": None}]
         if block.denoiser is not None:
             trained = self._denoiser(dataset, block.denoiser, overrides, point)
             needs, paths = (trained.path,), {"denoiser": str(trained.product)}
@@ -215,7 +218,9 @@ class _Planner:
         variant = suite.variants.get(method)
         config = f"{block.configs}/{method if variant is None else variant.config}"
         cfg = _composed("pretrain", config, given)
-        needs, paths, parts = (), {}, [{**what(cfg), "seed": seed}]
+        needs: tuple[Path, ...] = ()
+        paths: dict[str, Any] = {}
+        parts: list[Any] = [{**what(cfg), "seed": seed}]
         if _wants_candidates(cfg):
             store = self.candidates(dataset, overrides, point, method)
             needs, paths = (store.path,), {"synthetic.path": str(store.product)}
@@ -253,7 +258,7 @@ class _Planner:
             composed = _composed(verb, config, given)
             if verb == "transfer":
                 self._targets(composed, cfg.data.dataset)
-            asked = _hash(verb, OmegaConf.to_container(composed))
+            asked = _hash(verb, plain(composed))
             # those of a transfer are none of ours
             images = OmegaConf.select(composed, "data.dataset") or cfg.data.dataset
             versions = numerics_of(verb, None if verb == "transfer" else images)
@@ -284,7 +289,8 @@ class _Planner:
         # by the settings of any method: all draw from the same store
         overrides = self.overrides(dataset, self.suite.methods[0], point)
         store = self.candidates(dataset, overrides, point)
-        needs, paths, parts = (store.path,), {"store": str(store.product)}, [store.path.name]
+        needs: tuple[Path, ...] = (store.path,)
+        paths, parts = {"store": str(store.product)}, [store.path.name]
         if block.quality != "fid":
             encoder = self.run(dataset, block.quality, self.suite.seeds[0], {}, "encoder")
             needs = (*needs, encoder.path)
@@ -308,9 +314,10 @@ def _wants_candidates(cfg: DictConfig) -> bool:
     from clsp_plugin.methods import METHODS
     from clsp_plugin.methods.synthetic import SyntheticPositives
 
-    method = METHODS.get(cfg.method, object)
-    synthetic = issubclass(method, SyntheticPositives) and method.third_view == "candidate"
-    return synthetic and cfg.get("synthetic", {}).get("weight", 1.0) != 0
+    method = METHODS.get(cfg.method)
+    if method is None or not issubclass(method, SyntheticPositives):
+        return False
+    return method.third_view == "candidate" and cfg.get("synthetic", {}).get("weight", 1.0) != 0
 
 
 def _points(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

@@ -74,7 +74,9 @@ class Rates:
     def of(self, step: Step) -> float | None:
         """Seconds that a step takes; None while no such step was measured."""
         for known, amount in ((True, step.cost), (False, 1)):
-            for name in _kinds(step.config) if amount else ():
+            if not amount:
+                continue
+            for name in _kinds(step.config):
                 sums = self.sums.get((step.verb, step.network, name, known))
                 if sums is not None:
                     work, before, of, number = sums
@@ -127,10 +129,11 @@ class Child:
         step, share, seconds = self.progress()
         parts = [rates.of(other) for other in self.unit.missing if other != step]
         if step is not None:
-            known = rates.of(step)
             guess = seconds / share if share >= _TELLING else None
-            parts.append((1 - share) * (known or guess) if known or guess else None)
-        return None if None in parts else sum(parts)
+            whole = rates.of(step) or guess
+            parts.append((1 - share) * whole if whole else None)
+        told = [part for part in parts if part is not None]
+        return sum(told) if len(told) == len(parts) else None
 
     def failure(self) -> str | None:
         """Why it failed, after it ended."""
@@ -248,9 +251,8 @@ class Pool:
 
 
 def _score(unit: Unit) -> str:
-    if unit.kind != "run":
+    record = unit.record
+    if unit.kind != "run" or record is None:
         return ""
-    scores = [
-        (e["task"], e[e.get("metric") or "top1"]) for e in Record.load(unit.record).evaluations
-    ]
+    scores = [(e["task"], e[e.get("metric") or "top1"]) for e in Record.load(record).evaluations]
     return "".join(f"{task} {score:.1f} %, " for task, score in scores if score is not None)

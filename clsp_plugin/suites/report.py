@@ -230,11 +230,11 @@ def _missing(lines: Sequence[str]) -> list[str]:
 def _sheets(records: Records, options: Options) -> tuple[list[str], list[str]]:
     """A sheet of every store that is still there, and a line for those that are not."""
     parts, absent, seen = [], [], []
-    drew = [(path, record) for path, record in records if record.candidates is not None]
-    for path, record in sorted(drew, key=lambda p: (p[1].dataset, p[1].candidates["w"])):
-        if record.candidates in seen:
+    drew = [(p, r, r.candidates) for p, r in records if r.candidates is not None]
+    for path, record, candidates in sorted(drew, key=lambda one: (one[1].dataset, one[2]["w"])):
+        if candidates in seen:
             continue
-        seen.append(record.candidates)
+        seen.append(candidates)
         try:
             parts.append(_sheet(path, record, options))
         except ClspError as error:
@@ -246,7 +246,7 @@ def _sheet(path: Path, record: Record, options: Options) -> str:
     store, array = store_of(path, record), images_of(path, record, "train")
     store.check(len(array), *array.size, array.fingerprint, array.name)
     rows = some_of_each(array, _ANCHORS)
-    caption = store_caption(store.manifest)
+    manifest = store.need_manifest()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "sheet.png"
         candidate_sheet(array.images[rows].numpy(), store.images(rows), file)
@@ -257,10 +257,10 @@ def _sheet(path: Path, record: Record, options: Options) -> str:
         for key, value in point.items()
         if key.startswith(("denoiser.", "generate.")) and key != "generate.w"
     ]
-    about = ", ".join([record.candidates["dataset"], f"w = {store.manifest.w:g}", *varied])
+    about = ", ".join([manifest.dataset, f"w = {manifest.w:g}", *varied])
     title = f"Anchors and their candidates: {about}"
     width = int.from_bytes(content[16:20], "big")  # of a PNG
-    text = _shown(_embedded(content, "png"), title, "", width, caption)
+    text = _shown(_embedded(content, "png"), title, "", width, store_caption(manifest))
     try:
         return text + _details(
             "What clsp inspect found", summary(store_report(path, record, options.reports))

@@ -146,7 +146,7 @@ def read_suite(
     suite.variants = {key: typed(value, _Variant) for key, value in suite.variants.items()}
     suite.table.layout = _several(suite.table.layout)
     own = suite.datasets if OmegaConf.is_dict(suite.datasets) else {}
-    _check(suite, own or _several(suite.datasets or []), overrides, file)
+    _check(suite, list(own) or _several(suite.datasets or []), overrides, file)
     names = list(datasets) or list(own) or _several(suite.datasets)
     suite.datasets = {name: _block(name, own) for name in names}
     suite.given = []

@@ -194,9 +194,11 @@ def _left_empty(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         here = row.target == row.dataset and row.budget["backbone"] == BACKBONE
         paper = published(row.method, row.target, row.budget["epochs"]) if here else None
+        if paper is None:
+            continue
         found += [
             f"{paper.name} on {row.target}, {TASKS[task]}"
-            for task in (LAYOUTS["main"] if paper else ())
+            for task in LAYOUTS["main"]
             if getattr(paper, task) is None and (row.paper or not row.cells[task].n)
         ]
     return found
@@ -228,10 +230,10 @@ def _notes(records: Records, protocol: str, rows: Sequence[Row], layout: str) ->
     cells = [cell for row in rows for cell in row.cells.values()]
     if any(cell.stale for cell in cells):
         notes.append(f"{STALE} made by other numerics than those of this version; run it again.")
-    if other := dict.fromkeys(name for cell in cells for name in cell.changed):
+    if changed := dict.fromkeys(name for cell in cells for name in cell.changed):
         notes.append(
             f"{CHANGED} made by other settings than its configuration has today "
-            f"({', '.join(other)}); run it again."
+            f"({', '.join(changed)}); run it again."
         )
     if other := _of_other_protocols(records, protocol, layout):
         notes.append(f"Evaluated with another protocol alone and left out: {'; '.join(other)}.")

@@ -162,9 +162,10 @@ def ablation_curve(key: str, dataset: str) -> dict[float, float]:
     Returns:
         Value to accuracy; nothing for what the paper did not vary.
     """
-    table, column = _ABLATIONS.get(key, (None, None))
-    rows = load(table) if table else []
-    return {float(row[column]): float(row[dataset]) for row in rows if dataset in row}
+    if key not in _ABLATIONS:
+        return {}
+    table, column = _ABLATIONS[key]
+    return {float(row[column]): float(row[dataset]) for row in load(table) if dataset in row}
 
 
 def authors_curve(method: str, dataset: str, backbone: str) -> dict[int, float]:

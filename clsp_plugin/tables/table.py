@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scipy.stats import ttest_ind_from_stats
 
@@ -78,9 +79,9 @@ class Table:
         writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
         writer.writerow({name: csv_cell(name) for name in names})
         for row in self.rows:
-            line = {"method": row.method, "dataset": row.dataset, "evaluated_on": row.target}
+            line: dict[str, Any] = {"method": row.method, "dataset": row.dataset}
             line |= {"variant": row.variant} if variants else {}
-            line |= {**row.budget, "protocol": self.protocol}
+            line |= {"evaluated_on": row.target, **row.budget, "protocol": self.protocol}
             for task in self.tasks:
                 cell = row.cells[task]
                 line |= {f"{task}_{part}": getattr(cell, part) for part in parts}
@@ -260,7 +261,7 @@ class Table:
                 "Paper columns: Zeng et al., ECCV 2024, transfer tables; in brackets ours minus "
                 "the paper's."
             )
-        usual = max(paper.epochs for paper, _ in papers)
+        usual = max(paper.epochs for paper, _ in papers if paper.epochs is not None)
         several = {paper.name for paper, _ in papers if paper.epochs == usual}
         others = dict.fromkeys(
             f"{paper.name} {paper.epochs}"
@@ -279,6 +280,8 @@ def _above(best: Cell, other: Cell) -> bool:
     """Whether Welch's t-test tells two means apart; no spread, no test."""
     if best.std is None or other.std is None or best.std == other.std == 0:
         return False
+    assert best.mean is not None  # what has a spread has a mean
+    assert other.mean is not None
     p = ttest_ind_from_stats(
         best.mean, best.std, best.n, other.mean, other.std, other.n, equal_var=False
     ).pvalue
