@@ -83,6 +83,8 @@ setup(
             "hypothesis>=6.100",  # tests whose inputs are many
             "pytest-xdist>=3",
             "ruff>=0.6",
+            "mypy>=1.11",
+            "import-linter>=2",
             "torch-fidelity",  # see fid
             "setuptools>=70.1",  # from which on it builds wheels alone; installations are tested
         ],

@@ -6,4 +6,6 @@ set -euo pipefail
 install "[test]"
 ruff check .
 ruff format --check .
+lint-imports
+mypy
 exec python -m pytest -n "$(nproc)" "$@"
