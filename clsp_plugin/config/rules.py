@@ -1,7 +1,7 @@
 """What a setting accepts, said once: ranges, choices, names that become files, devices.
 
-A field of a settings dataclass carries a :class:`Rule` in its metadata; ``config.typed.typed``
-and ``diffusion.settings`` enforce it. A number that is not finite is never accepted.
+A field of a settings dataclass carries a :class:`Rule` in its metadata; ``config.typed``
+enforces it. A number that is not finite is never accepted.
 """
 
 import dataclasses

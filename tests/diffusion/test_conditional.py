@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from clsp_plugin.diffusion.settings import read_settings
 from lightning.pytorch.callbacks import Callback
 
 from clsp_plugin.candidates.condition import load_condition, save_condition
 from clsp_plugin.candidates.manifest import StoreManifest
 from clsp_plugin.candidates.store import CandidateStore
+from clsp_plugin.config.typed import settings_of
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.generation import generate_candidates
@@ -77,7 +77,7 @@ def test_what_a_network_is_told():
     told = torch.arange(300) % 3
     indexes = torch.arange(300)
     for share in (0.0, 0.3, 1.0):
-        settings = read_settings(TrainingSettings, {**CFG, "condition_dropout": share})
+        settings = settings_of(TrainingSettings, {**CFG, "condition_dropout": share})
         for condition, absent in ((told, 0), (features_of(told), torch.zeros(8))):
             module = _make_module(8, settings, condition)
             given = module._given(indexes)

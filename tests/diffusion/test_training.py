@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from clsp_plugin.diffusion.settings import read_settings
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
+from clsp_plugin.config.typed import settings_of
 from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, key_uniform, keys_for
 from clsp_plugin.diffusion import training
 from clsp_plugin.diffusion.denoiser import build_unet, denoiser_hash, load_denoiser
@@ -60,7 +60,7 @@ class Spy(Callback):
 
 def by_hand(images, cfg, steps):
     """Weights and their average after a few steps of the first epoch, in plain torch."""
-    cfg = read_settings(TrainingSettings, cfg)
+    cfg = settings_of(TrainingSettings, cfg)
     torch.manual_seed(derive_key(cfg.seed, Purpose.TRAINING, 0))
     unet = build_unet(8, cfg)
     average = [p.detach().clone() for p in unet.parameters()]
@@ -184,7 +184,7 @@ def test_what_is_written(images, tmp_path, monkeypatch):
 
 
 def test_the_global_generator_is_left_alone(images):
-    module = training._make_module(8, read_settings(TrainingSettings, CFG))
+    module = training._make_module(8, settings_of(TrainingSettings, CFG))
     module.on_train_epoch_start()
     module.log = lambda *args, **kwargs: None
     state = torch.get_rng_state()
@@ -214,7 +214,7 @@ def test_order(images, tmp_path):
 
 def test_the_batch_size_counts_all_processes_and_is_at_most_the_data(images):
     def batches(rank, world_size, batch_size):
-        settings = read_settings(TrainingSettings, {**CFG, "batch_size": batch_size})
+        settings = settings_of(TrainingSettings, {**CFG, "batch_size": batch_size})
         data = training._Data(images, settings)
         data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
         return [batch.tolist() for batch in data.train_dataloader()]
@@ -231,7 +231,7 @@ def test_the_batch_size_counts_all_processes_and_is_at_most_the_data(images):
 
 
 def test_noise_and_flips_are_named_by_image_and_epoch(images, monkeypatch):
-    module = DenoiserModule(build_unet(8, CFG_UNET), read_settings(TrainingSettings, CFG))
+    module = DenoiserModule(build_unet(8, CFG_UNET), settings_of(TrainingSettings, CFG))
     indexes = torch.arange(16)
     x, noise, t = module._draw(indexes, images)
     part = module._draw(indexes[[5, 2]], images[[5, 2]])
@@ -344,7 +344,7 @@ def test_images_that_are_refused(tmp_path, shape, message):
 
 
 def test_a_batch_that_does_not_divide_among_processes(images):
-    data = training._Data(images, read_settings(TrainingSettings, CFG))
+    data = training._Data(images, settings_of(TrainingSettings, CFG))
 
     @dataclasses.dataclass
     class Trainer:

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clsp_plugin.diffusion.settings import read_settings
 from omegaconf import OmegaConf
 
 from clsp_plugin.cli import records as cli_records
 from clsp_plugin.config.compose import compose
 from clsp_plugin.config.shipped import shipped
+from clsp_plugin.config.typed import settings_of
 from clsp_plugin.diffusion.drawer import GenerationSettings
 from clsp_plugin.diffusion.module import TrainingSettings
 from clsp_plugin.errors import ClspError
@@ -462,9 +462,7 @@ def test_shipped_denoisers_and_candidates_are_complete(verb, settings):
         data = cfg.pop("data")
         own = {field.name for field in fields(settings)}
         paths = {"out", "denoiser", "export_npy", "dry_run", "condition", "fid"}
-        read_settings(
-            settings, {key: value for key, value in cfg.items() if key not in paths - own}
-        )
+        settings_of(settings, {key: value for key, value in cfg.items() if key not in paths - own})
         # images are those of the pre-training, by which a store is known
         name = "imagenet-100" if data["dataset"] == "imagenet100" else file.parent.name
         training = compose("pretrain", f"{name}/simclr").data
