@@ -188,7 +188,7 @@ def test_a_store_that_another_process_writes_is_refused(generate, begin, tmp_pat
     monkeypatch.delenv("WORLD_SIZE")
     os.kill(other.pid, signal.SIGKILL)
     other.join()
-    monkeypatch.setattr(sampling, "denoise", lambda unet, s, x, noise, **keys: noise.sample(0))
+    monkeypatch.setattr(sampling, "denoise", lambda unet, s, x, noise, *_, **keys: noise.sample(0))
     assert generate("store", steps=1000)["images"] == 16  # a lock ends with its process
 
 
