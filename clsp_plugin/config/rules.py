@@ -1,7 +1,7 @@
 """Rules for the values of settings: ranges, choices, and texts that become file names.
 
-A field of a settings dataclass carries a :class:`Rule` in its metadata; ``config.typed.typed``
-and ``diffusion.settings`` enforce it. A number that is not finite is never accepted.
+A field of a settings dataclass carries a :class:`Rule` in its metadata; ``config.typed``
+enforces it. A number that is not finite is never accepted.
 """
 
 import dataclasses
