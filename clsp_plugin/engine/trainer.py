@@ -87,7 +87,7 @@ class Finite(Callback):
             self._stop(trainer, "weights", "are", "from its last step on")
 
     def _check_losses(self, trainer: pl.Trainer) -> None:
-        # the mean, so that all processes stop if one has to; their steps may differ
+        # the mean, so that all processes stop if one has to; approximate if their steps differ
         step = float(trainer.strategy.reduce(self._first, reduce_op="mean"))
         if step > 0:
             self._stop(trainer, "loss", "is", f"from step {step:.0f} on")

@@ -17,7 +17,7 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("mocov2plus")
 class MoCoV2Plus(Queue, BaseMomentumMethod):
-    """Contrasts each view's query with the other view's key and a queue of its past keys.
+    """Contrasts each view's query with the other view's key and past keys, which are queued.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
     ``temperature`` (default 0.2), ``queue_size`` (default 65536; a multiple of the batch of all

@@ -1,4 +1,4 @@
-"""Every method learns: after seconds of training, its backbone classifies digits better.
+"""Every method learns: seconds of training make its backbone better at classifying digits.
 
 With their whole budget on the offline data set all methods gain more (docs/methods/learning.md,
 three seeds). Here the methods that need it get the whole budget, the others a quarter. There is
