@@ -1,4 +1,4 @@
-"""The one error type that is meant for people."""
+"""The error type for mistakes that a user can correct, and helpers for its messages."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,26 +6,26 @@ from typing import Any
 
 
 class ClspError(ValueError):
-    """Bad input from outside: one sentence that says what was given and what to do.
+    """Invalid input; the message is one sentence that says what was given and what to do.
 
-    The command line prints its message without a traceback and exits with code 2.
-    Anything else that escapes is a defect of ours and keeps its traceback.
+    The command line prints the message without a traceback and exits with code 2. Any other
+    exception is a defect of this package and keeps its traceback.
     """
 
 
 class Terminated(KeyboardInterrupt):
-    """The work was ended by SIGTERM, as a scheduler does before it takes the machine back."""
+    """Raised on SIGTERM, which a scheduler sends before it takes the machine back."""
 
 
-# Names that a sentence lists in full; timm alone has more than a thousand.
+# The most names that a message lists in full; timm alone has more than a thousand.
 _MOST = 40
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest valid name, or the valid names.
+    """Return ``"; did you mean 'x'?"`` with the closest valid name, or the valid names.
 
     Args:
-        name: what was given.
+        name: the name that was given.
         valid: the names that would have been accepted.
     """
     valid = sorted(map(str, valid))
@@ -41,11 +41,11 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def short(value: Any, most: int = 120) -> str:
-    """A value as text for a sentence, cut where it is longer than ``most`` characters."""
+    """Return a value as text for a message, cut after ``most`` characters."""
     text = " ".join(str(value).split())
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error of a library says, or its name where it says nothing."""
+    """Return the first line of an error's message, or its class name if there is no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

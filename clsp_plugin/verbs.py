@@ -1,8 +1,8 @@
-"""The verbs of ``clsp``, each told once.
+"""The verbs of ``clsp``, each described once.
 
-The command line, suites, tables and the versions of numerics read what a verb is from here. The
-functions that do the work are named and imported when they are asked for, so the table itself
-depends on nothing.
+The command line, suites, tables and the versions of numerics read what they need to know about a
+verb from here. The functions that do the work are given by name and imported when they are
+called, so this module imports nothing else of the package.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ def _each_epoch(cfg: Mapping[str, Any], images: int) -> int | None:
 
 
 def _each_step(cfg: Mapping[str, Any], images: int) -> int | None:
-    if "oracle" in cfg:  # made by the data set's own recipe: no denoiser, and no time
+    if "oracle" in cfg:  # candidates from the data set's own recipe need no denoiser
         return None
     return images * cfg["num_candidates"] * cfg["steps"]
 
@@ -33,24 +33,27 @@ def _unknown(cfg: Mapping[str, Any], images: int) -> int | None:
 
 @dataclass(frozen=True)
 class Verb:
-    """What is particular to a verb.
+    """One verb and the properties in which verbs differ.
 
     Attributes:
-        name: as it is typed.
-        does: what it does, for people.
-        task: ``module:function`` below ``clsp_plugin``. That of an experiment takes its
-            configuration; that of another verb the words that follow it.
-        check: ``module:function`` that refuses a composed configuration which the task would
-            refuse, before anything is read; of experiments.
-        configuration: of an experiment, the one used when none is named; None: one must be.
-        experiment: whether it is run from a configuration, under Hydra.
-        heading: of its accuracy in a table; only evaluations of a pre-training have one.
-        protocols: whether its settings can be chosen by the one protocol or the other.
-        stages: of the numerics that its numbers go through, besides the data set.
-        takes_data: whether a suite's ``data.`` settings are its settings too.
-        counts: what its cost counts.
-        cost: of a configuration and a number of training images: how much work it is, in what
-            ``counts`` says; None if that is not known.
+        name: the word that is typed after ``clsp``.
+        does: what the verb does, as a phrase for help texts.
+        task: ``module:function`` below ``clsp_plugin`` that does the work. It takes the
+            configuration of an experiment, or the list of arguments of any other verb.
+        check: for experiments, ``module:function`` that refuses a composed configuration which
+            the task would refuse, before any data is read.
+        configuration: for experiments, the name of the default configuration; None if the user
+            has to name one.
+        experiment: whether the verb is run from a configuration, under Hydra.
+        heading: the heading of its accuracy in tables; only evaluations of a pre-training have
+            one.
+        protocols: whether it has a ``protocol`` setting, ``strict`` or ``paper``.
+        stages: the stages of ``records.numerics`` that its numbers depend on, besides the data
+            set.
+        takes_data: whether the ``data.`` settings of a suite apply to it.
+        counts: the unit of its cost.
+        cost: function of a configuration and a number of training images that returns the amount
+            of work, in the unit of ``counts``; None if it is not known.
     """
 
     name: str
@@ -67,14 +70,14 @@ class Verb:
     cost: Callable[[Mapping[str, Any], int], int | None] = _unknown
 
     def run(self, given: Any) -> Any:
-        """Do it: with a configuration, or with the words that follow the verb."""
+        """Run the task with a configuration, or with the arguments that follow the verb."""
         return _named(self.task)(given)
 
     def refuse(self, cfg: Any) -> None:
         """Refuse a composed configuration that :meth:`run` would refuse.
 
         Raises:
-            ClspError: see the verb's own function.
+            ClspError: the configuration is refused; see the function that ``check`` names.
         """
         _named(self.check)(cfg)
 

@@ -1,4 +1,4 @@
-"""Arguments that several verbs take."""
+"""Command-line arguments that several verbs take."""
 
 import argparse
 import re
@@ -10,12 +10,12 @@ __all__ = ["add_images", "data_of", "is_data", "words"]
 
 
 def words(text: str) -> list[str]:
-    """What stands between commas."""
+    """Split a text at commas; empty parts are left out."""
     return [word for word in text.split(",") if word]
 
 
 def add_images(parser: argparse.ArgumentParser, verb: str) -> None:
-    """Which images another verb takes; see :func:`data_of`."""
+    """Add the arguments that choose images as ``clsp <verb>`` does; see :func:`data_of`."""
     parser.add_argument(
         "data", nargs="*", metavar="data.key=value", help=f"as `clsp {verb}` is given them"
     )
@@ -23,12 +23,21 @@ def add_images(parser: argparse.ArgumentParser, verb: str) -> None:
 
 
 def is_data(arg: str) -> bool:
-    """Whether an argument is one of :func:`add_images`."""
+    """Whether an argument is a ``data.key=value``, as :func:`add_images` takes them."""
     return re.match(r"data\.\w+=", arg) is not None
 
 
 def data_of(verb: str, name: str, given: list[str]):
-    """The data block of a shipped configuration with the changes on a command line."""
+    """Return the ``data`` block of a shipped configuration, changed by command-line arguments.
+
+    Args:
+        verb: the verb of the configuration.
+        name: the name of the configuration.
+        given: the changes, ``data.key=value`` each.
+
+    Raises:
+        ClspError: an argument is of another form, or the block cannot be read.
+    """
     from clsp_plugin.config.training import Data
     from clsp_plugin.config.typed import typed
 

@@ -56,7 +56,7 @@ def _take(args: list[str], *flags: str) -> str | None:
 
 
 def run_experiment(verb: str, args: list[str]) -> None:
-    """Run one of the experiment verbs under Hydra."""
+    """Run an experiment verb with its command-line arguments, under Hydra."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -78,7 +78,7 @@ def run_experiment(verb: str, args: list[str]) -> None:
 
     def run(cfg):
         composed.append(True)
-        sys.argv = original  # what a launcher of further processes has to repeat
+        sys.argv = original  # a launcher of further processes repeats these
         given = HydraConfig.get().overrides.task
         OmegaConf.set_struct(cfg, False)
         try:
@@ -86,14 +86,14 @@ def run_experiment(verb: str, args: list[str]) -> None:
                 return VERBS[verb].run(cfg)
         except ClspError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # the launcher may be another process
-            refused.append(error)  # Hydra would print lines of its own around it
+                raise  # to the launcher, which may be another process
+            refused.append(error)  # raised below, because Hydra would print lines around it
 
     run.__module__, run.__qualname__ = "clsp", f"clsp_{verb}"
     sys.argv = [original[0], "--config-path", str(folder), "--config-name", stem]
     multirun = any(arg in ("-m", "--multirun") for arg in args)
     sys.argv += hydra_overrides(args, folder, multirun)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through unchanged
     try:
         hydra.main(version_base="1.2", config_path=None)(run)()
     except (ClspError, BrokenPipeError):
@@ -102,8 +102,8 @@ def run_experiment(verb: str, args: list[str]) -> None:
         cause = error.__cause__ or error
         if isinstance(cause, ClspError):
             raise cause from error
-        # the boundary to Hydra: what it, OmegaConf and PyYAML raise while they read what the user
-        # wrote has no common class; once the task has begun it is ours
+        # the errors of Hydra, OmegaConf and PyYAML on a configuration have no common class, so
+        # any error is one of theirs until the task has begun
         if composed and not isinstance(error, (HydraException, OmegaConfBaseException)):
             raise
         raise ClspError(f"{composing(error)}.") from error

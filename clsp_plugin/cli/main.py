@@ -39,7 +39,7 @@ def _dispatch(argv: list[str]) -> None:
         print(__version__)
         return
     if name == "linear" and any(re.fullmatch(r"\+*finetune=(?i:true)", arg) for arg in args):
-        name = "finetune"  # as solo-learn says it; its settings are another file's
+        name = "finetune"  # solo-learn's way to ask for it; its configuration is another file here
     if name not in VERBS:
         raise ClspError(f"there is no verb {name}{nearest(name, VERBS)}")
     if not VERBS[name].experiment:
@@ -55,13 +55,13 @@ def _dispatch(argv: list[str]) -> None:
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """Let SIGTERM end what is done as Ctrl-C does, in order; a second one ends it at once."""
+    """Let SIGTERM end the work in order, as Ctrl-C does; a second one ends it at once."""
 
     def stop(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise Terminated
 
-    if threading.current_thread() is not threading.main_thread():  # it has no signals
+    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)
@@ -72,7 +72,7 @@ def _terminated() -> Iterator[None]:
 
 
 def main() -> None:
-    """Entry point; bad input ends with one sentence and exit code 2."""
+    """Run the command line; invalid input ends it with one sentence and exit code 2."""
     streams.prepare()
     try:
         with _terminated(), files_told():

@@ -1,4 +1,4 @@
-"""``clsp table``, ``figures`` and ``report``: what becomes of the records of runs."""
+"""``clsp table``, ``figures`` and ``report``, which present the records of runs."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ __all__ = ["figures", "report", "table"]
 
 
 def table(args: list[str]) -> None:
-    """``clsp table`` with the words that follow it."""
+    """Run ``clsp table`` with the arguments that follow it."""
     parser = argparse.ArgumentParser(
         prog="clsp table", description="Turn the records of runs into a table."
     )
@@ -56,7 +56,7 @@ def table(args: list[str]) -> None:
 
 
 def figures(args: list[str]) -> None:
-    """``clsp figures`` with the words that follow it."""
+    """Run ``clsp figures`` with the arguments that follow it."""
     parser = argparse.ArgumentParser(
         prog="clsp figures",
         description="Draw every figure that the records of runs allow, as SVG and PNG, and say "
@@ -101,7 +101,7 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
 
 
 def _drawing(given: argparse.Namespace, records):
-    """What :func:`_add_drawing` was given, as options of the figures of some records."""
+    """Turn the arguments of :func:`_add_drawing` into options for the figures of ``records``."""
     from clsp_plugin.figures.picture import Options
     from clsp_plugin.records.belonging import read_reports
     from clsp_plugin.tables.make import listing
@@ -111,7 +111,7 @@ def _drawing(given: argparse.Namespace, records):
 
 
 def report(args: list[str]) -> None:
-    """``clsp report`` with the words that follow it."""
+    """Run ``clsp report`` with the arguments that follow it."""
     parser = argparse.ArgumentParser(
         prog="clsp report",
         description="Write one HTML file that needs nothing else: tables, figures, sheets of "

@@ -1,4 +1,4 @@
-"""``clsp import-denoiser``, ``embed`` and ``inspect``: denoisers, conditions and stores."""
+"""``clsp import-denoiser``, ``embed`` and ``inspect``, for denoisers, conditions and stores."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,7 @@ __all__ = ["embed", "import_denoiser", "inspect"]
 
 
 def import_denoiser(args: list[str]) -> None:
-    """``clsp import-denoiser`` with the words that follow it."""
+    """Run ``clsp import-denoiser`` with the arguments that follow it."""
     parser = argparse.ArgumentParser(
         prog="clsp import-denoiser",
         description="Convert a checkpoint of the authors' train_diffusion.py or "
@@ -38,7 +38,7 @@ def import_denoiser(args: list[str]) -> None:
 
 
 def embed(args: list[str]) -> None:
-    """``clsp embed`` with the words that follow it."""
+    """Run ``clsp embed`` with the arguments that follow it."""
     parser = argparse.ArgumentParser(
         prog="clsp embed",
         description="Write the features of the training images in a pre-trained encoder, or their "
@@ -65,7 +65,7 @@ def embed(args: list[str]) -> None:
 
 
 def inspect(args: list[str]) -> None:
-    """``clsp inspect`` with the words that follow it."""
+    """Run ``clsp inspect`` with the arguments that follow it."""
     parser = argparse.ArgumentParser(
         prog="clsp inspect",
         description="Print a store's manifest, and write a report and pictures of its candidates: "
@@ -106,7 +106,7 @@ def inspect(args: list[str]) -> None:
     from clsp_plugin.inspection.report import inspect_store, open_store, verify_store
     from clsp_plugin.inspection.summary import summary
 
-    # argparse gives all that follows a first store to this list
+    # argparse puts every positional argument in the list of stores, data.key=value included
     options.data += [arg for arg in options.store if is_data(arg)]
     options.store = [Path(arg) for arg in options.store if not is_data(arg)]
     if not options.store:
@@ -138,7 +138,7 @@ def inspect(args: list[str]) -> None:
 
 
 def _compare(options: argparse.Namespace, data) -> None:
-    """``clsp inspect`` of several stores."""
+    """Run ``clsp inspect`` on several stores."""
     if options.encoder is None or options.out is None:
         raise ClspError("Several stores are compared by an encoder: give --encoder and --out.")
     if options.denoiser or options.condition or options.fid:

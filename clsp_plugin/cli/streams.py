@@ -1,4 +1,4 @@
-"""The screen of the command line: of any encoding, and closed by whoever reads it."""
+"""Standard streams of the command line: any encoding, and readers that close the pipe."""
 
 import os
 import signal
@@ -8,24 +8,25 @@ __all__ = ["abandon", "flush", "prepare"]
 
 
 def prepare() -> None:
-    """Let a sign that the screen's encoding lacks be printed as ``?`` and end nothing."""
+    """Print a character that the terminal's encoding lacks as ``?``, instead of failing."""
     if sys.stdin is None:
-        sys.stdin = open(os.devnull)  # noqa: SIM115  a closed one; libraries ask it questions
+        sys.stdin = open(os.devnull)  # noqa: SIM115  stdin is closed, and libraries look at it
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
 def flush() -> None:
-    """Write what is left, so that a reader that is gone is found here and not at the very end."""
+    """Flush stdout, so that a closed pipe raises an error here and not when Python exits."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def abandon() -> None:
-    """End as other tools do where the reader is gone, as in ``clsp table runs | head``.
+    """Exit as other tools do when the reader of a pipe is gone, as in ``clsp table runs | head``.
 
-    Python would write to the pipe once more when it ends, and say so.
+    The streams are redirected first, because Python would write to the pipe again at exit and
+    report the error.
     """
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -14,7 +14,7 @@ __all__ = ["bench", "demo", "doctor"]
 
 
 def bench(args: list[str]) -> None:
-    """``clsp bench`` with the words that follow it."""
+    """Run ``clsp bench`` with the arguments that follow it."""
     suites = ", ".join(sorted(file.stem for file in (shipped() / "bench").glob("*.yaml")))
     parser = argparse.ArgumentParser(
         prog="clsp bench",
@@ -63,7 +63,7 @@ def bench(args: list[str]) -> None:
 
 
 def demo(args: list[str]) -> None:
-    """``clsp demo`` with the words that follow it."""
+    """Run ``clsp demo`` with the arguments that follow it."""
     parser = argparse.ArgumentParser(
         prog="clsp demo",
         description="Train a denoiser, draw candidates, pre-train five methods under one budget, "
@@ -83,7 +83,7 @@ def demo(args: list[str]) -> None:
 
 
 def doctor(args: list[str]) -> None:
-    """``clsp doctor`` with the words that follow it; exit code 1 if something is wrong."""
+    """Run ``clsp doctor`` with the arguments that follow it; exit code 1 if something is wrong."""
     parser = argparse.ArgumentParser(
         prog="clsp doctor",
         description="Say what is installed, which solo-learn is seen, whether Hydra finds us, and "

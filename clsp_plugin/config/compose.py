@@ -1,4 +1,4 @@
-"""Finding a configuration by what a user called it, and composing it."""
+"""Find a configuration by the name that a user gives, and compose it."""
 
 import re
 from collections.abc import Sequence
@@ -18,17 +18,26 @@ DEFAULT_DATASET = "digits"
 
 
 def names_of(verb: str) -> list[str]:
-    """Shipped configurations of a verb: ``DATASET/NAME``, or ``NAME`` where one fits all."""
+    """List the shipped configurations of a verb: ``DATASET/NAME``, or ``NAME`` for any data set."""
     root = shipped() / verb
     files = [*root.glob("*.yaml"), *root.glob("*/*.yaml")]
     return sorted(str(p.relative_to(root).with_suffix("")) for p in files)
 
 
 def locate(verb: str, path: str | None, name: str | None) -> tuple[Path, str]:
-    """The folder and the name of a configuration.
+    """Find a configuration.
+
+    Args:
+        verb: such as ``"pretrain"``.
+        path: the user's ``--config-path``; None to search the shipped ones and the working
+            directory.
+        name: the user's ``--config-name``; None for the verb's default.
+
+    Returns:
+        Its folder, and its name without the suffix.
 
     Raises:
-        ClspError: there is none, with the nearest that there is.
+        ClspError: there is none; the message names the nearest that there is.
     """
     if name is None:
         name = VERBS[verb].configuration
@@ -39,13 +48,13 @@ def locate(verb: str, path: str | None, name: str | None) -> tuple[Path, str]:
     if path is None:
         folders = [root, root / DEFAULT_DATASET, Path.cwd()]
     else:
-        # a folder of the user's, else one of ours, by its name or by its place in a checkout
+        # a folder of the user, else a shipped one, given by its name or its path in a checkout
         folders = [Path(path), root / Path(path).name]
     for folder in folders:
         file = folder / f"{name}.yaml"
         if file.is_file():
             if not file.resolve().is_relative_to(root.resolve()):
-                read_yaml(file)  # a mistake is told with its line
+                read_yaml(file)  # reports a mistake in the user's YAML with its line
             return file.parent.resolve(), file.stem
     where = f"in {path}" if path is not None else "among the configurations that ship with us"
     names = names_of(verb) if path is None else [p.stem for p in Path(path).glob("*.yaml")]
@@ -53,7 +62,7 @@ def locate(verb: str, path: str | None, name: str | None) -> tuple[Path, str]:
 
 
 def source_of(verb: str, path: str | None, folder: Path, stem: str) -> str:
-    """The name by which :func:`compose` finds a configuration again, from the same directory."""
+    """Return the name by which :func:`compose` finds a configuration from the same directory."""
     root = (shipped() / verb).resolve()
     if folder.is_relative_to(root):
         return (folder / stem).relative_to(root).as_posix()
@@ -72,7 +81,7 @@ def compose(verb: str, name: str, overrides: Sequence[str] = ()) -> DictConfig:
         The configuration.
 
     Raises:
-        ClspError: there is none of this name, or an override that cannot be read.
+        ClspError: there is no configuration of this name, or an override cannot be read.
     """
     import hydra
 

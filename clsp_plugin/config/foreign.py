@@ -1,7 +1,7 @@
-"""Configuration that came with a file, which may be of others: it is data, and asks for nothing.
+"""Checks of a configuration that came with a file, possibly from somebody else.
 
-A run's own settings are resolved before they are written, and a checkpoint's weights are in it; so
-what would read the environment, another file or the network has no place there.
+A run's settings are resolved before they are written, and its checkpoint has the weights. So there
+is no need for a setting that reads the environment, another file or the network, and it is refused.
 """
 
 import inspect
@@ -14,19 +14,19 @@ from clsp_plugin.errors import ClspError
 
 __all__ = ["check_args", "check_literal"]
 
-_ASKING = ("pretrained", "checkpoint", "cache", "hf_", "features", "feature_", "_")  # begin names
+_ASKING = ("pretrained", "checkpoint", "cache", "hf_", "features", "feature_", "_")  # prefixes
 
 
 def check_literal(content: Any, name: str, key: str = "") -> None:
-    """Refuse ``${..}``, which would be resolved from the environment of whoever reads the file.
+    """Refuse ``${..}``, which would be resolved from the environment of the person who reads it.
 
     Args:
-        content: dicts, lists and values, as JSON has them.
-        name: begins the sentence of an error: "args.json has".
-        key: of the content.
+        content: dicts, lists and values, as in JSON.
+        name: the beginning of the message, such as "args.json has".
+        key: the dotted key of ``content`` in the file.
 
     Raises:
-        ClspError: a text has it.
+        ClspError: a text contains ``${``.
     """
     if isinstance(content, str) and "${" in content:
         raise ClspError(f"{name} {key}={content}; write the value there: ${{..}} is not resolved.")
@@ -39,15 +39,16 @@ def check_literal(content: Any, name: str, key: str = "") -> None:
 
 
 def check_args(args: Mapping[str, Any], file: Path) -> None:
-    """Refuse what an ``args.json`` may not ask for.
+    """Refuse an ``args.json`` that asks for more than plain settings.
 
     Args:
         args: its content.
         file: its path, for messages.
 
     Raises:
-        ClspError: ``${..}``, or a key of ``backbone.kwargs`` by which timm reads a file, asks the
-            network or calls something, or a value there that is no plain one.
+        ClspError: it contains ``${..}``, a key of ``backbone.kwargs`` that makes timm read a
+            file, use the network or call something, or a value there that is not plain (see
+            :func:`_is_plain`).
     """
     check_literal(args, f"{file} has")
     kwargs = args["backbone"].get("kwargs") or {}
@@ -55,7 +56,7 @@ def check_args(args: Mapping[str, Any], file: Path) -> None:
         raise ClspError(f"{file} has backbone.kwargs={kwargs}, which are no keys and values.")
     for key, value in kwargs.items():
         if key == "pretrained" and isinstance(value, bool):
-            continue  # what a training began from: whoever reads a checkpoint leaves it out
+            continue  # says what the training began from; not used when a checkpoint is read
         if (key in _of_timm() or key.startswith(_ASKING)) and value not in (None, False):
             raise ClspError(
                 f"{file} has backbone.kwargs.{key}={value}, by which timm would read other files; "
@@ -69,7 +70,7 @@ def check_args(args: Mapping[str, Any], file: Path) -> None:
 
 @cache
 def _of_timm() -> frozenset[str]:
-    """What timm's functions take before a network's own arguments: files, caches, filters."""
+    """Return the arguments of timm's own functions, not of a network: files, caches, filters."""
     import timm
     from timm.models import build_model_with_cfg
 
@@ -78,7 +79,7 @@ def _of_timm() -> frozenset[str]:
 
 
 def _is_plain(value: Any) -> bool:
-    """What a network's own arguments are made of; a word that is a path or an address is none."""
+    """Whether a value is None, a number, a word or a list of these; paths and URLs are no words."""
     if isinstance(value, list):
         return all(map(_is_plain, value))
     if isinstance(value, str):

@@ -1,9 +1,9 @@
-"""What a person types as ``key=value``, brought into Hydra's grammar.
+"""Translate ``key=value`` arguments, as users type them, into Hydra's grammar.
 
-The rule: a list, a mapping, null, a number, a boolean, a quoted text, ``${...}`` and, with ``-m``,
-a sweep are Hydra's, as its grammar reads them. Everything else is a text and taken as it is
-written: with blanks, commas, brackets, quotes, ``=``, ``#`` and letters of any alphabet. Settings
-that are paths or names are texts even if they look like a number or a list.
+A list, a mapping, null, a number, a boolean, a quoted text, ``${...}`` and, with ``-m``, a sweep
+are passed to Hydra unchanged. Everything else is a text and taken literally, with blanks, commas,
+brackets, quotes, ``=``, ``#`` and letters of any alphabet. Settings that are paths or names are
+texts even if they look like a number or a list.
 """
 
 import re
@@ -16,7 +16,7 @@ from clsp_plugin.errors import ClspError, short
 
 __all__ = ["TEXTS", "composing", "hydra_overrides"]
 
-# Last parts of the keys whose values are texts of the user's own: paths and names.
+# The last parts of keys that take a free text: a path or a name.
 TEXTS = frozenset({
     "condition", "denoiser", "dir", "entity", "extra", "name", "out", "path",
     "pretrained_feature_extractor", "project", "resume_from_checkpoint", "train_path", "val_path",
@@ -26,17 +26,17 @@ _QUOTED = re.compile(r"\s*(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")\s*", re.DOT
 
 
 def hydra_overrides(args: Sequence[str], folder: Path, multirun: bool = False) -> list[str]:
-    """Arguments as Hydra takes them; ``key=value`` may add settings as well as change them.
+    """Translate arguments for Hydra; ``key=value`` may add a setting as well as change one.
 
     Args:
-        args: what was typed; what is no ``key=value`` is kept.
-        folder: of the configuration; its own folders are groups of configurations, as are those
-            that all configurations share.
-        multirun: whether sweeps are run.
+        args: the arguments as typed; those that are not ``key=value`` are kept.
+        folder: the folder of the configuration. Its subfolders are config groups, as are the
+            folders that configurations share.
+        multirun: whether sweeps are run (``-m``).
 
     Raises:
-        ClspError: a value that begins as a list or a mapping and is none, several values without
-            ``-m``, a list where one of a group's configurations is to be named.
+        ClspError: a value begins like a list or a mapping and is not one, there are several
+            values without ``-m``, or a list is given where a config group takes a name.
     """
     out = []
     for arg in args:
@@ -57,7 +57,7 @@ def hydra_overrides(args: Sequence[str], folder: Path, multirun: bool = False) -
 
 
 def _check_group(folders: Sequence[Path], name: str, value: str) -> None:
-    """A group's value is the name of one of its files."""
+    """Refuse a list or a mapping as the value of a config group, which takes a file's name."""
     if value.lstrip()[:1] in ("[", "{"):
         files = {file.stem for folder in folders for file in folder.glob("*.yaml")}
         names = ", ".join(sorted(files)[:20])
@@ -68,7 +68,7 @@ def _check_group(folders: Sequence[Path], name: str, value: str) -> None:
 
 
 def _for_hydra(key: str, value: str, multirun: bool) -> str:
-    """A value in Hydra's grammar."""
+    """Translate the value of one argument into Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Sweep
     from hydra.errors import HydraException
@@ -98,7 +98,7 @@ def _for_hydra(key: str, value: str, multirun: bool) -> str:
 
 
 def _as_text(value: str) -> str:
-    """Quoted for Hydra, unless it is read as it is written all the same."""
+    """Quote a text for Hydra, unless Hydra reads it literally without quotes."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     if not value or re.fullmatch(r"[A-Za-z_/][\w./-]*", value, re.ASCII):
@@ -109,7 +109,7 @@ def _as_text(value: str) -> str:
 
 
 def composing(error: Exception) -> str:
-    """What Hydra, OmegaConf or PyYAML say of a configuration, in a sentence."""
+    """Turn an error of Hydra, OmegaConf or PyYAML about a configuration into one sentence."""
     import yaml
 
     if isinstance(error, yaml.MarkedYAMLError):
@@ -126,7 +126,7 @@ def composing(error: Exception) -> str:
 
 
 def _plain(error: Any) -> str:
-    """Without what speaks of Hydra's insides and of signs that nobody typed."""
+    """Return an error's message without Hydra's hints and without ``++``, which nobody typed."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.sub(r"To (append|force|add) .*?\+\S+", "", text)
     text = re.sub(r"See https?://\S+ for \S+( \S+){0,3}", "", text)

@@ -8,10 +8,10 @@ __all__ = ["plain"]
 
 
 def plain(cfg: DictConfig, resolve: bool = False) -> dict[str, Any]:
-    """A block of a configuration as dicts and lists.
+    """Return a block of a configuration as dicts and lists.
 
     Args:
         cfg: the block; not changed.
-        resolve: put values in the place of interpolations.
+        resolve: whether to replace interpolations by their values.
     """
     return cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=resolve))

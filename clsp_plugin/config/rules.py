@@ -1,4 +1,4 @@
-"""What a setting accepts, said once: ranges, choices, names that become files, devices.
+"""Rules for the values of settings: ranges, choices, and texts that become file names.
 
 A field of a settings dataclass carries a :class:`Rule` in its metadata; ``config.typed``
 enforces it. A number that is not finite is never accepted.
@@ -15,7 +15,7 @@ from clsp_plugin.errors import ClspError, short
 __all__ = ["SEED", "Rule", "check_finite", "check_name", "check_value", "ranged"]
 
 _NAMES = {int: "integer", float: "number", bool: "bool (true or false)", str: "string"}
-_LONGEST = 200  # bytes of a name; what is added to it has room in the 255 of file systems
+_LONGEST = 200  # bytes of a name; leaves room for suffixes in the 255 bytes of file systems
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Rule:
     """Which values a setting may have.
 
     Attributes:
-        low, high: the smallest and the largest.
-        above, below: bounds that are not values themselves.
-        choices: only these, if there are some.
-        also: values outside of the bounds that are accepted all the same.
-        name: the text becomes part of a file's name.
+        low, high: the smallest and the largest accepted number.
+        above, below: exclusive bounds.
+        choices: the accepted values; empty if they are not limited to a list.
+        also: further accepted values, besides the bounds or the choices.
+        name: whether the text becomes part of a file's name.
     """
 
     low: float = -math.inf
@@ -39,7 +39,7 @@ class Rule:
     name: bool = False
 
     def accepts(self, value: Any) -> bool:
-        """Whether a value of the right type is one of them."""
+        """Whether the rule accepts a value, which has the right type."""
         if value in self.also:
             return True
         if self.choices:
@@ -50,7 +50,7 @@ class Rule:
         return math.isfinite(value) and within
 
     def __str__(self) -> str:
-        """The values in words, after "must be"; empty for all finite ones."""
+        """Say in words, to follow "must be", what is accepted; empty if any finite value is."""
         if self.choices:
             return "one of " + ", ".join(dict.fromkeys(map(str, (*self.choices, *self.also))))
         words = [f"at least {_number(self.low)}"] * math.isfinite(self.low)
@@ -68,12 +68,12 @@ SEED = Rule(low=0, high=2**32 - 1)
 
 
 def ranged(default: Any, rule: Rule | None = None, **bounds: Any) -> Any:
-    """A dataclass field whose values (those of a list or a mapping one by one) keep a rule.
+    """Make a dataclass field with a rule for its value, or for each item of a list or mapping.
 
     Args:
-        default: of the field; a list is copied for every object.
-        rule: that is kept, or
-        bounds: those of :class:`Rule`.
+        default: the default of the field; a list is copied for every object.
+        rule: the rule; None to make one from ``bounds``.
+        bounds: arguments of :class:`Rule`.
     """
     metadata = {"rule": rule or Rule(**bounds)}
     if isinstance(default, list):
@@ -82,11 +82,11 @@ def ranged(default: Any, rule: Rule | None = None, **bounds: Any) -> Any:
 
 
 def check_value(key: str, value: Any, rule: Rule = Rule()) -> None:
-    """Check a value against a rule, or each of those that a list or a mapping holds.
+    """Check a value, or each item of a list or a mapping, against a rule; None passes.
 
     Raises:
-        ClspError: one is out of range, not finite or an empty text; with the key, the value and
-            what is accepted.
+        ClspError: a value is out of range, not finite or an empty text. The message has the key,
+            the value and what is accepted.
     """
     if isinstance(value, Mapping):
         for name, one in value.items():
@@ -96,7 +96,7 @@ def check_value(key: str, value: Any, rule: Rule = Rule()) -> None:
             check_value(key, one, rule)
     elif value is None:
         return
-    elif isinstance(value, str) and not value.strip():  # as of a variable of the shell's, unset
+    elif isinstance(value, str) and not value.strip():  # such as an unset variable of the shell
         raise ClspError(f"{key} is empty; give a value, or leave it out.")
     elif rule.name and isinstance(value, str):
         check_name(key, value)
@@ -110,7 +110,7 @@ def check_finite(key: str, value: Any) -> None:
     """Check that no number in a free block of settings is nan or infinite.
 
     Raises:
-        ClspError: one is, with its key.
+        ClspError: one is; the message has its key.
     """
     check_value(key, value)
 
@@ -119,7 +119,7 @@ def check_name(key: str, value: str) -> None:
     """Check a text that becomes part of a file's name.
 
     Raises:
-        ClspError: it would name another folder, no file, or one that file systems refuse.
+        ClspError: it is empty, names a folder, or is refused by file systems.
     """
     if not value.strip():
         why = "is empty"

@@ -1,4 +1,4 @@
-"""Where the configurations are that ship with the package, and what of one makes a number."""
+"""Where the shipped configurations are, and which settings of a configuration decide results."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from clsp_plugin.config.plain import plain
 
 __all__ = ["add_shared", "fingerprint", "shared", "shipped", "takes_shared", "what"]
 
-# Blocks of a configuration that say where and how fast, not what.
+# Settings that decide where and how fast something is computed, but not the result.
 _NOT_WHAT = (
     "auto_resume", "auto_umap", "checkpoint", "dali", "debug_augmentations", "name",
     "performance", "resume_from_checkpoint", "wandb",
@@ -20,30 +20,31 @@ _NOT_WHAT = (
 
 
 def shipped() -> Path:
-    """The folder of configurations: ``scripts/`` of a checkout, or inside the package."""
+    """The folder of shipped configurations: ``scripts/`` in a checkout, or in the package."""
     package = Path(__file__).parents[1]
     inside = package / "scripts"
     return inside if inside.is_dir() else package.parent / "scripts"
 
 
 def shared() -> Path:
-    """What the configurations of a pre-training are composed of: its methods, data sets and
-    augmentations that several of them have."""
+    """The folder of methods, data sets and augmentations that pre-training configurations share."""
     return shipped() / "pretrain/shared"
 
 
 def takes_shared(folder: Path) -> bool:
-    """Whether configurations in a folder may be composed of :func:`shared`: not those of ours that
-    are of another verb than the pre-training."""
+    """Whether configurations in a folder may be composed of those in :func:`shared`.
+
+    All may, except the shipped ones of verbs other than ``pretrain``.
+    """
     root, folder = shipped().resolve(), folder.resolve()
     return not folder.is_relative_to(root) or folder.is_relative_to(root / "pretrain")
 
 
 def add_shared(search_path: ConfigSearchPath) -> None:
-    """Let Hydra find :func:`shared`, after whatever else it searches; see :func:`takes_shared`.
+    """Append :func:`shared` to Hydra's search path if :func:`takes_shared` allows it.
 
     Args:
-        search_path: Hydra's; changed in place.
+        search_path: Hydra's search path; changed in place.
     """
     own = [entry.path for entry in search_path.get_path() if entry.provider == "main"]
     if all(takes_shared(Path(path.removeprefix("file://"))) for path in own):
@@ -51,7 +52,7 @@ def add_shared(search_path: ConfigSearchPath) -> None:
 
 
 def what(cfg: DictConfig) -> dict[str, Any]:
-    """A configuration without where and how fast."""
+    """Return the settings of a configuration that decide the result."""
     content = {k: v for k, v in plain(cfg).items() if k not in _NOT_WHAT}
     if isinstance(content.get("synthetic"), dict):
         content["synthetic"].pop("path", None)
@@ -61,7 +62,7 @@ def what(cfg: DictConfig) -> dict[str, Any]:
 
 
 def fingerprint(cfg: DictConfig) -> str:
-    """16 digits of a SHA-256 of :func:`what`; neither the seed nor the checkpoint is part of it."""
+    """Return 16 hex digits of the SHA-256 of :func:`what`, without the seed and the checkpoint."""
     left_out = ("seed", "pretrained_feature_extractor")
     content = {key: value for key, value in what(cfg).items() if key not in left_out}
     text = json.dumps(content, sort_keys=True, default=str)

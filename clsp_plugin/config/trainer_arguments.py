@@ -14,15 +14,15 @@ __all__ = ["PRECISIONS", "TrainerArguments", "refuse_arguments"]
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
-# Lightning's names; views are made in float32, which its *-true precisions other than 32 refuse.
+# Lightning's names. Views are float32, which its other *-true precisions do not accept.
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", 32, 16)
 
 
 @dataclass
 class TrainerArguments:
-    """Arguments of the Trainer that are passed on where they are given.
+    """Arguments of Lightning's Trainer that a configuration may give and that are passed on.
 
-    They change how a step is computed or what is watched, and not what an epoch is.
+    They change how a step is computed or what is monitored, but not what an epoch is.
     """
 
     benchmark: Optional[bool] = None
@@ -61,14 +61,14 @@ def refuse_arguments(cfg: Mapping[str, Any], schema: type) -> None:
     """Refuse the arguments of the Trainer that the engine does not take from a configuration.
 
     Args:
-        cfg: what was given.
-        schema: of the training; its fields are not looked at.
+        cfg: the configuration that was given.
+        schema: the dataclass of the training, which may have fields of the same names.
 
     Raises:
-        ClspError: one is given, with what to say instead.
+        ClspError: one is given; the message says what to set instead.
     """
     if not hasattr(cfg, "keys"):
-        return  # is told by who reads it
+        return  # not a block of settings, which `typed` refuses
     taken = {f.name for cls in (schema, TrainerArguments) for f in fields(cls)}
     known = set(inspect.signature(Trainer).parameters) - taken
     for key in cfg:

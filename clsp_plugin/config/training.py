@@ -1,4 +1,4 @@
-"""Configurations: solo-learn's YAML keys, typed, in one place, unknown keys refused."""
+"""Schemas of training configurations: solo-learn's YAML keys and ours, with types and ranges."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from clsp_plugin.errors import ClspError, nearest, short
 __all__ = ["Data", "Pretrain", "Training", "parse_cfg", "trainer_kwargs", "training_cfg"]
 
 _LARGEST_SIDE = 4096  # pixels
-# Rates beyond it are slips: the largest in use are those of LARS and of linear probes, below 100.
+# A larger learning rate is a mistake: the largest in use, of LARS and linear probes, are below 100.
 RATE = Rule(low=0, high=10_000)
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
@@ -41,7 +41,9 @@ class Backbone:
 
 @dataclass
 class Data:
-    """Which images. ``num_train``, ``num_val`` and ``seed`` are of ``digits`` alone.
+    """The training and validation images.
+
+    ``num_train``, ``num_val`` and ``seed`` apply to ``digits`` only.
 
     ``extra`` and ``replicate`` add generated images to pre-training; see
     ``candidates.extra.inflate``.
@@ -51,7 +53,7 @@ class Data:
     train_path: Optional[str] = None
     val_path: Optional[str] = None
     format: str = "image_folder"
-    num_workers: int = ranged(4, low=0)  # solo-learn's loaders; batches here need no workers
+    num_workers: int = ranged(4, low=0)  # for solo-learn's loaders; batches here need no workers
     no_labels: bool = False
     fraction: float = ranged(-1, above=0, below=1, also=(-1,))
     extra: Optional[str] = None
@@ -69,7 +71,10 @@ class Data:
 
 @dataclass
 class Optimizer:
-    """``scale_lr`` multiplies rates by images a step / 256, as solo-learn always does."""
+    """The optimiser.
+
+    ``scale_lr`` multiplies learning rates by images per step / 256, as solo-learn always does.
+    """
 
     name: str = MISSING
     batch_size: int = ranged(MISSING, low=1)
@@ -82,7 +87,7 @@ class Optimizer:
 
 @dataclass
 class ProbedOptimizer(Optimizer):
-    """``classifier_lr`` is that of the probe that learns beside the backbone."""
+    """An optimiser that also trains an online probe, at the learning rate ``classifier_lr``."""
 
     classifier_lr: float = ranged(0.1, RATE)
 
@@ -114,7 +119,7 @@ class Checkpoint:
 
 @dataclass
 class AutoResume:
-    """``max_hours``: runs whose last checkpoint is older are not continued; by default all are."""
+    """``max_hours``: older checkpoints are not continued; by default age does not matter."""
 
     enabled: bool = False
     max_hours: Optional[float] = ranged(None, low=0)
@@ -122,7 +127,7 @@ class AutoResume:
 
 @dataclass
 class KnnEval:
-    """Read so that solo-learn's files are; enabling it is refused."""
+    """Accepted so that solo-learn's configurations can be read; enabling it is refused."""
 
     enabled: bool = False
     k: int = ranged(20, low=1)
@@ -131,7 +136,7 @@ class KnnEval:
 
 @dataclass
 class Performance:
-    """``compile_augmentation``: ``auto`` compiles where a compiler is and the run is long."""
+    """``compile_augmentation: auto`` compiles if there is a compiler and the run is long."""
 
     disable_channel_last: bool = False
     compile_augmentation: Any = "auto"
@@ -163,7 +168,7 @@ class AutoUmap:
 
 @dataclass
 class Training:
-    """What every training by Lightning reads; other keys may be arguments of the Trainer."""
+    """The settings of every training by Lightning; other keys may be arguments of the Trainer."""
 
     name: str = ranged(MISSING, name=True)
     data: Data = field(default_factory=Data)
@@ -188,7 +193,7 @@ class Training:
 
 @dataclass
 class Pretrain(Training):
-    """Everything that ``clsp pretrain`` reads."""
+    """All settings of ``clsp pretrain``."""
 
     method: str = MISSING
     method_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -209,18 +214,18 @@ _TRAINER |= {f.name for f in fields(Training)} & set(inspect.signature(Trainer).
 
 
 def parse_cfg(cfg: Mapping[str, Any] | DictConfig, methods: Mapping[str, type]) -> DictConfig:
-    """Turn what a user wrote into what the engine runs; solo-learn's rules where it has them.
+    """Check and complete a user's configuration of a pre-training, by solo-learn's rules.
 
     Args:
         cfg: solo-learn's keys and ours; not changed.
         methods: the registry that ``method`` must be in.
 
     Returns:
-        A new configuration: complete, learning rates scaled, numbers of crops counted.
-        ``data.num_classes`` is left to whoever loads the images.
+        A new, complete configuration, with learning rates scaled and crops counted. The caller
+        sets ``data.num_classes`` when the images are loaded.
 
     Raises:
-        ClspError: anything that cannot be run as written.
+        ClspError: the configuration cannot be run as written.
     """
     cfg = training_cfg(cfg, Pretrain)
     if cfg.method not in methods:
@@ -237,17 +242,17 @@ def parse_cfg(cfg: Mapping[str, Any] | DictConfig, methods: Mapping[str, type]) 
 
 
 def training_cfg(cfg: Mapping[str, Any] | DictConfig, schema: type[Training]) -> DictConfig:
-    """Complete and check what a training says of Lightning, the optimiser and the images.
+    """Check and complete the configuration of any training.
 
     Args:
-        cfg: what was given; not changed.
-        schema: of it.
+        cfg: the configuration that was given; not changed.
+        schema: the dataclass that it has to follow.
 
     Returns:
-        A new configuration, learning rates scaled.
+        A new configuration, with learning rates scaled.
 
     Raises:
-        ClspError: anything that cannot be run as written.
+        ClspError: the configuration cannot be run as written.
     """
     refuse_arguments(cfg, schema)
     passed = {f.name for f in fields(TrainerArguments)}
@@ -304,7 +309,7 @@ def _count_crops(cfg: DictConfig) -> None:
 
 
 def num_devices(cfg: DictConfig | SimpleNamespace) -> int:
-    """How many devices of one node a configuration asks for; ``auto`` is resolved on this one."""
+    """Return the number of devices per node; ``auto`` stands for those of this machine."""
     devices = cfg.devices
     if devices in ("auto", "-1") or (devices == -1 and not isinstance(devices, bool)):
         import torch
@@ -332,7 +337,7 @@ _MOST_DEVICES = 1024
 
 
 def _whole(value: Any) -> int:
-    """A number of at least 0, or its digits."""
+    """Convert a whole number of at least 0, or its digits; raise ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isascii():
         raise ValueError
     number = int(value)
@@ -342,7 +347,7 @@ def _whole(value: Any) -> int:
 
 
 def _scale_rates(cfg: DictConfig) -> None:
-    """solo-learn's two rules: images a step / 256, and gradient accumulation."""
+    """Scale learning rates by solo-learn's two rules: images per step / 256, and accumulation."""
     optimizer, scheduler = cfg.optimizer, cfg.scheduler
     if optimizer.scale_lr:
         factor = optimizer.batch_size * num_devices(cfg) * cfg.num_nodes / 256
@@ -355,14 +360,14 @@ def _scale_rates(cfg: DictConfig) -> None:
 
 
 def trainer_kwargs(cfg: DictConfig) -> dict[str, Any]:
-    """The Trainer's arguments that a parsed configuration holds."""
+    """Return the arguments of Lightning's Trainer in a parsed configuration."""
     import torch
 
     kwargs = {k: v for k, v in plain(cfg).items() if k in _TRAINER}
     kwargs["strategy"] = kwargs["strategy"] or "auto"
     cpu = cfg.accelerator == "cpu" or (cfg.accelerator == "auto" and not torch.cuda.is_available())
     if cpu:
-        # solo-learn's YAMLs list GPU numbers; on the CPU that is a number of processes
+        # solo-learn's YAMLs list GPU numbers; on the CPU, their count is the number of processes
         kwargs["devices"] = num_devices(cfg)
         if str(cfg.precision) in ("16", "16-mixed"):
             raise ClspError(

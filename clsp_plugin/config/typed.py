@@ -1,4 +1,4 @@
-"""A configuration checked against a dataclass: types, ranges, unknown keys."""
+"""Check a configuration against a dataclass: types, ranges, unknown keys."""
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def _schema_of(schema: type, name: str) -> type | None:
-    """The dataclass of a nested block, if it is one."""
+    """Return the dataclass of a field that is a nested block; None for other fields."""
     hint = get_type_hints(schema)[name]
     options = [hint, *get_args(hint)]
     return next(
@@ -47,11 +47,14 @@ def _refuse_unknown(
 
 
 def _refuse_kind(key: str, value: Any, hint: Any) -> None:
-    """What OmegaConf refuses in words of its own, or takes: every number but 0 is True for it."""
-    options = get_args(hint) if type(None) in get_args(hint) else (hint,)  # of Optional
+    """Refuse wrong types that OmegaConf would accept, or report in terms of its own.
+
+    For example, it accepts every number other than 0 as True.
+    """
+    options = get_args(hint) if type(None) in get_args(hint) else (hint,)  # unpacks Optional
     kinds = {get_origin(kind) or kind for kind in options}
     if value == MISSING:
-        return  # is told by its name
+        return  # `typed` reports missing values
     if value in (None, "None"):
         if not kinds & {Any, type(None)}:
             raise ClspError(f"{key}=null is no value of it; give one, or leave {key} out.")
@@ -69,15 +72,16 @@ def typed(
     """Check a configuration against a dataclass and fill in its defaults.
 
     Args:
-        cfg: what was given; not changed.
+        cfg: the configuration that was given; not changed.
         schema: the dataclass.
-        extra: further top-level keys that are let through as they are.
+        extra: further top-level keys, which are passed through unchecked.
 
     Returns:
         A new DictConfig.
 
     Raises:
-        ClspError: an unknown key (with the nearest valid one), a wrong type, a missing value.
+        ClspError: a key is unknown (the message names the nearest valid one), or a value is
+            missing, of a wrong type, or out of range.
     """
     if not isinstance(cfg, (Mapping, DictConfig)):
         raise ClspError(f"{cfg!r} is not a block of settings; give keys and values.")
@@ -99,11 +103,11 @@ def typed(
 
 
 def settings_of(schema: type[T], given: Mapping[str, Any] | DictConfig | T | None) -> T:
-    """Keys and values as an object of a settings dataclass, checked as :func:`typed` does.
+    """Make an object of a settings dataclass from keys and values, checked as in :func:`typed`.
 
     Args:
         schema: the dataclass; its sequences are tuples.
-        given: what was given; an object of the class passes through.
+        given: the keys and values; an object of the class is returned as it is.
 
     Raises:
         ClspError: see :func:`typed`.
@@ -120,12 +124,12 @@ def settings_of(schema: type[T], given: Mapping[str, Any] | DictConfig | T | Non
 def typed_block(
     given: Mapping[str, Any] | DictConfig | None, schema: type, name: str
 ) -> DictConfig:
-    """As :func:`typed`, of a block of a larger configuration, whose name errors say.
+    """Check a block of a larger configuration as in :func:`typed`.
 
     Args:
         given: the block; None is an empty one.
         schema: its dataclass.
-        name: of the block.
+        name: the name of the block, for messages.
 
     Raises:
         ClspError: see :func:`typed`.
@@ -135,15 +139,16 @@ def typed_block(
 
 
 def _merged(schema: type, given: Mapping[str, Any]) -> DictConfig:
-    """A schema's defaults with what was given.
+    """Merge the given values into a schema's defaults.
 
     Raises:
-        ClspError: a value of another type, with its key.
+        ClspError: a value has another type; the message has its key.
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), given)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        # OmegaConf says int()'s own words of a list in a list, and of a mapping for a list no key
+        # OmegaConf names no key for a list in a list or for a mapping in place of a list, so the
+        # keys are merged one by one to find it
         where = getattr(error, "full_key", None)
         if not where and len(given) > 1:
             for key, value in given.items():
@@ -155,7 +160,7 @@ def _merged(schema: type, given: Mapping[str, Any]) -> DictConfig:
 
 
 def _check_rules(values: Mapping[str, Any], schema: type, prefix: str) -> None:
-    """Every number is finite, and every value keeps the rule of its field."""
+    """Check that every number is finite and that every value keeps the rule of its field."""
     for one in fields(schema):
         value, nested = values[one.name], _schema_of(schema, one.name)
         if nested is not None and isinstance(value, Mapping):
@@ -163,7 +168,7 @@ def _check_rules(values: Mapping[str, Any], schema: type, prefix: str) -> None:
             continue
         hint = get_type_hints(schema)[one.name]
         nests = isinstance(value, list) and any(isinstance(part, (list, dict)) for part in value)
-        if nests and _is_list_of_numbers(hint):  # OmegaConf takes it
+        if nests and _is_list_of_numbers(hint):  # OmegaConf accepts it
             raise ClspError(f"{prefix}{one.name}={short(value)} is not a list of numbers.")
         check_value(f"{prefix}{one.name}", value, one.metadata.get("rule", Rule()))
 
@@ -176,7 +181,7 @@ def _is_list_of_numbers(hint: Any) -> bool:
 
 
 def _without_none(given: Any) -> Any:
-    """solo-learn's YAMLs write None as text in places."""
+    """Replace the text ``None``, which some of solo-learn's YAMLs have, by None."""
     if isinstance(given, dict):
         return {key: _without_none(value) for key, value in given.items()}
     if isinstance(given, list):

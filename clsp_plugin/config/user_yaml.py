@@ -1,4 +1,4 @@
-"""YAML that people write: read, or refused with the file and the line."""
+"""Read YAML files of users; an error names the file and the line."""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ __all__ = ["parse_yaml", "read_yaml", "told"]
 
 
 def read_yaml(path: Path) -> DictConfig:
-    """The block of settings in a file.
+    """Read the block of settings in a file.
 
     Raises:
-        ClspError: the file cannot be read, is not UTF-8, not YAML, or no block of settings; with
-            its path and, where there is one, the line.
+        ClspError: the file cannot be read, is not UTF-8, not YAML, or no block of settings; the
+            message has its path and, if known, the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -47,11 +47,11 @@ def read_yaml(path: Path) -> DictConfig:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """What a text of YAML says, a key twice being an error.
+    """Parse a text in YAML; a duplicate key is an error.
 
     Args:
-        text: of one document.
-        name: of the file, or of what the text is of, for the sentence.
+        text: one document.
+        name: the file or other source of the text, for messages.
 
     Raises:
         ClspError: it is not YAML.
@@ -69,12 +69,12 @@ def parse_yaml(text: str, name: str) -> Any:
             else f"{name}, line {line}, is not YAML ({short(error)})."
         ) from error
     except (ValueError, RecursionError, OverflowError, yaml.YAMLError) as error:
-        # dates and numbers that are none; brackets in thousands
+        # invalid dates and numbers; thousands of nested brackets
         raise ClspError(f"{name} is not YAML that can be read ({short(error)}).") from error
 
 
 def told(error: yaml.MarkedYAMLError, name: str | None = None) -> str:
-    """What PyYAML says of a place, in one line."""
+    """Return PyYAML's message, with the file and the line, in one line."""
     mark = error.problem_mark or error.context_mark
     where = name or (mark.name if mark else "The configuration")
     line = f", line {mark.line + 1}," if mark else ""

@@ -42,9 +42,9 @@ _WORTH_COMPILING = 3_000_000
 
 @dataclass
 class Finished:
-    """What a pre-training leaves: its directory, its last checkpoint and its record's path.
+    """The results of a pre-training: the run's directory, its last checkpoint and its record.
 
-    ``checkpoint`` is None where ``checkpoint.enabled`` is False.
+    ``checkpoint`` is None if ``checkpoint.enabled`` is False.
     """
 
     run_dir: Path
@@ -53,13 +53,13 @@ class Finished:
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse a configuration that :func:`pretrain` would refuse, whatever the images.
+    """Refuse a configuration that :func:`pretrain` would refuse for any images.
 
     Args:
-        cfg: what was composed; not changed.
+        cfg: the composed configuration; not changed.
 
     Raises:
-        ClspError: naming the setting.
+        ClspError: the configuration is refused; the message names the setting.
     """
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
@@ -71,10 +71,10 @@ def check(cfg: DictConfig) -> None:
 
 
 class SeedSteps(Callback):
-    """Start every step from a seed of its own, so that a continued run draws the same numbers.
+    """Seed every step, so that a continued run draws the same random numbers.
 
-    Order, augmentation and candidates are keyed and need no state; this is for layers with
-    randomness of their own, such as dropout and stochastic depth.
+    The order of the images, augmentations and candidates are drawn from keys and need no state.
+    This is for layers that draw random numbers, such as dropout and stochastic depth.
     """
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
@@ -86,16 +86,16 @@ class SeedSteps(Callback):
 def pretrain(
     given: DictConfig, *, title: str | None = None, position: int | None = None
 ) -> Finished:
-    """Pre-train as a configuration says; continues an unfinished run of the same one.
+    """Pre-train as a configuration says, or continue an unfinished run of this configuration.
 
     Args:
         given: solo-learn's keys and ours, see ``config.training.Pretrain``.
-        title: what the progress bar says.
-        position: the bar's line, where several processes show one each.
+        title: the text in front of the progress bar.
+        position: the line of the bar, when several processes show one each.
 
     Raises:
-        ClspError: anything about the configuration, the images, the candidates or the record of a
-            run that is gone on from that is wrong, before a file is written.
+        ClspError: the configuration, the images, the candidates or the record of the run to be
+            continued are invalid (found before a file is written), or the training fails.
     """
     check_launch()
     cfg = parse_cfg(given, METHODS)
@@ -121,7 +121,11 @@ def _train(
     bar: Bar,
     held: ExitStack,
 ) -> Finished:
-    """Train from a start on; ``images`` to train on, to validate on, and their places."""
+    """Train from a start on.
+
+    ``images`` are those to train on, those to validate on, and the places of an epoch (see
+    ``candidates.extra.inflate``).
+    """
     train, val, places = images
     pl.seed_everything(cfg.seed)
     model = METHODS[cfg.method](cfg)
@@ -136,7 +140,7 @@ def _train(
     model.attach_images(train)
     if isinstance(model, SyntheticPositives):
         model.attach(train, cfg.data.mean, cfg.data.std, compile=compiled)
-    if val is not None:  # to the size of the views, as an evaluation does
+    if val is not None:  # resized to the size of the views, as in an evaluation
         val = val.squared(cfg.augmentations[0].crop_size or val.size[0])
     data = PretrainData(
         train, val, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed,
@@ -163,7 +167,7 @@ def _train(
 
 
 def _check_batch(cfg: DictConfig, model: torch.nn.Module) -> None:
-    """Batch normalisation of vectors needs two of them."""
+    """Refuse a batch of one image for a method that normalises vectors over the batch."""
     normalised = any(isinstance(part, torch.nn.BatchNorm1d) for part in model.modules())
     if cfg.optimizer.batch_size == 1 and normalised:
         raise ClspError(
@@ -173,7 +177,7 @@ def _check_batch(cfg: DictConfig, model: torch.nn.Module) -> None:
 
 
 def _check_extra(cfg: DictConfig) -> None:
-    """Third views are keyed by image, and candidates are of the real ones."""
+    """Refuse ``data.extra`` for a method with a third view, which only real images have."""
     third = issubclass(METHODS[cfg.method], SyntheticPositives)
     if third and cfg.data.extra is not None and cfg.synthetic.weight > 0:
         raise ClspError(
@@ -183,7 +187,10 @@ def _check_extra(cfg: DictConfig) -> None:
 
 
 def worth_compiling(cfg: DictConfig, num_images: int) -> bool:
-    """Whether to compile the augmentation: as the configuration says, or in long runs."""
+    """Whether to compile the augmentation: as the configuration says; for ``auto``, in long runs.
+
+    It is long if at least ``_WORTH_COMPILING`` views are made; ``auto`` also needs a compiler.
+    """
     wanted = cfg.performance.compile_augmentation
     if wanted != "auto":
         return bool(wanted)
@@ -194,17 +201,18 @@ def worth_compiling(cfg: DictConfig, num_images: int) -> bool:
 def make_trainer(
     cfg: DictConfig, start: Start, saver: Checkpointer, callbacks: list[Callback], validate: bool
 ) -> pl.Trainer:
-    """Lightning's trainer as a complete configuration says.
+    """Make Lightning's trainer for a complete configuration.
 
     Args:
-        cfg: of any ``config.training.Training``, with ``method``.
-        start: where it begins.
-        saver: of checkpoints, if ``checkpoint.enabled``.
-        callbacks: besides those that seed the steps, look at the numbers and save.
+        cfg: the configuration, of any ``config.training.Training``, with ``method``.
+        start: where the training begins.
+        saver: the callback that saves checkpoints, which is used if ``checkpoint.enabled``.
+        callbacks: further callbacks, besides those that seed the steps, check that numbers are
+            finite, and continue from a checkpoint.
         validate: whether there are validation batches.
 
     Raises:
-        ClspError: devices or a precision that this machine does not have.
+        ClspError: this machine does not have the devices or the precision.
     """
     finite = Finite(
         cfg.method,
@@ -220,7 +228,7 @@ def make_trainer(
     kwargs.update(
         logger=_wandb(cfg, start) if cfg.wandb.enabled else False,
         callbacks=callbacks,
-        use_distributed_sampler=False,  # the order is already shared out, and keyed
+        use_distributed_sampler=False,  # the loader already divides the order among processes
         num_sanity_val_steps=0,
     )
     if not validate:
@@ -238,7 +246,7 @@ def _wandb(cfg: DictConfig, start: Start) -> Any:
         ) from None
     from lightning.pytorch.loggers import WandbLogger
 
-    args = load_args(start.run_dir)  # None for a new run, whatever it goes on from
+    args = load_args(start.run_dir)  # None for a new run, even if it continues a checkpoint
     logger = WandbLogger(
         name=cfg.name,
         project=cfg.wandb.project,
@@ -252,13 +260,16 @@ def _wandb(cfg: DictConfig, start: Start) -> Any:
 
 
 def _candidates(model: pl.LightningModule) -> dict[str, Any] | None:
-    """The manifest of the candidate store that a method draws from, if it draws from one."""
+    """Return the manifest of the candidate store that a method draws from; None without one."""
     manifest = getattr(getattr(getattr(model, "_third", None), "source", None), "manifest", None)
     return None if manifest is None else asdict(manifest)
 
 
 def _complete(cfg: DictConfig, start: Start, train: ImageArray) -> Finished:
-    """A run that needs no more training; one killed before its record was written gets it now."""
+    """Return a run that needs no more training.
+
+    If it was killed before its record was written, the record is written now.
+    """
     finished = Finished(start.run_dir, start.checkpoint, start.run_dir / RECORD)
     if not finished.record.exists():
         history = History()
@@ -266,7 +277,7 @@ def _complete(cfg: DictConfig, start: Start, train: ImageArray) -> Finished:
         try:
             history.load_state_dict(content["callbacks"][history.state_key])
             record = _record(cfg, finished, history, train, {})
-        except (LookupError, TypeError) as error:  # of solo-learn
+        except (LookupError, TypeError) as error:  # a checkpoint of solo-learn has no history
             raise ClspError(
                 f"{start.checkpoint} does not say how its training went, so there is no record to "
                 f"write; evaluate it (clsp knn, clsp linear) or train anew with "
@@ -278,9 +289,9 @@ def _complete(cfg: DictConfig, start: Start, train: ImageArray) -> Finished:
 
 
 def _save(record: Record, path: Path) -> None:
-    """Write a record; what was measured on earlier epochs of its run stays in it."""
+    """Write a record, and keep the evaluations in the file that it replaces."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.parent, wait=True):  # as whoever adds an evaluation does
+    with locked(path.parent, wait=True):  # evaluations are added under the same lock
         if path.exists():
             record.evaluations = Record.load(path).evaluations
         record.save(path)

@@ -1,4 +1,4 @@
-"""What long work shows, and what it leaves behind: a bar, and a curve with times."""
+"""The progress of a training: a bar on the screen, and the curve and times for the record."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 __all__ = ["Bar", "History", "quiet"]
 
-# What Lightning says about every run, and no user can act on.
+# Warnings that Lightning gives in every run and that no user can act on.
 _NO_NEWS = (
     ".*does not have many workers.*",
     ".*available but not used.*",
@@ -27,7 +27,7 @@ _NO_NEWS = (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out Lightning's hints about hardware and workers, inside the block alone."""
+    """Silence Lightning's hints about hardware and workers inside the block."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -43,12 +43,12 @@ def quiet() -> Iterator[None]:
 
 
 class Bar(ProgressBar):
-    """One bar over all steps of a training, with the last epoch's numbers.
+    """A progress bar over all steps of a training, with metrics of the last epoch.
 
     Args:
-        title: what is being done; a suite says here which stage of how many it is.
-        metrics: logged names to show, in this order.
-        position: the line of the bar, where several processes show one each.
+        title: the text in front of the bar; a suite puts the number of the stage here.
+        metrics: the names of the logged metrics to show, in this order.
+        position: the line of the bar, when several processes show one each.
     """
 
     def __init__(
@@ -109,15 +109,16 @@ class Bar(ProgressBar):
 
 
 class History(Callback):
-    """What a record tells of a training; it lies in the checkpoint, so a run cannot lose it.
+    """Collects what a record needs to know of a training, and saves it in the checkpoint.
 
     Args:
         about: facts that the record needs and that only this process knows, such as the machine.
 
     Attributes:
-        curve: the means of every epoch, carried over when a run is continued.
-        seconds: spent in epochs, carried over too.
-        about: as given, with ``steps`` an epoch and ``processes``; of the last start.
+        curve: the mean metrics of every epoch, kept when a run is continued.
+        seconds: time spent in epochs, kept as well.
+        about: as given, with the number of ``steps`` per epoch and of ``processes`` at the last
+            start.
     """
 
     def __init__(self, about: dict[str, Any] | None = None) -> None:
@@ -133,7 +134,7 @@ class History(Callback):
         self._since = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # reading the metrics waits for the device, so the time below is of finished work
+        # reading the metrics waits for the device, so the time below includes all of its work
         row = {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
         assert self._since is not None
         self.seconds += time.perf_counter() - self._since

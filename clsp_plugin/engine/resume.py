@@ -1,10 +1,10 @@
-"""Going on from a checkpoint: from which, in which directory, and by whose settings.
+"""Continue a training from a checkpoint: which one, in which directory, with which settings.
 
-A run that was stopped is found by its settings and its images, and goes on where it is, as if it
-had not been stopped. ``resume_from_checkpoint`` goes on from any other checkpoint, which stays as
-it is, in a new directory: weights, moments of the optimiser and counters are the checkpoint's; the
-settings are the new configuration's, its rates and its schedule at the step that is gone on from;
-``docs/continuing.md`` has all of them.
+With ``auto_resume``, a stopped run is found by its settings and its images, and continues in its
+own directory as if it had not been stopped. ``resume_from_checkpoint`` continues from any other
+checkpoint, which stays as it is, in a new directory. Weights, moments of the optimiser and counters
+are then the checkpoint's. The settings are the new configuration's, with learning rates and
+schedule moved to the step of the checkpoint. ``docs/continuing.md`` lists all of them.
 """
 
 import errno
@@ -41,18 +41,18 @@ from clsp_plugin.records.record import RECORD
 
 __all__ = ["Resumed", "Start", "find_start"]
 
-# What is of the checkpoint, whatever the configuration says: the network and what it learns from,
-# which moments the optimiser has of which parameters, and how many steps an epoch has.
+# Settings that must be the checkpoint's: they decide the network and what it learns from, which
+# moments the optimiser keeps for which parameters, and how many steps an epoch has.
 _FIXED = (
     "pretrain_method", "pretrained_feature_extractor", "backbone", "optimizer.name",
     "optimizer.exclude_bias_n_norm_wd", "optimizer.kwargs.exclude_bias_n_norm",
     "optimizer.kwargs.amsgrad", "optimizer.batch_size", "accumulate_grad_batches",
     "data.num_classes",
 )  # fmt: skip
-# Settings of the images that say nothing where the images themselves are compared, or that are of
-# the ones for evaluation alone.
+# Settings in ``data`` that do not change the training images, so they may differ even if the
+# checkpoint does not identify its images.
 _OF_IMAGES = {"val_path", "num_val", "num_workers"}
-# What else a training depends on, for people.
+# Names in messages for what else a training depends on.
 _TOLD = {"images": "training images", "weights": "weights to start from"}
 
 
@@ -61,11 +61,11 @@ class Start:
     """Where a training begins.
 
     Attributes:
-        run_dir: of the run; it does not exist yet where the run is new.
-        checkpoint: that is gone on from, if one is.
-        done: epochs that it has behind it.
-        complete: whether nothing is left to train.
-        other: whether settings are others than the checkpoint's.
+        run_dir: the directory of the run; that of a new run does not exist yet.
+        checkpoint: the checkpoint to continue from; None for a training from the beginning.
+        done: the number of epochs that the checkpoint has completed.
+        complete: whether no epoch is left to train.
+        other: whether the settings differ from the checkpoint's, or the checkpoint's are unknown.
     """
 
     run_dir: Path
@@ -76,30 +76,32 @@ class Start:
 
     @property
     def source(self) -> Path:
-        """The checkpoint, of a start that goes on from one."""
+        """The checkpoint of a start that has one."""
         assert self.checkpoint is not None
         return self.checkpoint
 
     @property
     def told(self) -> str:
-        """What a person should know of it, in a line."""
+        """One line that tells the user where the training continues."""
         more = f", in {self.run_dir}" if self.run_dir != self.source.parent else ""
         return f"Continuing from {self.checkpoint}{more}."
 
 
 def find_start(cfg: DictConfig, identity: Mapping[str, Any], held: ExitStack) -> Start:
-    """Where a complete configuration goes on from: the checkpoint it names, its own run, nowhere.
+    """Decide where a training begins: at the named checkpoint, at its own last one, or anew.
 
     Args:
-        cfg: of any ``config.training.Training``, with ``method``. Where a checkpoint of other
-            settings is continued, ``continued`` is added to it: of each such checkpoint its path,
-            its epochs and the settings that were others.
-        identity: of what else the training depends on, by name, such as its images.
-        held: takes the lock of the run's directory, so that no other process trains in it.
+        cfg: a complete configuration of any ``config.training.Training``, with ``method``. If a
+            checkpoint with other settings is continued, ``continued`` is added to it: a list that
+            has, for each such checkpoint, its path, its number of epochs and the settings that
+            have changed, with their old values.
+        identity: identities of what else the training depends on, by name, such as its images.
+        held: receives the lock of the run's directory, so that no other process trains in it.
 
     Raises:
-        ClspError: a checkpoint that does not fit or is damaged, or a run that another process is
-            at.
+        ClspError: a checkpoint does not fit or is damaged, or another process is training the
+            run.
+        PermissionError: the run's directory could not be made.
     """
     named = None
     if cfg.resume_from_checkpoint is not None:
@@ -111,7 +113,7 @@ def find_start(cfg: DictConfig, identity: Mapping[str, Any], held: ExitStack) ->
         if own is not None and (named is None or own.done >= named.done):
             if not (own.complete and (own.run_dir / RECORD).exists()):
                 held.enter_context(one_training(own.run_dir))
-                # another process may have trained on until it was locked
+                # another process may have continued the run before it was locked here
                 if is_first() and find_checkpoint(own.run_dir) != own.checkpoint:
                     held.close()
                     return find_start(cfg, identity, held)
@@ -122,7 +124,7 @@ def find_start(cfg: DictConfig, identity: Mapping[str, Any], held: ExitStack) ->
 
 
 def _check_writable(run_dir: Path) -> None:
-    """Tell before an epoch is trained that its directory could not be made after it."""
+    """Fail before the first epoch if the run's directory could not be made after it."""
     above = next(folder for folder in run_dir.absolute().parents if folder.exists())
     if not os.access(above, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
@@ -134,7 +136,7 @@ def _say(text: str) -> None:
 
 
 def _done(content: Any, checkpoint: Path) -> int:
-    """Epochs that a checkpoint has behind it."""
+    """Return the number of epochs that a checkpoint has completed."""
     epoch = content.get("epoch") if isinstance(content, dict) else None
     if type(epoch) is not int or epoch < 0:
         raise ClspError(f"{checkpoint} is not a checkpoint of a training: it has no epoch.")
@@ -142,7 +144,7 @@ def _done(content: Any, checkpoint: Path) -> int:
 
 
 def _newest(cfg: DictConfig, identity: Mapping[str, Any], besides: Path | None) -> Start | None:
-    """The run of exactly this configuration and identity that is the newest."""
+    """Find the newest run of exactly this configuration and identity, but not in ``besides``."""
     for checkpoint in _of_settings(cfg):
         if checkpoint.parent == besides:
             continue
@@ -169,7 +171,7 @@ def _newest(cfg: DictConfig, identity: Mapping[str, Any], besides: Path | None) 
 
 
 def _replaced(run_dir: Path) -> tuple[Path, Any] | None:
-    """The checkpoint that took the place of one that was found in a directory."""
+    """Return the newest checkpoint of a run, after another one was replaced; None without any."""
     try:
         return read_newest(run_dir)
     except (ClspError, FileNotFoundError):
@@ -177,7 +179,7 @@ def _replaced(run_dir: Path) -> tuple[Path, Any] | None:
 
 
 def _of_settings(cfg: DictConfig) -> Iterator[Path]:
-    """Checkpoints of runs of exactly this configuration, the newest first."""
+    """Find the checkpoints of runs of exactly this configuration, the newest first."""
     wanted = comparable(_container(cfg))
     oldest = None
     if cfg.auto_resume.max_hours is not None:
@@ -212,7 +214,10 @@ def _container(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _of_others(content: Any, identity: Mapping[str, Any]) -> list[str]:
-    """What a checkpoint has of another kind, such as its images; one that does not say, nothing."""
+    """Name what a checkpoint was trained on that differs from ``identity``, such as its images.
+
+    What the checkpoint does not record is not compared.
+    """
     said = bound(content)
     return [
         _TOLD.get(name, name)
@@ -222,7 +227,11 @@ def _of_others(content: Any, identity: Mapping[str, Any]) -> list[str]:
 
 
 def _named(cfg: DictConfig, identity: Mapping[str, Any]) -> Start:
-    """The start at ``resume_from_checkpoint``, if it fits the configuration."""
+    """Return the start at ``resume_from_checkpoint``, if it fits the configuration.
+
+    Raises:
+        ClspError: it does not fit, or it is complete although settings have changed.
+    """
     checkpoint, content = read_newest(cfg.resume_from_checkpoint)
     args = load_args(checkpoint.parent)
     check_bound(args, content, checkpoint)
@@ -257,9 +266,17 @@ def _named(cfg: DictConfig, identity: Mapping[str, Any]) -> Start:
 def _changed(
     args: Mapping[str, Any], cfg: DictConfig, known: bool, checkpoint: Path
 ) -> dict[str, Any]:
-    """Settings of a checkpoint that are others now: dotted names to what they were.
+    """Return the settings that differ from a checkpoint's: dotted names to the checkpoint's values.
 
-    ``known`` says that the images are compared by themselves.
+    Args:
+        args: the settings of the checkpoint.
+        cfg: the configuration.
+        known: whether the checkpoint identifies its images. If so they are compared elsewhere; if
+            not, the settings in ``data`` have to be the same.
+        checkpoint: its path, for messages.
+
+    Raises:
+        ClspError: a setting differs that must be the checkpoint's.
     """
     whose = [f"{each['method']} on {each['backbone']['name']}" for each in (args, cfg)]
     if whose[0] != whose[1]:
@@ -299,10 +316,11 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 class Resumed(Callback):
-    """Checks that the counters of a checkpoint fit, and lets the configuration's settings hold.
+    """Checks that the counters of a checkpoint fit, and applies the configuration's settings.
 
-    The settings of every parameter group (rate, weight decay, momentum, ..) and the schedule are
-    made anew, and the schedule is moved to the step that is gone on from.
+    If these differ from the checkpoint's, the settings of every parameter group (learning rate,
+    weight decay, momentum, ..) and the schedule are made anew, and the schedule is moved to the
+    step of the checkpoint.
 
     Args:
         start: see :class:`Start`.

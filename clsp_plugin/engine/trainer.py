@@ -1,4 +1,4 @@
-"""Lightning's trainer as we use it: files appear whole, a stop is told, devices are checked."""
+"""Lightning's trainer with whole checkpoints, checks of its numbers, and errors for users."""
 
 import io
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ __all__ = ["Finite", "fit", "new_trainer"]
 
 
 class _WholeFiles(TorchCheckpointIO):
-    """Writes checkpoints beside their place, and not by way of the system's temporary folder."""
+    """Writes checkpoints whole or not at all, without the system's temporary folder."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        content = io.BytesIO()  # torch has an error of its own for a disk that is full
+        content = io.BytesIO()  # torch would raise its own type of error when the disk is full
         torch.save(checkpoint, content)
         write_whole(Path(path), lambda file: file.write(content.getbuffer()))
 
@@ -34,13 +34,13 @@ class _WholeFiles(TorchCheckpointIO):
 
 
 def new_trainer(**kwargs: Any) -> pl.Trainer:
-    """Lightning's trainer, which saves no checkpoint unless told to.
+    """Make Lightning's trainer; by default it saves no checkpoints.
 
     Args:
-        kwargs: its own; a checkpoint that it saves appears whole or not at all.
+        kwargs: arguments of the Trainer.
 
     Raises:
-        ClspError: devices, a strategy or a precision that this machine does not have.
+        ClspError: this machine does not have the devices, the strategy or the precision.
     """
     kwargs = {"enable_checkpointing": False, "enable_model_summary": False, **kwargs}
     try:
@@ -52,14 +52,14 @@ def new_trainer(**kwargs: Any) -> pl.Trainer:
 
 
 class Finite(Callback):
-    """Ends a training whose loss, weights or moments are no numbers any more, before it is saved.
+    """Ends a training when its loss, weights or moments are not finite, before they are saved.
 
-    The losses are looked at on the device; what was found is read every hundredth step and at the
-    end of an epoch, where the device is waited for anyway.
+    The losses are checked on the device. The result is read every hundredth step and at the end
+    of an epoch, where the host waits for the device anyway.
 
     Args:
-        whose: that is trained, for people.
-        advice: what to change.
+        whose: the name of what is trained, for the message.
+        advice: what the user can change, for the message.
     """
 
     every = 100
@@ -68,7 +68,7 @@ class Finite(Callback):
         self.whose, self.advice = whose, advice
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # of the first loss that is none, its number in the epoch from 1; 0 where there is none
+        # the step of the first loss that is not finite, from 1 in each epoch; 0 if there is none
         self._first = torch.zeros((), device=module.device)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
@@ -82,12 +82,12 @@ class Finite(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._check_losses(trainer)
         finite = torch.stack([t.isfinite().all().to(module.device) for t in _state(trainer)]).all()
-        # the sum of what each process found, so that all of them stop
+        # summed over the processes, so that all of them stop if one has to
         if float(trainer.strategy.reduce((~finite).float(), reduce_op="sum")) > 0:
             self._stop(trainer, "weights", "are", "from its last step on")
 
     def _check_losses(self, trainer: pl.Trainer) -> None:
-        # where processes differ, a step between theirs: all of them stop
+        # the mean, so that all processes stop if one has to; approximate if their steps differ
         step = float(trainer.strategy.reduce(self._first, reduce_op="mean"))
         if step > 0:
             self._stop(trainer, "loss", "is", f"from step {step:.0f} on")
@@ -101,7 +101,7 @@ class Finite(Callback):
 
 
 def _state(trainer: pl.Trainer) -> Iterator[torch.Tensor]:
-    """Weights, running statistics and moments."""
+    """Return the floating-point weights, running statistics and moments of the optimisers."""
     module = trainer.lightning_module
     tensors = [*module.parameters(), *module.buffers()]
     for optimizer in trainer.optimizers:
@@ -111,7 +111,7 @@ def _state(trainer: pl.Trainer) -> Iterator[torch.Tensor]:
 
 
 class _Began(Callback):
-    """Notes that all that a checkpoint restores is restored."""
+    """Notes that the training has begun, so everything in the checkpoint has been restored."""
 
     began = False
 
@@ -125,13 +125,14 @@ def fit(
     data: pl.LightningDataModule,
     checkpoint: Path | None,
 ) -> None:
-    """Train, on from a checkpoint if there is one.
+    """Train, from a checkpoint on if there is one.
 
     Raises:
-        ClspError: the checkpoint is of other weights or not whole, the memory is too small, or
-            Lightning refuses what it is told.
-        Terminated: the system or a scheduler ended it (SIGTERM); Lightning would exit with code 0.
-        KeyboardInterrupt: the user did.
+        ClspError: the checkpoint has other weights or is incomplete, the memory is too small, or
+            Lightning refuses the configuration.
+        Terminated: the system or a scheduler ended the training by SIGTERM; Lightning would exit
+            with code 0.
+        KeyboardInterrupt: the user ended the training.
     """
     began = _Began()
     trainer.callbacks.insert(0, began)
@@ -160,7 +161,7 @@ def fit(
         if isinstance(error, ClspError) or checkpoint is None or began.began:
             raise
         raise _unfit(checkpoint, error) from error
-    if trainer.interrupted:  # older versions return
+    if trainer.interrupted:  # older versions of Lightning return instead of raising
         raise KeyboardInterrupt
 
 
@@ -177,7 +178,8 @@ def _unfit(checkpoint: Path, error: BaseException) -> ClspError:
     )
 
 
-# Without its loops Lightning begins at epoch 0, without the callbacks' a curve is lost.
+# Parts of a checkpoint and their types. Without ``loops`` Lightning would begin at epoch 0, without
+# ``callbacks`` the curve would be lost.
 _WHOLE = {
     "state_dict": dict, "loops": dict, "callbacks": dict, "optimizer_states": list,
     "lr_schedulers": list,
@@ -185,11 +187,15 @@ _WHOLE = {
 
 
 def _check_whole(model: pl.LightningModule, content: Any, checkpoint: Path) -> None:
-    """Check that a checkpoint has what Lightning saves, and the weights of a model, by shape."""
+    """Check that a checkpoint has the parts that Lightning saves, and weights of a model's shapes.
+
+    Raises:
+        ClspError: it does not.
+    """
     for key, kind in _WHOLE.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
             raise _unfit(checkpoint, KeyError(f"{key} is not in it"))
-    if not content["optimizer_states"]:  # which Lightning passes over
+    if not content["optimizer_states"]:  # Lightning would accept this
         raise _unfit(checkpoint, KeyError("no moments of an optimiser are in it"))
     own, state = model.state_dict(), content["state_dict"]
     for key in sorted(own.keys() | state.keys()):

@@ -1,4 +1,4 @@
-"""The pull between an image and its synthetic positive, and BYOL's regression: one distance."""
+"""The distance of normalised embeddings, used for synthetic positives and by BYOL."""
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,8 @@ def alignment_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     (Zeng et al., ECCV 2024, eq. 3) and BYOL's regression (Grill et al., NeurIPS 2020, eq. 2).
 
     Args:
-        x: (B, D), any norm.
-        y: (B, D), any norm.
+        x: (B, D) embeddings of any norm.
+        y: (B, D) embeddings of any norm.
 
     Returns:
         The distance, a scalar in [0, 4].

@@ -15,12 +15,12 @@ def dcl_loss(z: torch.Tensor, indexes: torch.Tensor, temperature: float) -> torc
 
         loss_i = -mean_{p in P(i)} s_ip / T + log( sum_{j not in P(i), j != i} exp(s_ij / T) )
 
-    averaged over the rows. With two views an image this is the paper's formula. Unlike SimCLR's
-    it may be negative.
+    averaged over the rows. With two views per image this is the paper's formula. Unlike
+    SimCLR's loss, this one may be negative.
 
     Args:
         z: (V * B, D) embeddings of any norm, the views one after another.
-        indexes: int64 (V * B,), the image that each row shows, of at least two images.
+        indexes: int64 (V * B,), the index of the image that each row shows; at least two images.
         temperature: T > 0.
 
     Returns:

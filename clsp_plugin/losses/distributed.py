@@ -1,4 +1,4 @@
-"""Embeddings of all processes, with gradients."""
+"""Communication between processes: rank, mean, and gathering with gradients."""
 
 import torch
 import torch.distributed as dist
@@ -12,17 +12,17 @@ def _active() -> bool:
 
 
 def rank() -> int:
-    """This process's number; 0 without a process group."""
+    """Return the rank of this process; 0 without a process group."""
     return dist.get_rank() if _active() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes; 1 without a process group."""
     return dist.get_world_size() if _active() else 1
 
 
 def average(x: torch.Tensor) -> torch.Tensor:
-    """The mean of a tensor over all processes, without a gradient; may change ``x``."""
+    """Return the mean of a tensor over all processes, without a gradient; may change ``x``."""
     if _active():
         dist.all_reduce(x)
         x /= dist.get_world_size()
@@ -30,7 +30,7 @@ def average(x: torch.Tensor) -> torch.Tensor:
 
 
 def gather(x: torch.Tensor) -> torch.Tensor:
-    """Concatenate a tensor of every process along the first dimension.
+    """Concatenate the tensors of all processes along the first dimension.
 
     Args:
         x: (B, ...), the same shape in every process.

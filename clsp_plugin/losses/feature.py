@@ -14,23 +14,23 @@ __all__ = ["feature_contrast_loss"]
 def feature_contrast_loss(
     z1: torch.Tensor, z2: torch.Tensor, k1: torch.Tensor, k2: torch.Tensor
 ) -> torch.Tensor:
-    """Features of one view match those of the other's momentum embedding and no other feature.
+    """Match each feature of a view to the same feature of the other view's momentum embedding.
 
-    All4One (Estepa et al., ICCV 2023) as in solo-learn: with
-    ``C_1 = n(k_1)^T n(z_2)`` and ``C_2 = n(k_2)^T n(z_1)``, where ``n`` brings each feature to
-    unit norm over the batch::
+    Different features are pushed towards orthogonality. All4One (Estepa et al., ICCV 2023) as in
+    solo-learn: with ``C_1 = n(k_1)^T n(z_2)`` and ``C_2 = n(k_2)^T n(z_1)``, where ``n`` brings
+    each feature to unit norm over the batch::
 
-        loss = 5 * sqrt( mean over both of (1 - C_ii)^2 )
-             + 5 * sqrt( mean over both of C_ij^2, i != j )
+        loss = 5 * sqrt( mean over C_1 and C_2 of (1 - C_ii)^2 )
+             + 5 * sqrt( mean over C_1 and C_2 of C_ij^2, i != j )
 
     Args:
-        z1: (B, D), embeddings of view 1.
-        z2: (B, D), of view 2.
-        k1: (B, D), momentum embeddings of view 1.
-        k2: (B, D), of view 2.
+        z1: (B, D) embeddings of view 1.
+        z2: (B, D) embeddings of view 2.
+        k1: (B, D) momentum embeddings of view 1.
+        k2: (B, D) momentum embeddings of view 2.
 
     Returns:
-        The loss, a scalar. With a process group, the batch is that of all processes.
+        The loss, a scalar. With a process group, it is computed over the batch of all processes.
     """
     z1, z2, k1, k2 = (F.normalize(gather(x), dim=0) for x in (z1, z2, k1, k2))
     products = (k1.T @ z2, k2.T @ z1)

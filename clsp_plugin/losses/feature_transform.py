@@ -1,4 +1,4 @@
-"""Positives extrapolated and negatives interpolated among embeddings.
+"""SimCLR's loss on transformed embeddings: extrapolated positives, interpolated negatives.
 
 "Improving Contrastive Learning by Visualizing Feature Transformation" (Zhu et al., ICCV 2021).
 """
@@ -12,7 +12,7 @@ __all__ = ["draw_weight", "extrapolate", "interpolate", "transformed_nt_xent_los
 
 
 def draw_weight(alpha: float) -> float:
-    """One weight in (0, 1), from Beta(alpha, alpha) and the global generator."""
+    """Draw a weight in (0, 1) from Beta(alpha, alpha) with the global random generator."""
     return torch.distributions.Beta(alpha, alpha).sample().item()
 
 
@@ -21,8 +21,9 @@ def extrapolate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Move two positives away from each other, on the line through them.
 
-    ``x' = w x + (1 - w) y`` and ``y' = w y + (1 - w) x``. For unit norms and ``s = x y``
-    the new score is ``x' y' = s - 2 w (w - 1) (1 - s)``: lower, so the positive is harder.
+    ``x' = w x + (1 - w) y`` and ``y' = w y + (1 - w) x``. For unit norms and the dot product
+    ``s = x y``, the new score is ``x' y' = s - 2 w (w - 1) (1 - s)``. It is lower than ``s``, so
+    the positive is harder.
 
     Args:
         x: (B, D), unit norm.
@@ -54,28 +55,29 @@ def transformed_nt_xent_loss(
     interpolation: float,
     order: torch.Tensor,
 ) -> torch.Tensor:
-    """SimCLR's loss for two views with both transformations.
+    """SimCLR's loss for two views with extrapolated positives and interpolated negatives.
 
     With ``z'`` the extrapolated pair and ``n`` the interpolated rows, for a row ``i`` whose other
     view is ``p``::
 
         loss_i = -log( exp(z'_i z'_p / T) / (exp(z'_i z'_p / T) + sum_j exp(z'_i n_j / T)) )
 
-    averaged over the rows; ``j`` runs over the rows ``n`` with no part of the image of ``i``.
+    averaged over the rows; ``j`` runs over the rows of ``n`` that contain no part of the image
+    of row ``i``.
 
     Args:
         z: (2 * B, D) embeddings of any norm, the views one after the other.
-        indexes: int64 (2 * B,), the image that each row shows.
+        indexes: int64 (2 * B,), the index of the image that each row shows.
         temperature: T > 0.
-        extrapolation: weight of :func:`extrapolate`.
-        interpolation: weight of :func:`interpolate`.
+        extrapolation: the weight of :func:`extrapolate`, >= 1.
+        interpolation: the weight of :func:`interpolate`, in [0, 1].
         order: int64, a permutation of the 2 * B rows of all processes.
 
     Returns:
         The loss, a scalar. With a process group, negatives come from all processes.
     """
     views = F.normalize(z.float(), dim=-1).chunk(2)
-    # a view of all processes after the other, as in one process with the whole batch
+    # view 1 of all processes, then view 2: the order of a single process with the whole batch
     all_z = torch.cat([gather(view) for view in views])
     all_indexes = torch.cat([gather(half) for half in indexes.chunk(2)])
     first, second = extrapolate(views[0], views[1], extrapolation)

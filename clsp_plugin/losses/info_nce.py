@@ -12,13 +12,13 @@ def info_nce_loss(
     """InfoNCE of a query with its key against a queue (He et al., CVPR 2020, eq. 1).
 
     ``loss_i = -log( exp(q_i k_i / T) / (exp(q_i k_i / T) + sum_j exp(q_i queue_j / T)) )``,
-    averaged over the batch. lightly's loss owns its queue; MoCoV2+ keeps one for each view in its
-    checkpoint, so the formula stands here without one.
+    averaged over the batch. lightly's loss keeps a queue of its own; MoCo v2+ saves one queue
+    per view in its checkpoint, so this function takes the queue as an argument.
 
     Args:
         query: (B, D), unit norm.
-        key: (B, D), unit norm, the positives.
-        queue: (D, K), unit-norm columns, the negatives.
+        key: (B, D), unit norm; the positives.
+        queue: (D, K), columns of unit norm; the negatives.
         temperature: T > 0.
 
     Returns:

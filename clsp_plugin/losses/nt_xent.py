@@ -1,4 +1,4 @@
-"""SimCLR's loss for any number of views, keyed by image index."""
+"""SimCLR's loss for any number of views, with positives found by image index."""
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,13 @@ def nt_xent_loss(z: torch.Tensor, indexes: torch.Tensor, temperature: float) -> 
 
         loss_i = -log( sum_{p in P(i)} exp(s_ip / T) / sum_{j != i} exp(s_ij / T) )
 
-    averaged over the rows. With two views an image this is the paper's formula. It is written
-    here because positives are keyed by index: lightly's loss takes exactly two views, and an
-    image that is drawn twice in one batch must not be its own negative.
+    averaged over the rows. With two views per image this is the paper's formula. lightly's loss
+    cannot be used instead: it takes exactly two views and does not know the image indexes, so an
+    image that is drawn twice in one batch would be its own negative.
 
     Args:
         z: (V * B, D) embeddings of any norm, the views one after another.
-        indexes: int64 (V * B,), the image that each row shows.
+        indexes: int64 (V * B,), the index of the image that each row shows.
         temperature: T > 0.
 
     Returns:
@@ -43,16 +43,16 @@ def nt_xent_loss(z: torch.Tensor, indexes: torch.Tensor, temperature: float) -> 
 def similarities(
     z: torch.Tensor, indexes: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Every row against the rows of all processes.
+    """Compare every row with the rows of all processes.
 
     Args:
         z: (N, D) embeddings of any norm.
-        indexes: int64 (N,), the image that each row shows.
+        indexes: int64 (N,), the index of the image that each row shows.
         temperature: T > 0.
 
     Returns:
-        Cosine similarities over T, and masks of each row's positives (other rows of its image)
-        and of the row itself: (N, N * world size) each.
+        Three tensors (N, N * world size): the cosine similarities divided by T, a mask of each
+        row's positives (other rows of the same image), and a mask of the row itself.
     """
     z = F.normalize(z.float(), dim=-1)
     all_z, all_indexes = gather(z), gather(indexes)

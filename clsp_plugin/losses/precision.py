@@ -10,9 +10,10 @@ __all__ = ["in_float32"]
 
 
 def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: floating-point tensors come in as float32, and automatic casts are off inside.
+    """Decorate a function to run in float32, with autocast switched off.
 
-    Second moments over a batch lose their small entries in 16 bits.
+    Floating-point tensors among its positional arguments are cast to float32. In 16 bits, second
+    moments over a batch would lose their small entries.
     """
 
     @wraps(function)

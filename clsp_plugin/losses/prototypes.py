@@ -1,4 +1,4 @@
-"""Losses over prototypes: SwAV's and DINO's swapped prediction, DeepCluster's assignments."""
+"""Losses over prototypes: SwAV's and DINO's swapped prediction, DeepCluster-v2's assignments."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -11,19 +11,19 @@ __all__ = ["assignment_loss", "sinkhorn", "swapped_prediction_loss"]
 
 @torch.no_grad()
 def sinkhorn(scores: torch.Tensor, epsilon: float, iterations: int) -> torch.Tensor:
-    """Share images out among prototypes evenly (Caron et al., NeurIPS 2020, eq. 3).
+    """Assign images to prototypes in equal shares (Caron et al., NeurIPS 2020, eq. 3).
 
-    ``Q = diag(u) exp(scores / epsilon) diag(v)``, with ``u`` and ``v`` found by turns so that
-    every prototype gets the same mass and every image mass one. In logarithms, so that a small
-    ``epsilon`` does not overflow.
+    ``Q = diag(u) exp(scores / epsilon) diag(v)``, where ``u`` and ``v`` are updated alternately
+    so that every prototype gets the same mass and every image has mass one. Computed in
+    logarithms, so that a small ``epsilon`` does not overflow.
 
     Args:
         scores: (B, K), cosine similarities of images and prototypes.
         epsilon: > 0; the smaller, the harder the assignment.
-        iterations: at least 1.
+        iterations: number of updates of ``u`` and ``v``, at least 1.
 
     Returns:
-        (B, K) float32, rows sum to 1.
+        The assignments, float32 (B, K); rows sum to 1.
     """
     q = scores.float() / epsilon
     for _ in range(iterations):
@@ -42,8 +42,8 @@ def swapped_prediction_loss(
     (Caron et al., ICCV 2021, eq. 3) where it is the teacher's softmax.
 
     Args:
-        scores: ``p``, one (B, K) a view.
-        targets: ``q``, one (B, K) for each of the first views; rows sum to 1.
+        scores: ``p``, one (B, K) tensor per view.
+        targets: ``q``, one (B, K) tensor for each of the first (large) views; rows sum to 1.
         temperature: T > 0.
 
     Returns:
@@ -64,10 +64,11 @@ def assignment_loss(
 ) -> torch.Tensor:
     """Classify every view into its image's cluster: DeepCluster-v2 (Caron et al., NeurIPS 2020).
 
-    ``mean over i with a cluster of -log softmax(p(i) / T)_a(i)``.
+    ``mean of -log softmax(p(i) / T)_a(i)`` over all views of the images ``i`` that have a
+    cluster.
 
     Args:
-        scores: ``p``, one (B, K) a view.
+        scores: ``p``, one (B, K) tensor per view.
         assignments: ``a``, int64 (B,), cluster numbers; -1 where an image has none.
         temperature: T > 0.
 

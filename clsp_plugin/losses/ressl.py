@@ -15,18 +15,19 @@ def ressl_loss(
     temperature_q: float,
     temperature_k: float,
 ) -> torch.Tensor:
-    """Relational self-supervised learning (Zheng et al., NeurIPS 2021).
+    """Loss of relational self-supervised learning (Zheng et al., NeurIPS 2021).
 
-    ``loss_i = -sum_j P(k_i)_j log P(q_i)_j`` with ``P(x)_j = softmax_j(x queue_j / T)`` and a
-    temperature each, averaged over the batch: the query's similarities to past keys follow those
-    of its image's weak view.
+    ``loss_i = -sum_j P(k_i)_j log P(q_i)_j`` with ``P(x)_j = softmax_j(x queue_j / T)``, averaged
+    over the batch; query and key have separate temperatures. The query's similarities to past
+    keys learn to match those of the key, which is from a weakly augmented view of the same image.
 
     Args:
         query: (B, D), unit norm, of the strong view.
         key: (B, D), unit norm, of the weak view; takes no gradient.
-        queue: (K, D), unit norm.
-        temperature_q: of the query, > 0.
-        temperature_k: of the key, > 0 and lower, for a sharper target.
+        queue: (K, D), unit norm; past keys.
+        temperature_q: temperature of the query, > 0.
+        temperature_k: temperature of the key, > 0; lower than ``temperature_q`` for a sharper
+            target.
 
     Returns:
         The loss, a scalar.

@@ -11,7 +11,7 @@ __all__ = ["vibcreg_loss"]
 
 
 def _correlation_loss(z: torch.Tensor) -> torch.Tensor:
-    """``sum_{i != j} corr(z)_ij^2 / D^2`` for z (B, D): the mean, with zeros on the diagonal."""
+    """Return ``sum_{i != j} corr(z)_ij^2 / D^2`` for z (B, D)."""
     z = F.normalize(z - z.mean(dim=0), dim=0)
     return off_diagonal(z.T @ z).square().sum() / z.shape[1] ** 2
 
@@ -31,15 +31,15 @@ def vibcreg_loss(
     ``c(z) = sum_{i != j} corr(z)_ij^2 / D^2``, as in solo-learn.
 
     Args:
-        z1: (B, D), B > 1.
-        z2: (B, D).
-        sim_loss_weight: of the invariance.
-        var_loss_weight: of the variance.
-        cov_loss_weight: of the correlation.
+        z1: (B, D) embeddings of view 1, B > 1.
+        z2: (B, D) embeddings of view 2.
+        sim_loss_weight: weight of the invariance term.
+        var_loss_weight: weight of the variance term.
+        cov_loss_weight: weight of the correlation term.
 
     Returns:
-        The loss, a scalar. With a process group, variance and correlation are of the batch of all
-        processes.
+        The loss, a scalar. With a process group, variance and correlation are computed over the
+        batch of all processes.
     """
     invariance = F.mse_loss(z1, z2)
     z1, z2 = gather(z1), gather(z2)

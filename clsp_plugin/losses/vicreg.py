@@ -10,18 +10,18 @@ __all__ = ["off_diagonal", "variance_loss", "vicreg_loss"]
 
 
 def off_diagonal(matrix: torch.Tensor) -> torch.Tensor:
-    """The entries of a (D, D) matrix that are not on its diagonal, as (D * (D - 1),)."""
+    """Return the off-diagonal entries of a (D, D) matrix, as (D * (D - 1),)."""
     size = len(matrix)
     return matrix.flatten()[:-1].view(size - 1, size + 1)[:, 1:].flatten()
 
 
 def variance_loss(z: torch.Tensor) -> torch.Tensor:
-    """``mean_d max(0, 1 - sqrt(var(z_d) + 1e-4))`` for z (B, D), with the unbiased variance."""
+    """Return ``mean_d max(0, 1 - sqrt(var(z_d) + 1e-4))`` for z (B, D); unbiased variance."""
     return F.relu(1 - torch.sqrt(z.var(dim=0) + 1e-4)).mean()
 
 
 def _covariance_loss(z: torch.Tensor) -> torch.Tensor:
-    """``sum_{i != j} cov(z)_ij^2 / D`` for z (B, D), with the unbiased covariance."""
+    """Return ``sum_{i != j} cov(z)_ij^2 / D`` for z (B, D), with the unbiased covariance."""
     z = z - z.mean(dim=0)
     return off_diagonal(z.T @ z / (len(z) - 1)).square().sum() / z.shape[1]
 
@@ -34,7 +34,7 @@ def vicreg_loss(
     var_loss_weight: float = 25.0,
     cov_loss_weight: float = 1.0,
 ) -> torch.Tensor:
-    """Variance, invariance and covariance (Bardes et al., ICLR 2022).
+    """VICReg's loss: variance, invariance and covariance terms (Bardes et al., ICLR 2022).
 
     ``loss = sim * s(z_1, z_2) + var * (v(z_1) + v(z_2)) + cov * (c(z_1) + c(z_2))`` with
     ``s`` the mean squared difference of entries, ``v(z) = mean_d max(0, 1 - std(z_d))`` and
@@ -42,15 +42,15 @@ def vicreg_loss(
     features, and the authors' code halves ``v``.
 
     Args:
-        z1: (B, D), B > 1.
-        z2: (B, D).
-        sim_loss_weight: of the invariance.
-        var_loss_weight: of the variance.
-        cov_loss_weight: of the covariance.
+        z1: (B, D) embeddings of view 1, B > 1.
+        z2: (B, D) embeddings of view 2.
+        sim_loss_weight: weight of the invariance term.
+        var_loss_weight: weight of the variance term.
+        cov_loss_weight: weight of the covariance term.
 
     Returns:
-        The loss, a scalar. With a process group, variance and covariance are of the batch of all
-        processes.
+        The loss, a scalar. With a process group, variance and covariance are computed over the
+        batch of all processes.
     """
     invariance = F.mse_loss(z1, z2)
     z1, z2 = gather(z1), gather(z2)

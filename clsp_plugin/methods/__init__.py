@@ -1,4 +1,4 @@
-"""The methods, one file each: every module here is imported, and its class registers itself."""
+"""The methods, one file each; every module here is imported, so that its class registers itself."""
 
 from importlib import import_module
 from pkgutil import iter_modules

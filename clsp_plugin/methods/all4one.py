@@ -25,16 +25,18 @@ _CENTROID_TEMPERATURE = 0.1
 
 @register_method("all4one")
 class All4One(NearestNeighbours, BaseMomentumMethod):
-    """Three terms, half of each: neighbour contrast, centroid contrast, feature contrast.
+    """Half the sum of three terms: neighbour contrast, centroid contrast, feature contrast.
 
     * neighbours: ``(l(nn_1, p_2) + l(nn_2, p_1)) / 2``, with ``l`` of :func:`cross_view_loss` and
-      ``nn_v`` the past momentum embedding nearest to view ``v``'s;
-    * centroids: ``(l(c_1, s_2) + l(c_2, s_1)) / 2`` at temperature 0.1, where a transformer makes
-      ``c_v`` of the five nearest and ``s_v`` of a second prediction and the four nearest;
+      ``nn_v`` the past momentum embedding that is nearest to the momentum embedding of view ``v``;
+    * centroids: ``(l(c_1, s_2) + l(c_2, s_1)) / 2`` at temperature 0.1, where a transformer
+      computes ``c_v`` from the five nearest past embeddings, and ``s_v`` from a second prediction
+      and the four nearest;
     * features: :func:`feature_contrast_loss`.
 
-    As in solo-learn, the transformer has a learning rate of its own, 0.1 before the schedule,
-    whatever ``optimizer.lr`` is, and the positional encoding runs along the features.
+    As in solo-learn, the transformer's learning rate before the schedule is 0.1, whatever
+    ``optimizer.lr`` is, and the positional encoding gives wavelengths to positions and varies
+    along the features.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (a multiple of 8),
     ``pred_hidden_dim`` (sizes of the projector and the predictors), ``temperature``,
@@ -94,7 +96,7 @@ class All4One(NearestNeighbours, BaseMomentumMethod):
         return {**out, "z": F.normalize(self.momentum_projector(out["feats"]), dim=-1)}
 
     def _centroid(self, sequence: torch.Tensor) -> torch.Tensor:
-        """(B, 5, D) to the transformer's first output (B, D)."""
+        """Map a sequence (B, 5, D) to the transformer's output at the first position, (B, D)."""
         return self.transformer_encoder(sequence + self.encoding)[:, 0]
 
     def _centroid_loss(
@@ -132,7 +134,7 @@ class All4One(NearestNeighbours, BaseMomentumMethod):
 
 
 def _encoding(length: int, dim: int) -> torch.Tensor:
-    """Sines and cosines (length, dim): row ``c`` has its own wavelength along the features."""
+    """Return sines and cosines (length, dim) along the features; two rows share a wavelength."""
     waves = math.ceil(length / 2)
     rate = 10000.0 ** (-torch.arange(waves) / waves)
     angle = rate[:, None] * torch.arange(dim)

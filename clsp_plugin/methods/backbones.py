@@ -1,4 +1,4 @@
-"""Backbones by timm's names, with a stem for small images."""
+"""Backbones from timm, with a stem for small images."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from clsp_plugin.errors import ClspError, nearest, short
 
 __all__ = ["build_backbone", "check_network", "of_method", "resolve_stem"]
 
-# solo-learn's names for what timm calls otherwise
+# solo-learn's names of models, and timm's names of the same models
 _ALIASES = {
     **{f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")},
     "swin_tiny": "swin_tiny_patch4_window7_224",
@@ -21,16 +21,17 @@ _ALIASES = {
     "swin_base": "swin_base_patch4_window7_224",
     "swin_large": "swin_large_patch4_window7_224",
 }
-# solo-learn's MoCo v3 has ViTs of its own, with more heads than timm's of these names
+# solo-learn's MoCo v3 has its own ViTs, with more heads than timm's models of these names
 _MOCOV3_HEADS = {"vit_tiny": 12, "vit_small": 12}
 _STEM_KEYS = ("kernel_size", "stride", "padding", "max_pool")
 
 
 def of_method(backbone: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """A ``backbone`` block with what a method changes in it.
+    """Return a ``backbone`` block with the changes that a method makes to it.
 
-    MoCo v3's small ViTs have 12 heads in solo-learn, which no weight's shape tells; ``kwargs`` that
-    say otherwise win.
+    MoCo v3's tiny and small ViTs have 12 heads in solo-learn. The number has to be set here
+    because the shapes of the weights do not show it. A ``num_heads`` in ``kwargs`` takes
+    precedence.
     """
     heads = _MOCOV3_HEADS.get(backbone["name"]) if "mocov3" in method else None
     if heads is None:
@@ -39,7 +40,7 @@ def of_method(backbone: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 
 def resolve_stem(backbone: Mapping[str, Any], dataset: str) -> dict[str, Any] | None:
-    """The stem a ResNet gets: the configured one, or solo-learn's rule for CIFAR.
+    """Return the stem of a ResNet: the configured one, or solo-learn's stem for CIFAR.
 
     Args:
         backbone: the configuration's ``backbone`` block; ``stem`` has ``kernel_size``,
@@ -47,8 +48,8 @@ def resolve_stem(backbone: Mapping[str, Any], dataset: str) -> dict[str, Any] | 
         dataset: name of the data set.
 
     Returns:
-        The four keys, or None for the architecture's own stem. solo-learn pads a 3x3 stem by 2
-        on CIFAR, the authors of CLSP by 1.
+        The four keys, or None for the architecture's own stem. On CIFAR, solo-learn pads a 3x3
+        stem by 2, the authors of CLSP by 1.
     """
     stem = backbone.get("stem")
     if stem is not None:
@@ -69,15 +70,16 @@ def build_backbone(backbone: Mapping[str, Any], dataset: str) -> tuple[nn.Module
     """Make a backbone without its classifier.
 
     Args:
-        backbone: the configuration's ``backbone`` block: ``name`` (of timm, or solo-learn's),
+        backbone: the configuration's ``backbone`` block: ``name`` (timm's or solo-learn's),
             ``kwargs`` for timm's constructor, ``stem`` (see :func:`resolve_stem`).
         dataset: name of the data set.
 
     Returns:
-        The module, images (B, 3, H, W) to features (B, D), and D.
+        The module, which maps images (B, 3, H, W) to features (B, D), and D.
 
     Raises:
-        ClspError: an unknown name, arguments that timm refuses, a stem on another architecture.
+        ClspError: the name is unknown, timm refuses the arguments, or a stem is given for an
+            architecture other than ResNet.
     """
     name = _ALIASES.get(backbone["name"], backbone["name"])
     if not timm.is_model(name):
@@ -95,7 +97,7 @@ def build_backbone(backbone: Mapping[str, Any], dataset: str) -> tuple[nn.Module
     try:
         module = timm.create_model(name, num_classes=0, **kwargs)
     except Exception as error:
-        # the boundary to timm, whose models raise whatever their first bad argument leads to
+        # timm's models raise errors of any type when an argument does not fit
         raise ClspError(
             f"backbone.kwargs={short(kwargs)} do not fit {name}: {short(error) or 'it fails'}"
         ) from error
@@ -108,19 +110,21 @@ def build_backbone(backbone: Mapping[str, Any], dataset: str) -> tuple[nn.Module
 def check_network(
     backbone: Mapping[str, Any], module: nn.Module, sizes: Sequence[int], batch_size: int
 ) -> None:
-    """See whether a network takes the views that it will be given, and makes features of them.
+    """Check that a network accepts the views of a training and returns features (B, D).
 
-    A copy without content runs once on tensors without content: nothing is computed, and no
-    statistics of batch normalisation and no random numbers are touched.
+    A copy of the network on the meta device runs once on a tensor without content per size:
+    nothing is computed, and neither the statistics of batch normalisation nor the state of the
+    random numbers changes.
 
     Args:
-        backbone: the configuration's block, for the sentence.
-        module: images (B, 3, H, W) to features (B, D).
+        backbone: the configuration's ``backbone`` block, for the message.
+        module: the network, which maps images (B, 3, H, W) to features (B, D).
         sizes: H = W of the views, in pixels.
-        batch_size: B, images a process and step.
+        batch_size: B, images per process and step.
 
     Raises:
-        ClspError: it does not, with what the library says.
+        ClspError: the network fails, with the library's message, or its features have another
+            shape.
     """
     for size in dict.fromkeys(sizes):
         images = torch.empty(batch_size, 3, size, size, device="meta")
@@ -131,16 +135,16 @@ def check_network(
         try:
             features = _without_content(module).train()(images)
         except Exception as error:
-            # the boundary to timm and torch: a layer raises what it likes of the shapes it meets
+            # layers of timm and torch raise errors of any type when a shape does not fit
             if isinstance(error, NotImplementedError) or "meta" in str(error):
-                return  # an operation that has no such run; the first step will tell
+                return  # the meta device lacks an operation; the first training step will show
             raise ClspError(f"{what} cannot work on {where}: {short(error)}") from error
         if features.ndim != 2 or 0 in features.shape:
             raise ClspError(f"{what} makes features of shape {tuple(features.shape)} of {where}.")
 
 
 def _without_content(module: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers take no memory."""
+    """Copy a module to the meta device, where parameters and buffers take no memory."""
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
         empty = torch.empty_like(parameter, device="meta")

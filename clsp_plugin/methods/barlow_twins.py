@@ -15,7 +15,7 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("barlow_twins")
 class BarlowTwins(BaseMethod):
-    """The correlation of the two views' features becomes the identity; see :func:`barlow_loss`.
+    """Moves the correlation of the two views' features to the identity; see :func:`barlow_loss`.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector), ``lamb``
     (weight of the off-diagonal, default 0.0051), ``scale_loss`` (factor, default 0.024).

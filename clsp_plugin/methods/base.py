@@ -1,4 +1,4 @@
-"""What every method of the engine shares: solo-learn's contract, without solo-learn."""
+"""Base classes of the methods: solo-learn's interface, implemented without solo-learn."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -23,12 +23,12 @@ from clsp_plugin.methods.optim import build_optimizers, ema_tau, ema_update
 __all__ = ["WIDTH", "BaseMethod", "BaseMomentumMethod", "ProjectorKwargs", "mlp", "spread"]
 
 
-WIDTH = Rule(low=1, high=2**24)  # a layer that is wider holds more than any device
+WIDTH = Rule(low=1, high=2**24)  # a wider layer would not fit on any device
 
 
 @dataclass
 class ProjectorKwargs:
-    """The sizes of a projector's hidden and output layers, which have to be given."""
+    """The sizes of a projector's hidden and output layers; both are required settings."""
 
     proj_hidden_dim: int = ranged(MISSING, WIDTH)
     proj_output_dim: int = ranged(MISSING, WIDTH)
@@ -41,14 +41,15 @@ def mlp(
     hidden_bias: bool = True,
     bias: bool = True,
 ) -> nn.Sequential:
-    """Linear layers with activations between them.
+    """Make linear layers with activations between them.
 
     Args:
         sizes: widths from input to output.
-        norm: batch normalisation before each activation.
-        activation: between two layers.
-        hidden_bias: whether all but the last layer have one; a normalisation takes it out again.
-        bias: whether the last layer has one.
+        norm: whether to put batch normalisation before each activation.
+        activation: class of the activation between two layers.
+        hidden_bias: whether the layers before the last have a bias; batch normalisation cancels
+            it.
+        bias: whether the last layer has a bias.
     """
     layers: list[nn.Module] = []
     for number, (inputs, outputs) in enumerate(pairwise(sizes)):
@@ -61,24 +62,27 @@ def mlp(
 
 
 def _become_copy(momentum: nn.Module, online: nn.Module) -> None:
-    """Start a momentum network as a copy that takes no gradient."""
+    """Initialise a momentum network as a copy of the online network that takes no gradient."""
     momentum.load_state_dict(online.state_dict())
     momentum.requires_grad_(False)
 
 
 @torch.no_grad()
 def spread(views: Sequence[torch.Tensor]) -> torch.Tensor:
-    """How far embeddings (B, D) of any norm are from a collapse.
+    """Measure how far embeddings are from collapse.
+
+    Args:
+        views: one tensor (B, D) of embeddings of any norm per view.
 
     Returns:
-        The standard deviation of the entries of unit vectors over the batch, a scalar: 1 / sqrt(D)
-        when spread out, 0 when collapsed.
+        The standard deviation over the batch of the entries of the normalised embeddings, averaged
+        to a scalar: 1 / sqrt(D) when spread out, 0 when collapsed.
     """
     return F.normalize(torch.stack(list(views)).float(), dim=-1).std(dim=1).mean()
 
 
 def _classification(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Cross entropy and accuracies in percent; rows with target -1 do not count."""
+    """Return cross entropy and accuracies in percent; rows with target -1 are left out."""
     labelled = targets >= 0
     count = labelled.sum().clamp(min=1)
     loss = F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="sum") / count
@@ -92,18 +96,18 @@ def _classification(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, to
 
 
 class BaseMethod(JointForward, pl.LightningModule):
-    """A backbone, an online linear probe on its detached features, and the steps around them.
+    """A backbone, an online linear probe on its detached features, and their training steps.
 
-    A batch is ``[indexes (B,), views, targets (B,)]`` with ``views`` a list of (B, 3, H, W): the
-    large crops first, then the small ones.
+    A batch is ``[indexes (B,), views, targets (B,)]``, where ``views`` is a list of tensors
+    (B, 3, H, W): the large crops first, then the small ones.
 
     Attributes:
-        takes_small_crops: whether the method has a use for them (multi-crop).
-        prediction: what ``forward`` calls the prediction of another view's ``z``, of a method
-            that compares positives so; None where it compares ``z`` with ``z``. A synthetic
-            positive is compared in the same way.
+        takes_small_crops: whether the method can use small crops (multi-crop).
+        prediction: for a method that compares a prediction from one view with another view's
+            ``z``, the key of that prediction in the output of ``forward``; None for a method that
+            compares ``z`` with ``z``. A synthetic positive is compared in the same way.
         Kwargs: the dataclass of ``method_kwargs``, with types, ranges and defaults.
-        numerics: the version of what the method computes that is its own; see ``records.numerics``.
+        numerics: the version of the method's own computations; see ``records.numerics``.
 
     Args:
         cfg: a configuration as ``config.training.parse_cfg`` returns it.
@@ -148,7 +152,7 @@ class BaseMethod(JointForward, pl.LightningModule):
             A copy with a complete ``method_kwargs``.
 
         Raises:
-            ClspError: a setting that the method does not have, lacks, or does not accept.
+            ClspError: a setting is unknown, missing or not acceptable.
         """
         cfg = cfg.copy()
         OmegaConf.set_struct(cfg, False)
@@ -156,23 +160,23 @@ class BaseMethod(JointForward, pl.LightningModule):
         return cfg
 
     def attach_images(self, array: ImageArray) -> None:
-        """Called with the training images, for methods that look at more than their views."""
+        """Receive the training images; a hook for methods that need more than the views."""
 
     def add_head(self, name: str, head: nn.Module, **settings: Any) -> None:
-        """Give the method a network of its own, such as a projector, which the optimiser trains.
+        """Add a network, such as a projector, that the optimiser trains.
 
         Args:
-            name: the attribute and the parameter group that it becomes.
+            name: the name of the attribute and of the parameter group.
             head: the network.
-            settings: of its parameter group, where they differ from the optimiser's: ``lr``,
-                ``weight_decay``, or ``static_lr=True`` for a rate without a schedule.
+            settings: settings of its parameter group that differ from the optimiser's: ``lr``,
+                ``weight_decay``, or ``static_lr=True`` for a learning rate without a schedule.
         """
         setattr(self, name, head)
         self._heads[name] = settings
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
-        """Parameter groups of the optimiser: the backbone, the probes, the heads as declared."""
+        """The optimiser's parameter groups: backbone, probes and the heads that were added."""
         probe = {"lr": self.cfg.optimizer.classifier_lr, "weight_decay": 0.0}
         settings = {"backbone": {}, "classifier": probe}
         if self.momentum_classifier is not None:
@@ -192,25 +196,33 @@ class BaseMethod(JointForward, pl.LightningModule):
         return backbone(X)
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images (B, 3, H, W) to ``feats`` (B, D), ``logits`` (B, classes); methods add ``z``."""
+        """Map images (B, 3, H, W) to ``feats`` (B, D) and ``logits`` (B, classes).
+
+        Methods add ``z``.
+        """
         feats = self._features(self.backbone, X)
         return {"feats": feats, "logits": self.classifier(feats.detach())}
 
     def multicrop_forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The forward of small crops: as of large ones, without the probe."""
+        """Run the forward pass of small crops, without the probe's ``logits``."""
         out = self.forward(X)
         out.pop("logits")
         return out
 
     def base_training_step(self, X: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
-        """One view: its outputs, and the probe's ``loss``, ``acc1`` and ``acc5``."""
+        """Run one large view; return its outputs and the probe's ``loss``, ``acc1``, ``acc5``."""
         out = self(X)
         return {**out, **_classification(out["logits"], targets)}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Any:
-        """All views: lists of their outputs, and the probe's mean ``loss`` over large crops.
+        """Run all views and return their outputs and the probe's metrics.
 
-        Methods take these and return their loss, a scalar, as solo-learn's do.
+        A method overrides this step: it calls it and returns its own loss plus the probe's, a
+        scalar, as in solo-learn.
+
+        Returns:
+            For each output a list with one entry per view, and the probe's ``loss``, ``acc1`` and
+            ``acc5`` as means over the large crops.
         """
         _, views, targets = batch
         views = [views] if isinstance(views, torch.Tensor) else views
@@ -230,11 +242,11 @@ class BaseMethod(JointForward, pl.LightningModule):
         return outs
 
     def log_epoch(self, **metrics: torch.Tensor | float) -> None:
-        """Log means over an epoch and over all processes."""
+        """Log the means of metrics over an epoch and all processes."""
         self.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True)
 
     def validation_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> None:
-        """The probe's accuracy on ``[images (B, 3, H, W), targets (B,)]``."""
+        """Log the probe's loss and accuracies on ``[images (B, 3, H, W), targets (B,)]``."""
         X, targets = batch
         out = _classification(self(X)["logits"], targets)
         self.log_dict(
@@ -246,10 +258,11 @@ class BaseMethod(JointForward, pl.LightningModule):
 
 
 class BaseMomentumMethod(BaseMethod):
-    """Adds a momentum backbone, moved after every optimiser step.
+    """A method with a momentum backbone, which is updated after every optimiser step.
 
-    ``cfg.momentum`` has ``base_tau``, ``final_tau`` (the coefficient goes from one to the other
-    on a cosine, per step) and ``classifier`` (a second probe, on the momentum features).
+    ``cfg.momentum`` has ``base_tau`` and ``final_tau`` (from step to step, the momentum
+    coefficient follows a cosine from the first to the second) and ``classifier`` (whether to
+    train a second probe, on the momentum features).
     """
 
     def __init__(self, cfg: DictConfig):
@@ -269,12 +282,12 @@ class BaseMomentumMethod(BaseMethod):
             self.momentum_classifier = nn.Linear(self.features_dim, self.num_classes)
 
     def add_momentum_head(self, name: str, build: Callable[[], nn.Module], **settings: Any) -> None:
-        """As :meth:`add_head`, with a momentum version of the head as ``momentum_<name>``.
+        """Add a head as :meth:`add_head` does, and its momentum version ``momentum_<name>``.
 
         Args:
-            name: the attribute and the parameter group that it becomes.
-            build: makes the network; called twice.
-            settings: of its parameter group.
+            name: the name of the attribute and of the parameter group.
+            build: function that makes the network; called twice.
+            settings: see :meth:`add_head`.
         """
         self.add_head(name, build(), **settings)
         momentum = build()
@@ -284,12 +297,12 @@ class BaseMomentumMethod(BaseMethod):
 
     @property
     def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """Pairs of (online, momentum) networks: the backbone's and each momentum head's."""
+        """Pairs of (online, momentum) networks: the backbones and the heads with both versions."""
         return [(getattr(self, name), getattr(self, f"momentum_{name}")) for name in self._twins]
 
     @torch.no_grad()
     def momentum_forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images (B, 3, H, W) to ``feats`` (B, D) of the momentum backbone; methods add ``z``."""
+        """Map images (B, 3, H, W) to the momentum ``feats`` (B, D); methods add ``z``."""
         return {"feats": self._features(self.momentum_backbone, X)}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Any:

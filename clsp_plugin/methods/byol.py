@@ -51,10 +51,12 @@ class BYOL(BaseMomentumMethod):
     def regression_targets(
         self, out: dict[str, Any], targets: torch.Tensor
     ) -> Sequence[torch.Tensor]:
-        """What the other crops' predictions have to match, a large crop: (B, D) each.
+        """Return the targets of the regression, one tensor (B, D) per large crop.
+
+        The predictions of all other crops have to match the target of a crop.
 
         Args:
-            out: of the training step.
+            out: the output of ``BaseMomentumMethod.training_step``.
             targets: (B,), labels.
         """
         return out["momentum_z"]

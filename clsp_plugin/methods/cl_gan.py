@@ -1,4 +1,4 @@
-"""CL-GAN: SimCLR beside a pair of generators that make harder and harder positives.
+"""CL-GAN: SimCLR trained together with two generators that make harder and harder positives.
 
 "Synthetic Data Can Also Teach: Synthesizing Effective Data for Unsupervised Visual
 Representation Learning" (Wu et al., AAAI 2023).
@@ -33,15 +33,15 @@ from clsp_plugin.methods.simclr import SimCLR
 
 @register_method("cl_gan")
 class CLGAN(SimCLR):
-    """Real images and generated pairs in one contrastive loss; the pairs grow apart.
+    """SimCLR on real images and on generated pairs, which become less similar during training.
 
-    What the paper says: two generators make two similar but distinct images; two views of each,
-    four in all, are positives of each other in SimCLR's loss, beside the real images; generators
-    and encoder are trained jointly and against each other, and the similarity of a pair is
-    decreased as training goes.
+    From the paper: two generators make two similar but distinct images. Two views of each, four
+    in all, are positives of each other in SimCLR's loss, beside the real images. Generators and
+    encoder are trained jointly and against each other, and the similarity of a pair is decreased
+    during training.
 
-    Here, with ``u`` a normal latent, ``x_g = G_g(u)`` and ``s`` the mean cosine similarity of the
-    encoder's ``z`` for ``x_1`` and ``x_2``::
+    Here, with ``u`` a normal latent, ``x_g = G_g(u)`` and ``z_g`` the encoder's ``z`` of
+    ``x_g``::
 
         L            = NT-Xent over 2 views of real images and 4 views of generated pairs
         L_D          = sum_g  mean max(0, 1 - D(x)) + mean max(0, 1 + D(x_g))
@@ -49,18 +49,22 @@ class CLGAN(SimCLR):
 
     ``target`` falls linearly over the epochs from 1 to ``final_similarity``.
 
-    What we had to guess: the networks (DCGAN with spectral normalisation, hinge loss, Adam with
-    rate 2e-4 and betas 0, 0.9, one step each a batch); that the second generator starts as the
-    first with a tenth of noise on its weights (equal ones would stay equal) and both get one
-    latent, which is what makes a pair similar; the schedule of the similarity and where it ends;
-    the share of generated images; and that they enter the encoder's loss only after ``start_epoch``
-    epochs, when they are no longer noise. We leave out the paper's other proposal, single hard
-    samples.
+    We had to guess:
 
-    The generators and the discriminator have optimisers of their own, in the checkpoint; Lightning
-    steps the encoder alone.
+    * the networks and their training: DCGAN with spectral normalisation, hinge loss, Adam with
+      rate 2e-4 and betas 0, 0.9, and one step of each network per batch;
+    * the initial similarity: the second generator starts as the first with a tenth of noise on its
+      weights (equal ones would stay equal), and both get the same latent;
+    * the schedule of the similarity and its final value;
+    * the share of generated images, and that they enter the encoder's loss only after
+      ``start_epoch`` epochs, when they are no longer noise.
 
-    ``method_kwargs``: SimCLR's, ``num_generated`` (pairs a step and process, default 0: half of
+    We leave out the paper's other proposal, single hard samples.
+
+    The generators and the discriminator have their own optimisers, which are saved in the
+    checkpoint; Lightning's optimiser trains the encoder only.
+
+    ``method_kwargs``: SimCLR's, ``num_generated`` (pairs per step and process, default 0: half of
     the batch), ``start_epoch`` (default 1), ``final_similarity`` (default 0.5),
     ``pair_weight`` (default 1.0), ``latent_dim`` (default 128), ``gan_width`` (channels, default
     64).
@@ -87,7 +91,7 @@ class CLGAN(SimCLR):
             parameter.data += 0.1 * parameter.abs().mean() * torch.randn_like(parameter)
         self.generators = nn.ModuleList([first, second])
         self.discriminator = Discriminator(size, kwargs.gan_width)
-        # Lightning, its gradient reduction included, has nothing to do with these
+        # keeps these out of Lightning's optimiser and of its gradient reduction
         self.generators.requires_grad_(False)
         self.discriminator.requires_grad_(False)
         self.adams = {
@@ -115,10 +119,10 @@ class CLGAN(SimCLR):
         return cfg
 
     def attach_images(self, array: ImageArray) -> None:
-        """Take the training images for the discriminator.
+        """Keep the training images for the discriminator.
 
         Raises:
-            ClspError: they have not the size of the crops, which is what is generated.
+            ClspError: their size is not ``crop_size``, the size of the generated images.
         """
         size = self.cfg.augmentations[0].crop_size
         if array.size != (size, size):
@@ -138,18 +142,18 @@ class CLGAN(SimCLR):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        for name, state in self._adam_states.items():  # now that the networks are where they train
+        for name, state in self._adam_states.items():  # now the networks are on their device
             self.adams[name].load_state_dict(state)
         self._adam_states = {}
 
     @property
     def target_similarity(self) -> float:
-        """Of a pair, in the current epoch."""
+        """The cosine similarity that a generated pair should have in the current epoch."""
         progress = self.current_epoch / max(self.cfg.max_epochs - 1, 1)
         return 1 - (1 - self.kwargs.final_similarity) * min(progress, 1.0)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
-        """SimCLR's loss over real and generated images plus the probe's; trains the GAN besides."""
+        """Train the GAN for one step; return SimCLR's loss on all images plus the probe's loss."""
         out = BaseMethod.training_step(self, batch, batch_idx)
         key = derive_key(self.cfg.seed, Purpose.LATENT, self.current_epoch, batch_idx, rank())
         pair = self.train_gan(batch[0], key)
@@ -162,13 +166,17 @@ class CLGAN(SimCLR):
         return loss + out["loss"]
 
     def contrast(self, z: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
-        """The loss of embeddings; negative indexes name generated pairs."""
+        """The loss of embeddings (N, D); a negative index stands for a generated pair."""
         return nt_xent_loss(z, indexes, self.kwargs.temperature)
 
     def _embed_views(
         self, pair: Sequence[torch.Tensor], key: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two views of each image of each pair: ``z`` (4 * B, D), and names (4 * B,) below 0."""
+        """Embed two views of each image of B pairs.
+
+        Returns:
+            ``z`` (4 * B, D), and negative indexes (4 * B,), one number for each pair.
+        """
         number = torch.arange(len(pair[0]), device=self.device)
         views = []
         for generator, images in enumerate(pair):
@@ -181,11 +189,11 @@ class CLGAN(SimCLR):
         return self(torch.cat(views))["z"], names.repeat(len(views))
 
     def train_gan(self, indexes: torch.Tensor, key: int) -> list[torch.Tensor]:
-        """One step of the discriminator and one of the generators.
+        """Take one step of the discriminator and one of the generators.
 
         Args:
-            indexes: int64 (B,), real images.
-            key: of the latents.
+            indexes: int64 (B,), indexes of real images.
+            key: the random key that the latents are drawn from.
 
         Returns:
             The pair that the generators made before their step: (num_generated, 3, size, size)
@@ -229,7 +237,7 @@ class CLGAN(SimCLR):
         return loss.detach(), similarity.detach().mean()
 
     def _judge(self, images: torch.Tensor) -> torch.Tensor:
-        """The encoder's ``z`` (B, D) of images in [-1, 1]; leaves its statistics alone."""
+        """Return the encoder's ``z`` (B, D) of images in [-1, 1]; keeps its running statistics."""
         training = [module for module in (self.backbone, self.projector) if module.training]
         for module in training:
             module.eval()
@@ -241,7 +249,7 @@ class CLGAN(SimCLR):
         return z.float()
 
     def _step(self, name: str, module: nn.Module, loss: torch.Tensor) -> None:
-        """Move one network; no other gets a gradient."""
+        """Take an optimiser step of one network; no other network gets a gradient."""
         parameters = list(module.parameters())
         gradients = torch.autograd.grad(loss, parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -256,7 +264,7 @@ def _adam(module: nn.Module) -> torch.optim.Adam:
 
 @contextmanager
 def _learning(module: nn.Module) -> Iterator[None]:
-    """Let a network that is otherwise still record its gradients."""
+    """Let a network that is frozen otherwise take gradients inside the block."""
     module.requires_grad_(True)
     try:
         yield

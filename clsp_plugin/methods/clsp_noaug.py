@@ -15,12 +15,12 @@ _CLSP: Any = with_synthetic_positives(SimCLR)
 
 @register_method("clsp_noaug")
 class ClspNoaug(_CLSP):
-    """CLSP-SimCLR that refuses to augment: a row of CLSP's table (Zeng et al., ECCV 2024).
+    """CLSP-SimCLR without augmentation, a row of CLSP's table (Zeng et al., ECCV 2024).
 
-    The paper gives the name and the numbers alone; this is our reading of them. The views of an
-    image are the image itself, and the third is a candidate as it is. Views 1 and 2 are then
-    equal and as close as can be, so SimCLR's loss can only push images apart, and the
-    distance to the candidate is the only pull: the candidates are the only positives.
+    The paper gives only the name and the numbers; this is our reading of them. Views 1 and 2 are
+    the image itself, and view 3 is a candidate as it is. Views 1 and 2 are equal and cannot be
+    pulled closer, so SimCLR's loss can only push different images apart, and the distance to the
+    candidate is the only attraction. A configuration with augmentation is refused.
     """
 
     @classmethod

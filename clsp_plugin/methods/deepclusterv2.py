@@ -1,4 +1,4 @@
-"""DeepCluster-v2: clusters of the last epoch are the classes of this one."""
+"""DeepCluster-v2: classify images into clusters of their embeddings from the previous epoch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ _STATE = ("memory", "assignments")
 class DeepClusterV2(BaseMethod):
     """Views are classified into clusters of their images (Caron et al., NeurIPS 2020, section 4).
 
-    A memory keeps the last embedding of each large view of every image. When an epoch starts, its
-    unit vectors are clustered, by turns of a view for each set of prototypes; the centroids
-    become the weights of a classifier that does not learn. The loss is the mean of
-    :func:`assignment_loss` over the sets. As in solo-learn, nothing is clustered before the first
-    epoch: it fills the memory alone, with a loss of 0. An image that was left out of an epoch keeps
-    its older embedding; one that was never seen has no cluster.
+    A memory keeps the last embedding (unit norm) of each large view of every image. At the start
+    of an epoch, these are clustered once for each set of prototypes; the sets take the large views
+    in turn. The centroids become the weights of a classifier that does not learn. The loss is the
+    mean of :func:`assignment_loss` over the sets. As in solo-learn, nothing is clustered before
+    the first epoch, which only fills the memory and has a loss of 0. An image that was left out of
+    an epoch keeps its older embedding; one that was never seen has no cluster.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
     ``num_prototypes`` (clusters of each set, default [3000, 3000, 3000]), ``temperature``
@@ -38,7 +38,7 @@ class DeepClusterV2(BaseMethod):
     """
 
     takes_small_crops = True
-    memory: torch.Tensor | None  # until the images are known
+    memory: torch.Tensor | None  # None until the number of images is known
     assignments: torch.Tensor | None
 
     @dataclass
@@ -56,7 +56,7 @@ class DeepClusterV2(BaseMethod):
         self.prototypes = nn.ModuleList(
             nn.Linear(out, number, bias=False) for number in kwargs.num_prototypes
         ).requires_grad_(False)
-        # one row an image; how many there are is known when training starts
+        # one row per image; their number is known only when training starts
         self.register_buffer("memory", None, persistent=False)
         self.register_buffer("assignments", None, persistent=False)
 
@@ -75,13 +75,14 @@ class DeepClusterV2(BaseMethod):
         return {**out, "z": F.normalize(self.projector(out["feats"]), dim=-1)}
 
     def prepare(self, num_images: int) -> None:
-        """Make an empty memory; one that a checkpoint brought stays.
+        """Make an empty memory, or keep the one that a checkpoint has restored.
 
         Args:
             num_images: N; batches index images in [0, N).
 
         Raises:
-            ClspError: fewer images than prototypes, or a memory of other images.
+            ClspError: there are fewer images than prototypes in a set, or the restored memory has
+                another number of images.
         """
         largest = max(self.kwargs.num_prototypes)
         if num_images < largest:
@@ -119,7 +120,13 @@ class DeepClusterV2(BaseMethod):
 
     @torch.no_grad()
     def cluster_memory(self, epoch: int) -> None:
-        """New assignments and prototypes from what is remembered; nothing in an empty memory."""
+        """Compute new assignments and prototypes from the embeddings in the memory.
+
+        Nothing changes while the memory holds fewer images than the largest set has prototypes.
+
+        Args:
+            epoch: the current epoch, which the random start of k-means depends on.
+        """
         assert self.memory is not None
         assert self.assignments is not None
         seen = self.memory[0].any(dim=1).nonzero()[:, 0]
@@ -135,11 +142,11 @@ class DeepClusterV2(BaseMethod):
 
     @torch.no_grad()
     def remember(self, indexes: torch.Tensor, z: Sequence[torch.Tensor]) -> None:
-        """Keep the embeddings of a step, of all processes.
+        """Store the embeddings of a step from all processes in the memory.
 
         Args:
-            indexes: int64 (B,).
-            z: one (B, D) a large view.
+            indexes: int64 (B,), image indexes.
+            z: one tensor (B, D) per large view.
         """
         assert self.memory is not None
         indexes = gather(indexes)

@@ -23,10 +23,10 @@ class DINOHead(nn.Module):
     """Three linear layers with GELU, a normalised bottleneck, and prototypes.
 
     Args:
-        sizes: of the features, the hidden layers and the bottleneck.
+        sizes: widths of the features, the hidden layers and the bottleneck.
         num_prototypes: K.
-        norm: batch normalisation before each GELU.
-        scaled: prototypes of learnt norm.
+        norm: whether to put batch normalisation before each GELU.
+        scaled: whether the norm of the prototypes is learnt.
     """
 
     def __init__(self, sizes: tuple[int, int, int], num_prototypes: int, norm: bool, scaled: bool):
@@ -40,27 +40,27 @@ class DINOHead(nn.Module):
         self.last_layer = Prototypes(out, num_prototypes, scaled)
 
     def forward(self, feats: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Features (B, D) to the bottleneck ``z`` and the scores ``p``."""
+        """Map features (B, D) to the bottleneck ``z`` and the scores ``p`` (B, K)."""
         z = F.normalize(self.mlp(feats), dim=-1)
         return {"z": z, "p": self.last_layer(z)}
 
 
 @register_method("dino")
 class DINO(BaseMomentumMethod):
-    """The student's every view predicts the teacher's distribution for the large views.
+    """Every view of the student predicts the teacher's distribution for the other large views.
 
     The teacher is the momentum network; its distribution is
     ``softmax((p - center) / teacher temperature)``, with ``center`` the moving mean of its scores.
     See :func:`swapped_prediction_loss` for the formula.
 
     ``z`` is the head's normalised bottleneck, an embedding like that of other methods, and ``p``
-    the scores of the prototypes, which solo-learn calls ``z``.
+    are the scores of the prototypes, which solo-learn calls ``z``.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the head and its
     bottleneck), ``num_prototypes``, ``use_bn_in_head`` (default False), ``norm_last_layer``
     (default True: prototypes of unit norm), ``freeze_last_layer`` (epochs in which the
-    prototypes do not learn, default 1), ``clip_grad`` (norm that each parameter's gradient of
-    the backbone is clipped to, default 0: not at all), ``student_temperature`` (default 0.1),
+    prototypes do not learn, default 1), ``clip_grad`` (the largest norm of the gradient of each
+    parameter of the backbone, default 0: no clipping), ``student_temperature`` (default 0.1),
     ``teacher_temperature`` (default 0.07), reached linearly from
     ``warmup_teacher_temperature`` (default 0.04) over ``warmup_teacher_temperature_epochs``
     (default 0).
@@ -100,7 +100,7 @@ class DINO(BaseMomentumMethod):
         return {**out, **self.momentum_head(out["feats"])}
 
     def teacher_temperature(self, epoch: int) -> float:
-        """Of an epoch, counted from 0."""
+        """The teacher's temperature in epoch ``epoch``, counted from 0."""
         kwargs = self.kwargs
         first, last = kwargs.warmup_teacher_temperature, kwargs.teacher_temperature
         epochs = kwargs.warmup_teacher_temperature_epochs
@@ -108,7 +108,7 @@ class DINO(BaseMomentumMethod):
 
     @torch.no_grad()
     def _teach(self, scores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The teacher's distributions; moves the center afterwards."""
+        """Return the teacher's distributions for its scores, then update the center."""
         temperature = self.teacher_temperature(self.current_epoch)
         center = self.center
         out = [F.softmax((p.float() - center) / temperature, dim=-1) for p in scores]

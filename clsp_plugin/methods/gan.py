@@ -1,4 +1,4 @@
-"""A small generator and discriminator for images of 12 pixels and more."""
+"""A small generator and discriminator for square images of at least 12 pixels a side."""
 
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ __all__ = ["Discriminator", "Generator", "discriminator_loss", "generator_loss"]
 
 
 def _stages(size: int) -> tuple[int, int]:
-    """How often an image is halved, and the side that is left: 3 to 7 pixels."""
+    """Return how often an image's side is halved, and what is left: odd, or at most 7 pixels."""
     stages = 0
     while size % 2 == 0 and size > 7:
         size, stages = size // 2, stages + 1
@@ -19,12 +19,14 @@ def _stages(size: int) -> tuple[int, int]:
 
 
 class Generator(nn.Module):
-    """Latents (B, latent_dim) to images (B, 3, size, size) in [-1, 1]; convolutions on ever
-    larger maps, as in DCGAN (Radford et al., ICLR 2016), with nearest-neighbour upsampling.
+    """Maps latents (B, latent_dim) to images (B, 3, size, size) in [-1, 1].
+
+    Convolutions on larger and larger maps as in DCGAN (Radford et al., ICLR 2016), with
+    nearest-neighbour upsampling.
 
     Args:
-        size: of the images, in pixels.
-        latent_dim: of the latents.
+        size: side of the images, in pixels.
+        latent_dim: length of a latent.
         width: channels of the largest map.
     """
 
@@ -52,11 +54,12 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (B, 3, size, size) in [-1, 1] to scores (B,), high for real ones; spectrally
-    normalised (Miyato et al., ICLR 2018).
+    """Maps images (B, 3, size, size) in [-1, 1] to scores (B,), which are high for real ones.
+
+    All layers are spectrally normalised (Miyato et al., ICLR 2018).
 
     Args:
-        size: of the images, in pixels.
+        size: side of the images, in pixels.
         width: channels of the largest map.
     """
 
@@ -76,10 +79,10 @@ class Discriminator(nn.Module):
 
 
 def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """Hinge loss of scores (B,): ``mean max(0, 1 - real) + mean max(0, 1 + fake)``."""
+    """The hinge loss of scores (B,): ``mean max(0, 1 - real) + mean max(0, 1 + fake)``."""
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
 def generator_loss(fake: torch.Tensor) -> torch.Tensor:
-    """``-mean fake`` of scores (B,)."""
+    """The generator's loss of the scores (B,) of its images: ``-mean fake``."""
     return -fake.mean()

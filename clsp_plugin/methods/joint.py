@@ -18,12 +18,13 @@ else:
 
 
 class JointForward(_Module):
-    """Mixin over a module whose forward maps images (B, ...) to a dict of (B, ...) tensors.
+    """Mixin that can run several views through the network as one batch.
 
-    Inside ``with self.joint_forward([a, b, c])`` the views go through the network as one batch,
-    so batch normalisation sees them together, as the authors of CLSP do for SimCLR. A later
-    ``self(a)`` is answered with ``a``'s rows, so the method's own step, which calls the
-    network once a view, is left as it is.
+    For a module that maps images (B, ...) to a dict of (B, ...) tensors.
+    ``with self.joint_forward([a, b, c])`` runs the views as one batch, so that batch normalisation
+    sees them together, as the authors of CLSP do for SimCLR. Inside the block, ``self(a)`` returns
+    the rows of ``a`` from that run, so a training step that calls the network once per view needs
+    no change.
     """
 
     _joint: Sequence[tuple[torch.Tensor, dict[str, torch.Tensor]]] = ()
@@ -37,7 +38,7 @@ class JointForward(_Module):
 
     @contextmanager
     def joint_forward(self, views: Sequence[torch.Tensor]) -> Iterator[None]:
-        """Run views of equal size through one forward; inside another such block, do nothing."""
+        """Run views of equal size in one forward pass; does nothing inside another such block."""
         if self._joint:
             yield
             return

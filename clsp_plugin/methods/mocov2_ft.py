@@ -16,13 +16,13 @@ class MoCoV2FT(MoCoV2Plus):
     """MoCo v2+ with extrapolated query and key, and an interpolated queue.
 
     The weights are drawn as in :class:`SimCLRFT`, anew for each of the two directions of the
-    symmetric loss. As in the authors' code, the extrapolated query also meets the negatives,
-    nothing is normalised again, and the queue takes the keys as they were. Theirs is MoCo with
-    one direction; the symmetric base is that of CLSP's other MoCoV2 rows, whose settings the table
-    does not give for this one.
+    symmetric loss. As in the authors' code, the extrapolated query is also compared with the
+    negatives, nothing is normalised again, and the queue takes the keys before extrapolation. The
+    authors' MoCo has one direction. CLSP's table gives no settings for this row, so we use the
+    symmetric loss of its other MoCoV2 rows.
 
     ``method_kwargs``: MoCo v2+'s, ``pos_alpha`` (default 2.0), ``neg_alpha`` (default 1.6),
-    ``mix_start_epoch`` (epochs of plain MoCo v2+ before, default 0).
+    ``mix_start_epoch`` (number of first epochs that train plain MoCo v2+, default 0).
     """
 
     @dataclass

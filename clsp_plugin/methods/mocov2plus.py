@@ -17,7 +17,7 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("mocov2plus")
 class MoCoV2Plus(Queue, BaseMomentumMethod):
-    """Each view's query meets the other view's key, against a queue of that view's past keys.
+    """Contrasts each view's query with the other view's key and past keys, which are queued.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
     ``temperature`` (default 0.2), ``queue_size`` (default 65536; a multiple of the batch of all
@@ -57,7 +57,7 @@ class MoCoV2Plus(Queue, BaseMomentumMethod):
         out = super().training_step(batch, batch_idx)
         q1, q2 = out["z"]
         k1, k2 = out["momentum_z"]
-        queue = self.queue.clone()  # enqueueing changes what the backward pass needs
+        queue = self.queue.clone()  # enqueueing would change what the backward pass needs
         loss = (self.contrast(q1, k2, queue[1]) + self.contrast(q2, k1, queue[0])) / 2
         self.enqueue((self.queue.permute(2, 0, 1), torch.stack((k1, k2), dim=1)))
         self.log_epoch(train_loss=loss)

@@ -16,10 +16,10 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("mocov3")
 class MoCoV3(BaseMomentumMethod):
-    """Each view's query meets the other view's key; keys of other images are the negatives.
+    """Contrasts each view's query with the other view's keys; other images are the negatives.
 
     ``loss = 2 T (l(q_1, k_2) + l(q_2, k_1))`` with ``l`` of :func:`cross_view_loss`. The projector
-    has two layers over a ResNet and three over anything else, such as a ViT.
+    has two layers on a ResNet and three on any other backbone, such as a ViT.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim``, ``pred_hidden_dim`` (sizes of the
     projector and the predictor), ``temperature``.
@@ -66,6 +66,11 @@ class MoCoV3(BaseMomentumMethod):
 
 
 def _head(*sizes: int, last_norm: bool = True) -> nn.Sequential:
-    """Layers without biases, normalised throughout; the last normalisation learns nothing."""
+    """Make an MLP without biases and with batch normalisation.
+
+    Args:
+        sizes: widths from input to output.
+        last_norm: whether to normalise the output too, without learnt scale and shift.
+    """
     layers = mlp(*sizes, norm=True, hidden_bias=False, bias=False)
     return nn.Sequential(*layers, nn.BatchNorm1d(sizes[-1], affine=False)) if last_norm else layers

@@ -16,7 +16,7 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("nnbyol")
 class NNBYOL(NearestNeighbours, BYOL):
-    """The predictor regresses the nearest past momentum embedding to the other view's.
+    """BYOL with each target replaced by its nearest neighbour among past momentum embeddings.
 
     ``method_kwargs``: those of BYOL, and ``queue_size`` (default 65536; a multiple of the batch
     of all processes).
@@ -32,7 +32,7 @@ class NNBYOL(NearestNeighbours, BYOL):
 
     @torch.no_grad()
     def momentum_forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As BYOL's, with ``z`` of unit norm."""
+        """Return what BYOL's returns, with ``z`` of unit norm."""
         out = super().momentum_forward(X)
         return {**out, "z": F.normalize(out["z"], dim=-1)}
 

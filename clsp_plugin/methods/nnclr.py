@@ -18,9 +18,10 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("nnclr")
 class NNCLR(NearestNeighbours, BaseMethod):
-    """The nearest past embedding to one view meets the other view's prediction in a contrast.
+    """Contrasts the nearest neighbour of one view with the prediction of the other view.
 
-    ``loss = (l(nn(z_1), p_2) + l(nn(z_2), p_1)) / 2`` with ``l`` of :func:`cross_view_loss`.
+    ``loss = (l(nn(z_1), p_2) + l(nn(z_2), p_1)) / 2`` with ``l`` of :func:`cross_view_loss` and
+    ``nn(z)`` the past embedding nearest to ``z``.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim``, ``pred_hidden_dim`` (sizes of the
     projector and the predictor), ``temperature``, ``queue_size`` (default 65536; a multiple of

@@ -16,7 +16,7 @@ from clsp_plugin.methods.simsiam import SimSiam
 
 @register_method("nnsiam")
 class NNSiam(NearestNeighbours, SimSiam):
-    """The predictor regresses the nearest past embedding to the other view's.
+    """SimSiam with each target replaced by its nearest neighbour among past embeddings.
 
     ``method_kwargs``: those of SimSiam, and ``queue_size`` (default 65536; a multiple of the
     batch of all processes).
@@ -31,7 +31,7 @@ class NNSiam(NearestNeighbours, SimSiam):
         self.register_support_set(self.cfg.method_kwargs.proj_output_dim)
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As SimSiam's, with ``z`` of unit norm."""
+        """Return what SimSiam's returns, with ``z`` of unit norm."""
         out = super().forward(X)
         return {**out, "z": F.normalize(out["z"], dim=-1)}
 

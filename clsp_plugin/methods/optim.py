@@ -27,10 +27,10 @@ SCHEDULERS = ("warmup_cosine", "step", "none")
 
 
 def _lars(groups, *, eta=1e-3, clip_lr=False, exclude_bias_n_norm=False, **kwargs):
-    """timm's LARS under solo-learn's names.
+    """timm's LARS with solo-learn's names of arguments.
 
-    ``exclude_bias_n_norm`` takes one-dimensional parameters out of both the adaptation and the
-    weight decay; timm leaves the adaptation out where weight decay is 0.
+    ``exclude_bias_n_norm`` exempts one-dimensional parameters from both the adaptation and the
+    weight decay, by a weight decay of 0: timm then skips the adaptation.
     """
     if exclude_bias_n_norm:
         groups = _split_one_dimensional(groups)
@@ -52,7 +52,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def _split_one_dimensional(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Biases and norms in groups of their own, without weight decay."""
+    """Move one-dimensional parameters (biases, norms) to groups without weight decay."""
     out = []
     for group in groups:
         parameters = list(group["params"])
@@ -69,17 +69,17 @@ def build_optimizer(groups: list[dict[str, Any]], cfg) -> torch.optim.Optimizer:
     """Make the optimiser of a configuration's ``optimizer`` block.
 
     Args:
-        groups: parameter groups with ``name``, ``params`` and optional overrides.
+        groups: parameter groups with ``name``, ``params`` and optional settings of their own.
         cfg: ``name``, ``lr`` (already scaled), ``weight_decay``, ``exclude_bias_n_norm_wd``,
             ``kwargs``.
 
     Raises:
-        ClspError: an unknown optimiser, or arguments that it refuses.
+        ClspError: the optimiser is unknown, or it refuses its arguments.
     """
     if cfg.name not in OPTIMIZERS:
         raise ClspError(f"optimizer.name={cfg.name} is not known{nearest(cfg.name, OPTIMIZERS)}")
     for key, value in dict(cfg.kwargs).items():
-        if isinstance(value, str):  # none is a text; some would fail in the middle of a step
+        if isinstance(value, str):  # no argument is a text; some would fail only during a step
             raise ClspError(f"optimizer.kwargs.{key}={short(value)} is a text; give a number.")
         check_finite(f"optimizer.kwargs.{key}", value)
     groups = [{**group, "params": list(group["params"])} for group in groups]
@@ -94,21 +94,21 @@ def build_optimizer(groups: list[dict[str, Any]], cfg) -> torch.optim.Optimizer:
 
 
 class WarmupCosine(LRScheduler):
-    """Linear warm-up from one rate to the base rate, then a cosine to another.
+    """Linear warm-up from a start rate to the base rate, then a cosine to an end rate.
 
     At time ``t`` (steps or epochs)::
 
         t <  warmup:  start + t (base - start) / (warmup - 1)
         t >= warmup:  end + (base - end) (1 + cos(pi (t - warmup) / (total - warmup))) / 2
 
-    The schedule of solo-learn and of the authors of CLSP, in closed form, so it depends on ``t``
-    alone. Groups with ``static_lr`` keep their rate.
+    The schedule of solo-learn and of the authors of CLSP, in closed form, so that it depends only
+    on ``t``. Parameter groups with ``static_lr`` keep their rate.
 
     Args:
-        optimizer: whose rates are set.
-        warmup: length of the warm-up.
-        total: length of the training.
-        start: rate at t = 0, where there is a warm-up.
+        optimizer: the optimiser that gets the learning rates.
+        warmup: length of the warm-up, in steps or epochs.
+        total: length of the training, in the same unit.
+        start: rate at t = 0 if there is a warm-up.
         end: rate at t = total.
     """
 
@@ -131,14 +131,14 @@ class WarmupCosine(LRScheduler):
 
 
 def at_step(scheduler: LRScheduler, steps: int) -> None:
-    """Move a schedule that was not stepped yet, and the rates that it sets, to a number of steps.
+    """Move a new schedule, and the learning rates that it sets, to a later step.
 
     Args:
-        scheduler: of :func:`build_scheduler`.
-        steps: or epochs, as its interval is.
+        scheduler: a schedule of :func:`build_scheduler` that was not stepped yet.
+        steps: number of steps, or of epochs if its interval is ``epoch``.
     """
     scheduler.last_epoch, scheduler._step_count = steps, steps + 1
-    if isinstance(scheduler, MultiStepLR):  # which otherwise goes from one step to the next
+    if isinstance(scheduler, MultiStepLR):  # its get_lr only goes from one step to the next
         rates = scheduler._get_closed_form_lr()
     else:
         rates = scheduler.get_lr()
@@ -151,7 +151,7 @@ def build_scheduler(optimizer, cfg, total_steps: int, max_epochs: int) -> dict[s
     """Make the schedule of a configuration's ``scheduler`` block, as Lightning takes it.
 
     Args:
-        optimizer: whose rates are set.
+        optimizer: the optimiser that gets the learning rates.
         cfg: ``name``, ``interval`` (``step`` or ``epoch``), ``warmup_epochs``,
             ``warmup_start_lr``, ``min_lr``, ``lr_decay_steps``.
         total_steps: optimiser steps of the whole training.
@@ -181,7 +181,7 @@ def build_scheduler(optimizer, cfg, total_steps: int, max_epochs: int) -> dict[s
 def build_optimizers(
     groups: list[dict[str, Any]], cfg, total_steps: int
 ) -> torch.optim.Optimizer | tuple[list, list]:
-    """The optimiser of a training and its schedule, as ``configure_optimizers`` returns them.
+    """Make the optimiser and the schedule of a training, as ``configure_optimizers`` returns them.
 
     Args:
         groups: see :func:`build_optimizer`.
@@ -196,7 +196,10 @@ def build_optimizers(
 
 
 def ema_tau(step: int, total_steps: int, base: float, final: float) -> float:
-    """Momentum at an optimiser step: ``final - (final - base) (1 + cos(pi step / total)) / 2``."""
+    """The momentum coefficient at an optimiser step.
+
+    ``final - (final - base) (1 + cos(pi step / total)) / 2``.
+    """
     return final - (final - base) * (1 + math.cos(math.pi * step / total_steps)) / 2
 
 

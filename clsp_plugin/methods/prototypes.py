@@ -1,4 +1,4 @@
-"""Prototypes: directions that embeddings are compared with, and their clustering."""
+"""Prototypes, which embeddings are compared with, and spherical k-means."""
 
 import math
 
@@ -10,16 +10,16 @@ from clsp_plugin.data.keyed_random import keys_for
 
 __all__ = ["Prototypes", "cluster"]
 
-_ROWS = 8192  # compared with all centroids at once
+_ROWS = 8192  # points that are compared with all centroids at once
 
 
 class Prototypes(nn.Module):
-    """Cosine similarities of unit embeddings (B, dim) with ``number`` directions: (B, number).
+    """Maps unit embeddings (B, dim) to their cosine similarities with prototypes (B, number).
 
     Args:
-        dim: D.
-        number: of prototypes.
-        scaled: learn a factor for each prototype; it starts at 1.
+        dim: width of the embeddings.
+        number: number of prototypes.
+        scaled: whether to learn a factor for each prototype's scores, which starts at 1.
     """
 
     def __init__(self, dim: int, number: int, scaled: bool = False):
@@ -37,13 +37,13 @@ class Prototypes(nn.Module):
 def cluster(
     points: torch.Tensor, number: int, iterations: int, key: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """k-means on the sphere, from points that ``key`` picks.
+    """Run k-means on the unit sphere, starting from points that ``key`` picks at random.
 
     Args:
         points: (N, D), unit norm; N >= number.
-        number: of clusters.
-        iterations: of moving the centroids.
-        key: see :func:`clsp_plugin.data.keyed_random.derive_key`.
+        number: number of clusters.
+        iterations: number of updates of the centroids.
+        key: the random key; see :func:`clsp_plugin.data.keyed_random.derive_key`.
 
     Returns:
         Assignments int64 (N,) and centroids (number, D) of unit norm. A cluster that loses all

@@ -18,10 +18,10 @@ def check_queue_size(cfg: DictConfig, num_processes: int = 1) -> None:
 
     Args:
         cfg: with ``method_kwargs.queue_size`` and ``optimizer.batch_size`` (of one process).
-        num_processes: whose batches enter the queue together.
+        num_processes: number of processes; their batches enter the queue together.
 
     Raises:
-        ClspError: naming the nearest size that fits.
+        ClspError: the size does not fit; the message names one that does.
     """
     queue_size, step = cfg.method_kwargs.queue_size, cfg.optimizer.batch_size * num_processes
     if queue_size < step or queue_size % step:
@@ -39,9 +39,9 @@ else:
 
 
 class Queue(_Method):
-    """Mixin over a method: the buffer ``queue`` with ``queue_ptr``, the place of the oldest entry.
+    """Mixin that adds a buffer ``queue`` and ``queue_ptr``, the position of its oldest entry.
 
-    Both are part of the checkpoint, so a continued run meets the queue that it left.
+    Both are saved in the checkpoint, so a continued run finds the queue as it was.
     """
 
     queue: torch.Tensor
@@ -55,10 +55,10 @@ class Queue(_Method):
         return cfg
 
     def register_queue(self, start: torch.Tensor) -> None:
-        """Make the buffers.
+        """Register the buffers.
 
         Args:
-            start: what ``queue`` holds before any batch, with ``queue_size`` entries.
+            start: the initial content of ``queue``, with ``queue_size`` entries.
         """
         self.queue_size: int = self.cfg.method_kwargs.queue_size
         self.register_buffer("queue", start)
@@ -66,17 +66,17 @@ class Queue(_Method):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.queue_size:  # SwAV can do without one
+        if self.queue_size:  # SwAV's may be 0
             check_queue_size(self.cfg, self.trainer.world_size)
 
     @torch.no_grad()
     def enqueue(self, *buffers: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Replace the oldest entries.
+        """Replace the oldest entries of buffers by new rows.
 
         Args:
-            buffers: pairs of a buffer (queue_size, ...), or a view of one, and its new rows
-                (B, ...) of this process; the rows of all processes enter, in the order of the
-                ranks.
+            buffers: pairs of a buffer (queue_size, ...), or a view of one, and the new rows
+                (B, ...) of this process. The rows of all processes are entered, in the order of
+                the ranks.
         """
         start = int(self.queue_ptr)
         for buffer, rows in buffers:
@@ -87,11 +87,11 @@ class Queue(_Method):
 
 
 class NearestNeighbours(Queue):
-    """Mixin over a method: a queue of unit-norm embeddings with labels, searched by cosine.
+    """Mixin that adds a queue of unit-norm embeddings and finds nearest neighbours in it.
 
     The support set of NNCLR (Dwibedi et al., ICCV 2021): an embedding is replaced by its nearest
-    neighbour among past ones. ``queue_y`` holds their labels, -1 where there are none; they serve
-    the logged ``train_nn_acc`` alone.
+    neighbour, by cosine similarity, among past embeddings. ``queue_y`` holds the labels of the
+    entries, -1 for none; they are only used for the logged ``train_nn_acc``.
     """
 
     queue_y: torch.Tensor
@@ -104,14 +104,15 @@ class NearestNeighbours(Queue):
 
     @torch.no_grad()
     def find_nn(self, z: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """The nearest entries of the queue.
+        """Find the entries of the queue that are nearest to embeddings.
 
         Args:
-            z: (B, D), any norm.
-            k: how many.
+            z: (B, D) embeddings of any norm.
+            k: number of neighbours.
 
         Returns:
-            Their places (B, k) int64, nearest first, and the entries (B, k, D).
+            The positions of the neighbours in the queue, int64 (B, k), nearest first, and the
+            neighbours (B, k, D).
         """
         places = (z @ self.queue.T.to(z.dtype)).topk(k, dim=1).indices
         return places, self.queue[places]
@@ -120,15 +121,15 @@ class NearestNeighbours(Queue):
     def neighbours(
         self, views: Sequence[torch.Tensor], targets: torch.Tensor, k: int = 1
     ) -> list[torch.Tensor]:
-        """The neighbours of every view among past embeddings; then the first view enters the queue.
+        """Find the neighbours of every view in the queue, then enqueue the first view.
 
         Args:
-            views: (B, D) of unit norm each.
-            targets: (B,) labels of the images, -1 where there are none.
-            k: how many neighbours.
+            views: one tensor (B, D) of unit norm per view.
+            targets: (B,) labels of the images, -1 for none.
+            k: number of neighbours.
 
         Returns:
-            (B, k, D) a view.
+            One tensor (B, k, D) per view.
         """
         places, found = zip(*(self.find_nn(z, k) for z in views), strict=True)
         same = (targets == self.queue_y[places[0][:, 0]]) & (targets >= 0)

@@ -1,4 +1,4 @@
-"""The registry of methods: a class with ``@register_method(name)`` is in it."""
+"""The registry of methods, which ``@register_method(name)`` adds a class to."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,13 +14,13 @@ M = TypeVar("M", bound=type[BaseMethod])
 
 
 def register_method(name: str) -> Callable[[M], M]:
-    """Put a method under a name, with its ``clsp_<name>`` and ``<name>_aug`` versions.
+    """Register a method, and its ``clsp_<name>`` and ``<name>_aug`` versions.
 
     Args:
-        name: as ``method=`` in a configuration says it.
+        name: the value of ``method`` in a configuration.
 
     Raises:
-        ValueError: the name is taken by another class.
+        ValueError: the name is taken.
     """
 
     def add(method: M) -> M:

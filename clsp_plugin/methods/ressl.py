@@ -17,14 +17,14 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("ressl")
 class ReSSL(Queue, BaseMomentumMethod):
-    """View 1, strongly augmented, relates to past keys as view 2, weakly augmented, does.
+    """Matches the similarities of view 1 to past keys with the similarities of view 2 to them.
 
-    See :func:`ressl_loss` for the formula. The configuration's first augmentation is the strong
-    one, the second the weak one.
+    See :func:`ressl_loss` for the formula. View 1 is strongly augmented, by the configuration's
+    first augmentation; view 2 is weakly augmented, by the second.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
-    ``temperature_q``, ``temperature_k`` (of the query and of the key), ``queue_size`` (default
-    65536; a multiple of the batch of all processes).
+    ``temperature_q``, ``temperature_k`` (temperatures of the query and the key), ``queue_size``
+    (default 65536; a multiple of the batch of all processes).
     """
 
     @dataclass
@@ -56,7 +56,7 @@ class ReSSL(Queue, BaseMomentumMethod):
         out = super().training_step(batch, batch_idx)
         query, key = out["z"][0], out["momentum_z"][1]
         kwargs = self.cfg.method_kwargs
-        # a copy: enqueueing changes what the backward pass needs
+        # a copy, since enqueueing would change what the backward pass needs
         queue = self.queue.clone()
         loss = ressl_loss(query, key, queue, kwargs.temperature_q, kwargs.temperature_k)
         self.enqueue((self.queue, key))

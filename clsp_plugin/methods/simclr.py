@@ -15,7 +15,7 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("simclr")
 class SimCLR(BaseMethod):
-    """Views of an image attract, all else repels; see :func:`nt_xent_loss` for the formula.
+    """Attracts views of one image, repels all others; see :func:`nt_xent_loss` for the formula.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
     ``temperature`` (default 0.2).

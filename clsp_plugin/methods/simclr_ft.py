@@ -13,7 +13,7 @@ from clsp_plugin.methods.simclr import SimCLR
 
 @dataclass
 class FeatureTransformKwargs:
-    """Both Beta distributions have twice the same parameter, their alpha."""
+    """Settings of the feature transformation; each weight follows a Beta(alpha, alpha)."""
 
     pos_alpha: float = ranged(2.0, above=0)
     neg_alpha: float = ranged(1.6, above=0)
@@ -26,16 +26,16 @@ class SimCLRFT(SimCLR):
 
     See :func:`transformed_nt_xent_loss` for the formula. The weight of the positives is
     1 + Beta(pos_alpha, pos_alpha), that of the negatives Beta(neg_alpha, neg_alpha), each drawn
-    once a step, as the authors' code does unless told otherwise. Their code has MoCo alone.
-    What we had to guess for SimCLR: negatives are blended with one permutation of all rows of the
-    step, and a blend with a part of the anchor's own image is left out, since it would be partly
-    a positive. CLSP's table gives its rows no settings: ours are SimCLR's, with the alphas that
-    Zhu et al. train with.
+    once per step, as the authors' code does by default. Their code has only MoCo. For SimCLR we
+    had to guess that negatives are blended with one permutation of all rows of the step, and that
+    a blend with a part of the anchor's own image is left out, since it would be partly a
+    positive. CLSP's table gives no settings for this method; ours are SimCLR's, with the alphas
+    that Zhu et al. train with.
 
     ``method_kwargs``: SimCLR's, ``pos_alpha`` (default 2.0), ``neg_alpha`` (default 1.6),
-    ``mix_start_epoch`` (epochs of plain SimCLR before, default 0 as theirs). Extrapolation
-    pulls positives harder than negatives push, so from the first step on a training may collapse,
-    as ours on ``digits`` did.
+    ``mix_start_epoch`` (number of first epochs that train plain SimCLR, default 0 as in the
+    authors' code). Extrapolated positives attract more strongly than negatives repel, so a
+    training that transforms from the first step on may collapse, as ours on ``digits`` did.
     """
 
     takes_small_crops = False

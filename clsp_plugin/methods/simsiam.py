@@ -36,7 +36,7 @@ class SimSiam(BaseMethod):
         kwargs = self.cfg.method_kwargs
         hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
         layers = mlp(self.features_dim, hidden, hidden, out, norm=True, hidden_bias=False)
-        layers[-1].bias.requires_grad_(False)  # the normalisation takes it out again
+        layers[-1].bias.requires_grad_(False)  # batch normalisation cancels it
         self.add_head("projector", nn.Sequential(*layers, nn.BatchNorm1d(out, affine=False)))
         predictor = mlp(out, kwargs.pred_hidden_dim, out, norm=True, hidden_bias=False)
         self.add_head("predictor", predictor, static_lr=True)
@@ -50,10 +50,12 @@ class SimSiam(BaseMethod):
     def regression_targets(
         self, out: dict[str, Any], targets: torch.Tensor
     ) -> Sequence[torch.Tensor]:
-        """What the other view's prediction has to match, a view: (B, proj_output_dim) each.
+        """Return the targets of the regression, one tensor (B, proj_output_dim) per view.
+
+        The prediction of the other view has to match the target of a view.
 
         Args:
-            out: of the training step.
+            out: the output of ``BaseMethod.training_step``.
             targets: (B,), labels.
         """
         return out["z"]

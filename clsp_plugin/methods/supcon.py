@@ -14,11 +14,11 @@ from clsp_plugin.methods.simclr import SimCLR
 
 @register_method("supcon")
 class SupCon(SimCLR):
-    """SimCLR where all images of a class are positives of each other: it learns from labels.
+    """SimCLR with all images of a class as positives of each other; learns from labels.
 
-    ``nt_xent_loss`` with the labels as keys: the sum over positives stands inside the
-    logarithm, as in solo-learn; the paper's preferred form has it outside. An image without a
-    label (-1) matches its own views and nothing else.
+    The loss is ``nt_xent_loss`` with labels in place of image indexes. The sum over positives is
+    inside the logarithm, as in solo-learn; the paper's preferred form has it outside. An image
+    without a label (-1) has only its own views as positives.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
     ``temperature``.
@@ -29,8 +29,8 @@ class SupCon(SimCLR):
         temperature: float = ranged(MISSING, above=0)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
-        """SimCLR's step, with the label of an image in the place of its index."""
+        """Run SimCLR's step with the label of an image in place of its index."""
         indexes, views, targets = batch
-        # negative numbers are no labels, so an image's own never meets a class
+        # an image without a label gets a negative key of its own, which is no label
         keys = torch.where(targets >= 0, targets, -1 - indexes)
         return super().training_step([keys, views, targets], batch_idx)

@@ -19,17 +19,19 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("swav")
 class SwAV(Queue, BaseMethod):
-    """Every view predicts which prototypes the large views are assigned to.
+    """Every view predicts which prototypes the other large views are assigned to.
 
-    Assignments are even over the images of all processes and, later, a queue of past ones; see
-    :func:`sinkhorn` and :func:`swapped_prediction_loss` for the formulas. solo-learn starts its
-    queue with zeros and assigns them as if they were images; here only what was queued counts.
+    Assignments are balanced over the images of all processes and, from ``epoch_queue_starts`` on,
+    a queue of past embeddings; see :func:`sinkhorn` and :func:`swapped_prediction_loss` for the
+    formulas. solo-learn's queue starts with zeros, which it assigns as if they were images; here
+    entries that are not filled yet are left out.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
     ``temperature`` (default 0.1), ``num_prototypes`` (default 3000), ``sk_epsilon`` (default 0.05)
     and ``sk_iters`` (default 3) of the assignment, ``queue_size`` (default 65536; a multiple of the
     batch of all processes, or 0: none), ``epoch_queue_starts`` (default 15),
-    ``freeze_prototypes_epochs`` (default 1; prototypes do not learn before).
+    ``freeze_prototypes_epochs`` (number of first epochs without updates of the prototypes,
+    default 1).
     """
 
     takes_small_crops = True
@@ -60,11 +62,11 @@ class SwAV(Queue, BaseMethod):
 
     @torch.no_grad()
     def _assign(self, scores: torch.Tensor, view: int) -> torch.Tensor:
-        """Even assignments of this process's images: (B, num_prototypes)."""
+        """Return balanced assignments of this process's images, (B, num_prototypes)."""
         everything = gather(scores.detach())
         if self.current_epoch >= self.kwargs.epoch_queue_starts:
             queued = self.queue[:, view]
-            queued = self.prototypes(queued[queued.any(dim=1)])  # a place not filled yet is zero
+            queued = self.prototypes(queued[queued.any(dim=1)])  # entries not filled yet are zero
             everything = torch.cat([everything, queued.to(everything.dtype)])
         q = sinkhorn(everything, self.kwargs.sk_epsilon, self.kwargs.sk_iters)
         return q[rank() * len(scores) :][: len(scores)]

@@ -1,22 +1,22 @@
-"""CLSP, once: a synthetic positive for every method on solo-learn's contract.
+"""CLSP for every method with solo-learn's interface: a synthetic positive as a third view.
 
 Contrastive Learning with Synthetic Positives (Zeng et al., ECCV 2024): beside its ordinary views
-each image gets a third, drawn from candidates that a diffusion model made for it, and
+each image gets a third, drawn from candidates that a diffusion model made for it, and the loss is
 
     L = L_method(view 1, view 2) + weight * mean || n(z_1) - n(z_3) ||^2
 
 with ``n`` the L2 normalisation. The third view takes no part in ``L_method``.
 
-The paper has this for SimCLR and MoCoV2, where ``z`` is the projector's output. Elsewhere the
-term follows what the method itself does with a positive:
+The paper has this for SimCLR and MoCoV2, where ``z`` is the projector's output. For other methods
+the term follows what the method itself does with a positive:
 
-- a method with a predictor (BYOL, SimSiam, MoCoV3, NNCLR, ..) compares the prediction of one view
-  with the embedding of the other, in both directions, and no gradient flows into the latter. A
-  method without negatives does not collapse because of just that; a term that pulls two
+- A method with a predictor (BYOL, SimSiam, MoCoV3, NNCLR, ..) compares the prediction of one view
+  with the embedding of the other, in both directions, without a gradient into the embedding. This
+  asymmetry is what keeps a method without negatives from collapsing; a term that pulls two
   embeddings together directly would undo it.
-- DINO's embedding is what lies before its prototypes.
-- everything else (Barlow Twins, VICReg, SwAV, W-MSE, ..) has ``z``, before any whitening, since
-  statistics of a batch are the method's own business.
+- DINO uses the embedding before its prototypes.
+- All others (Barlow Twins, VICReg, SwAV, W-MSE, ..) use ``z`` before any whitening, since the
+  statistics of a batch belong to the method's own loss.
 """
 
 from collections.abc import Collection, MutableMapping, Sequence
@@ -39,12 +39,12 @@ from clsp_plugin.methods.joint import JointForward
 
 __all__ = ["SyntheticPositives", "register", "with_synthetic_positives"]
 
-# Names that the paper uses for solo-learn's.
+# solo-learn's names of methods, and the paper's names of the same methods.
 _PAPER_NAMES = {"mocov2plus": "mocov2"}
 
 
 def _with_defaults(cfg: DictConfig) -> DictConfig:
-    """A copy whose ``synthetic`` block is complete and checked."""
+    """Return a copy of a configuration with its ``synthetic`` block completed and checked."""
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
     cfg.synthetic = typed_block(cfg.get("synthetic"), Synthetic, "synthetic")
@@ -58,12 +58,12 @@ else:
 
 
 class SyntheticPositives(_Method):
-    """The third view and its term; see :func:`with_synthetic_positives`.
+    """Mixin that adds the third view and its loss term; see :func:`with_synthetic_positives`.
 
     Attributes:
-        third_view: ``"candidate"``, or ``"anchor"`` for the control whose third view is one more
-            augmentation of the image itself.
-        base_method: the class that this is a version of.
+        third_view: ``"candidate"``, or ``"anchor"`` for the control with one more augmentation of
+            the image itself as the third view.
+        base_method: the method class that gets the third view.
     """
 
     third_view = "candidate"
@@ -73,7 +73,7 @@ class SyntheticPositives(_Method):
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         self._third: ThirdView | None = None
-        self._first: dict[str, torch.Tensor] = {}  # of view 1, within a step
+        self._first: dict[str, torch.Tensor] = {}  # the outputs of view 1, within a step
 
     @property
     def _weight(self) -> float:
@@ -82,24 +82,24 @@ class SyntheticPositives(_Method):
     def augmentation(
         self, mean: Sequence[float], std: Sequence[float], compile: bool = False
     ) -> BatchAugmentation:
-        """What the third view goes through: ``synthetic.augmentation``, or as the first view.
+        """Make the augmentation of the third view: ``synthetic.augmentation``, or view 1's.
 
         Args:
             mean: per channel, for pixels in [0, 1].
             std: per channel, for pixels in [0, 1].
-            compile: compile it.
+            compile: whether to compile the augmentation.
 
         Raises:
-            ClspError: a bad ``synthetic.augmentation``.
+            ClspError: ``synthetic.augmentation`` is invalid.
         """
         block = self.cfg.synthetic.augmentation or self.cfg.augmentations[0]
         return BatchAugmentation(AugmentationConfig.from_cfg(block), mean, std, compile=compile)
 
     def open_store(self) -> CandidateStore:
-        """The candidates that ``synthetic`` names.
+        """Open the candidate store that ``synthetic.path`` names.
 
         Raises:
-            ClspError: none, or not a whole store.
+            ClspError: no path is set, or there is no complete store.
         """
         settings = self.cfg.synthetic
         if settings.path is None:
@@ -112,16 +112,17 @@ class SyntheticPositives(_Method):
     def attach(
         self, array: ImageArray, mean: Sequence[float], std: Sequence[float], compile: bool = False
     ) -> None:
-        """Name the training images; opens the candidate store and checks that it is theirs.
+        """Set the training images; open the candidate store and check that it is for them.
 
         Args:
-            array: the images that batches index, in their order.
+            array: the training images, in the order of the indexes in a batch.
             mean: per channel, for pixels in [0, 1].
             std: per channel, for pixels in [0, 1].
-            compile: compile the augmentation.
+            compile: whether to compile the augmentation.
 
         Raises:
-            ClspError: no store, a store for other images, a bad ``synthetic.augmentation``.
+            ClspError: there is no store, it is for other images, or ``synthetic.augmentation`` is
+                invalid.
         """
         augmentation = self.augmentation(mean, std, compile)
         if self._weight == 0:
@@ -141,14 +142,18 @@ class SyntheticPositives(_Method):
         self._third.to(self.device)
 
     def find_images(self) -> ThirdView:
-        """Called when training starts and nobody has called :meth:`attach`."""
+        """Make the third view when training starts without :meth:`attach`; a hook for subclasses.
+
+        Raises:
+            ClspError: always, in this class.
+        """
         raise ClspError(
             f"{self.cfg.method} was not told which images it trains on; call "
             f"attach(images, mean, std) before fitting."
         )
 
     def synthetic_view(self, indexes: torch.Tensor) -> torch.Tensor:
-        """The third view of a batch, on its device: float32 (B, 3, crop, crop).
+        """Return the third view of a batch, on the batch's device: float32 (B, 3, crop, crop).
 
         Args:
             indexes: int64 (B,), image indexes.
@@ -163,7 +168,7 @@ class SyntheticPositives(_Method):
         return out
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
-        """The method's own loss plus ``weight`` times the distance of views 1 and 3."""
+        """Return the method's own loss plus the weighted distance of views 1 and 3."""
         if self._weight == 0:
             return super().training_step(batch, batch_idx)
         indexes, views, _ = batch
@@ -180,11 +185,11 @@ class SyntheticPositives(_Method):
         return loss + self.weight_at(self.current_epoch) * alignment
 
     def weight_at(self, epoch: int) -> float:
-        """Lambda in an epoch, counted from 0: ``weight``, reached on a line over
-        ``warmup_epochs``.
+        """The weight lambda in epoch ``epoch``, counted from 0.
 
-        The paper has no warm-up. A network's first embeddings are nearly equal, and where
-        training is too short to leave that state against the pull, it helps to wait.
+        It rises linearly from 0 to ``weight`` over ``warmup_epochs``; the paper has no warm-up. A
+        new network's embeddings are nearly equal, and the attraction of the third view can keep
+        them so; in a short training it helps to let it begin later.
         """
         warmup = self.cfg.synthetic.warmup_epochs
         return self._weight * min(1.0, epoch / warmup if warmup else 1.0)
@@ -192,14 +197,14 @@ class SyntheticPositives(_Method):
     def alignment(
         self, first: dict[str, torch.Tensor], third: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Distance of two views in [0, 4], as the method compares positives; see this module.
+        """Return the distance of views 1 and 3, in [0, 4]; see the module for its definition.
 
         Args:
-            first: what ``forward`` returned for view 1.
-            third: what ``forward`` returned for view 3.
+            first: the output of ``forward`` for view 1.
+            third: the output of ``forward`` for view 3.
         """
         z_first, z_third = self.embedding(first), self.embedding(third)
-        prediction = getattr(self, "prediction", None)  # classes of others need not have it
+        prediction = getattr(self, "prediction", None)  # methods of other packages may lack it
         if prediction is None:
             return alignment_loss(z_first, z_third)
         there = alignment_loss(first[prediction], z_third.detach())
@@ -207,7 +212,7 @@ class SyntheticPositives(_Method):
         return (there + back) / 2
 
     def embedding(self, out: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The embedding (B, D) among what ``forward`` returned."""
+        """Return the embedding (B, D) in the output of ``forward``."""
         return out["z"]
 
 
@@ -216,17 +221,18 @@ def with_synthetic_positives(
     third_view: str = "candidate",
     mixin: type[SyntheticPositives] = SyntheticPositives,
 ) -> type[Any]:
-    """Give a method class a third view and its term.
+    """Make a subclass of a method that has a third view and its loss term.
 
     Args:
-        method: a class on solo-learn's contract: ``Method(cfg)``, ``forward(X)`` returning a dict
-            with ``z`` (B, D), ``base_training_step`` called once a view, ``training_step``
-            returning the loss; ``prediction``, if it has it, as in ``BaseMethod``.
+        method: a class with solo-learn's interface: ``Method(cfg)``; ``forward(X)``, which returns
+            a dict with ``z`` (B, D); ``base_training_step``, which is called once per view;
+            ``training_step``, which returns the loss; and optionally ``prediction``, as in
+            ``BaseMethod``.
         third_view: ``"candidate"``, or ``"anchor"`` for the ``*_aug`` control.
-        mixin: :class:`SyntheticPositives`, or a host's version of it.
+        mixin: :class:`SyntheticPositives`, or a subclass for methods of the real solo-learn.
 
     Returns:
-        A subclass. With ``synthetic.weight`` 0 it is the method itself, to the last bit.
+        The subclass. With ``synthetic.weight=0`` it gives the method's results, bit for bit.
     """
     assert third_view in ("candidate", "anchor")
 
@@ -253,16 +259,16 @@ def register(
 ) -> None:
     """Add ``clsp_<name>`` and ``<name>_aug`` for every method of a registry, in place.
 
-    ``mocov2plus`` also answers to the paper's ``clsp_mocov2`` and ``mocov2_aug``. Registering
-    twice changes nothing.
+    The versions of ``mocov2plus`` also get the paper's names, ``clsp_mocov2`` and ``mocov2_aug``.
+    Registering twice changes nothing.
 
     Args:
-        methods: the registry.
-        skip: names that get no such version.
+        methods: the registry, names to classes.
+        skip: names of methods that get no such versions.
         mixin: see :func:`with_synthetic_positives`.
 
     Raises:
-        ValueError: a name is taken by something else.
+        ValueError: a name is taken by a method without a third view.
     """
     added: dict[str, type[Any]] = {}
     for name, method in methods.items():

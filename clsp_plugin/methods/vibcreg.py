@@ -17,7 +17,7 @@ from clsp_plugin.methods.whitening import IterNorm
 
 @register_method("vibcreg")
 class VIbCReg(BaseMethod):
-    """Views agree, features vary and do not correlate; see :func:`vibcreg_loss`.
+    """Makes views agree and features vary without correlation; see :func:`vibcreg_loss`.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
     ``sim_loss_weight`` (default 25), ``var_loss_weight`` (25), ``cov_loss_weight`` (200),

@@ -15,7 +15,7 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("vicreg")
 class VICReg(BaseMethod):
-    """Views agree, features vary and do not covary; see :func:`vicreg_loss`.
+    """Makes views agree and features vary without covariance; see :func:`vicreg_loss`.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
     ``sim_loss_weight`` (default 25), ``var_loss_weight`` (25), ``cov_loss_weight`` (1).

@@ -1,4 +1,4 @@
-"""Whitening of a batch: exact by Cholesky (W-MSE), approximate by iteration (VIbCReg)."""
+"""Whitening of a batch: exact by Cholesky (W-MSE), or approximate by iteration (VIbCReg)."""
 
 import torch
 from torch import nn
@@ -15,8 +15,8 @@ def whiten(x: torch.Tensor, eps: float = 0.0) -> torch.Tensor:
     ``L^-1 (x - mean)`` with ``L L^T = (1 - eps) cov(x) + eps I``, the unbiased covariance.
 
     Args:
-        x: (..., N, D), every (N, D) on its own; N > D unless ``eps`` is above 0.
-        eps: in [0, 1].
+        x: (..., N, D); each (N, D) is whitened on its own. N > D unless ``eps`` is above 0.
+        eps: shrinkage of the covariance to the identity, in [0, 1].
 
     Returns:
         float32, of the shape of ``x``.
@@ -32,17 +32,18 @@ def whiten(x: torch.Tensor, eps: float = 0.0) -> torch.Tensor:
 class IterNorm(nn.Module):
     """Iterative normalisation (Huang et al., CVPR 2019): whitening without a decomposition.
 
-    In groups of features, with ``S = cov / tr(cov)`` of the centred batch, Newton's iteration
-    ``P_{k+1} = (3 P_k - P_k^3 S) / 2`` from ``P_0 = I`` tends to ``S^(-1/2)``. Evaluation uses
-    running means of the mean and of the whitening matrix. Each process whitens its own batch.
-    solo-learn's layer, buffers and defaults; the backward pass is autograd's.
+    Each group of features is whitened on its own. With ``S = cov / tr(cov)`` of the centred batch,
+    Newton's iteration ``P_{k+1} = (3 P_k - P_k^3 S) / 2`` from ``P_0 = I`` converges to
+    ``S^(-1/2)``. Evaluation uses running means of the mean and of the whitening matrix. Each
+    process whitens its own batch. Layer, buffers and defaults are solo-learn's; the backward pass
+    is autograd's.
 
     Args:
         num_features: D.
-        num_groups: a group has ``(D - 1) // num_groups + 1`` features, halved until they
-            divide D.
-        iterations: T.
-        eps: added to the variances.
+        num_groups: sets the size of a group: ``(D - 1) // num_groups + 1`` features, halved
+            until the size divides D.
+        iterations: number of Newton iterations.
+        eps: value that is added to the variances.
         momentum: share of the new batch in the running means.
     """
 
@@ -69,7 +70,7 @@ class IterNorm(nn.Module):
         self.register_buffer("running_wm", torch.eye(size).repeat(self.groups, 1, 1))
 
     def forward(self, X: torch.Tensor) -> torch.Tensor:
-        """(B, D) to float32 (B, D)."""
+        """Whiten features (B, D); the result is float32 (B, D)."""
         return self._normalise(X) * self.weight + self.bias
 
     def _normalise(self, X: torch.Tensor) -> torch.Tensor:
@@ -87,7 +88,7 @@ class IterNorm(nn.Module):
             return (matrix @ x).reshape(X.shape[1], X.shape[0]).T
 
     def _inverse_root(self, x: torch.Tensor) -> torch.Tensor:
-        """The whitening matrices (G, d, d) of centred features (G, d, B)."""
+        """Return the whitening matrices (G, d, d) of centred features (G, d, B)."""
         identity = torch.eye(self.size, device=x.device)
         covariance = x @ x.mT / x.shape[-1] + self.eps * identity
         trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]

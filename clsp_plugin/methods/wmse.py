@@ -18,12 +18,13 @@ from clsp_plugin.methods.whitening import whiten
 
 @register_method("wmse")
 class WMSE(BaseMethod):
-    """Whitened embeddings of the views of an image attract; whitening keeps them from collapsing.
+    """Attracts whitened embeddings of the views of an image; the whitening prevents collapse.
 
     ``loss = mean over pairs of views u < v of 2 - 2 cos(w_u, stopgrad(w_v))`` with ``w`` the
-    :func:`whiten`-ed embeddings. A view is whitened in random parts of ``whitening_size`` images,
-    the same for all views, ``whitening_iters`` times with other parts, in each process on its
-    own. The stopped gradient is solo-learn's; the paper has none.
+    embeddings after :func:`whiten`. Each process splits its batch at random into parts of
+    ``whitening_size`` images, the same for all views, and whitens each part of a view on its own;
+    this is repeated ``whitening_iters`` times with new parts. The stopped gradient is
+    solo-learn's; the paper has none.
 
     ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
     ``whitening_iters`` (default 1), ``whitening_size`` (default 256; divides the batch of a

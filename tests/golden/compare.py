@@ -1,11 +1,11 @@
-"""Whether two commits, or today's code and the stored numbers, compute the same.
+"""Compare the numbers that today's code computes with the stored ones or those of a commit.
 
     python -m tests.golden.compare                       with the stored numbers
     python -m tests.golden.compare --against COMMIT      with what a commit computes here
     python -m tests.golden.compare --store               store the numbers of the stages that differ
 
-A version that was bumped is stored with its numbers by ``--store``; see
-``clsp_plugin`` ``numerics`` for when to bump one.
+``--store`` also stores the versions that were bumped; ``clsp_plugin.records.numerics`` says when to
+bump one.
 """
 
 import argparse
@@ -25,22 +25,22 @@ from tests.golden import stages
 ROOT = Path(__file__).parents[2]
 NUMBERS = Path(__file__).with_name("numbers.json")
 STORE = "python -m tests.golden.compare --store"
-# Of numbers that are in one list, relative to the largest. On this network kernels of SSE, AVX and
-# AVX2 (oneDNN, torch, MKL) are at most 1e-4 apart, and the weights after training, where batches so
-# small multiply rounding, 1.3e-3.
+# The largest accepted difference of the numbers in a list, relative to the largest of them. On this
+# network, kernels for SSE, AVX and AVX2 (oneDNN, torch, MKL) differ by at most 1e-4; for weights
+# after training, where batches so small amplify rounding, by at most 1.3e-3.
 TOLERANCE, OF_WEIGHTS = 1e-3, 1e-2
-_TRAINED = "weights of "  # begins the names of lists with the second
+_TRAINED = "weights of "  # the names of lists with the second tolerance begin like this
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the numbers of a stage are apart.
+    """How far two measurements of a stage are apart.
 
     Attributes:
-        worst: the largest difference, relative to the largest number of its list; infinite where
+        worst: the largest difference, relative to the largest number of its list; infinite if
             integers, names or lengths differ.
         where: the name of that list.
-        tolerance: of that list.
+        tolerance: the tolerance of that list.
     """
 
     worst: float = 0.0
@@ -49,7 +49,7 @@ class Difference:
 
     @property
     def much(self) -> bool:
-        """Whether it is more than two CPUs differ."""
+        """Whether the difference is larger than between two CPUs."""
         return self.worst > self.tolerance
 
     @property
@@ -65,8 +65,10 @@ class Difference:
 def difference(
     first: Mapping[str, Sequence[Any]], second: Mapping[str, Sequence[Any]]
 ) -> Difference:
-    """How far the numbers of a stage are from others of the same stage: the list that is furthest
-    beyond its tolerance."""
+    """Return the difference of two measurements of a stage, for the list that differs most.
+
+    Differences are compared in units of the tolerance of their list.
+    """
     found = [
         Difference(
             _apart(first.get(name, []), second.get(name, [])),
@@ -89,7 +91,7 @@ def _apart(first: Sequence[Any], second: Sequence[Any]) -> float:
 
 
 def versions(stage: str) -> dict[str, int]:
-    """Today's versions of all that a golden stage goes through."""
+    """Return today's versions of all numerics that a golden stage depends on."""
     numerics_of, own = stages.public("numerics_of"), stages.public("NUMERICS")
     verb, _, method = stage.partition(" ")
     verb = {"sampling": "generate"}.get(verb, verb)
@@ -98,12 +100,12 @@ def versions(stage: str) -> dict[str, int]:
 
 
 def verdict(stage: str, now: Mapping[str, Any], stored: Mapping[str, Any] | None) -> str | None:
-    """What is wrong with a stage's numbers or versions, and what to do; None if nothing is.
+    """Say what is wrong with a stage's numbers or versions, and what to do; None if nothing is.
 
     Args:
-        stage: its name.
+        stage: the name of the stage.
         now: its ``numbers`` and ``numerics`` today.
-        stored: those that are stored.
+        stored: its stored ``numbers`` and ``numerics``; None if there are none.
     """
     if stored is None:
         return f"{stage}: no numbers are stored; store them: {STORE}"
@@ -131,7 +133,7 @@ def verdict(stage: str, now: Mapping[str, Any], stored: Mapping[str, Any] | None
 
 
 def today(stage: str) -> dict[str, Any]:
-    """The numbers of a stage and the versions that it goes through."""
+    """Compute the numbers of a stage, with the versions that they depend on."""
     return {"numerics": versions(stage), "numbers": stages.measure(stage)}
 
 
@@ -140,16 +142,16 @@ def stored() -> dict[str, Any]:
 
 
 def of_commit(commit: str, wanted: Sequence[str]) -> dict[str, Any]:
-    """The numbers of stages as another commit computes them, in a process of its own.
+    """Compute the numbers of stages with the code of a commit, in a separate process.
 
-    A stage that the commit cannot run has a sentence in place of numbers.
+    A stage that the commit cannot run has an error message in place of numbers.
     """
     with tempfile.TemporaryDirectory() as folder:
         tree, out = Path(folder) / "tree", Path(folder) / "numbers.json"
         git = ["git", "-C", str(ROOT), "worktree"]
         subprocess.run([*git, "add", "--detach", "--quiet", str(tree), commit], check=True)
         try:
-            # the package alone: a plugin of Hydra's in site-packages would be of this checkout
+            # first on the path, since the package and its Hydra plugin may be installed from here
             paths = os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")])
             subprocess.run(
                 [sys.executable, stages.__file__, str(out), *wanted],
@@ -203,7 +205,7 @@ def _wanted(name: str, asked: Sequence[str]) -> bool:
 
 
 def _text(content: Mapping[str, Any]) -> str:
-    """JSON with a line for every list, of as many digits as tell two numbers of float32 apart."""
+    """Write JSON with a line for every list; nine digits tell any two float32 numbers apart."""
     out = []
     for stage, said in content.items():
         lists = (

@@ -1,9 +1,9 @@
-"""What each stage computes from a few images in a few steps, on one thread of the CPU.
+"""Measure what each stage computes from a few images in a few steps, on one thread of the CPU.
 
-It imports nothing of the package by the place where it lies, only public names, so that it runs
-with the package of another commit too: ``python stages.py OUT.json [STAGE ..]`` with that package
-on ``PYTHONPATH``. What a stage is told here is written out, and not taken from the package's
-defaults where a default is a choice of convenience, such as the number of workers.
+Public names of the package are looked up in whichever module defines them, so that this also runs
+with the package of another commit: ``python stages.py OUT.json [STAGE ..]`` with that package on
+``PYTHONPATH``. Settings are written out here and not left to the package's defaults if a default
+is a matter of convenience, such as the number of workers.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ import torch
 
 Numbers = dict[str, list[float] | list[int]]  # integers are compared exactly
 
-# One step an epoch. With four steps of batches this small, rounding grows to a hundredth on some
-# CPUs: steps that follow each other multiply it.
+# One step per epoch: every further step amplifies rounding. With four steps of batches this small,
+# it grows to a hundredth on some CPUs.
 _TINY = (
     "seed=6",
     "data.num_train=16",
@@ -39,7 +39,7 @@ _TINY = (
     "accelerator=cpu",
     "checkpoint.dir=trained",
 )
-# Sizes among a method's settings, brought down where its configuration has them.
+# Small values for sizes among a method's settings, used if its configuration has them.
 _SMALL = {
     "proj_hidden_dim": 16,
     "proj_output_dim": 8,
@@ -53,10 +53,10 @@ _SMALL = {
     "start_epoch": 1,
 }
 _DIGITS = {"dataset": "digits", "num_train": 16, "num_val": 20, "seed": 0, "fraction": -1}
-# Methods with a third view: of each kind of control, and with a predictor.
+# The methods with a third view that are measured: both kinds, and one with a predictor.
 _THIRD = ("clsp_byol", "clsp_mocov2", "clsp_simclr", "mocov2_aug", "simclr_aug")
 _NO_JITTER = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
-# Each operation of the augmentation alone; the last is a pipeline as methods use it.
+# Each operation of the augmentation on its own; the last is a pipeline as methods use it.
 _OPERATIONS: dict[str, dict[str, Any]] = {
     "resize": {},
     "crop": {"rrc": {"enabled": True, "crop_min_scale": 0.2, "crop_max_scale": 1.0}},
@@ -87,10 +87,11 @@ def _package() -> Path:
 
 @cache
 def public(*names: str) -> Any:
-    """A public name of the package, in whichever module it is defined: the first that there is.
+    """Return what a public name of the package stands for, from whichever module defines it.
 
     Args:
-        names: today's, then those that the same had in commits that are compared with.
+        names: today's name, then older names of the same thing, for other commits; the first that
+            exists is used.
     """
     files = {file: file.read_text() for file in sorted(_package().rglob("*.py"))}
     for name in names:
@@ -104,7 +105,7 @@ def public(*names: str) -> Any:
 
 
 def _clsp(*arguments: str) -> None:
-    """A command of ``clsp`` in this process; what it prints is of no interest here."""
+    """Run a command of ``clsp`` in this process; its output is shown only if it fails."""
     main = importlib.import_module("clsp_plugin.cli").main
     said = io.StringIO()
     told = (contextlib.redirect_stdout(said), contextlib.redirect_stderr(said))
@@ -117,19 +118,19 @@ def _clsp(*arguments: str) -> None:
 
 
 def _fixed(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Standard normal numbers that no stage draws."""
+    """Return standard normal numbers that do not depend on the package."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _digest(tensors: Iterable[torch.Tensor]) -> list[float]:
-    """Their norm together, and their product with a fixed vector, which sees every entry."""
+    """Return the norm of all entries, and their product with a fixed vector without zeros."""
     flat = torch.cat([tensor.detach().double().reshape(-1) for tensor in tensors])
     direction = torch.cos(1.7 * torch.arange(len(flat), dtype=torch.float64)) * 2**0.5
     return [float(flat.norm()), float(flat @ direction)]
 
 
 def _weights(state: dict[str, torch.Tensor]) -> Numbers:
-    """Each part of a network: everything below one name of the first level."""
+    """Return digests of the parts of a network; a part is all below one top-level name."""
     parts: dict[str, list[torch.Tensor]] = {}
     for key, value in state.items():
         if value.is_floating_point() and value.numel():
@@ -182,7 +183,7 @@ def augmentation() -> Numbers:
 
 
 def _configuration(method: str) -> str:
-    """The shipped configuration that a method is trained from, on the offline data set."""
+    """Return the shipped configuration, for the offline data set, that a method is trained from."""
     base = method.removeprefix("clsp_").removesuffix("_aug")
     base = "mocov2plus" if base == "mocov2" else base
     folder = public("shipped")() / "pretrain/digits"
@@ -195,7 +196,7 @@ def _settings(configuration: str) -> dict[str, Any]:
 
 
 def _train(method: str, *overrides: str) -> Path:
-    """The directory of a run that is trained in the working directory."""
+    """Train a method in the working directory and return the directory of the run."""
     name = _configuration(method)
     small = []
     for key, size in _SMALL.items():
@@ -221,13 +222,13 @@ def _pretrain(method: str) -> Numbers:
         overrides = ["synthetic.path=candidates"]
     run = _train(method, *overrides)
     curve = json.loads((run / "record.json").read_text())["curve"]
-    # not the validation: its normalisation by means of two steps multiplies rounding again
+    # not the validation: running means of only two steps amplify rounding once more
     measured = [key for key in curve[0] if re.fullmatch(r"train_.*(loss|std)", key)]
     return {key: [row[key] for row in curve] for key in measured} | _weights(_state(run))
 
 
 def _store(path: Path) -> None:
-    """Candidates that no denoiser drew: a change of the sampler is not one of the methods."""
+    """Write random candidates, so that the methods do not depend on the sampler."""
     array = public("load_images")({**_DIGITS, "image_size": 16}, "train")
     height, width = array.size
     manifest = public("StoreManifest")(
@@ -285,7 +286,7 @@ def sampling() -> Numbers:
 
 
 def _network() -> Path:
-    """A run's directory whose network no stage trained: its weights are fixed numbers."""
+    """Return the directory of a run with fixed weights, so that nothing depends on training."""
     run = _train("simclr", "max_epochs=1")
     (file,) = run.glob("*.ckpt")
     content = torch.load(file, map_location="cpu", weights_only=True)
@@ -300,7 +301,7 @@ def _network() -> Path:
 
 
 def _clusters(number: int, seed: int, views: int = 1) -> Any:
-    """Features of six dimensions in five classes that overlap."""
+    """Make features of six dimensions in five classes that overlap."""
     targets = torch.arange(number) % 5
     return public("Features")(
         _fixed(5, 6, seed=9)[targets] + 1.1 * _fixed(views, number, 6, seed=seed), targets
@@ -357,7 +358,7 @@ def linear() -> Numbers:
 def transfer() -> Numbers:
     parts = {"train": _clusters(100, 0, 2), "val": _clusters(50, 1, 2), "test": _clusters(80, 2)}
     fitted = public("fit_logistic")(parts["train"], 5, [1e-3, 0.1, 10.0])
-    # a solver that ends where it is good enough does not end at the same place on every CPU
+    # not at 1e-3: the solver stops when it is good enough, at another place on another CPU
     out: Numbers = {f"weights at {v:g}": _digest([c.weight]) for v, c in fitted.items() if v > 1e-2}
     for protocol in ("strict", "paper"):
         result = public("evaluate_transfer")(
@@ -392,21 +393,24 @@ STAGES: dict[str, Callable[[], Numbers]] = {
 
 
 def stages() -> dict[str, Callable[[], Numbers]]:
-    """Every stage by its name; of pre-training one a method, ``pretrain METHOD``."""
+    """Return every stage by its name; pre-training has one per method, ``pretrain METHOD``."""
     methods = sorted(m for m in public("METHODS") if m in _THIRD or not _is_variant(m))
     own = {f"pretrain {name}": lambda name=name: _pretrain(name) for name in methods}
     return {**STAGES, **own}
 
 
 def _is_variant(method: str) -> bool:
-    """Whether it is another method with a third view: its numbers are that method's and those
-    of the third view, which a few are measured for."""
+    """Whether a method is another one with a third view.
+
+    Only a few of these are measured, since their numbers follow from those of the other method
+    and of the third view.
+    """
     base = method.removeprefix("clsp_").removesuffix("_aug")
     return base != method and (base in public("METHODS") or base == "mocov2")
 
 
 def measure(stage: str) -> Numbers:
-    """The numbers of a stage, computed in a folder that is removed again."""
+    """Compute the numbers of a stage in a temporary folder."""
     before, threads = Path.cwd(), torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         os.chdir(folder)
@@ -419,12 +423,15 @@ def measure(stage: str) -> Numbers:
 
 
 def main(out: str, *wanted: str) -> None:
-    """Write the numbers of stages, or of all, to a file; what cannot be run says why."""
+    """Write the numbers of the wanted stages, or of all, to a JSON file.
+
+    A stage that cannot be run has an error message in place of numbers.
+    """
     found: dict[str, Any] = {}
     for stage in wanted or stages():
         try:
             found[stage] = measure(stage)
-        except Exception as error:  # of another commit anything may be missing
+        except Exception as error:  # anything may be missing in another commit
             found[stage] = f"{type(error).__name__}: {error}"
     Path(out).write_text(json.dumps(found))
 

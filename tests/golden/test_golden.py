@@ -1,4 +1,4 @@
-"""Every stage computes what it did when its version of the numerics was stored."""
+"""Every stage computes the numbers that were stored with its version of the numerics."""
 
 import copy
 import subprocess
@@ -20,7 +20,7 @@ def test_numbers_are_those_of_their_version(stage):
 def test_every_stage_of_a_version_is_measured():
     measured = {key for said in STORED.values() for key in said["numerics"]}
     assert measured - {"method"} == set(stages.public("NUMERICS")) - {"quality"}
-    assert set(STORED) == set(stages.stages())  # none is left of a stage that is gone
+    assert set(STORED) == set(stages.stages())  # no removed stage is left
 
 
 SAID = {"numerics": {"digits": 1, "knn": 1}, "numbers": {"loss": [2.0, 1.0], "hits": [3, 4]}}
@@ -35,7 +35,7 @@ def said(numbers=None, **numerics):
 
 def test_a_change_is_told_with_what_to_do():
     assert verdict("knn", said(), SAID) is None
-    assert verdict("knn", said({"loss": [2.0, 1.0 + TOLERANCE]}), SAID) is None  # of the largest
+    assert verdict("knn", said({"loss": [2.0, 1.0 + TOLERANCE]}), SAID) is None  # 2.0 is the scale
     assert verdict("knn", said({"loss": [2.0, 1.0 + 3 * TOLERANCE]}), SAID) is not None
     changed = said({"loss": [2.0, 1.1]})
     told = verdict("knn", changed, SAID)

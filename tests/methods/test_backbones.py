@@ -1,4 +1,4 @@
-"""Backbones by name, stems, and the refusals."""
+"""Backbones by name, their stems, and the refusal of bad settings."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""CL-GAN: who learns from what, and that the generated pairs grow apart."""
+"""CL-GAN: which network learns from which loss, and that generated pairs become less similar."""
 
 from dataclasses import replace
 
@@ -83,7 +83,7 @@ def test_generated_pairs_enter_the_loss_from_their_epoch_on(build):
         losses[epoch] = model.training_step(batch(), 0)
         (indexes,) = seen
         assert len(indexes) == 32 + (4 * 8 if epoch else 0)
-        if epoch:  # four positives a pair, none of them a real image's
+        if epoch:  # four rows per pair, under an index that no real image has
             assert torch.bincount(-indexes[32:])[1:].tolist() == [4] * 8
             assert (indexes[:32] >= 0).all()
 

@@ -1,8 +1,8 @@
-"""Every method learns: in seconds its backbone sees digits better than it did untrained.
+"""Every method learns: seconds of training make its backbone better at classifying digits.
 
-At their whole budget on the offline data set all gain more (docs/methods/learning.md, three seeds).
-Here those that need all of it have it, the others a quarter. One seed, so the bound asks for a
-part of the gain only.
+With their whole budget on the offline data set all methods gain more (docs/methods/learning.md,
+three seeds). Here the methods that need it get the whole budget, the others a quarter. There is
+only one seed, so the test asks for a part of the gain only.
 """
 
 import functools
@@ -25,8 +25,8 @@ LEARNERS = sorted(name for name in METHODS if not issubclass(METHODS[name], Synt
 QUICK = {"cl_gan", "dcl", "simclr", "simclr_ft", "supcon", "swav", "vibcreg", "vicreg", "wmse"}
 QUARTER = ("data.num_train=1000", "max_epochs=10")
 K = 20
-# Percentage points; two standard errors of the difference of two accuracies of 25 % on 1,000 images
-# are 3.9.
+# Percentage points. For two accuracies of 25 % on 1,000 images, two standard errors of the
+# difference are 3.9.
 MARGIN = 4.0
 
 
@@ -35,7 +35,7 @@ def configuration(method, *overrides):
 
 
 def accuracy(backbone, data, mean, std):
-    """kNN top-1 in percent on the validation images."""
+    """Return the kNN top-1 accuracy in percent on the validation images."""
     train, val = (
         extract_features(backbone, load_images(data, split), mean=mean, std=std, flip=False)
         for split in ("train", "val")
@@ -46,7 +46,7 @@ def accuracy(backbone, data, mean, std):
 
 @functools.cache
 def untrained(*overrides):
-    """Of the backbone that all methods start from."""
+    """Return the accuracy of the untrained backbone, from which all methods start."""
     cfg = parse_cfg(configuration("simclr", *overrides), METHODS)
     pl.seed_everything(cfg.seed, verbose=False)
     backbone, _ = build_backbone(cfg.backbone, cfg.data.dataset)

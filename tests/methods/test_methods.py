@@ -1,7 +1,8 @@
-"""Every method of the registry, through one suite.
+"""The tests that every registered method has to pass.
 
-A method is in it by being registered and having a configuration for the offline data set, which
-is shrunk here. Variants with a third view (``clsp_*``, ``*_aug``) take the tests of what they add.
+A method is tested if it is registered and has a configuration for the offline data set, which is
+made smaller here. Variants with a third view (``clsp_*``, ``*_aug``) take only the tests that
+concern what they add.
 """
 
 import importlib
@@ -30,7 +31,7 @@ from clsp_plugin.records.record import Record
 
 BASES = sorted(name for name in METHODS if not issubclass(METHODS[name], SyntheticPositives))
 QUEUES = [name for name in BASES if issubclass(METHODS[name], Queue)]
-# Its loss is of random parts of each process's own batch, in the paper too.
+# Methods with a loss of each process's own batch: W-MSE whitens random parts of it, as in the paper
 LOCAL = {"wmse"}
 
 
@@ -45,14 +46,14 @@ def method(request):
 
 
 def model_of(cfg):
-    """A model of a configuration outside a trainer."""
+    """Make the model of a configuration, for use without a trainer."""
     cfg = parse_cfg(cfg, METHODS)
     cfg.data.num_classes = 10
     torch.manual_seed(0)
     model = METHODS[cfg.method](cfg)
     model.log_dict = model.log = lambda *args, **kwargs: None  # needs a trainer
     model.attach_images(load_images(cfg.data, "train"))
-    if isinstance(model, DeepClusterV2):  # as after an epoch
+    if isinstance(model, DeepClusterV2):  # in the state after an epoch
         model.prepare(48)
         model.remember(torch.arange(48), [F.normalize(torch.randn(48, 8), dim=1)] * 2)
         model.cluster_memory(1)
@@ -61,7 +62,7 @@ def model_of(cfg):
 
 @pytest.fixture
 def build(tiny, store, digits48):
-    """A model of a tiny configuration, with candidates where it wants some."""
+    """Make the model of a tiny configuration, with candidates if the method needs them."""
 
     def make(method, *overrides):
         extra = [f"synthetic.path={store}"] if method.startswith("clsp_") else []
@@ -80,7 +81,7 @@ def batch(size=16, views=2):
 
 
 def step(model, *, size=16, seed=0):
-    """Loss and gradients of one training step whose random layers start from a seed."""
+    """Return the loss and the gradients of one training step after seeding random layers."""
     torch.manual_seed(seed)
     loss = model.training_step(batch(size), 0)
     loss.backward()
@@ -137,7 +138,7 @@ def test_unlabelled_images_do_not_poison_the_loss(build, base):
 
 
 def test_the_readme_s_method_is_one_file(tiny, tmp_path, monkeypatch):
-    """It is registered by being imported, has its versions, and trains."""
+    """The README's method is registered on import, gets its two versions, and trains."""
     page = (Path(__file__).parents[2] / "README.md").read_text()
     (snippet,) = (s for s in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "MyMethod" in s)
     (tmp_path / "mymethod.py").write_text(snippet)
@@ -178,7 +179,7 @@ def test_configuration_survives_the_method_and_a_second_reading(tiny, method):
     before = OmegaConf.to_yaml(cfg)
     filled = METHODS[method].add_and_assert_specific_cfg(cfg)
     assert OmegaConf.to_yaml(cfg) == before
-    # what args.json keeps is read as it is
+    # the completed settings, which args.json keeps, are accepted unchanged
     again = OmegaConf.create(OmegaConf.to_yaml(filled))
     assert METHODS[method].add_and_assert_specific_cfg(again) == filled
 
@@ -205,10 +206,10 @@ def test_trains_saves_and_continues_to_the_same_bits(tiny, tmp_path, interrupt, 
     state = torch.load(alone.checkpoint, weights_only=True)["state_dict"]
     parts = {key.split(".")[0] for key in state}
     assert parts >= {"backbone", "classifier"}
-    assert parts & {"projector", "head"}  # DINO's, as in solo-learn
+    assert parts & {"projector", "head"}  # DINO has a head, as in solo-learn
     assert all(torch.isfinite(value).all() for value in state.values())
     model = METHODS[base](OmegaConf.create((alone.run_dir / "args.json").read_text()))
-    model.load_state_dict(state)  # strict: what is saved is what the configuration builds
+    model.load_state_dict(state)  # strict: the saved configuration builds these very parameters
 
     second = ("auto_resume.enabled=True", f"checkpoint.dir={tmp_path / 'second'}")
     interrupt(tiny(base, *second), epoch=1)
@@ -259,7 +260,7 @@ def test_resnet50_is_built(tiny, base):
 
 
 def _step_of_a_share(rank, world, folder):
-    """One training step of every method on this process's images, the gradients averaged."""
+    """Run a training step of every method on this process's images and average the gradients."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29537")
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
@@ -270,7 +271,7 @@ def _step_of_a_share(rank, world, folder):
         share = slice(rank * 16 // world, (rank + 1) * 16 // world)
         loss = model.training_step([indexes[share], [v[share] for v in views], targets[share]], 0)
         loss.backward()
-        # of what took part; the others have none in any process
+        # parameters that take no part have no gradient in any process
         tensors = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         tensors["loss"] = loss.detach()
         for tensor in tensors.values():
@@ -284,13 +285,13 @@ def _step_of_a_share(rank, world, folder):
 
 
 def _frozen_statistics(cfg):
-    """Batch normalisation by running statistics: what is left of the batch is in the loss."""
+    """Make a model with frozen batch normalisation, so that images meet only in the loss."""
     return model_of(cfg).eval()
 
 
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory):
-    """What two processes make of half a batch each, of every method: computed once."""
+    """Return what two processes compute for every method, from half a batch each; run once."""
     folder = tmp_path_factory.mktemp("two_processes")
     results = {}
 
@@ -316,7 +317,7 @@ def test_two_processes_give_the_loss_and_gradients_of_one_batch(tiny, two_proces
     expected["loss"] = loss.detach()
     expected |= {n: b for n, b in model.named_buffers() if n.startswith("queue")}
     assert results[base].keys() == expected.keys()
-    # sums in another order: float32 of the largest
+    # the sums are in another order, so values may differ by float32 rounding of the largest
     atol = 2e-5 * max(float(value.abs().max()) for value in expected.values())
     for name, value in expected.items():
         torch.testing.assert_close(
@@ -333,7 +334,7 @@ def test_joint_forward_is_one_batch(build):
     with model.joint_forward([a, b]):
         first, second = model(a), model(b)
     torch.testing.assert_close(torch.cat([first["z"], second["z"]]), expected["z"])
-    # batch norm saw both: not what each alone gives
+    # batch normalisation saw both views, so a view on its own gives another result
     assert not torch.allclose(model(a)["z"], first["z"], atol=1e-4)
 
 

@@ -40,7 +40,7 @@ def test_schedule_is_the_authors_recursion():
 def test_schedule_ends_and_edges():
     assert rates(0, 10, 1e-3)[0] == 0.5  # no warm-up starts at the base rate
     assert rates(0, 10, 1e-3, end=0.1, steps=11)[-1] == pytest.approx(0.1)
-    assert rates(1, 4, 0.2)[0] == 0.2  # one epoch of warm-up divides by nothing
+    assert rates(1, 4, 0.2)[0] == 0.2  # one epoch of warm-up does not divide by zero
     assert all(0 < r <= 0.5 for r in rates(10, 2, 1e-3))  # shorter than its warm-up
 
 

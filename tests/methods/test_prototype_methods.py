@@ -77,7 +77,7 @@ def test_small_crops_take_part_in_the_loss(build, method):
         model.prepare(48)
         model.remember(torch.arange(48), [F.normalize(torch.randn(48, 8), dim=1)] * 2)
         model.cluster_memory(1)
-    model.eval()  # views do not meet in batch norm
+    model.eval()  # so that views do not meet in batch normalisation
     indexes, views, targets = batch(small=3)
     views[4].requires_grad_()
     model.training_step([indexes, views, targets], 0).backward()
@@ -223,7 +223,7 @@ def test_clusters_are_found_on_the_sphere():
 
 
 def _start(points, key):
-    """The true clusters of the points that a key starts from."""
+    """Return the true clusters of the points that k-means starts from for a key."""
     _, centroids = cluster(points, 3, 0, key)
     return torch.tensor([int((points == c).all(1).nonzero()[0]) % 3 for c in centroids])
 
@@ -254,7 +254,7 @@ def test_deepclusterv2_remembers_and_assigns_by_image(build):
     assert (model.assignments[:, ~seen] == -1).all()
     for number, layer in enumerate(model.prototypes):
         found = model.assignments[number, indexes]
-        expected = layer(z[number % 2]).argmax(1)  # sets take the views by turns
+        expected = layer(z[number % 2]).argmax(1)  # sets take the views in turn
         assert torch.equal(found, expected)
 
 

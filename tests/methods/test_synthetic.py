@@ -40,7 +40,7 @@ def test_weight_zero_is_the_base_method_to_the_last_bit(tiny, store, base):
 
 @pytest.mark.parametrize("base", BASES)
 def test_third_view_stays_out_of_the_base_loss_and_the_queue(tiny, store, base):
-    # one step: the base loss is of the same weights and the same two views
+    # one step, so that both runs compute the base loss from the same weights and the same views
     one = ("data.num_train=48", "optimizer.batch_size=32", "max_epochs=1", "joint_forward=False")
     plain = pretrain(tiny(base, *one))
     clsp = pretrain(tiny(f"clsp_{base}", *one, f"synthetic.path={store}"))
@@ -211,7 +211,7 @@ def test_candidates_for_other_images_are_refused(tiny, store):
 
 
 class ForeignMethod(pl.LightningModule):
-    """A class that is not ours and speaks solo-learn's contract, as its BaseMethod does."""
+    """A method of another package, with the interface of solo-learn's BaseMethod."""
 
     def __init__(self, cfg):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is whitened is white."""
+"""Whitening gives zero mean and the identity as covariance, and IterNorm approximates it."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_iternorm_remembers_the_batches_for_evaluation():
         layer(batch())
     trained = layer(batch())
     torch.testing.assert_close(layer.eval()(batch()), trained, atol=1e-3, rtol=1e-3)
-    # one image at a time, too
+    # one image at a time gives the same
     alone = torch.cat([layer(row[None]) for row in batch()])
     torch.testing.assert_close(alone, layer(batch()), atol=1e-4, rtol=1e-4)
 
