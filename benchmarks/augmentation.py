@@ -1,13 +1,13 @@
-"""Samples a second of the augmentation, beside the pipeline of PIL images that it replaces.
+"""Measure samples per second of the augmentation and of the PIL pipeline that it replaces.
 
 A sample is one 32x32 image and all its views, made with the CIFAR configuration of SimCLR. The
-contestants take turns for a number of rounds in one process, so that whatever else the machine
-does falls on all of them, and only the ratios of one round are compared.
+contestants take turns for a number of rounds in one process, so that other load on the machine
+affects all of them alike; ratios are computed within one round only.
 
     python benchmarks/augmentation.py --batch 256 --seconds 5 --views 3 --device cpu
 
-On a machine shared with other busy processes set ``OMP_WAIT_POLICY=PASSIVE``: by default threads
-spin at the end of every step while the one they wait for has no core, which can cost a factor
+On a machine shared with other busy processes set ``OMP_WAIT_POLICY=PASSIVE``: by default, threads
+that have finished a step spin while they wait for one that has no core, which can cost a factor
 of ten.
 """
 
@@ -77,7 +77,7 @@ class Views(Dataset):
 
 
 def loader_rate(images: np.ndarray, args: argparse.Namespace, device: torch.device) -> float:
-    """Samples/s of a loader with workers, measured when its queues are full."""
+    """Measure samples/s of a loader with workers, once its queues are full."""
     loader = DataLoader(
         Views(images, args.views),
         args.batch,
@@ -110,7 +110,7 @@ def batched_rate(
     images: torch.Tensor,
     args: argparse.Namespace,
 ) -> float:
-    """Samples/s of gathering a batch by its indexes and augmenting all its views at once."""
+    """Measure samples/s of gathering batches by index and augmenting all their views at once."""
     device = images.device
     views = torch.arange(args.views, device=device)
 
@@ -121,7 +121,7 @@ def batched_rate(
         batch = images[index].expand(args.views, -1, -1, -1, -1)
         augmentation(batch.reshape(-1, SIZE, SIZE, 3), keys.reshape(-1))
 
-    step(0)  # compiles, the first time
+    step(0)  # warm-up, which compiles the first time
     synchronize(device)
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < args.seconds or done == 0:

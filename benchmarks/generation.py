@@ -1,19 +1,18 @@
-"""Candidates a second of the generator, beside a plain implementation of the authors' procedure.
+"""Measure candidates per second of the generator and of the authors' procedure done plainly.
 
-The plain one does what the authors' script does, in its order: one candidate number after
-another over the whole data set, fresh noise from the global generator, every step two passes of
-the encoder and one of the decoder in float32. The network, its weights and the images are the
-same for all, and so are the number of steps, unless a row names another, and the batch; but the
-plain one draws one candidate of every image after another, and where there are fewer images than
-the batch has room for, it has so many at once. ``ours`` does equal work, step for step; what the
-other rows do less of is in their names. The contestants take turns for a number of rounds in one
-process, so that whatever else the machine does falls on all of them, and only the ratios of one
-round are compared.
+The plain implementation does what the authors' script does, in its order: one candidate of every
+image, then the next candidate of every image; fresh noise from the global generator; in every step
+two passes of the encoder and one of the decoder, in float32. All rows have the same network,
+weights, images, batch size and, unless a row names another, number of steps. Since the plain one
+draws one candidate per image at a time, its batches have at most as many samples as there are
+images. ``ours`` does the same work in every step; the names of the other rows say what they save.
+The contestants take turns for a number of rounds in one process, so that other load on the machine
+affects all of them alike; ratios are computed within one round only.
 
     python benchmarks/generation.py --images 32 --candidates 4 --steps 10 --device cpu
 
-With ``--few`` there is one row of ours: all of it, and so many steps of the fast solver instead
-of ``--steps`` of DDIM. ``benchmarks/samplers.py`` says what that does to the quality of a denoiser.
+With ``--few N`` there is one row of ours, with all savings and N steps of the fast solver instead
+of ``--steps`` of DDIM. ``benchmarks/samplers.py`` measures what that costs in quality.
 """
 
 import argparse
@@ -37,7 +36,7 @@ from clsp_plugin.diffusion.schedulers import LINEAR_BETAS
 
 @torch.no_grad()
 def plain(unet: UNet2DModel, images: torch.Tensor, args: argparse.Namespace) -> np.ndarray:
-    """The authors' procedure: uint8 (N, K, H, W, 3)."""
+    """Draw candidates by the authors' procedure: uint8 (N, K, H, W, 3)."""
     device, w, eta = unet.device, 0.1, 0.1
     betas = torch.linspace(LINEAR_BETAS["beta_start"], LINEAR_BETAS["beta_end"], 1000)
     abar = torch.cumprod(1 - betas.double(), 0).to(device)
@@ -72,7 +71,7 @@ def plain(unet: UNet2DModel, images: torch.Tensor, args: argparse.Namespace) -> 
 def ours(
     unet: UNet2DModel, images: torch.Tensor, args: argparse.Namespace, **keys
 ) -> Callable[[], np.ndarray]:
-    """This package's generator with settings of its own."""
+    """Return a function that draws candidates with this package's generator and these settings."""
     cfg = {
         "num_candidates": args.candidates,
         "steps": args.steps,
@@ -104,7 +103,7 @@ def contestants(args: argparse.Namespace) -> dict[str, Callable[[], np.ndarray]]
     unet = network(args)
 
     def fresh() -> UNet2DModel:
-        """The same network by itself: a layout or a compilation stays with it."""
+        """Copy the network, because a memory layout or a compilation changes it."""
         return copy.deepcopy(unet)
 
     shape = (args.images, args.size, args.size, 3)
@@ -147,7 +146,7 @@ def table(seconds: dict[str, list[float]], args: argparse.Namespace) -> str:
 
 
 def differences(drawn: dict[str, np.ndarray]) -> str:
-    """How far the rows of the same noise are from ours, in levels of a pixel."""
+    """Return how far rows with the same noise are from ``ours``, in pixel levels (0 to 255)."""
     lines = []
     for name, images in drawn.items():
         if name in ("ours, bfloat16", "ours, channels last", "ours, compiled"):

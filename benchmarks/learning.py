@@ -1,4 +1,4 @@
-"""Whether methods learn: every run's kNN accuracy against that of its own untrained backbone.
+"""Test whether methods learn: compare each run's kNN accuracy with that of its untrained backbone.
 
 Reads the records of finished runs and evaluates, for each seed, the backbone as it was before the
 first step, on the same images by the same protocol. The differences are paired by seed.
@@ -26,7 +26,7 @@ from clsp_plugin.tables.rows import family_order
 
 
 class Untrained:
-    """kNN accuracies in percent, protocol strict, of runs' backbones before their first step."""
+    """Computes a run's kNN accuracy in percent, protocol strict, before the first training step."""
 
     def __init__(self) -> None:
         self.known: dict[str, float] = {}
@@ -34,11 +34,11 @@ class Untrained:
     def __call__(self, path: Path, record: Record) -> float:
         config = record.config
         normalisation = channel_statistics(config["data"], config["augmentations"])
-        # runs of one seed on the same images begin alike
+        # runs with the same seed, backbone and images begin with the same weights
         images = {key: config["data"].get(key) for key in Data.__dataclass_fields__}
         key = json.dumps([config["backbone"], images, *map(list, normalisation), record.seed])
         if key not in self.known:
-            pl.seed_everything(record.seed, verbose=False)  # as when a training starts
+            pl.seed_everything(record.seed, verbose=False)  # as at the start of a training
             module, _ = build_backbone(config["backbone"], record.dataset)
             mean, std = normalisation
             features = [

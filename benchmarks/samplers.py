@@ -1,9 +1,9 @@
-"""What fewer sampling steps, half precision and shared anchors cost: time, and the quality.
+"""Measure the time and quality of fewer sampling steps, half precision and shared anchors.
 
 Every row draws candidates of the same anchors from the same noise, with the same denoiser and
-batch. The time is that of the whole row; without a GPU it is the processor's, of all threads, in
-which whatever else the machine does counts little. Colour and layout, labels, similarity and the
-Frechet distance are those of ``clsp inspect``; the distance is that of the first candidates.
+batch. The time per candidate is that of the whole row; without a GPU it is CPU time of all
+threads, which other load on the machine affects little. Colour and layout, labels, similarity and
+the Frechet distance are those of ``clsp inspect``; the distance is that of the first candidates.
 
     python benchmarks/samplers.py DENOISER --encoder CHECKPOINT data.dataset=cifar10 \\
         data.train_path=./datasets data.fraction=0.04 --anchors 500 --clip \\
@@ -36,7 +36,7 @@ COLUMNS = (
 
 
 def row_settings(row: str) -> dict:
-    """SAMPLER:STEPS[:PRECISION][:shared] as settings of the generation."""
+    """Convert SAMPLER:STEPS[:PRECISION][:shared] to settings of the generation."""
     sampler, steps, *more = row.split(":")
     shared = more[-1:] == ["shared"]
     precision = more[0] if len(more) > shared else "32-true"
@@ -74,7 +74,7 @@ def main() -> None:
     for cfg in map(row_settings, args.rows):
         keys = {"num_candidates": args.candidates, "w": args.w, "clip": args.clip}
         unet, config = load_denoiser(args.denoiser)
-        # noise is named by the image's index, here its place among the anchors
+        # noise is keyed by the image's index, which is here its position among the anchors
         settings = GenerationSettings(**keys, **cfg)
         drawer = Drawer(anchors, unet, config, settings, array.targets[rows])
         clock = time.process_time if drawer.device.type == "cpu" else time.perf_counter

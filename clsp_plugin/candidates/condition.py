@@ -1,7 +1,7 @@
-"""What a conditional denoiser is told of an image: its class, its cluster, or its features.
+"""The condition that a conditional denoiser gets per image: its class, cluster or features.
 
 Clusters and features come from a file that ``clsp embed`` writes, so that neither the denoiser nor
-the generator knows any encoder.
+the generator depends on an encoder.
 """
 
 import hashlib
@@ -18,18 +18,19 @@ from clsp_plugin.system.files import write_whole
 
 __all__ = ["LABELS", "check_condition", "condition_digest", "load_condition", "save_condition"]
 
-LABELS = "labels"  # the data set's own classes, instead of a file
+LABELS = "labels"  # given instead of a file: condition on the data set's own labels
 
 
 def check_condition(condition: torch.Tensor, number: int) -> None:
-    """Refuse what is not a condition of so many images.
+    """Refuse a tensor that is not a valid condition for ``number`` images.
 
     Args:
         condition: int64 (N,), classes from 0, or float32 (N, D), features.
-        number: N.
+        number: N, the number of images.
 
     Raises:
-        ClspError: another shape or type, images without a class, or features that are not finite.
+        ClspError: the shape or the type is another, an image has no class, or a feature is not
+            finite.
     """
     dtype = torch.float32 if condition.ndim == 2 else torch.int64
     if condition.ndim not in (1, 2) or condition.dtype != dtype or len(condition) != number:
@@ -47,7 +48,7 @@ def check_condition(condition: torch.Tensor, number: int) -> None:
 
 
 def condition_digest(condition: torch.Tensor) -> str:
-    """Name a condition by its content: 16 hexadecimal digits of a SHA-256."""
+    """Return a digest of a condition's content: 16 hexadecimal digits of a SHA-256."""
     return hashlib.sha256(condition.cpu().contiguous().numpy().data).hexdigest()[:16]
 
 
@@ -55,12 +56,12 @@ def save_condition(path: str | Path, condition: torch.Tensor, array: ImageArray)
     """Write a condition of images to an ``.npz`` file.
 
     Args:
-        path: of the file; one that is there is not replaced.
+        path: the file to write; an existing file is not replaced.
         condition: int64 (N,), clusters from 0, or float32 (N, D), features.
-        array: the images.
+        array: the N images that the condition belongs to.
 
     Raises:
-        ClspError: the file exists, or it is not a condition of these images.
+        ClspError: the file exists, or the condition is not valid for N images.
     """
     check_condition(condition, len(array))
     path = Path(path)
@@ -75,17 +76,18 @@ def load_condition(given: str | Path, array: ImageArray) -> torch.Tensor: ...
 @overload
 def load_condition(given: str | Path | None, array: ImageArray) -> torch.Tensor | None: ...
 def load_condition(given: str | Path | None, array: ImageArray) -> torch.Tensor | None:
-    """The condition that a configuration names.
+    """Load the condition that a configuration names.
 
     Args:
-        given: None, ``labels``, or a file of :func:`save_condition`.
-        array: the images it must be of.
+        given: None, ``labels``, or a file that :func:`save_condition` wrote.
+        array: the images that the condition must belong to.
 
     Returns:
-        int64 (N,), float32 (N, D), or None.
+        int64 (N,), classes or clusters; float32 (N, D), features; or None if ``given`` is None.
 
     Raises:
-        ClspError: no such file, another format, or one of other images.
+        ClspError: the file does not exist, has another format, or belongs to other images; or an
+            image has no label where ``given`` is ``labels``.
     """
     if given is None:
         return None
@@ -98,7 +100,7 @@ def load_condition(given: str | Path | None, array: ImageArray) -> torch.Tensor 
     values, name = read_npz(given, ("condition", "fingerprint"), told)
     try:
         condition = torch.from_numpy(values)
-    except TypeError as error:  # of a type that torch has not
+    except TypeError as error:  # torch has no such dtype
         raise ClspError(f"{told} ({error}).") from error
     fingerprint = str(name)
     if fingerprint != array.fingerprint:

@@ -1,8 +1,8 @@
 """Generated images as further training images, beside the real ones.
 
-AdaInf, "Do Generated Data Always Help Contrastive Learning?" (Wang et al., ICLR 2024): a real
-image counts several times in an epoch and a generated one once, under weaker augmentation than
-without generated images.
+AdaInf, "Do Generated Data Always Help Contrastive Learning?" (Wang et al., ICLR 2024): each real
+image occurs several times in an epoch and each generated image once, and the augmentation is
+weaker than without generated images.
 """
 
 import errno
@@ -22,27 +22,28 @@ from clsp_plugin.system.arrays import read_npy
 
 __all__ = ["inflate"]
 
-# What the images are called in AdaInf's files and their like, and where nobody named them.
+# Names of the image array in an .npz: AdaInf's, a common variant, and numpy's default.
 _IMAGE_NAMES = ("image", "images", "arr_0")
 
 
 def inflate(real: ImageArray, data: Mapping[str, Any]) -> tuple[ImageArray, torch.Tensor | None]:
-    """Add the images that ``data.extra`` names.
+    """Add the extra images that ``data.extra`` names to the training images.
 
     Args:
         real: the training images.
         data: the configuration's ``data`` block: ``extra`` is a folder of images (class folders
-            mean nothing), a ``.npy`` of uint8 (N, H, W, 3) or (N, K, H, W, 3), an ``.npz`` with
-            such an array as ``image`` (AdaInf's files; its ``label`` is not looked at), ``images``
-            or ``arr_0``, or a candidate store, all of whose candidates are taken; ``replicate`` is
-            how many times a real image counts in an epoch.
+            are not used as labels), a ``.npy`` of uint8 (N, H, W, 3) or (N, K, H, W, 3), an
+            ``.npz`` with such an array as ``image`` (AdaInf's files; their ``label`` is ignored),
+            ``images`` or ``arr_0``, or a candidate store, of which all candidates are taken;
+            ``replicate`` is how many times a real image occurs in an epoch.
 
     Returns:
-        The images, real ones first, without labels (-1) for the extra ones; and which of them
-        stands at each place of an epoch, int64. Without ``extra``: ``real`` itself, and None.
+        The images, real ones first and extra ones with label -1; and the index of the image at
+        each position of an epoch, int64. Without ``extra``: ``real`` itself, and None.
 
     Raises:
-        ClspError: nothing there, images of another size, or a bad ``replicate``.
+        ClspError: there is nothing at ``extra``, its images have another size, or ``replicate`` is
+            not valid.
     """
     path, replicate = data.get("extra"), data.get("replicate", 1)
     if replicate < 1:
@@ -71,7 +72,7 @@ def inflate(real: ImageArray, data: Mapping[str, Any]) -> tuple[ImageArray, torc
 
 
 def _load(path: Path, data: Mapping[str, Any]) -> torch.Tensor:
-    """uint8 (N, H, W, 3)."""
+    """Load the extra images: uint8 (N, H, W, 3)."""
     if path.suffix in (".npy", ".npz") and path.is_file():
         advice = "name another data.extra=."
         array = read_npy(path, advice) if path.suffix == ".npy" else _read_named(path)
@@ -92,16 +93,16 @@ def _load(path: Path, data: Mapping[str, Any]) -> torch.Tensor:
 
 
 def _read_named(path: Path) -> np.ndarray:
-    """The images of an archive."""
+    """Read the image array of an ``.npz`` file."""
     try:
         with np.load(path, allow_pickle=False) as content:
             names = list(content)
             name = next((name for name in _IMAGE_NAMES if name in names), None)
             array = None if name is None else content[name]
-    except Exception as error:  # the boundary to numpy and zipfile: of a damaged file, anything
-        # damage leads to places before the file's start and to bz2's errors, which have no number
+    except Exception as error:  # numpy and zipfile may raise anything on a damaged file
+        # damage also causes seeks before the file's start (EINVAL) and bz2's errors (no errno)
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # the system's, which says nothing about the content
+            raise  # an error of the system, which says nothing about the content
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ClspError(
             f"{path} is not a readable .npz file ({reason}); name another data.extra=."

@@ -1,4 +1,4 @@
-"""A candidate store's manifest: what it was made of, and how."""
+"""The manifest of a candidate store: which images it was made for, and how."""
 
 import hashlib
 import json
@@ -15,7 +15,8 @@ __all__ = ["MANIFEST", "StoreManifest", "generate_command"]
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-# no store has more, and one that says so would be looked for without an end
+# No store has more. With the larger numbers of a damaged manifest the search for shards would
+# not end.
 _LARGEST = {
     "num_images": 10**9, "num_candidates": 10**6, "height": 2**16, "width": 2**16,
     "shard_size": 10**9, "num_shards": 10**6,
@@ -27,24 +28,26 @@ class StoreManifest:
     """What a store holds and how it was made.
 
     Attributes:
-        num_images: N, images with candidates.
-        num_candidates: K, candidates an image, once the store is complete.
+        num_images: N, the number of images with candidates.
+        num_candidates: K, candidates per image, once the store is complete.
         height: H in pixels.
         width: W in pixels.
-        fingerprint: of the images and their order, see ``ImageArray.fingerprint``.
-        dataset: name of the images, for people.
-        denoiser: hash of the denoiser's weights.
+        fingerprint: digest of the images and their order, see ``ImageArray.fingerprint``.
+        dataset: name of the images, for messages.
+        denoiser: hash of the denoiser, see ``denoiser_hash``; ``oracle: NAME`` if the candidates
+            were made without one.
         w: weight of the *sample* in the blend of middle features; 0.1 is 90 % anchor.
         sampler: name of the sampler.
-        steps: sampling steps.
+        steps: number of sampling steps.
         eta: DDIM's eta.
-        seed: of the sampling noise.
+        seed: seed of the sampling noise.
         dtype: precision of the denoiser while sampling.
         clip: whether each sampling step clipped its estimate of the image to [-1, 1].
-        share_anchor: whether an anchor's K candidates shared one noised anchor a step.
-        shard_size: images a shard.
-        guidance: of a conditional denoiser by the anchors' condition; 0 without one.
-        condition: digest of what a conditional denoiser was told; None without one.
+        share_anchor: whether the K candidates of an anchor shared one noised anchor per step.
+        shard_size: images per shard.
+        guidance: strength of the guidance by the anchors' condition; 0 for an unconditional
+            denoiser.
+        condition: digest of the condition that the denoiser got; None for an unconditional one.
     """
 
     num_images: int
@@ -71,7 +74,7 @@ class StoreManifest:
         return -(-self.num_images // self.shard_size)
 
     def shard_range(self, shard: int) -> tuple[int, int]:
-        """First image and one past the last image of a shard."""
+        """Return the indexes of the first image of a shard and of one past its last image."""
         start = shard * self.shard_size
         return start, min(start + self.shard_size, self.num_images)
 
@@ -81,8 +84,8 @@ class StoreManifest:
 
     @property
     def seal(self) -> str:
-        """Hash of the content, which an edit by hand breaks."""
-        # what is not set does not count, as in manifests from before there was a condition
+        """Hash of the content, stored beside it to detect edits by hand."""
+        # without None, so that manifests written before there was a condition keep their seal
         content = {name: value for name, value in asdict(self).items() if value is not None}
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
@@ -99,8 +102,8 @@ class StoreManifest:
             raise ClspError(f"{file} is not {what} of format {FORMAT}; {advice}")
         seal = content.pop("seal", None)
         checked(content, cls, f"{file} is not {what}: it has", advice)
-        manifest = cls(**content)  # numbers as they were written, which the seal is of
-        for name, most in _LARGEST.items():  # shard_size before what is divided by it
+        manifest = cls(**content)  # numbers as they were written: the seal is a hash of these
+        for name, most in _LARGEST.items():  # shard_size before num_shards, which divides by it
             if not 1 <= getattr(manifest, name) <= most:
                 raise ClspError(
                     f"{file} is not {what}: it has {name}={getattr(manifest, name)}; {advice}"
@@ -115,13 +118,13 @@ class StoreManifest:
 
 
 def generate_command(path: str | Path, data: Mapping[str, Any] | None = None) -> str:
-    """The command that makes a store, for error messages.
+    """Return the command that makes a store, for error messages.
 
     Args:
-        path: of the store.
-        data: the configuration's ``data`` block, so that the store is for the same images.
+        path: the store's directory.
+        data: the configuration's ``data`` block, so that the command makes it for the same images.
     """
-    # every setting is said, whatever the shipped configuration has by default
+    # name every setting, because the shipped configuration may have other defaults
     data = data or {}
     keys: tuple[str, ...] = ("dataset", "train_path", "fraction", "image_size")
     config = "cifar"

@@ -1,8 +1,8 @@
-"""The images of someone else's data set, by the index that its batches carry.
+"""Read the images of another library's data set by the index that its batches carry.
 
-solo-learn's data sets, and many others, yield ``(index, views, target)``. Here the same data set
-is read without its augmentation, so that candidates are matched with images by their pixels and
-not by trust in an order.
+solo-learn's data sets, and many others, yield ``(index, views, target)``. This module reads such a
+data set without its augmentation, so that candidates can be matched with images by their pixels
+instead of relying on the order.
 """
 
 import copy
@@ -28,12 +28,13 @@ _HOW = (
 
 
 def digests_of(dataset: Any, image_size: int | None) -> np.ndarray:
-    """Names of a data set's images by their pixels: uint8 (N, 16), see ``ImageArray.digests``.
+    """Return a digest of each image of a data set: uint8 (N, 16), see ``ImageArray.digests``.
 
     Args:
         dataset: a map-style data set with a ``transform`` that yields ``(index, image, ..)``, or
             uint8 images (N, H, W, 3).
-        image_size: side in pixels that candidates were made for, None for the images' own.
+        image_size: side in pixels of the squares that the candidates were made for; None keeps
+            the images as they are.
 
     Raises:
         ClspError: the data set cannot be read by index.
@@ -42,23 +43,23 @@ def digests_of(dataset: Any, image_size: int | None) -> np.ndarray:
 
 
 def pixels_of(dataset: Any, image_size: int | None) -> torch.Tensor:
-    """A data set's images: uint8 (N, H, W, 3). Arguments and errors as of :func:`digests_of`.
+    """Return a data set's images: uint8 (N, H, W, 3). Takes the arguments of :func:`digests_of`.
 
     Raises:
-        ClspError: also if the images are not all of one size.
+        ClspError: as :func:`digests_of`, or the images are not all of one size.
     """
     try:
         return torch.from_numpy(_each(dataset, image_size, lambda pixels: pixels))
     except ClspError:
         raise
-    except ValueError as error:  # numpy's, of stacking arrays of several shapes
+    except ValueError as error:  # from numpy, which cannot stack arrays of several shapes
         raise ClspError(
             "The images are not all of one size; set data.image_size=PIXELS to bring them to one."
         ) from error
 
 
 def size_of(dataset: Any) -> tuple[int, int]:
-    """Height and width in pixels of a data set's first image. Errors as of :func:`digests_of`."""
+    """Return height and width in pixels of a data set's first image; raises as digests_of does."""
     if isinstance(dataset, torch.Tensor | np.ndarray):
         return tuple(dataset.shape[1:3])
     return _pixels(_reader(dataset), 0, None).shape[:2]
@@ -73,7 +74,7 @@ def _each(
             raise ClspError(f"images are {images.dtype} {images.shape}; give uint8 (N, H, W, 3).")
         return np.stack([apply(image) for image in images])
     read = _reader(dataset)
-    # decoding releases the interpreter's lock
+    # threads help, because decoding releases the interpreter's lock
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         out = pool.map(lambda index: apply(_pixels(read, index, image_size)), range(len(dataset)))
         return np.stack(list(out))
@@ -84,7 +85,7 @@ def _pixels(read: Callable[[int], Image.Image], index: int, size: int | None) ->
 
 
 def _reader(dataset: Any) -> Callable[[int], Image.Image]:
-    """From an index, as the batches carry it, to an image before any augmentation."""
+    """Return a function from an index, as batches carry it, to the image before augmentation."""
     kind = type(dataset).__name__
     if not (hasattr(dataset, "transform") and hasattr(dataset, "__len__")):
         raise ClspError(f"The images of a {kind} cannot be read by index; {_HOW}.")

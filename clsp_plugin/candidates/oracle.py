@@ -1,8 +1,8 @@
-"""Candidates that no denoiser drew: what a perfect generator would give, and what none should.
+"""Oracle candidates, made without a denoiser: those of a perfect generator, and a control.
 
-They are made from what a generator does not know, the labels or the recipe of the offline data
-set, and measure how much there is to win. They are an ordinary store; its manifest says
-``oracle`` where that of another has the denoiser's hash.
+They are made from information that a generator does not have, the labels or the recipe of the
+offline data set, and measure how much better candidates could help. They form an ordinary store;
+its manifest has ``oracle: NAME`` in place of the denoiser's hash.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,13 +26,13 @@ _PREFIX = "oracle: "
 
 @dataclass
 class Oracle:
-    """Keys of a configuration of ``clsp generate`` that makes such candidates.
+    """Settings of ``clsp generate`` for oracle candidates.
 
     Attributes:
         oracle: what a candidate is, one of :data:`ORACLES`.
-        num_candidates: K, candidates an image.
-        seed: of what is random.
-        shard_size: images a file of the store.
+        num_candidates: K, candidates per image.
+        seed: seed of all random choices.
+        shard_size: images per shard of the store.
     """
 
     oracle: str
@@ -42,7 +42,7 @@ class Oracle:
 
 
 def _same_class(array: ImageArray, data: Mapping[str, Any], keys: torch.Tensor) -> torch.Tensor:
-    """Another training image of the anchor's class: perfect semantics."""
+    """Draw another training image of each anchor's class: perfect semantics."""
     if bool((array.targets < 0).any()):
         raise ClspError("oracle=class needs the labels of all images, and some have none.")
     order = array.targets.argsort(stable=True)
@@ -51,7 +51,7 @@ def _same_class(array: ImageArray, data: Mapping[str, Any], keys: torch.Tensor) 
         alone = array.classes[int((sizes == 1).nonzero()[0])]
         raise ClspError(f"oracle=class: class {alone} has one image, and no other to take.")
     first = sizes.cumsum(0) - sizes
-    place = torch.empty_like(order)  # of an image among those of its class
+    place = torch.empty_like(order)  # position of each image among those of its class
     place[order] = torch.arange(len(array)) - first[array.targets[order]]
     others = sizes[array.targets] - 1
     step = 1 + (key_uniform(keys, 1)[:, 0].double() * others).long()
@@ -59,7 +59,7 @@ def _same_class(array: ImageArray, data: Mapping[str, Any], keys: torch.Tensor) 
 
 
 def _any_image(array: ImageArray, data: Mapping[str, Any], keys: torch.Tensor) -> torch.Tensor:
-    """Another training image, whatever it shows: what must not help."""
+    """Draw another training image of any class for each anchor: a control that must not help."""
     if len(array) < 2:
         raise ClspError("oracle=other takes another image, and there is only one image.")
     step = 1 + (key_uniform(keys, 1)[:, 0].double() * (len(array) - 1)).long()
@@ -67,7 +67,7 @@ def _any_image(array: ImageArray, data: Mapping[str, Any], keys: torch.Tensor) -
 
 
 def _background(array: ImageArray, data: Mapping[str, Any], keys: torch.Tensor) -> torch.Tensor:
-    """The digit as it stands, on another texture and in another ink: perfect backgrounds."""
+    """Redraw each digit at its place on another texture in another ink: a perfect background."""
     if data["dataset"] != "digits" or data.get("fraction", -1) > 0:
         raise ClspError(
             "oracle=background knows how the images of data.dataset=digits are made, all of them; "
@@ -91,7 +91,7 @@ def is_oracle(manifest: StoreManifest) -> bool:
 
 
 def check_oracle(settings: Oracle) -> None:
-    """Refuse settings that no store can be made of."""
+    """Refuse an unknown oracle, and numbers below 1."""
     if settings.oracle not in ORACLES:
         raise ClspError(f"oracle={settings.oracle} is not known{nearest(settings.oracle, ORACLES)}")
     for name in ("num_candidates", "shard_size"):
@@ -102,20 +102,20 @@ def check_oracle(settings: Oracle) -> None:
 def write_oracle(
     array: ImageArray, data: Mapping[str, Any], out: str | Path, settings: Oracle
 ) -> dict[str, Any]:
-    """Make a store of such candidates, continuing an unfinished one.
+    """Make a store of oracle candidates, continuing an unfinished one.
 
     Args:
         array: the training images.
-        data: their block of the configuration, see ``load_images``.
+        data: the configuration's ``data`` block, see ``load_images``.
         out: directory of the store.
-        settings: what to make.
+        settings: which candidates to make.
 
     Returns:
-        ``candidates`` made by this call, and ``out``.
+        ``candidates``, the number made by this call, and ``out``.
 
     Raises:
-        ClspError: there is no such oracle, it does not fit the images, or the store holds
-            something else.
+        ClspError: there is no such oracle, it does not fit the images, or the store was made with
+            other settings or for other images.
     """
     check_oracle(settings)
     drawn = [
@@ -138,7 +138,7 @@ def write_oracle(
 
 
 def _manifest(array: ImageArray, settings: Oracle) -> StoreManifest:
-    """What the store holds; what only a sampler has is naught."""
+    """Return the store's manifest, in which the settings of a sampler are 0, False or ``none``."""
     return StoreManifest(
         num_images=len(array),
         num_candidates=settings.num_candidates,

@@ -1,11 +1,11 @@
-"""The candidate store: what passes from the denoiser to pre-training.
+"""The candidate store: the denoiser's candidates on disk, read by pre-training.
 
 A store is a directory of uint8 shards of shape (n, K, H, W, 3), memory-mapped, and a
-``manifest.json`` that names the images they were made for. Opening it against other images,
-another order or a subset is an error. ``images.npy`` names each of the images by its pixels, for
-hosts whose data sets have an order of their own. A shard is whole or absent; writing continues
-where it was stopped. While a store is extended to more candidates an image, some of its shards
-hold the new number and the others still the old one.
+``manifest.json`` that identifies the images they were made for. Opening it against other images,
+another order or a subset is an error. ``images.npy`` has a digest of each image's pixels, so that
+a host's data set may have another order. A shard is complete or absent; writing continues where
+it was stopped. While a store is extended to more candidates per image, some shards hold the new
+number and the others still the old one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,12 +32,12 @@ _DRAW_AGAIN = (
 
 
 def shard_path(path: Path, shard: int) -> Path:
-    """Where a shard of a store is, by its number."""
+    """Return the path of a shard, given the store's directory and the shard's number."""
     return path / f"shard-{shard:05d}.npy"
 
 
 def map_shard(path: Path, shard: int, manifest: StoreManifest) -> np.ndarray:
-    """A shard, memory-mapped: uint8 (n, k, H, W, 3), k at most the manifest's K."""
+    """Open a shard memory-mapped: uint8 (n, k, H, W, 3), with k at most the manifest's K."""
     file = shard_path(path, shard)
     array = map_npy(file, _DRAW_AGAIN)
     expected = manifest.shard_shape(shard)
@@ -51,12 +51,12 @@ def map_shard(path: Path, shard: int, manifest: StoreManifest) -> np.ndarray:
 
 
 def _placeholder(shape: tuple[int, ...]) -> np.ndarray:
-    """Of a shard that is not there: an array of that shape that takes no memory."""
+    """Return an array of a missing shard's shape that takes no memory."""
     return np.broadcast_to(np.zeros((), np.uint8), shape)
 
 
 def _is_there(shard: np.ndarray) -> bool:
-    return any(shard.strides)
+    return any(shard.strides)  # a placeholder's strides are all 0
 
 
 class CandidateStore:
@@ -65,17 +65,17 @@ class CandidateStore:
     Args:
         path: a store's directory, or the authors' single ``.npy`` of shape (N, K, H, W, 3). The
             latter has no manifest: only the number and size of its images can be checked.
-        num_candidates: draw from the first so many of the K; all by default.
-        data: the configuration's ``data`` block, for what errors say.
-        partial: open a store in the making too, as far as it is made; only the images that are
-            ``drawn`` may be asked for.
+        num_candidates: use only the first this many of the K candidates; all by default.
+        data: the configuration's ``data`` block, for the commands in error messages.
+        partial: also open an unfinished store; then only images in ``drawn`` may be read.
 
     Attributes:
-        manifest: what the store says of itself; None for the authors' array.
-        drawn: int64 (M,), the images that have their candidates: all, unless ``partial``.
+        manifest: the store's manifest; None for the authors' array.
+        drawn: int64 (M,), indexes of the images that have candidates: all, unless ``partial``.
 
     Raises:
-        ClspError: absent, incomplete or truncated, or fewer candidates than asked for.
+        ClspError: the store is absent, incomplete or truncated, or has fewer candidates than asked
+            for.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class CandidateStore:
         ]
 
     def _present(self, num_candidates: int | None) -> int:
-        """Candidates that every image has, which are fewer while a store is extended."""
+        """Return the candidates per image that every shard has: fewer while a store is extended."""
         present = min(shard.shape[1] for shard in self._shards)
         wanted = present if self.manifest is None else self.manifest.num_candidates
         if present != wanted and num_candidates is None and not self.partial:
@@ -151,10 +151,10 @@ class CandidateStore:
         return present
 
     def need_manifest(self) -> StoreManifest:
-        """The manifest, for what cannot do without one.
+        """Return the manifest, for callers that need one.
 
         Raises:
-            ClspError: the store is the authors' array.
+            ClspError: the store is the authors' array, which has none.
         """
         if self.manifest is None:
             raise ClspError(
@@ -166,14 +166,14 @@ class CandidateStore:
         """Refuse images that the candidates were not made for.
 
         Args:
-            num_images: N of the images at hand.
+            num_images: N, the number of images at hand.
             height: their height in pixels.
             width: their width in pixels.
-            fingerprint: of the images at hand and their order.
-            name: what to call them.
+            fingerprint: digest of the images at hand and their order.
+            name: what to call them in error messages.
 
         Raises:
-            ClspError: naming both.
+            ClspError: the images are others, or in another order; the message describes both.
         """
         theirs = f"{self.num_images} images of {self.height}x{self.width}"
         ours = f"{num_images} images of {height}x{width}"
@@ -192,21 +192,21 @@ class CandidateStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the candidates that are drawn from."""
+        """Size in bytes of the candidates that are used: the first ``num_candidates`` per image."""
         return self.num_images * self.num_candidates * self.height * self.width * 3
 
     def rows_of(self, digests: np.ndarray, name: str) -> torch.Tensor:
-        """Where images in another order, or some of them, are in this store.
+        """Find images, in any order and not necessarily all of them, in this store.
 
         Args:
-            digests: uint8 (M, 16), of the images at hand, see ``ImageArray.digests``.
-            name: what to call them.
+            digests: uint8 (M, 16), digests of the images at hand, see ``ImageArray.digests``.
+            name: what to call them in error messages.
 
         Returns:
-            int64 (M,): for each its index in the store.
+            int64 (M,), the index in the store of each image.
 
         Raises:
-            ClspError: an image has no candidates here, or the store does not name its images.
+            ClspError: an image has no candidates here, or the store has no digests of its images.
         """
         theirs = self._digests()
         if theirs is None:
@@ -228,7 +228,7 @@ class CandidateStore:
         return torch.tensor(rows)
 
     def _digests(self) -> np.ndarray | None:
-        """Of the images, where the store has them and its manifest agrees."""
+        """Return the digests of the images, None if the store has none; checks the manifest."""
         if self.manifest is None or not (self.path / DIGESTS).exists():
             return None
         digests = read_npy(
@@ -243,17 +243,17 @@ class CandidateStore:
         return digests
 
     def verify(self, indexes: Sequence[int] | None = None) -> tuple[int, int]:
-        """Read shards and hold them against their digests, see ``clsp_plugin.system.digests``.
+        """Read shards and compare them with their digests, see ``clsp_plugin.system.digests``.
 
         Args:
-            indexes: of the images whose shards are read; all by default.
+            indexes: read only the shards with these images; all by default.
 
         Returns:
-            How many shards agree, and how many have no digest, as those of the authors' array and
-            of stores from before there were any.
+            How many shards agree, and how many have no digest: the authors' array, and stores
+            written before there were digests.
 
         Raises:
-            ClspError: naming the shards that changed since they were written.
+            ClspError: shards changed since they were written; the message names them.
         """
         numbers = range(len(self._shards))
         if indexes is not None:
@@ -266,28 +266,28 @@ class CandidateStore:
         )
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The candidates in order, of some images at a time: uint8 (n, K, H, W, 3).
+        """Yield the candidates in order, of up to 1024 images at a time: uint8 (n, K, H, W, 3).
 
         Raises:
             ClspError: a shard that has a digest does not agree with it.
         """
         for shard, first in zip(self._shards, self._starts, strict=False):
             self.verify([first])
-            for start in range(0, len(shard), 1024):  # the authors' array is a single one
+            for start in range(0, len(shard), 1024):  # the authors' array is one large shard
                 yield shard[start : start + 1024, : self.num_candidates]
 
     def load_to(self, device: torch.device | str) -> None:
-        """Hold the candidates as one tensor on a device, so that no step waits for the host."""
+        """Copy all candidates to a device as one tensor, so that no step waits for the host."""
         parts = [torch.from_numpy(block.copy()) for block in self.blocks()]
         self._resident = torch.cat(parts).to(device)
 
     def choose(self, indexes: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
-        """Which candidate each image gets in an epoch: int64 (B,), uniform over the K."""
+        """Draw which candidate each image gets in an epoch: int64 (B,), uniform over the K."""
         keys = keys_for(derive_key(seed, Purpose.CANDIDATE, epoch), indexes)
         return (key_uniform(keys, 1)[:, 0] * self.num_candidates).long()
 
     def gather(self, indexes: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
-        """The chosen candidates: uint8 (B, H, W, 3), on the device of ``indexes``.
+        """Return the chosen candidates: uint8 (B, H, W, 3), on the device of ``indexes``.
 
         Args:
             indexes: int64 (B,), image indexes in [0, N).
@@ -304,7 +304,7 @@ class CandidateStore:
         return torch.from_numpy(out).to(indexes.device, non_blocking=True)
 
     def images(self, indexes: Sequence[int] | np.ndarray) -> np.ndarray:
-        """All candidates of a few images: uint8 (n, K, H, W, 3)."""
+        """Return all candidates of a few images: uint8 (n, K, H, W, 3)."""
         out = []
         for index in indexes:
             shard = int(np.searchsorted(self._starts, index, side="right")) - 1

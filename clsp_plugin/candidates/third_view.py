@@ -1,4 +1,4 @@
-"""The third view: one of an image's candidates, augmented, by the image's index."""
+"""The third view of an image: one of its candidates, found by the image's index and augmented."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from clsp_plugin.errors import ClspError
 
 __all__ = ["SyntheticPositiveLoader", "ThirdView", "match"]
 
-_VERIFIED = 2**30  # bytes of a store that is held against its digests though it stays on disk
+_VERIFIED = 2**30  # bytes of the largest store that is verified though it stays on disk
 
 
 class ThirdView:
@@ -26,11 +26,11 @@ class ThirdView:
 
     Args:
         source: the candidates; or the images themselves, uint8 (N, H, W, 3), for the control
-            whose third view is one more augmentation.
-        augmentation: of the view.
-        seed: of the choice of a candidate and of the augmentation.
-        rows: int64 (M,), the place in ``source`` of each image that indexes name; None where it
-            is the index.
+            experiment with one more augmentation of the image as its third view.
+        augmentation: the augmentation of the third view.
+        seed: seed of the choice of a candidate and of the augmentation.
+        rows: int64 (M,), the index in ``source`` of each image of the data set; None if the two
+            indexes are the same.
     """
 
     def __init__(
@@ -44,11 +44,13 @@ class ThirdView:
         self.seed, self.rows = seed, rows
 
     def to(self, device: torch.device) -> "ThirdView":
-        """Move what is small enough to a training device, in place; large stores stay on disk.
+        """Move the source to a training GPU if it is small enough, in place.
+
+        A store that is not moved stays on disk.
 
         Raises:
-            ClspError: a shard does not agree with its digest; looked at where the store is moved,
-                and where it is so small that reading it takes no more than a second or two.
+            ClspError: a shard does not agree with its digest. This is checked when the store is
+                moved, and otherwise only up to 1 GiB, which takes a second or two to read.
         """
         fits = device.type == "cuda" and (
             self.source.nbytes < 0.25 * torch.cuda.mem_get_info(device)[0]
@@ -64,12 +66,13 @@ class ThirdView:
         return self
 
     def __call__(self, indexes: torch.Tensor, epoch: int, number: int) -> torch.Tensor:
-        """Views of images: float32 (B, 3, crop, crop), normalised.
+        """Make the third views of a batch: float32 (B, 3, crop, crop), normalised.
 
         Args:
-            indexes: int64 (B,), as batches carry them.
-            epoch: 0-based.
-            number: of the view among the image's views, which keeps their randomness apart.
+            indexes: int64 (B,), image indexes as batches carry them.
+            epoch: the epoch, counted from 0.
+            number: position of this view among the image's views, so that it is augmented
+                independently of the others.
         """
         if self.rows is not None and self.rows.device != indexes.device:
             self.rows = self.rows.to(indexes.device)
@@ -83,16 +86,16 @@ class ThirdView:
 
 
 def match(store: CandidateStore, images: Any, name: str) -> torch.Tensor | None:
-    """Where the images that a host's indexes name are in a store.
+    """Find the images of a host's data set in a store.
 
     Args:
         store: the candidates.
         images: the host's data set, or its images; see ``digests_of``.
-        name: what to call them.
+        name: what to call them in messages.
 
     Returns:
-        int64 (N,), rows of the store; None for the authors' array, which names no images: only
-        their number and size are compared.
+        int64 (N,), the index in the store of each image. None for the authors' array, which has
+        no digests of its images: only their number and size are compared.
 
     Raises:
         ClspError: an image has no candidates in the store.
@@ -122,20 +125,21 @@ class SyntheticPositiveLoader:
                 ...
 
     The loader itself is not changed: its sampler, worker processes and pinned memory stay as they
-    are, and its attributes are reached through this object. The view is made in the process that
-    iterates, where the batch lies.
+    are, and its attributes can be read from this object. The third view is made in the process
+    that iterates, on the batch's device.
 
     Args:
-        loader: yields ``(indexes (B,), views, targets)``, ``views`` a list of (B, 3, H, W) or one
-            tensor; solo-learn's loaders do.
+        loader: yields ``(indexes (B,), views, targets)``, with ``views`` a list of (B, 3, H, W) or
+            one tensor, as solo-learn's loaders do.
         store: the candidates, or the path of their store.
-        augmentation: of the third view.
-        seed: of the choice of a candidate and of the augmentation.
-        images: the images that the indexes name, to match the candidates with: a data set, or
+        augmentation: the augmentation of the third view.
+        seed: seed of the choice of a candidate and of the augmentation.
+        images: the images that the indexes refer to, to match the candidates with: a data set, or
             uint8 (N, H, W, 3). By default ``loader.dataset``.
 
     Raises:
-        ClspError: no store, or one without candidates for each of the images.
+        ClspError: there is no store, it lacks candidates for some image, or the loader has no
+            dataset and ``images`` is not given.
     """
 
     def __init__(
@@ -167,7 +171,7 @@ class SyntheticPositiveLoader:
         return getattr(self.loader, name)
 
     def set_epoch(self, epoch: int) -> None:
-        """Name the epoch that is iterated next, here and to the loader's sampler if it asks."""
+        """Set the epoch to iterate next, here and in the loader's samplers that have set_epoch."""
         self.epoch = epoch
         for sampler in ("sampler", "batch_sampler"):
             tell = getattr(getattr(self.loader, sampler, None), "set_epoch", None)
@@ -176,7 +180,7 @@ class SyntheticPositiveLoader:
 
     def __iter__(self) -> Iterator[list[Any]]:
         epoch = self.epoch
-        self.epoch += 1  # for loops that never name it
+        self.epoch += 1  # for training loops that never call set_epoch
         for indexes, views, targets in self.loader:
             views = [views] if isinstance(views, torch.Tensor) else list(views)
             third = self.third(indexes.to(views[0].device), epoch, len(views))

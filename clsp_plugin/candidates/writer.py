@@ -1,4 +1,4 @@
-"""Writing of a candidate store: begun, continued, extended; one writer of a shard at a time."""
+"""Write a candidate store: begin, continue or extend it, with one writer per shard at a time."""
 
 import contextlib
 import errno
@@ -23,18 +23,18 @@ __all__ = ["Left", "StoreWriter", "check_export", "export_npy", "left_to_draw", 
 
 @contextlib.contextmanager
 def _room(sentence: str) -> Iterator[None]:
-    """Say a sentence, with the reason in place of ``{}``, where there is no room left."""
+    """Raise a ClspError with this sentence, ``{}`` being the reason, if the disk is full."""
     try:
         yield
     except OSError as error:
-        # numpy's own error, of a file that it could write a part of, has no number
+        # numpy's own error about a file that it could only write in part has no errno
         if error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise ClspError(sentence.format(error.strerror or error)) from error
 
 
 def _present(path: Path, manifest: StoreManifest, shard: int) -> int:
-    """Candidates an image that a shard holds already: 0 to K."""
+    """Return the number of candidates per image that a shard holds already: 0 to K."""
     if not shard_path(path, shard).exists():
         return 0
     return map_shard(path, shard, manifest).shape[1]
@@ -45,7 +45,7 @@ def _begun(path: Path) -> bool:
 
 
 def _without_shards(path: Path) -> bool:
-    """Whether a store was begun and has no shard, so that there is nothing to lose."""
+    """Whether a store was begun and has no shard yet, so that replacing it loses nothing."""
     return _begun(path) and not any(path.glob("shard-*.npy"))
 
 
@@ -65,22 +65,22 @@ def _check_nobody_writes(path: Path) -> None:
 
 
 def _clear_begun(path: Path) -> None:
-    """Delete all of a store without shards but its manifest."""
+    """Delete what a store without shards may hold, except its manifest and its locks."""
     for pattern in ("shard-*.b2", DIGESTS, ".batch-size-*", ".*.tmp"):
         for left in path.glob(pattern):
             left.unlink(missing_ok=True)
 
 
 def replace_begun(path: str | Path, manifest: StoreManifest) -> bool:
-    """Make way where a store with another manifest was begun and has no shard yet.
+    """Replace the manifest of a store that was begun with other settings and has no shard yet.
 
-    A command that was killed, or refused while it drew its first shard, leaves such a one.
+    A command that was killed or failed while it drew its first shard leaves such a store.
 
     Returns:
-        Whether there was one.
+        Whether the manifest was replaced.
 
     Raises:
-        ClspError: another process is about to write it.
+        ClspError: another process holds a lock to write the store.
     """
     path = Path(path)
     if not _without_shards(path):
@@ -98,7 +98,7 @@ def replace_begun(path: str | Path, manifest: StoreManifest) -> bool:
 
 
 def _check_place(path: Path) -> None:
-    """Refuse a place that holds something else than a store."""
+    """Refuse a path that holds anything other than a store."""
     if path.exists() and not path.is_dir():
         raise ClspError(f"{path} is a file; a candidate store is a directory.")
     # another process may begin the same store meanwhile, so look at the manifest last
@@ -107,7 +107,7 @@ def _check_place(path: Path) -> None:
 
 
 def _check_same(path: Path, manifest: StoreManifest) -> None:
-    """Refuse to go on with a store of another manifest, but for fewer candidates an image."""
+    """Refuse a store with another manifest; fewer candidates per image are allowed."""
     existing = StoreManifest.load(path)
     if existing.num_candidates < manifest.num_candidates:
         existing = replace(existing, num_candidates=manifest.num_candidates)
@@ -127,14 +127,14 @@ def _check_same(path: Path, manifest: StoreManifest) -> None:
 
 @dataclass(frozen=True)
 class Left:
-    """What a store still lacks.
+    """The work that is left in a store.
 
     Attributes:
-        images: whose candidates are not all there.
-        candidates: to draw.
-        nbytes: of these.
-        rewritten: bytes of the largest file that will be written again with more candidates in it,
-            beside which the old one lies until the new one is whole.
+        images: number of images that lack candidates.
+        candidates: number of candidates to draw.
+        nbytes: size of these candidates in bytes.
+        rewritten: bytes of the largest shard that will be rewritten with more candidates; the old
+            file stays on disk until the new one is complete.
     """
 
     images: int
@@ -144,11 +144,11 @@ class Left:
 
 
 def left_to_draw(path: str | Path, manifest: StoreManifest) -> Left:
-    """What is left to draw of a store, which may not exist yet; nothing is written.
+    """Return what is left to draw of a store, which may not exist yet; nothing is written.
 
     Raises:
-        ClspError: there is a store with another manifest, or something else than a store, or a
-            file of it is not readable.
+        ClspError: the path holds a store with another manifest or something other than a store,
+            or a file of the store is not readable.
     """
     path = Path(path)
     _check_place(path)
@@ -171,10 +171,10 @@ class StoreWriter:
 
     Args:
         path: directory of the store; made if absent.
-        manifest: what the store will hold. An existing store must have the same, but may have
-            fewer candidates an image.
-        digests: of the images, see ``ImageArray.digests``; without them the store fits only a
-            data set in the order it was made for.
+        manifest: what the store will hold. An existing store must have the same manifest, but may
+            have fewer candidates per image.
+        digests: uint8 (N, 16), digests of the images, see ``ImageArray.digests``; without them the
+            store can only be used with a data set in the same order.
 
     Raises:
         ClspError: the directory holds a store with another manifest, or other files.
@@ -196,7 +196,7 @@ class StoreWriter:
 
     def _begin(self, digests: np.ndarray | None) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        with locked(self.path, wait=True):  # of several that begin it at once, the first does
+        with locked(self.path, wait=True):  # of several processes, only the first begins the store
             if not _begun(self.path):
                 self._begins = True
                 self._save()
@@ -206,9 +206,9 @@ class StoreWriter:
                 write_whole(self.path / DIGESTS, lambda file: np.save(file, digests))
 
     def undo(self) -> None:
-        """Delete what was begun here, if it has no shard yet and no other process goes on with it.
+        """Delete the store that this writer began, unless it has a shard or is being written.
 
-        A refused command then leaves nothing.
+        So a refused command leaves nothing behind.
         """
         if self._begins and self.path.is_dir() and not any(self.path.glob("shard-*.npy")):
             with locked(self.path, wait=True):
@@ -225,9 +225,10 @@ class StoreWriter:
                 break
 
     def extend(self) -> None:
-        """Let the store be one of as many candidates as asked for, if it has fewer.
+        """Raise the candidates per image in the store's manifest to the number asked for.
 
-        Until all are drawn it cannot be opened, so call this when nothing is in the way any more.
+        Until all of them are drawn the store cannot be opened by default, so call this after every
+        check that may refuse the command.
         """
         if StoreManifest.load(self.path).num_candidates < self.manifest.num_candidates:
             self._save()
@@ -244,9 +245,9 @@ class StoreWriter:
 
     @contextlib.contextmanager
     def lock(self, rank: int = 0, world_size: int = 1) -> Iterator[None]:
-        """Write alone: one of ``world_size`` processes that share the shards by number.
+        """Lock the shards of process ``rank`` of ``world_size``: every ``world_size``-th one.
 
-        The lock ends with the process, however that ends.
+        The lock is released when the block or the process ends, even if the process is killed.
 
         Raises:
             ClspError: another process writes the same shards.
@@ -259,7 +260,7 @@ class StoreWriter:
             with self._room():
                 own.write_text(f"process {os.getpid()} on {socket.gethostname()}")
             with locked(self.path, wait=True):
-                # it may have been taken for one that nobody goes on with, before this lock
+                # before this lock was held, replace_begun may have replaced the manifest
                 _check_same(self.path, self.manifest)
             for other in self.path.glob(".*-of-*.lock"):
                 if not other.name.endswith(f"-of-{world_size}.lock"):
@@ -268,8 +269,8 @@ class StoreWriter:
             yield
 
     def _look_at(self, lock: Path, alone: bool) -> None:
-        """Refuse to write beside the holder of a lock; one that nobody holds was left behind."""
-        # several may look at once, and none of them may take another for the holder
+        """Refuse to write if the lock is held; a lock that nobody holds was left behind."""
+        # shared: several processes may look at once, none may take another for the holder
         with locked(lock, shared=not alone) as free:
             if not free:
                 raise _taken(self.path, lock)
@@ -277,10 +278,10 @@ class StoreWriter:
                 lock.unlink(missing_ok=True)
 
     def _clear(self, rank: int, world_size: int) -> None:
-        """Delete what a process that was killed had not written to its end."""
+        """Delete the incomplete files of this process's shards that a killed process left."""
         for left in unfinished(self.path):
             number = left.name.removeprefix(".shard-").split(".")[0]
-            # the other files may be in the making by one of the other processes
+            # another process may be writing the other files right now
             mine = int(number) % world_size == rank if number.isdigit() else world_size == 1
             if mine:
                 left.unlink(missing_ok=True)
@@ -291,24 +292,24 @@ class StoreWriter:
                 left.unlink(missing_ok=True)
 
     def _shares(self, rank: int, world_size: int) -> range:
-        """The shards of one of so many processes."""
+        """Return the numbers of the shards that one of ``world_size`` processes writes."""
         return range(rank, self.manifest.num_shards, world_size)
 
     def verify(self, rank: int = 0, world_size: int = 1) -> None:
-        """Hold the shards that one of so many processes keeps against their digests.
+        """Compare the shards of one of ``world_size`` processes with their digests.
 
         Raises:
-            ClspError: naming those that changed since they were written.
+            ClspError: shards changed since they were written; the message names them.
         """
         present = ((shard, self.present(shard)) for shard in self._shares(rank, world_size))
         check_whole((shard_path(self.path, shard), have) for shard, have in present if have)
 
     def present(self, shard: int) -> int:
-        """Candidates an image that a shard holds already: 0 to K."""
+        """Return the number of candidates per image that a shard holds already: 0 to K."""
         return _present(self.path, self.manifest, shard)
 
     def missing(self) -> list[tuple[int, int, int]]:
-        """The shards still to write, as (shard number, first image, one past the last)."""
+        """Return the shards still to write, as (shard number, first image, one past the last)."""
         return [
             (shard, *self.manifest.shard_range(shard))
             for shard in range(self.manifest.num_shards)
@@ -319,16 +320,16 @@ class StoreWriter:
         """Write one shard; it appears whole or not at all.
 
         Args:
-            shard: its number.
-            candidates: uint8 (n, K, H, W, 3), or (n, K - k, H, W, 3) where k are present: they
-                are kept, and these are put behind them.
+            shard: number of the shard.
+            candidates: uint8 (n, K, H, W, 3), or (n, K - k, H, W, 3) if the shard holds k
+                candidates per image already: those are kept, and these are appended.
 
         Raises:
-            ClspError: there is no room left.
+            ClspError: there is no room left on the disk.
         """
         have = self.present(shard)
         if have == self.manifest.num_candidates:
-            return  # another process was faster, and drew the same
+            return  # another process was faster, and drew the same candidates
         if have:
             before = map_shard(self.path, shard, self.manifest)
             candidates = np.concatenate([before, candidates], axis=1)
@@ -343,7 +344,7 @@ class StoreWriter:
 
 
 def check_export(path: str | Path, store: str | Path) -> Path:
-    """Refuse a file that :func:`export_npy` cannot write, before anything is drawn for it."""
+    """Refuse a path that :func:`export_npy` cannot write to, before any candidates are drawn."""
     path = Path(path)
     if path.exists():
         raise ClspError(f"{path} exists already; choose another file.")
@@ -361,11 +362,11 @@ def export_npy(store: CandidateStore, path: str | Path) -> None:
     """Write a store as the single array that the authors' training scripts read.
 
     Args:
-        store: what to write.
-        path: a ``.npy`` file that does not exist yet; it gets uint8 (N, K, H, W, 3).
+        store: the store to write.
+        path: a ``.npy`` file that does not exist yet; it will hold uint8 (N, K, H, W, 3).
 
     Raises:
-        ClspError: the file exists or is no ``.npy``, or there is no room for it.
+        ClspError: the path exists or does not end in ``.npy``, or there is no room for the file.
     """
     path = check_export(path, store.path)
     shape = (store.num_images, store.num_candidates, store.height, store.width, 3)
@@ -376,7 +377,7 @@ def export_npy(store: CandidateStore, path: str | Path) -> None:
         for block in store.blocks():
             file.write(np.ascontiguousarray(block).data)
 
-    # of a process that was killed
+    # left behind by a process that was killed
     for left in unfinished(path.parent, glob.escape(path.name)):
         left.unlink(missing_ok=True)
     with _room(

@@ -1,7 +1,7 @@
 """The offline data set: handwritten digits in light colours over darker random textures.
 
-The digit is the semantics, the texture the background: what CLSP is about, at a size that two
-cores can train, without a download. The handwriting is scikit-learn's copy of the UCI "Optical
+The digit is the semantics and the texture the background, as CLSP assumes, at a size that two
+cores can train on without a download. The handwriting is scikit-learn's copy of the UCI "Optical
 recognition of handwritten digits" test set (1,797 images of 8x8 pixels); training and
 validation images use different handwriting.
 """
@@ -15,11 +15,11 @@ from clsp_plugin.data.keyed_random import Purpose, derive_key, key_uniform, keys
 
 __all__ = ["make_digits", "on_other_backgrounds"]
 
-# A stroke is lighter than what lies under it. With strokes of either kind, and views that turn one
-# into the other by solarisation, SimCLR reached half as much in the demo's epochs (linear, held-out
-# images, one seed: 38.5 against 77.0 %).
-_DARK, _LIGHT = 0.6, 0.65  # no colour channel of a texture is above, none of a stroke below
-# Drawn at a time: a pixel takes a hundred bytes meanwhile, and three when it is done.
+# Strokes are always lighter than the texture. When some were darker, so that solarisation turned
+# one kind into the other, SimCLR reached half the accuracy in the demo's epochs (linear probe on
+# held-out images, one seed: 38.5 against 77.0 %).
+_DARK, _LIGHT = 0.6, 0.65  # upper limit of a texture's channels, lower limit of a stroke's
+# Pixels drawn at a time: each takes a hundred bytes while it is drawn, and three afterwards.
 _PIXELS = 2**18
 
 
@@ -31,8 +31,8 @@ def make_digits(
     Args:
         num_images: how many images; classes are balanced to within one.
         split: ``"train"`` or ``"val"``; the two share no handwriting.
-        seed: of everything that is random.
-        size: of an image in pixels, at least 12; the handwriting has 8x8.
+        seed: seed of all random choices.
+        size: side of an image in pixels, at least 12; the handwriting has 8x8.
 
     Returns:
         uint8 images (N, size, size, 3) and int64 digits (N,) in 0..9.
@@ -50,7 +50,7 @@ def make_digits(
 def _draw(
     handwriting, targets: torch.Tensor, keys: torch.Tensor, split: str, size: int
 ) -> torch.Tensor:
-    """Some of the images, each from its digit and its key alone: uint8 (N, size, size, 3)."""
+    """Draw images, each from its digit and its key alone: uint8 (N, size, size, 3)."""
     draw = key_uniform(keys, 16)
     glyphs = _pick(handwriting, targets, draw[:, 0], split)
     mask = _place(glyphs, draw[:, 1:5], size)
@@ -60,14 +60,14 @@ def _draw(
 def on_other_backgrounds(
     numbers: torch.Tensor, split: str, fresh: torch.Tensor, seed: int = 0, size: int = 32
 ) -> torch.Tensor:
-    """Draw images of the data set once more: the same stroke at the same place, all else anew.
+    """Redraw images of the data set: the same strokes at the same places, new textures and inks.
 
     Args:
-        numbers: of the images in the data set, int64 (N,).
-        split: as of :func:`make_digits`.
-        fresh: a key each, of the textures and inks, int64 (N,).
-        seed: as of :func:`make_digits`.
-        size: as of :func:`make_digits`.
+        numbers: indexes of the images in the data set, int64 (N,).
+        split: as in :func:`make_digits`.
+        fresh: one key per image for the new texture and ink, int64 (N,).
+        seed: as in :func:`make_digits`.
+        size: as in :func:`make_digits`.
 
     Returns:
         uint8 images (N, size, size, 3).
@@ -80,7 +80,7 @@ def on_other_backgrounds(
 
 
 def _pick(handwriting, targets: torch.Tensor, draw: torch.Tensor, split: str) -> torch.Tensor:
-    """A handwritten digit of each class: (N, 1, 8, 8) in [0, 1]."""
+    """Pick a handwritten digit for each target: (N, 1, 8, 8) in [0, 1]."""
     order = np.arange(len(handwriting.target))
     held_out = order % 5 == 1  # every fifth, from the second on, is for validation
     pool = held_out if split == "val" else ~held_out
@@ -94,7 +94,7 @@ def _pick(handwriting, targets: torch.Tensor, draw: torch.Tensor, split: str) ->
 
 
 def _place(glyphs: torch.Tensor, draw: torch.Tensor, size: int) -> torch.Tensor:
-    """Scale to 5/8 .. 7/8 of the image and move: opacity (N, 1, size, size) in [0, 1]."""
+    """Scale digits to 5/8 .. 7/8 of the image and move them: opacity (N, 1, size, size), 0 to 1."""
     small, large = size * 5 // 8, size * 7 // 8
     scales = small + (draw[:, 0] * (large - small + 1)).long()
     out = torch.zeros(len(glyphs), 1, size, size)
@@ -117,7 +117,7 @@ def _place(glyphs: torch.Tensor, draw: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _painted(mask: torch.Tensor, draw: torch.Tensor, keys: torch.Tensor, size: int) -> torch.Tensor:
-    """Strokes in an ink on a texture: uint8 (N, size, size, 3)."""
+    """Paint each stroke in a random ink on a random texture: uint8 (N, size, size, 3)."""
     background = _texture(draw[:, 5:9], keys, size)
     ink = _LIGHT + (1 - _LIGHT) * draw[:, 9:12, None, None]
     images = background * (1 - mask) + ink * mask
@@ -126,7 +126,7 @@ def _painted(mask: torch.Tensor, draw: torch.Tensor, keys: torch.Tensor, size: i
 
 
 def _texture(draw: torch.Tensor, keys: torch.Tensor, size: int) -> torch.Tensor:
-    """Waves, ripples, ramps and clouds between two dark colours: (N, 3, size, size)."""
+    """Draw waves, ripples, ramps or clouds between two dark colours: (N, 3, size, size)."""
     axis = torch.arange(size) / size
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     angle = (draw[:, 1] * 2 * torch.pi)[:, None, None]
@@ -143,6 +143,6 @@ def _texture(draw: torch.Tensor, keys: torch.Tensor, size: int) -> torch.Tensor:
     kind = (draw[:, 0] * kinds.shape[1]).long()
     blend = kinds[torch.arange(len(kinds)), kind].unsqueeze(1)
     colours = key_uniform(keys_for(2, keys), 6).view(-1, 2, 3, 1, 1)
-    # the second colour is a neighbour of the first: a texture is seen, the digit is seen better
+    # the second colour is close to the first, so that the digit stands out from the texture
     first, second = colours[:, 0], colours[:, 0] * 0.5 + colours[:, 1] * 0.5
     return _DARK * (first * (1 - blend) + second * blend)

@@ -1,4 +1,4 @@
-"""Labelled data sets that features are transferred to, as torchvision keeps them."""
+"""Labelled data sets for transfer evaluation, in torchvision's format."""
 
 import hashlib
 from collections.abc import Mapping
@@ -22,15 +22,16 @@ __all__ = ["DOWNSTREAM", "Downstream", "ImageStream", "load_downstream", "to_fet
 
 @dataclass(frozen=True)
 class _Source:
-    """A class of torchvision's, and how the field uses it.
+    """A data set class of torchvision and how it is usually evaluated.
 
     Attributes:
-        loader: the class's name.
-        folder: below ``data.path``, without which the data set counts as absent.
-        metric: ``top1``, or ``mean_class``, the mean over classes of their top-1.
-        parts: ours to the arguments that make it. ``all`` has no split of its own.
-        by_hand: what of it a person has to fetch where torchvision cannot, below the first part
-            of ``folder``; none: torchvision can.
+        loader: name of the class.
+        folder: its folder below ``data.path``; without it the data set counts as absent.
+        metric: ``top1``, or ``mean_class``, the mean over classes of the top-1 of each.
+        parts: our name of each part to the arguments of the class that select it; ``all`` is the
+            only part of a data set without a split of its own.
+        by_hand: files and folders, below the first component of ``folder``, that the user has to
+            fetch; empty if torchvision can download the data set.
     """
 
     loader: str
@@ -73,16 +74,16 @@ DOWNSTREAM = tuple(sorted((*_SOURCES, *_IN_MEMORY)))
 
 
 class ImageStream(Dataset):
-    """Images of any size that are read as they are needed, each as a square.
+    """Images of any size that are read when they are needed, each as a square.
 
-    An item is pixels, uint8 (size, size, 3), the class number, and what is wrong with the image:
-    empty, or a sentence for people.
+    An item is the pixels, uint8 (size, size, 3), the class number, and an error message, which is
+    empty if the image could be read.
 
     Args:
-        source: a data set of torchvision's, of pairs (image of PIL's, class number).
-        size: in pixels; see ``folders.to_pixels``.
-        name: of the data set and its part, for people.
-        identity: what names the images.
+        source: a torchvision data set of pairs (PIL image, class number).
+        size: side in pixels; see ``folders.to_pixels``.
+        name: name of the data set and its part, for messages.
+        identity: the data set's files, which identify the images.
     """
 
     def __init__(self, source: Any, size: int, name: str, identity: "_Folder"):
@@ -98,16 +99,16 @@ class ImageStream(Dataset):
 
         try:
             return *reading(self._path(index), read), ""
-        except ClspError as error:  # raised by whoever collects: from a worker it has a traceback
+        except ClspError as error:  # for the caller to raise: a worker would add a traceback
             return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1, str(error)
 
     @property
     def key(self) -> dict[str, Any]:
-        """What names the images and their order, without reading them."""
+        """Values that identify the images and their order, found without reading the images."""
         return {"name": self.name, "files": self.identity.fingerprint}
 
     def _path(self, index: int) -> str:
-        """The image's file where the source tells, for people."""
+        """Return the image's file for error messages, or its index if the source has no files."""
         for name in ("_images", "_image_files", "_samples"):
             files = getattr(self.source, name, None)
             if files:
@@ -117,7 +118,7 @@ class ImageStream(Dataset):
 
 
 class _Folder:
-    """The state of a data set's files: paths, sizes, times of change."""
+    """The state of a data set's files: paths, sizes, modification times."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -134,14 +135,14 @@ class _Folder:
 
 @dataclass(frozen=True)
 class Downstream:
-    """A data set to transfer to.
+    """A data set for transfer evaluation.
 
     Attributes:
-        name: in ``DOWNSTREAM``.
-        metric: ``top1``, or ``mean_class``, the mean over classes of their top-1.
-        parts: ``train`` and ``test``, with ``val`` where one is customary; or ``all``, for one
-            that has no split of its own.
-        partition: of the official ones, where there are several.
+        name: one of ``DOWNSTREAM``.
+        metric: ``top1``, or ``mean_class``, the mean over classes of the top-1 of each.
+        parts: ``train`` and ``test``, with ``val`` if the data set has one; or only ``all``, if it
+            has no split of its own.
+        partition: number of the official partition, if there are several; otherwise None.
     """
 
     name: str
@@ -151,20 +152,21 @@ class Downstream:
 
 
 def load_downstream(name: str, root: Path, size: int, partition: int = 1) -> Downstream:
-    """Open a data set in torchvision's format, downloaded where its folder is not there.
+    """Open a data set in torchvision's format; it is downloaded if its folder is missing.
 
-    Caltech-101 is torchvision's 101 classes, without the background images. CIFAR may lie in
-    class folders too.
+    Caltech-101 is torchvision's 101 classes, without the background images. CIFAR may also be
+    given as class folders.
 
     Args:
-        name: in ``DOWNSTREAM``.
-        root: where torchvision keeps, or puts, its folders.
-        size: of a square in pixels; the shorter side is resized to it, bicubic, and the centre
-            is cut out.
-        partition: of DTD, 1 to 10.
+        name: one of ``DOWNSTREAM``.
+        root: the folder in which torchvision keeps its data sets, or puts them.
+        size: side of the square images in pixels: the shorter side is resized to it, bicubic, and
+            the centre is cut out. CIFAR is not resized.
+        partition: number of DTD's official partition, 1 to 10.
 
     Raises:
-        ClspError: an unknown name; neither disk nor network has it, or it is not complete.
+        ClspError: the name or the partition is not known, or the data set is incomplete or can
+            neither be found nor downloaded.
     """
     if name not in DOWNSTREAM:
         raise ClspError(f"dataset={name} is not known{nearest(name, DOWNSTREAM)}")
@@ -187,14 +189,14 @@ def load_downstream(name: str, root: Path, size: int, partition: int = 1) -> Dow
 
 
 def to_fetch(name: str, root: Path) -> str | None:
-    """What a person has to fetch before a data set can be opened, and where to put it.
+    """Say what the user has to fetch before a data set can be opened, and where to put it.
 
     Args:
-        name: in ``DOWNSTREAM``.
+        name: one of ``DOWNSTREAM``.
         root: see :func:`load_downstream`.
 
     Returns:
-        A sentence; None where all is there, or torchvision can download it.
+        A sentence; None if nothing is missing or torchvision can download it.
     """
     source = _SOURCES.get(name)
     if source is None:
@@ -213,7 +215,7 @@ def _cifar(name: str, root: Path) -> dict[str, ImageArray]:
     data = {"dataset": name, "train_path": str(root), "val_path": None}
     try:
         train, test = load_splits(data)
-    except ClspError as error:  # it names the keys of another verb
+    except ClspError as error:  # its message names the keys of another command
         text = str(error).replace("data.train_path and data.val_path", "data.path")
         raise ClspError(text) from error
     assert test is not None  # CIFAR has test images

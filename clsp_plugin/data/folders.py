@@ -1,4 +1,4 @@
-"""Folders of images as people have them: what counts as an image, and reading one."""
+"""Folders of images: which files count as images, and how one is read."""
 
 import os
 import stat
@@ -19,12 +19,12 @@ __all__ = [
 ]  # fmt: skip
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-# Folders that systems put beside images, with copies or parts of them; all others of the kind
-# begin with a dot: .ipynb_checkpoints, .Trash-1000, ._x.png.
+# Folders that operating systems put beside images, with copies or parts of them. Other such files
+# and folders begin with a dot: .ipynb_checkpoints, .Trash-1000, ._x.png.
 _OF_SYSTEMS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
-# Whole numbers above 8 bits, and fractions: Pillow cuts them off at 0 and 255.
+# Pillow's modes of integers above 8 bits and of floats, which its conversion clips to 0 .. 255.
 _WIDE = ("I", "F")
-# What Pillow raises on files that are damaged, too large or not images; it documents no list.
+# What Pillow raises on files that are damaged, too large or not images; its manual has no list.
 UNREADABLE = (
     OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
     EOFError, MemoryError, RuntimeError, AssertionError, struct.error, zlib.error,
@@ -41,7 +41,7 @@ def _is_image(name: str) -> bool:
 
 
 def _refuse(error: OSError) -> NoReturn:
-    """Also for ``os.walk``, which else leaves out a folder that it cannot read."""
+    """Raise that a path cannot be read; ``os.walk`` would otherwise skip it without a word."""
     raise ClspError(
         f"{error.filename} cannot be read ({error.strerror or error}); make it readable, or move "
         f"it away."
@@ -49,8 +49,11 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders below one, links followed as torchvision does, with their files; hidden ones not."""
-    above: dict[str, list[str]] = {}  # a folder's path to the real paths of it and those above it
+    """Yield each folder in ``root``, itself included, with its file names; hidden ones left out.
+
+    Links to folders are followed, as torchvision does.
+    """
+    above: dict[str, list[str]] = {}  # a folder's path to the real paths of it and its parents
     for path, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         trail = [*above.get(os.path.dirname(path), []), os.path.realpath(path)]
         if trail[-1] in trail[:-1]:
@@ -63,13 +66,13 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def image_files(root: Path) -> list[Path]:
-    """All images under a folder, in the order of their paths.
+    """Return all images under a folder, in the order of their paths.
 
     Hidden files and folders are left out; links to folders are followed.
 
     Raises:
-        ClspError: a folder that cannot be read or contains itself, a link to nothing, or what has
-            an image's name and is not a file.
+        ClspError: a folder cannot be read or contains itself, a link is broken, or something with
+            an image's name is not a file.
     """
     found = []
     for folder, files in _walk(root):
@@ -77,7 +80,7 @@ def image_files(root: Path) -> list[Path]:
             if _is_image(path.name):
                 _check_file(path)
                 found.append(path)
-            elif path.is_symlink():  # perhaps of a folder of images
+            elif path.is_symlink():  # perhaps a broken link to a folder of images
                 _check_link(path)
     return sorted(found)
 
@@ -93,7 +96,7 @@ def _check_link(path: Path) -> None:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse, without opening it, what only has an image's name: a pipe would wait for ever."""
+    """Refuse what has an image's name but is not a file; opening a pipe would block forever."""
     if path.is_symlink():
         _check_link(path)
     try:
@@ -105,7 +108,7 @@ def _check_file(path: Path) -> None:
 
 
 def _inside(root: Path) -> tuple[list[Path], list[Path]]:
-    """The folders in a folder, hidden ones left out, and the links."""
+    """Return the folders and the links directly in a folder, hidden ones left out."""
     try:
         inside = sorted(path for path in root.iterdir() if not _hidden(path.name))
     except OSError as error:
@@ -116,20 +119,22 @@ def _inside(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def has_class_folders(root: Path) -> bool:
-    """Whether a folder has folders in which images lie."""
+    """Whether a folder has subfolders that contain images directly."""
     if not root.is_dir():
         return False
     return any(_is_image(name) for folder in _inside(root)[0] for name in os.listdir(folder))
 
 
 def class_folders(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
-    """Images by class: the folders in a folder, numbered by their names' order as torchvision's.
+    """Return the images of a folder's subfolders, one class each, numbered in the order of names.
+
+    torchvision numbers the classes in the same way.
 
     Returns:
         The files, their class numbers, and the names of the classes.
 
     Raises:
-        ClspError: see :func:`image_files`; no folders, or one without images.
+        ClspError: as :func:`image_files`, or there are no subfolders, or one has no images.
     """
     folders, links = _inside(root)
     for link in links:
@@ -150,15 +155,15 @@ def class_folders(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
 
 
 def to_pixels(image: Image.Image, image_size: int | None) -> np.ndarray:
-    """An image as uint8 (H, W, 3), as it is stored: EXIF's orientation is not applied.
+    """Convert an image to uint8 (H, W, 3) as it is stored: EXIF's orientation is not applied.
 
     Args:
-        image: of any size, and any mode of 8 bits a channel or fewer.
+        image: an image of any size, with at most 8 bits per channel.
         image_size: side of a square in pixels; the shorter side is resized to it and the centre
             is cut out. None leaves the size as it is.
 
     Raises:
-        ValueError: more than 8 bits a channel.
+        ValueError: the image has more than 8 bits per channel.
     """
     if image.mode.split(";")[0] in _WIDE:
         raise ValueError(
@@ -175,21 +180,27 @@ def to_pixels(image: Image.Image, image_size: int | None) -> np.ndarray:
 
 
 def reading(name: str, read: Callable[[], Any]) -> Any:
-    """What reads an image with Pillow; the one place that turns what Pillow raises into a sentence.
+    """Call a function that reads an image, and turn Pillow's errors into a ClspError.
+
+    Every image is read through this function.
 
     Args:
-        name: of the image, for people.
-        read: called once.
+        name: name of the image, for error messages.
+        read: the function, called once.
+
+    Returns:
+        What ``read`` returns.
 
     Raises:
-        ClspError: it is not a readable image.
+        ClspError: the image is not readable.
     """
     try:
         return read()
     except ClspError:
         raise
     except UNREADABLE as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
+        # an error of the system, not of Pillow
+        if isinstance(error, OSError) and error.errno is not None:
             raise ClspError(
                 f"{name} is not a readable image for this process ({error.strerror}); nothing "
                 f"is known against what is in it."
@@ -202,7 +213,7 @@ def open_image(file: Path, image_size: int | None) -> np.ndarray:
     """Read an image file: uint8 (H, W, 3), see :func:`to_pixels`.
 
     Raises:
-        ClspError: it is not a readable image, or has more than 8 bits a channel.
+        ClspError: the file is not a readable image, or has more than 8 bits per channel.
     """
 
     def read() -> np.ndarray:

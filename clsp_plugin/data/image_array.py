@@ -1,4 +1,4 @@
-"""Images in memory, with their labels and what names them."""
+"""Images in memory with their labels, and digests that identify them."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ class ImageArray:
         images: uint8 (N, H, W, 3).
         targets: int64 (N,), class numbers; -1 where there are no labels.
         classes: the names of the classes, in the order of their numbers.
-        name: of the data set, for people.
+        name: name of the data set, for messages.
     """
 
     images: torch.Tensor
@@ -40,19 +40,19 @@ class ImageArray:
 
     @cached_property
     def digests(self) -> np.ndarray:
-        """What names each image by its pixels: uint8 (N, 16), see :func:`image_digest`."""
+        """Digest of the pixels of each image: uint8 (N, 16), see :func:`image_digest`."""
         return np.stack([image_digest(image) for image in self.images.numpy()])
 
     @cached_property
     def fingerprint(self) -> str:
-        """What names the images and their order, see :func:`fingerprint_of`."""
+        """Digest of the images and their order, see :func:`fingerprint_of`."""
         return fingerprint_of(self.digests, *self.size)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What names these images, their order, their classes and their labels, for JSON.
+        """Values that identify the images, their order, classes and labels, fit for JSON.
 
-        Two arrays with the same one are the same for everything that is computed from them.
+        Whatever is computed from two arrays with the same identity is the same.
 
         Returns:
             ``count``, ``height`` and ``width`` in pixels; ``fingerprint`` of the images;
@@ -76,14 +76,17 @@ class ImageArray:
         return replace(self, images=squares(self.images, size))
 
     def labelled(self) -> "ImageArray":
-        """The images that have labels, where some have; STL-10 trains on others too."""
+        """Return the labelled images, or all if none has a label.
+
+        STL-10's training images are partly unlabelled.
+        """
         indexes = torch.nonzero(self.targets >= 0)[:, 0]
         whole = len(indexes) in (0, len(self))
         return self if whole else self.subset(indexes, f"{self.name}[labelled]")
 
 
 def squares(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Bring images to squares: uint8 (N, H, W, 3) to (N, size, size, 3), the centre of each."""
+    """Resize the shorter side and cut out the centre: uint8 (N, H, W, 3) to (N, size, size, 3)."""
     if images.shape[1:3] == (size, size):
         return images
     parts = [
@@ -94,7 +97,7 @@ def squares(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def image_digest(image: np.ndarray) -> np.ndarray:
-    """BLAKE2b of an image's pixels.
+    """Return the BLAKE2b digest of an image's pixels.
 
     Args:
         image: uint8 (H, W, 3).
@@ -107,6 +110,6 @@ def image_digest(image: np.ndarray) -> np.ndarray:
 
 
 def fingerprint_of(digests: np.ndarray, height: int, width: int) -> str:
-    """SHA-256 over the shape of the images and their digests (N, 16) in their order."""
+    """Return the SHA-256 of the images' shape and of their digests (N, 16) in their order."""
     shape = repr((len(digests), height, width, 3)).encode()
     return hashlib.sha256(shape + digests.tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Labelled images of one size as one uint8 array, from wherever they come."""
+"""Load labelled images of one size as one uint8 array, from any supported source."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# Of the training sets, per channel, for pixels in [0, 1]; solo-learn's values where it has them.
+# Mean and standard deviation of the training sets per channel, for pixels in [0, 1]; solo-learn's
+# values if it has some.
 MEAN_STD = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -54,14 +55,18 @@ _NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet100": 100}
 def channel_statistics(
     data: Mapping[str, Any], augmentations: Sequence[Mapping[str, Any]] | None
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel: configured, or the data set's.
+    """Return mean and standard deviation per channel: the configured ones, or the data set's.
 
     Args:
-        data: ``dataset``, and our place for custom values: ``mean`` and ``std``.
-        augmentations: pipelines, of which the first is solo-learn's place for custom values.
+        data: the configuration's ``data`` block: ``dataset``, and ``mean`` and ``std``, which take
+            precedence.
+        augmentations: the pipelines; solo-learn has custom ``mean`` and ``std`` in the first one.
 
     Returns:
         Three numbers each, for pixels in [0, 1].
+
+    Raises:
+        ClspError: the values are not three finite numbers each, or a ``std`` is not above 0.
     """
     first = augmentations[0] if augmentations else {}
     defaults = MEAN_STD.get(data["dataset"], _IMAGENET)
@@ -89,10 +94,12 @@ def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
         split: ``"train"`` or ``"val"``.
 
     Returns:
-        The images; None where there is no validation set (``val_path`` of a custom one is None).
+        The images; None if there is no validation set, that is if ``val_path`` of a data set in
+        folders is None.
 
     Raises:
-        ClspError: an unknown data set, a missing folder, an empty class, a corrupt image, ...
+        ClspError: the data set is unknown, a folder is missing, a class is empty, an image is
+            corrupt, ...
     """
     assert split in ("train", "val")
     dataset = data["dataset"]
@@ -125,13 +132,13 @@ def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
 
 
 def _root(data: Mapping[str, Any], split: str) -> Path:
-    """Where torchvision keeps, or puts, its files."""
+    """Return the folder in which torchvision keeps its files, or puts them."""
     path = data["train_path"] if split == "train" else (data["val_path"] or data["train_path"])
     return Path(path or "datasets")
 
 
 def has_own_split(data: Mapping[str, Any]) -> bool:
-    """Whether a data set, and not a person's folders, says which images are for testing."""
+    """Whether the data set itself, not the user's folders, says which images are for testing."""
     dataset = data["dataset"]
     if dataset in _CIFAR:
         return _cifar_folder(dataset, _root(data, "val"), "val") is None
@@ -139,7 +146,7 @@ def has_own_split(data: Mapping[str, Any]) -> bool:
 
 
 def _cifar_folder(dataset: str, root: Path, split: str) -> Path | None:
-    """Where the class folders are; None for torchvision's files."""
+    """Return the folder that holds CIFAR's class folders; None for torchvision's files."""
     folders = root / dataset / ("train" if split == "train" else "test")
     if (root / _CIFAR[dataset]).is_dir():
         return None
@@ -171,7 +178,10 @@ def _load_cifar(dataset: str, data: Mapping[str, Any], split: str) -> ImageArray
 
 
 def _load_stl10(data: Mapping[str, Any], split: str) -> ImageArray:
-    """5,000 labelled and 100,000 unlabelled (-1) images, or the 8,000 for testing; 96 pixels."""
+    """Load STL-10's 5,000 labelled and 100,000 unlabelled (-1) images, or the 8,000 for testing.
+
+    They have 96x96 pixels, unless ``image_size`` is set.
+    """
     source = open_torchvision(
         "stl10",
         "STL10",
@@ -200,26 +210,26 @@ def open_torchvision(
     download: bool = True,
     **which: Any,
 ) -> Any:
-    """A data set of torchvision's, downloaded where its folder is not there.
+    """Open a torchvision data set; it is downloaded if its folder is missing.
 
     Args:
-        dataset: for people.
-        loader: a class of ``torchvision.datasets``.
-        root: where torchvision keeps, or puts, its files.
-        folder: below ``root``; where it is, nothing is downloaded.
-        otherwise: what else a person can do.
-        download: whether torchvision can.
+        dataset: name of the data set, for error messages.
+        loader: name of a class of ``torchvision.datasets``.
+        root: the folder in which torchvision keeps its files, or puts them.
+        folder: the data set's folder below ``root``; if it exists, nothing is downloaded.
+        otherwise: what else the user can do, for error messages.
+        download: whether torchvision can download the data set.
         which: further arguments of the class.
 
     Raises:
-        ClspError: it is not there and cannot be downloaded, or it is not complete.
+        ClspError: the data set is missing and cannot be downloaded, or it is incomplete.
     """
     from torchvision import datasets
 
     present, before = (root / folder).is_dir(), root.exists()
     try:
         return getattr(datasets, loader)(root, download=download and not present, **which)
-    except Exception as error:  # whatever the library raises that reads its files or the network
+    except Exception as error:  # reading files and the network may raise anything
         if not present:
             _remove_empty(root, folder, whole=not before)
         what = "is corrupt or incomplete" if present else "was not found and cannot be downloaded"
@@ -230,7 +240,7 @@ def open_torchvision(
 
 
 def _remove_empty(root: Path, folder: str, whole: bool) -> None:
-    """Remove what a failed download left, as far as it is empty."""
+    """Remove the empty folders that a failed download left; ``whole``: including ``root``."""
     parts = Path(folder).parts
     for depth in range(len(parts), -1 if whole else 0, -1):
         with suppress(OSError):
@@ -259,14 +269,15 @@ def _load_folder(root: Path, name: str, data: Mapping[str, Any]) -> ImageArray:
 
 
 def load_image_files(root: Path, image_size: int | None) -> np.ndarray:
-    """All images under a folder, in the order of their paths: uint8 (N, H, W, 3).
+    """Load all images under a folder, in the order of their paths: uint8 (N, H, W, 3).
 
     Args:
-        root: searched recursively.
+        root: the folder, searched recursively.
         image_size: see :func:`~clsp_plugin.data.folders.to_pixels`.
 
     Raises:
-        ClspError: no images, a corrupt one, or several sizes without ``image_size``.
+        ClspError: there are no images, one is corrupt, or they have several sizes and
+            ``image_size`` is None.
     """
     files = image_files(root)
     if not files:
@@ -275,7 +286,7 @@ def load_image_files(root: Path, image_size: int | None) -> np.ndarray:
 
 
 def _decode(files: list[Path], image_size: int | None) -> np.ndarray:
-    """Read images into one array, ``image_size`` squares if given, else all of the first's size."""
+    """Read images into one array: ``image_size`` squares if given, else of the first one's size."""
     size = (image_size, image_size) if image_size else open_image(files[0], None).shape[:2]
     _check_memory(len(files), *size)
     out = np.empty((len(files), *size, 3), np.uint8)
@@ -296,7 +307,7 @@ def _decode(files: list[Path], image_size: int | None) -> np.ndarray:
 
 
 def _resized(images: np.ndarray, image_size: int) -> np.ndarray:
-    """uint8 (N, H, W, 3) to (N, image_size, image_size, 3)."""
+    """Resize and cut images: uint8 (N, H, W, 3) to (N, image_size, image_size, 3)."""
     out = np.empty((len(images), image_size, image_size, 3), np.uint8)
 
     def resize(number: int) -> None:
@@ -318,7 +329,7 @@ def _check_memory(number: int, height: int, width: int) -> None:
 
 
 def _fraction(array: ImageArray, fraction: float) -> ImageArray:
-    """A stratified part of the images, in their order; which ones depends on nothing else."""
+    """Return a stratified part of the images in their order; the choice is always the same."""
     from sklearn.model_selection import train_test_split
 
     if fraction >= 1:

@@ -1,9 +1,9 @@
-"""Random numbers by name: a value depends on its keys and on nothing else.
+"""Keyed random numbers: a value depends on its key and on nothing else.
 
 Every random decision of this package (order, augmentation, choice of a candidate,
 sampling noise) is a hash of ``(seed, purpose, epoch, image index, ...)``. Batch size, the
-number of processes, the device and what was drawn before change nothing, so a resumed
-run equals an uninterrupted one and no generator state has to be stored.
+number of processes, the device and earlier draws change nothing, so a resumed run equals
+an uninterrupted one and no generator state has to be stored.
 
 The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable
 pseudorandom number generators", OOPSLA 2014), on int64 tensors, whose products wrap.
@@ -17,7 +17,7 @@ __all__ = ["Purpose", "derive_key", "key_normal", "key_uniform", "keys_for"]
 
 
 class Purpose:
-    """Names of the independent streams. Values are part of what a seed means: never renumber."""
+    """The independent random streams. The values are part of what a seed means: never renumber."""
 
     ORDER = 1
     AUGMENTATION = 2
@@ -40,7 +40,7 @@ _MASK_64 = (1 << 64) - 1
 
 
 def _shift_right(x: torch.Tensor, n: int) -> torch.Tensor:
-    """Logical shift of int64; the operator's is arithmetic."""
+    """Shift int64 right logically; the operator shifts arithmetically."""
     return (x >> n) & ((1 << (64 - n)) - 1)
 
 
@@ -74,13 +74,13 @@ def derive_key(*parts: int) -> int:
 
 
 def keys_for(base: int | torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
-    """One key an index: ``(...)`` int64, on the device of ``indexes``.
+    """Derive one key per index: ``(...)`` int64, on the device of ``indexes``.
 
     Args:
         base: a key from :func:`derive_key`, or a tensor of keys that broadcasts to ``indexes``.
         indexes: integers of any shape.
     """
-    # Python's integers do not wrap as the tensors' do
+    # unlike int64 tensors, Python's integers do not wrap around
     moved = _signed((base + _GOLDEN) & _MASK_64) if isinstance(base, int) else base + _GOLDEN
     return _mix(moved + _mix(indexes.to(torch.int64) + 1))
 
@@ -95,7 +95,7 @@ def key_uniform(keys: torch.Tensor, n: int) -> torch.Tensor:
 
     Args:
         keys: int64 keys of any shape.
-        n: how many draws a key gives.
+        n: number of draws per key.
     """
     return _shift_right(_draws(keys, n), 40).to(torch.float32) * 2.0**-24
 
@@ -105,7 +105,7 @@ def key_normal(keys: torch.Tensor, n: int) -> torch.Tensor:
 
     Args:
         keys: int64 keys of any shape.
-        n: how many draws a key gives.
+        n: number of draws per key.
     """
     half = (n + 1) // 2
     bits = _draws(keys, half)

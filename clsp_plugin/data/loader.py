@@ -1,4 +1,4 @@
-"""Batches: indexes from the host, views made on the training device."""
+"""Training batches: the host yields image indexes, the views are made on the training device."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,10 +18,10 @@ __all__ = ["IndexBatches", "PretrainData", "index_loader"]
 
 
 class _Passthrough(Dataset):
-    """An item is its index: the sampler hands out whole batches of indexes.
+    """A data set that returns the index it is given; the sampler gives whole batches of indexes.
 
     Args:
-        num_images: how many there are to index.
+        num_images: length of the data set.
     """
 
     def __init__(self, num_images: int):
@@ -35,13 +35,14 @@ class _Passthrough(Dataset):
 
 
 class IndexBatches(Sampler[torch.Tensor]):
-    """Batches of image indexes, int64 (B,), in an order that (seed, epoch) fixes.
+    """Batches of image indexes, int64 (B,), in an order that depends only on seed and epoch.
 
     Args:
-        num_images: N.
-        batch_size: B, of one process.
-        seed: of the order; None keeps the natural one, and every image, with a short last batch.
-        rank: this process's number.
+        num_images: N, the number of images.
+        batch_size: B, the images per batch of one process.
+        seed: seed of the shuffled order, in which an incomplete last batch is dropped; None keeps
+            the natural order and every image, with a short last batch.
+        rank: number of this process.
         world_size: number of processes; together they see every image of an epoch at most once
             when shuffled, at least once otherwise.
     """
@@ -53,7 +54,7 @@ class IndexBatches(Sampler[torch.Tensor]):
         self.rank, self.world_size, self.epoch = rank, world_size, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning when an epoch starts."""
+        """Set the epoch, on which the order depends; Lightning calls this when an epoch starts."""
         self.epoch = epoch
 
     def _order(self) -> torch.Tensor:
@@ -74,18 +75,18 @@ class IndexBatches(Sampler[torch.Tensor]):
         order = self._order()
         step = self.batch_size * self.world_size
         if self.seed is None and self.world_size > 1:
-            order = order.repeat(2)[: len(self) * step]  # every process runs as many batches
+            order = order.repeat(2)[: len(self) * step]  # all processes need equally many batches
         for number in range(len(self)):
             batch = order[number * step : (number + 1) * step]
             yield batch[self.rank :: self.world_size]
 
 
 def index_loader(batches: IndexBatches, num_images: int | None = None) -> DataLoader:
-    """A loader of index batches; a training step gathers the images on its own device.
+    """Return a loader of index batches; training gathers the images on its own device.
 
     Args:
-        batches: what it yields.
-        num_images: length of the loader's ``dataset``, if it is not that of ``batches``.
+        batches: the batches that it yields.
+        num_images: length of the loader's ``dataset``; by default ``batches.num_images``.
     """
     dataset = _Passthrough(batches.num_images if num_images is None else num_images)
     return DataLoader(dataset, sampler=batches, batch_size=None)
@@ -94,20 +95,21 @@ def index_loader(batches: IndexBatches, num_images: int | None = None) -> DataLo
 class PretrainData(pl.LightningDataModule):
     """Training batches ``[indexes, views, targets]`` and validation batches ``[images, targets]``.
 
-    Images stay on the training device as uint8; views are cut and coloured there, each image with
-    its own random parameters, drawn from (seed, epoch, view, index).
+    Images stay on the training device as uint8; they are augmented there, each with its own random
+    parameters, keyed by (seed, epoch, view, position in ``places``).
 
     Args:
         train: the training images.
         val: the validation images, or None.
-        augmentations: one block of solo-learn's keys a pipeline, with ``num_crops`` views each.
-        batch_size: of one process.
-        seed: of order and augmentation.
-        mean: per channel, for pixels in [0, 1].
-        std: per channel, for pixels in [0, 1].
-        compile: compile the augmentations.
-        places: which training image stands at each place of an epoch, int64; by default each
-            image once. An image at several places is augmented anew at each.
+        augmentations: one block of solo-learn's keys per pipeline, with ``num_crops`` views each.
+        batch_size: images per batch of one process.
+        seed: seed of the order and the augmentation.
+        mean: mean per channel, for pixels in [0, 1].
+        std: standard deviation per channel, for pixels in [0, 1].
+        compile: whether to compile the augmentations.
+        places: int64, index of the training image at each position of an epoch before shuffling;
+            by default each image once. An image at several positions is augmented independently
+            at each.
     """
 
     def __init__(
@@ -182,11 +184,11 @@ class PretrainData(pl.LightningDataModule):
         return [indexes, self.views(images[indexes], batch), targets[indexes]]
 
     def views(self, images: torch.Tensor, places: torch.Tensor) -> list[torch.Tensor]:
-        """All augmented views of uint8 (B, H, W, 3): float32 (B, 3, crop, crop) each.
+        """Make all augmented views of a batch: float32 (B, 3, crop, crop) each.
 
         Args:
-            images: what stands at the places.
-            places: int64 (B,), of the epoch; they key the random parameters.
+            images: uint8 (B, H, W, 3), the images at ``places``.
+            places: int64 (B,), positions in the epoch, which key the random parameters.
         """
         epoch = self.trainer.current_epoch
         out = []
@@ -196,7 +198,7 @@ class PretrainData(pl.LightningDataModule):
         return out
 
     def plain(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, H, W, 3) to normalised float32 (B, 3, H, W)."""
+        """Normalise images without augmentation: uint8 (B, H, W, 3) to float32 (B, 3, H, W)."""
         x = images.permute(0, 3, 1, 2).float() / 255
         mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return (x - mean) / std

@@ -1,4 +1,4 @@
-"""Training and test images of one configuration, compared with each other once, for every verb."""
+"""Load the training and test images of a configuration and check them against each other."""
 
 import hashlib
 import json
@@ -14,23 +14,24 @@ from clsp_plugin.errors import ClspError
 
 __all__ = ["load_splits", "named_images", "numbered_as", "shared_images"]
 
-_NAMED = 5  # classes that a sentence names
+_NAMED = 5  # largest number of classes that an error message names
 
 
 def load_splits(data: Mapping[str, Any]) -> tuple[ImageArray, ImageArray | None]:
-    """The training and the test images that a configuration's ``data`` block names.
+    """Load the training and the test images that a configuration's ``data`` block names.
 
-    The test images' labels are numbered as the training images' are: by the names of the classes.
-    Prints a sentence if test images are training images too, where they are a person's folders.
+    A class has the same number in both, given by its name. Prints a warning if test images are
+    training images too, unless the split is the data set's own.
 
     Args:
         data: see :func:`~clsp_plugin.data.images.load_images`.
 
     Returns:
-        Both; None for the second where there are no test images.
+        The training and the test images; None for the latter if there are none.
 
     Raises:
-        ClspError: as ``load_images``; test images of a class that is not trained on.
+        ClspError: as ``load_images``, or the test images have a class that the training images do
+            not have.
     """
     train, test = load_images(data, "train"), load_images(data, "val")
     if test is None:
@@ -45,14 +46,14 @@ def load_splits(data: Mapping[str, Any]) -> tuple[ImageArray, ImageArray | None]
 
 
 def numbered_as(test: ImageArray, train: ImageArray) -> ImageArray:
-    """Test images with the class numbers of the training images.
+    """Return the test images with labels renumbered to the classes of the training images.
 
     Args:
-        test: with classes that are all among the training images'; it may have fewer.
-        train: whose numbers count.
+        test: the test images; their classes must be among those of ``train``, but may be fewer.
+        train: the training images, which define the class numbers.
 
     Raises:
-        ClspError: a class of the test images is none of the training images'.
+        ClspError: the test images have a class that the training images do not have.
     """
     if test.classes == train.classes:
         return test
@@ -64,7 +65,7 @@ def numbered_as(test: ImageArray, train: ImageArray) -> ImageArray:
             f"({train.name}) do not have; theirs: {', '.join(train.classes[:40]) or 'none'}. Name "
             f"the folders alike, or leave the class out."
         )
-    # the last entry is for -1: images without a label stay so
+    # index -1 reads the last entry, so that images without a label keep -1
     table = torch.tensor([*(numbers[name] for name in test.classes), -1], dtype=torch.int64)
     return ImageArray(test.images, table[test.targets], train.classes, test.name)
 
@@ -76,7 +77,7 @@ def _named(classes: list[str]) -> str:
 
 
 def shared_images(train: ImageArray, test: ImageArray) -> int:
-    """How many test images are training images too, pixel by pixel."""
+    """Count the test images that are training images too, compared pixel by pixel."""
     if train.size != test.size:
         return 0
     known = {digest.tobytes() for digest in train.digests}
@@ -84,7 +85,7 @@ def shared_images(train: ImageArray, test: ImageArray) -> int:
 
 
 def named_images(train: ImageArray, test: ImageArray) -> dict[str, str]:
-    """``train`` and ``test``, SHA-256 of ``ImageArray.identity`` each, by which to compare them."""
+    """Return the SHA-256 of ``ImageArray.identity`` of each split, keyed ``train`` and ``test``."""
     return {
         split: hashlib.sha256(json.dumps(array.identity, sort_keys=True).encode()).hexdigest()
         for split, array in (("train", train), ("test", test))

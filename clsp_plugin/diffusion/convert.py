@@ -1,17 +1,17 @@
-"""The authors' denoisers: their ``.pt`` files, converted to diffusers' format without a loss.
+"""Convert the authors' denoisers from their ``.pt`` files to diffusers' format, without loss.
 
-Their UNet is that of DDPM under other names. What differs from diffusers' ``UNet2DModel``:
+Their UNet is that of DDPM under other names. It differs from diffusers' ``UNet2DModel`` in that
 
-- sines and cosines of the time embedding alternate, here all sines come first: the columns of the
-  first linear layer are put in that order;
-- attention's projections are convolutions of one pixel, here linear layers;
-- residual blocks and the layers that halve and double the resolution stand in one list;
-- a projector on the middle feature, of an experiment of theirs, has no part in the noise estimate
-  and is left out. Its batch norm counts its batches in an integer, which their files have too.
+- sines and cosines of the time embedding alternate, while here all sines come first: the columns
+  of the first linear layer are put in that order;
+- the projections of the attention are convolutions of one pixel, here linear layers;
+- residual blocks and the layers that halve and double the resolution are in one list;
+- there is a projector on the middle feature, from an experiment of theirs, which the noise estimate
+  does not depend on. It is left out, with the integer batch counter of its batch norm.
 
-Their class-conditional UNet adds a projection of the class embedding to that of the step in every
-residual block. Here the two embeddings stand one behind the other in one vector of twice the
-width, and so do the two projections. Its own layers between the resolutions are those of
+In every residual block their class-conditional UNet adds a projection of the class embedding to
+one of the step embedding. Here the two embeddings are concatenated in one vector of twice the
+width, and so are the two projections. Its layers that change the resolution are those of
 :class:`~clsp_plugin.diffusion.denoiser.AuthorsConditionalUNet`.
 """
 
@@ -40,29 +40,29 @@ State = dict[str, torch.Tensor]
 _TIME = "time_embedding.timembedding"
 _PROJECTOR = "encoder.projector."
 _CLASS = "cond_embedding.condEmbedding"
-_CLASS_TABLE = "class_table"  # of ours: the class embedding behind its layers, a row a class
+_CLASS_TABLE = "class_table"  # our name of the class embedding's output, one row per class
 _ATTENTION = {"proj_q": "to_q", "proj_k": "to_k", "proj_v": "to_v", "proj": "to_out.0"}
 _RESIDUAL = {
     "block1.0": "norm1", "block1.2": "conv1", "temb_proj.1": "time_emb_proj",
     "block2.0": "norm2", "block2.3": "conv2", "shortcut": "conv_shortcut",
 }  # fmt: skip
-# Angles of a thousand radians are off by as much in float32.
+# The error of the sine of an angle of a thousand radians in float32.
 _TABLE_TOLERANCE = 1e-4
-# Where programs keep the weights among other things, those that were averaged first.
+# Keys under which checkpoints hold the weights beside other things; averaged weights come first.
 _WRAPPERS = ("ema_model", "ema", "state_dict", "model_state_dict", "model")
 
 
 class _Level(NamedTuple):
-    """One resolution of the way down or up: numbers of its blocks in their list."""
+    """One resolution on the way down or up; blocks are indexes in the authors' list."""
 
     blocks: list[int]
-    sampler: int | None  # what leads to the next resolution
+    sampler: int | None  # the block that leads to the next resolution
     channels: int
     attention: bool
 
 
 def _levels(state: Mapping[str, torch.Tensor], prefix: str) -> list[_Level]:
-    """The resolutions of a list of blocks, in the order of the forward pass."""
+    """Return the resolutions of a list of blocks, in the order of the forward pass."""
     count = 1 + max(
         (int(name.removeprefix(prefix).split(".")[0]) for name in state if name.startswith(prefix)),
         default=-1,
@@ -85,7 +85,7 @@ def _levels(state: Mapping[str, torch.Tensor], prefix: str) -> list[_Level]:
 
 
 def _sinusoids(steps: int, width: int) -> torch.Tensor:
-    """The fixed time embedding of the authors' network: (steps, width), sin, cos, sin, cos, .."""
+    """Return the authors' fixed time embedding: (steps, width), as sin, cos, sin, cos, .."""
     rates = torch.exp(-math.log(10000) * torch.arange(0, width, 2, dtype=torch.float64) / width)
     angles = torch.arange(steps, dtype=torch.float64)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1).float()
@@ -93,12 +93,12 @@ def _sinusoids(steps: int, width: int) -> torch.Tensor:
 
 def _has_sinusoids(table: torch.Tensor) -> bool:
     difference = table.float() - _sinusoids(*table.shape)
-    # a file of half precision has them rounded
+    # in a file of half precision they are rounded
     return bool(difference.abs().max() <= max(_TABLE_TOLERANCE, torch.finfo(table.dtype).eps))
 
 
 def _config(state: State, image_size: int) -> tuple[dict, list[_Level], list[_Level]]:
-    """Arguments of ``UNet2DModel``, and the levels on the way down and on the way up."""
+    """Return the arguments of ``UNet2DModel``, and the levels on the way down and on the way up."""
     down = _levels(state, "encoder.downblocks.")
     up = _levels(state, "decoder.upblocks.")
     channels = [level.channels for level in down]
@@ -141,7 +141,7 @@ def _config(state: State, image_size: int) -> tuple[dict, list[_Level], list[_Le
 
 
 def _modules(down: list[_Level], up: list[_Level]) -> Iterator[tuple[str, str]]:
-    """Pairs of the authors' and of diffusers' names of the layers that have equal weights."""
+    """Yield the authors' and diffusers' names of each layer whose weights carry over."""
     yield from {
         "encoder.head": "conv_in", "decoder.tail.0": "conv_norm_out", "decoder.tail.2": "conv_out",
         f"{_TIME}.1": "time_embedding.linear_1", f"{_TIME}.3": "time_embedding.linear_2",
@@ -165,7 +165,7 @@ def _modules(down: list[_Level], up: list[_Level]) -> Iterator[tuple[str, str]]:
 
 
 def _renamed(state: State, config: Mapping, down: list[_Level], up: list[_Level]) -> State:
-    """The weights under diffusers' names."""
+    """Return the weights under diffusers' names."""
     rest = dict(state)
     table = rest.pop(f"{_TIME}.0.weight")
     out = {}
@@ -175,7 +175,7 @@ def _renamed(state: State, config: Mapping, down: list[_Level], up: list[_Level]
         for kind in ("weight", "bias"):
             value = rest.pop(f"{theirs}.{kind}", None)
             if value is None:
-                continue  # of a block without attention, say; what is truly absent is seen later
+                continue  # as in a block without attention; load_state_dict finds real gaps
             if ".attn.proj" in theirs and kind == "weight":
                 value = value[:, :, 0, 0]
             out[f"{ours}.{kind}"] = value.contiguous()
@@ -190,14 +190,14 @@ def _renamed(state: State, config: Mapping, down: list[_Level], up: list[_Level]
 
 
 def _behind(first: torch.Tensor, rows: int, columns: int | None = None) -> torch.Tensor:
-    """A vector (n,) or a matrix (n, m) with zeros behind it, up to so many rows and columns."""
+    """Pad a vector (n,) or a matrix (n, m) with zeros at the end, to ``rows`` and ``columns``."""
     out = first.new_zeros(rows if columns is None else (rows, columns))
     out[tuple(slice(size) for size in first.shape)] = first
     return out
 
 
 def _class_table(state: State) -> torch.Tensor:
-    """The class embedding, behind that of the step: (classes + 1, 2 * width)."""
+    """Take the class embedding out of a state: (classes + 1, 2 * width), the step's half is 0."""
     layers = [state.pop(f"{_CLASS}.{n}.{kind}") for n in (1, 3) for kind in ("weight", "bias")]
     rows = F.linear(state.pop(f"{_CLASS}.0.weight"), *layers[:2])
     rows = F.linear(F.silu(rows), *layers[2:])
@@ -205,7 +205,7 @@ def _class_table(state: State) -> torch.Tensor:
 
 
 def _as_unconditional(state: State) -> State:
-    """The class-conditional network's weights under the names of the unconditional one."""
+    """Return the class-conditional network's weights under the names of the unconditional one."""
     rest = dict(state)
     out = {_CLASS_TABLE: _class_table(rest)}
     width = out[_CLASS_TABLE].shape[1]
@@ -215,12 +215,12 @@ def _as_unconditional(state: State) -> State:
         part, kind = name.split(".")[0], name.rsplit(".", 1)[-1]
         ours = f"{places[part]}.{name}" if part in places else name
         if ".cond_proj." in name or ".c2." in name:
-            continue  # these join another one
+            continue  # merged into another weight below
         if ".temb_proj." in name:
             other = rest[name.replace("temb_proj", "cond_proj")]
             value = torch.cat([value, other], dim=1) if kind == "weight" else value + other
         elif part == "downblocks" and ".c1." in name:
-            # of 3x3 pixels and of 5x5, added: one of 5x5
+            # the sum of a 3x3 and a 5x5 convolution is one 5x5 convolution
             other = rest[name.replace(".c1.", ".c2.")]
             value = other + (F.pad(value, (1, 1, 1, 1)) if kind == "weight" else value)
             ours = ours.replace(".c1.", ".main.")
@@ -234,7 +234,7 @@ def _as_unconditional(state: State) -> State:
 
 
 def _bare(state: Mapping[str, torch.Tensor]) -> State:
-    """The weights that make up noise estimates, without what wraps the network in their names."""
+    """Return the weights that noise estimates depend on, without a prefix such as ``module.``."""
     table = f"{_TIME}.0.weight"
     prefix = next((name.removesuffix(table) for name in state if name.endswith(table)), "")
     bare = {name.removeprefix(prefix): value for name, value in state.items()}
@@ -246,13 +246,14 @@ def convert_unet(state: Mapping[str, torch.Tensor], image_size: int = 32) -> UNe
 
     Args:
         state: the state dict of their ``models.unet.UNet``, or of the class-conditional
-            ``models.unet_condition.UNet``; class c is then row c + 1, and row 0 is none. What
-            wraps the network in the names (``module.``) is taken off, half precision is widened.
-        image_size: height and width in pixels, which the weights do not tell.
+            ``models.unet_condition.UNet``; in its class embedding class c is row c + 1, and row 0
+            stands for no class. A prefix of the names (``module.``) is removed, and half precision
+            is converted to float32.
+        image_size: height and width in pixels, which the weights do not show.
 
     Returns:
-        The network in evaluation mode; its noise estimates, plain and with an anchor's middle
-        feature, are those of theirs up to the rounding of float32.
+        The network in evaluation mode; its noise estimates, with and without an anchor's middle
+        feature, equal theirs up to the rounding of float32.
 
     Raises:
         ClspError: the weights are not those of such a network, or the size cannot be halved often
@@ -261,7 +262,7 @@ def convert_unet(state: Mapping[str, torch.Tensor], image_size: int = 32) -> UNe
     state = _bare(state)
     conditional = any(name.startswith(f"{_CLASS}.") for name in state)
     try:
-        # the table stays as it is: how exact it can be is seen from its type
+        # the table keeps its type, from which _has_sinusoids sees how exact it can be
         state = {k: v if k == f"{_TIME}.0.weight" else v.float() for k, v in state.items()}
         state = _as_unconditional(state) if conditional else state
         config, down, up = _config(state, image_size)
@@ -283,7 +284,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
-        raise  # which says nothing about its content
+        raise  # says nothing about the file's content
     except Exception as error:  # a broken pickle can raise anything
         reason = why_unreadable(error)[:150]
         raise ClspError(f"{file} is not a checkpoint that torch can read ({reason}).") from error
@@ -298,7 +299,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _unwrapped(content: object, file: Path) -> State:
-    """The state dict of a file, which may stand among other things."""
+    """Return the state dict of a file, which may hold other things beside it."""
     found = [content]
     if isinstance(content, Mapping):
         found += [content[key] for key in _WRAPPERS if key in content]
@@ -318,7 +319,7 @@ def _unwrapped(content: object, file: Path) -> State:
 def _is_weight(value: torch.Tensor) -> bool:
     if value.layout != torch.strided or not value.is_floating_point():
         return False
-    whole = value.untyped_storage().nbytes() >= value.nbytes  # not one number that stands for many
+    whole = value.untyped_storage().nbytes() >= value.nbytes  # not one stored number expanded
     return whole and bool(torch.isfinite(value).all())
 
 
@@ -337,13 +338,13 @@ def import_denoiser(
         out: the directory to write; it must not exist yet.
         image_size: height and width of the images in pixels.
         beta_start: the first of the linear betas of its training.
-        beta_end: the last of them; 0.028 in the authors' class-conditional recipe.
+        beta_end: the last beta; 0.028 in the authors' class-conditional recipe.
 
     Returns:
         The denoiser's hash.
 
     Raises:
-        ClspError: the file is not such a checkpoint, betas that do not ascend within (0, 1), or
+        ClspError: the file is not such a checkpoint, the betas do not ascend within (0, 1), or
             ``out`` exists.
     """
     file, out = Path(file), Path(out)

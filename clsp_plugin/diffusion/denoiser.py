@@ -44,7 +44,8 @@ __all__ = [
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
-# What a network is made of, which takes all memory or for ever where it is too much.
+# Largest accepted settings of a network: with larger ones, building it could exhaust the memory or
+# never end.
 _LARGEST = {
     "attention_head_dim": 2**16, "block_out_channels": 2**14, "in_channels": 2**10,
     "layers_per_block": 64, "norm_num_groups": 2**14, "num_class_embeds": 10**6,
@@ -53,7 +54,7 @@ _LARGEST = {
 }  # fmt: skip
 _LISTS = ("block_out_channels", "sample_size")
 _LARGEST_LIST = 16
-_DIGESTS = "weights.b2"  # of the weights beside it, of a denoiser that was written here
+_DIGESTS = "weights.b2"  # file of digests that save_denoiser writes beside the weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +62,13 @@ class UNetSettings:
     """Architecture of a denoiser; the defaults are those of ``google/ddpm-cifar10-32``.
 
     Attributes:
-        block_out_channels: channels of each resolution, from the finest; each is half of the one
-            before.
-        layers_per_block: residual blocks a resolution on the way down (one more on the way up).
+        block_out_channels: channels at each resolution, from the finest; each resolution is half
+            of the one before.
+        layers_per_block: residual blocks per resolution on the way down (one more on the way up).
         attention_resolutions: the resolutions, in pixels, with self-attention. The middle block
             always has it.
         dropout: probability of dropping a feature inside a residual block.
-        attention_head_dim: channels of an attention head; by default one head has them all.
+        attention_head_dim: channels of an attention head; by default one head has all channels.
         norm_num_groups: groups of the group normalisation; by default the largest of 32, 16, 8,
             4, 2, 1 that divides all of ``block_out_channels``.
     """
@@ -81,7 +82,11 @@ class UNetSettings:
 
 
 def _norm_groups(settings: UNetSettings) -> int:
-    """Groups that divide every number of channels: the largest power of two up to 32."""
+    """Return the given number of groups, or the largest power of two up to 32 that fits.
+
+    Raises:
+        ClspError: the given number does not divide all numbers of channels.
+    """
     channels, given = settings.block_out_channels, settings.norm_num_groups
     if given is None:
         return next(g for g in (32, 16, 8, 4, 2, 1) if all(c % g == 0 for c in channels))
@@ -94,7 +99,7 @@ def _norm_groups(settings: UNetSettings) -> int:
 
 
 def _resolutions(image_size: int, settings: UNetSettings) -> list[int]:
-    """Pixels a side at each level of the UNet."""
+    """Return the side in pixels at each level of the UNet."""
     if not settings.block_out_channels:
         raise ClspError("block_out_channels is an empty list; give the channels of each block.")
     levels = len(settings.block_out_channels)
@@ -119,8 +124,9 @@ def build_unet(
     Args:
         image_size: height and width of the images in pixels.
         cfg: keys of :class:`UNetSettings`.
-        num_classes: of a class-conditional denoiser, whose embedding has a row more.
-        num_features: width of the features that a denoiser is conditioned on.
+        num_classes: number of classes of a class-conditional denoiser; the embedding has one row
+            more, for no class.
+        num_features: number of features per image that a denoiser is conditioned on.
 
     Returns:
         A ``UNet2DModel``; with the defaults and 32 pixels, that of ``google/ddpm-cifar10-32``
@@ -163,8 +169,8 @@ def build_unet(
 class AuthorsConditionalUNet(UNet2DModel):
     """The network of the authors' class-conditional recipe.
 
-    It halves the resolution with a convolution of 5x5 pixels, and doubles it with a transposed
-    one and another one behind it, for which ``UNet2DModel`` has no setting.
+    It halves the resolution with a 5x5 convolution, and doubles it with a transposed 5x5
+    convolution followed by a 3x3 one. ``UNet2DModel`` has no setting for these.
     """
 
     def __init__(self, *args: Any, **keys: Any):
@@ -186,10 +192,10 @@ class AuthorsConditionalUNet(UNet2DModel):
 
 
 class FeatureConditionalUNet(UNet2DModel):
-    """A network that is given features of an image, ``num_class_embeds`` of them.
+    """A network that is conditioned on ``num_class_embeds`` features of each image.
 
-    They are added to the embedding of the step by a linear map, where ``UNet2DModel`` looks up
-    the row of a class.
+    A linear map of the features is added to the embedding of the step, where ``UNet2DModel`` adds
+    the embedding of a class.
     """
 
     class_embedding: Any
@@ -208,7 +214,7 @@ _NETWORKS = {
 
 
 def _problem_with(config: Mapping[str, Any]) -> str | None:
-    """Why the network of a configuration file is not a denoiser, or None."""
+    """Return why the network of a configuration file is not a denoiser, or None."""
     kind = config.get("_class_name")
     if not isinstance(kind, str) or kind not in _NETWORKS:
         return f"is a {str(kind)[:60]}, not a UNet2DModel"
@@ -231,7 +237,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _fetch(source: str) -> Path:
-    """The local copy of a pipeline on the Hugging Face hub."""
+    """Download a pipeline from the Hugging Face hub and return its local folder."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise ClspError(
             f"There is no denoiser directory at {source}; `clsp denoiser` trains one, or name one "
@@ -239,7 +245,7 @@ def _fetch(source: str) -> Path:
         )
     try:
         return Path(DiffusionPipeline.download(source))
-    except Exception as error:  # whatever the hub's client, its cache and the network may raise
+    except Exception as error:  # the hub's client, its cache and the network may raise anything
         raise ClspError(
             f"{source} is neither a directory here nor could it be fetched from the hub "
             f"({type(error).__name__}); `clsp denoiser` trains a denoiser."
@@ -247,7 +253,7 @@ def _fetch(source: str) -> Path:
 
 
 def _check_weights(folder: Path) -> None:
-    """Refuse weights that are not those that were written, where it is known which were."""
+    """Refuse weights that changed since they were written, if the folder has their digests."""
     listing = folder / _DIGESTS
     changed = changed_files(listing) if listing.is_file() else []
     if changed:
@@ -259,7 +265,7 @@ def _check_weights(folder: Path) -> None:
 
 
 def _load_unet(folder: Path) -> UNet2DModel:
-    """Load a network, and refuse one whose weights are not all there."""
+    """Load a network, and refuse one with missing, unexpected or changed weights."""
     config = _read_config(folder / "config.json")
     problem = _problem_with(config)
     if problem:
@@ -268,9 +274,9 @@ def _load_unet(folder: Path) -> UNet2DModel:
         unet, info = _NETWORKS[config["_class_name"]].from_pretrained(
             folder, output_loading_info=True, low_cpu_mem_usage=False, local_files_only=True
         )
-    except Exception as error:  # the boundary to diffusers: whatever it makes of somebody's files
+    except Exception as error:  # diffusers may raise anything on a damaged or foreign file
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the system
+            raise  # an error of the system
         reason = " ".join(str(error).split())[:200]
         raise ClspError(
             f"The weights in {folder} cannot be loaded ({reason}); `clsp denoiser` trains a "
@@ -299,9 +305,9 @@ def load_denoiser(source: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
         trained with, for :func:`clsp_plugin.diffusion.schedulers.make_scheduler`.
 
     Raises:
-        ClspError: there is no such directory, it is not in that format, its weights are not all
-            there, or not those that were written (as ``unet/weights.b2`` says, where it is
-            there), or the network is not one of RGB images.
+        ClspError: there is no such directory, it is not in that format, weights are missing or
+            changed since they were written (checked if there is ``unet/weights.b2``), or the
+            network is not one of RGB images.
     """
     if Path(source).is_file():
         raise ClspError(f"{source} is a file; a denoiser is a directory in diffusers' format.")
@@ -321,11 +327,13 @@ def load_denoiser(source: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
 
 
 def denoiser_hash(unet: UNet2DModel, config: Mapping[str, Any]) -> str:
-    """Name a denoiser by all that its estimates depend on.
+    """Return a hash of everything that a denoiser's estimates depend on.
 
     Args:
-        unet: its weights, and the settings of its layers that these do not show.
-        config: of the scheduler that it was trained with: its betas and what it predicts.
+        unet: the network, of which the weights are hashed, and the settings that their shapes do
+            not show.
+        config: configuration of the scheduler that it was trained with, of which the betas and the
+            type of prediction are hashed.
 
     Returns:
         16 hexadecimal digits of a SHA-256.
@@ -365,9 +373,9 @@ def save_denoiser(
     Args:
         unet: the network.
         path: the directory; it must not exist yet.
-        num_train_timesteps: T of the training.
+        num_train_timesteps: T, the number of training steps of the diffusion.
         beta_start: the first of the linear betas.
-        beta_end: the last of them.
+        beta_end: the last of the linear betas.
         prediction: what the network predicts, in diffusers' words.
         files: further text files, name to content.
 
@@ -403,7 +411,7 @@ def save_denoiser(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-# Settings of a network that no shape of its weights tells.
+# Settings of a network that the shapes of its weights do not show.
 _UNSEEN_KEYS = (
     "act_fn", "attention_head_dim", "center_input_sample", "class_embed_type",
     "downsample_padding", "flip_sin_to_cos", "freq_shift", "mid_block_scale_factor", "norm_eps",
@@ -412,7 +420,7 @@ _UNSEEN_KEYS = (
 
 
 def _scheduler_config(folder: Path) -> dict[str, Any]:
-    """Configuration of the training's scheduler in a pipeline directory."""
-    # a pipeline of early days keeps all files in one directory, google/ddpm-cifar10-32 does
+    """Read the configuration of the training's scheduler from a pipeline directory."""
+    # early pipelines such as google/ddpm-cifar10-32 keep all files in one directory
     nested = folder / "scheduler" / "scheduler_config.json"
     return _read_config(nested if nested.parent.is_dir() else folder / "scheduler_config.json")

@@ -1,4 +1,4 @@
-"""Drawing candidates on a device: in which batches, compiled or not, and in what memory."""
+"""Draw candidates on a device: batches that fit into its memory, and compilation."""
 
 import dataclasses
 import re
@@ -41,18 +41,18 @@ T = TypeVar("T")
 class GenerationSettings(Sampling):
     """How candidates are drawn; the defaults are the paper's.
 
-    Besides how samples are drawn, see :class:`~clsp_plugin.diffusion.sampling.Sampling`:
+    The settings of :class:`~clsp_plugin.diffusion.sampling.Sampling`, and these:
 
     Attributes:
-        num_candidates: K, candidates an image.
-        batch_size: images that the denoiser sees at once, in whole anchors with all their
-            candidates where it is large enough; None takes as many as the memory has room for, up
-            to 8192 on a GPU and 256 on a CPU, and for a store that was begun so many as then.
-            Where the memory of a GPU does not suffice, it is halved until it does.
+        num_candidates: K, candidates per image.
+        batch_size: number of samples that the denoiser processes at once. If it is large enough, a
+            batch holds whole anchors with all their candidates. None takes as many as fit into
+            memory, up to 8192 on a CUDA GPU and 256 elsewhere; a store that was begun keeps the
+            number it was begun with. It is halved whenever memory runs out.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        shard_size: images a file of the store.
-        channels_last: keep the channels of a pixel side by side in memory; None does on a GPU
-            alone, since convolutions of few channels gain nothing from it on a CPU.
+        shard_size: images per shard of the store.
+        channels_last: whether to keep the channels of a pixel side by side in memory; None does so
+            on a CUDA GPU only, since convolutions of few channels gain nothing from it on a CPU.
         compile: compile the blocks of the denoiser, which takes a minute or more before the first
             candidate. Like another batch size it changes the rounding of sums, and nothing else.
     """
@@ -65,10 +65,10 @@ class GenerationSettings(Sampling):
     compile: bool = False
 
 
-# Where batch_size is null, if memory does not allow less. More makes a CPU no faster.
+# The batch size if none is given and memory allows it. A larger one is not faster on a CPU.
 _LARGEST_BATCH = {"cuda": 8192, "cpu": 256}
-_TRIED = 8  # images of the batch whose memory is measured
-_GRAPHS = 4096  # of a process: one a block and size of batch
+_TRIED = 8  # batch size at which the memory of a step is measured
+_GRAPHS = 4096  # largest number of compiled graphs: one per block and batch size
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -85,7 +85,11 @@ def _out_of_memory(error: BaseException) -> bool:
 def _checked_condition(
     unet: UNet2DModel, condition: torch.Tensor | None, settings: GenerationSettings
 ) -> torch.Tensor | None:
-    """The images' classes or features, where the denoiser takes some; otherwise None."""
+    """Return the images' classes or features if the denoiser takes them, otherwise None.
+
+    Raises:
+        ClspError: they do not fit the denoiser, or an unconditional one is to be guided.
+    """
     if not is_conditional(unet):
         if settings.guidance:
             raise ClspError(
@@ -118,12 +122,12 @@ def _checked_condition(
 
 @dataclasses.dataclass
 class _Batch:
-    """A batch that the device may still be at work on."""
+    """A batch that the device may still be working on."""
 
     start: int  # the first image
     stop: int  # one past the last
     candidates: range
-    last: bool  # of the images asked for
+    last: bool  # whether it completes the range of images asked for
     finish: Callable[[], np.ndarray]
 
 
@@ -133,14 +137,16 @@ class Drawer:
     Args:
         images: uint8 (N, H, W, 3).
         unet: the denoiser; moved to the settings' device.
-        scheduler_config: of its training, as ``load_denoiser`` gives it.
+        scheduler_config: configuration of its training's scheduler, as ``load_denoiser`` returns.
         settings: how to draw.
-        condition: of the images, for a conditional denoiser: classes, int64 (N,), or features,
-            float32 (N, D).
+        condition: condition of the images, for a conditional denoiser: classes, int64 (N,), or
+            features, float32 (N, D).
 
     Attributes:
-        batch_size: images that the denoiser sees at once; halved where memory did not suffice.
-        ahead: batches that are begun before an earlier one is fetched.
+        batch_size: number of samples that the denoiser processes at once; halved whenever memory
+            runs out.
+        ahead: number of batches that are begun before an earlier one is fetched: 1 on CUDA,
+            otherwise 0.
     """
 
     def __init__(
@@ -165,7 +171,7 @@ class Drawer:
             self._compile()
 
     def _prepared(self, unet: UNet2DModel) -> UNet2DModel:
-        """The denoiser on its device, in the layout that was asked for."""
+        """Return the denoiser on its device, in the memory layout that was asked for."""
         wanted = self.settings.channels_last
         last = self.device.type == "cuda" if wanted is None else wanted
         layout = torch.channels_last if last else torch.contiguous_format
@@ -174,34 +180,34 @@ class Drawer:
     def _compile(self) -> None:
         if not can_compile():
             raise ClspError("compile=True needs a C++ compiler, and none is here; leave it out.")
-        # Blocks of one class count together, and behind the limit they would run as they are, which
-        # rounds otherwise.
+        # The graphs of all blocks of one class count together. Beyond the limit blocks would run
+        # uncompiled, which rounds differently.
         limits = torch._dynamo.config
         limits.cache_size_limit = max(limits.cache_size_limit, _GRAPHS)
         limits.accumulated_cache_size_limit = max(limits.accumulated_cache_size_limit, _GRAPHS)
         for block in (*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks):
-            # a graph for each size of batch: one for all could round otherwise in a run that was
-            # continued, where the sizes come in another order
+            # one graph per batch size: a graph for all sizes could round differently in a continued
+            # run, where the sizes come in another order
             block.compile(dynamic=False)
 
     def _largest_batch(self) -> int:
-        """The batch where none is given: of a CPU what is measured to fit, of a GPU a first try."""
+        """Return the batch size if none is given: on a CPU by measurement, else a first try."""
         largest = _LARGEST_BATCH.get(self.device.type, 256)
         if self.device.type != "cpu":
             return largest
-        # A system that is out of memory ends the process, where a GPU only refuses. What a step
-        # has to do once is done before it is measured.
+        # A system without memory left kills the process, where a GPU only raises an error; so the
+        # need is measured. An unmeasured trial comes first, for what a step does only once.
         self.batch_size = _TRIED
         tried = self._fitting(lambda: self._try_steps(1, self.batch_size))
         needed, free = memory_of(lambda: self._try_steps(1, tried)), available_memory()
         if needed is None or free is None:
             return largest
-        # a file's candidates are there up to three times: in parts, whole, and being written
+        # a shard's candidates are in memory up to three times: in parts, whole, and being written
         settings, image = self.settings, self.images[0].numel()
         file = min(settings.shard_size, len(self.images)) * settings.num_candidates * image
         share = free / number_of("LOCAL_WORLD_SIZE", 1) - 3 * file
         batch = int(min(largest, max(1, 0.75 * share * tried / max(1, needed))))
-        batch = 2 ** (batch.bit_length() - 1)  # the same another time, unless much has changed
+        batch = 2 ** (batch.bit_length() - 1)  # so that another run most likely finds the same
         if batch < largest:
             tqdm.write(f"There is memory for batch_size={batch} ({in_bytes(free)} are free).")
         return batch
@@ -218,7 +224,7 @@ class Drawer:
         )
 
     def _halve(self, error: BaseException) -> None:
-        """Take half the batch after memory ran out."""
+        """Halve the batch size after memory ran out; raise ClspError if it is 1 already."""
         if self.batch_size == 1:
             raise ClspError(
                 f"The memory of {self.device} does not suffice for the candidates of a single "
@@ -228,7 +234,7 @@ class Drawer:
         tqdm.write(f"Out of memory: continuing with batch_size={self.batch_size}.")
 
     def _fitting(self, attempt: Callable[..., T], *args: Any) -> T:
-        """Call a function again, with half the batch, while memory does not suffice for it."""
+        """Call a function; while memory runs out, halve the batch size and call it again."""
         while True:
             try:
                 return attempt(*args)
@@ -236,12 +242,12 @@ class Drawer:
                 if not _out_of_memory(error):
                     raise
                 self._halve(error)
-            # behind the handler, where the failed attempt's tensors are no longer held
+            # after the handler, when the failed attempt's tensors are no longer referenced
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _batch(self, start: int, stop: int, candidates: range) -> _Batch:
-        """Begin with the first of these images, as many as one batch has room for."""
+        """Begin the candidates of the first images of a range, as many as fit into one batch."""
         size = self.batch_size
         indexes = torch.arange(start, min(start + max(1, size // len(candidates)), stop))
         parts = [candidates[first : first + size] for first in range(0, len(candidates), size)]
@@ -254,7 +260,7 @@ class Drawer:
         return _Batch(start, end, candidates, end == stop, finish)
 
     def _finished(self, batch: _Batch) -> np.ndarray:
-        """The candidates of a batch; drawn again in smaller ones if memory runs out only now."""
+        """Return a batch's candidates; if memory runs out only now, redraw in smaller batches."""
         try:
             return batch.finish()
         except Exception as error:
@@ -264,22 +270,22 @@ class Drawer:
         return self.draw(batch.start, batch.stop, batch.candidates)
 
     def draw(self, start: int, stop: int, candidates: range) -> np.ndarray:
-        """Candidates of images start .. stop - 1: uint8 (stop - start, len(candidates), H, W, 3).
+        """Draw candidates of images start to stop - 1: uint8 (images, len(candidates), H, W, 3).
 
-        All noise is keyed, so how they are divided into batches changes no more than rounding.
+        All noise is keyed, so the division into batches affects only the rounding.
         """
         return next(self.draw_each([(start, stop, candidates)]))
 
     def draw_each(
         self, jobs: Iterable[tuple[int, int, range]], done: Callable[[int], None] | None = None
     ) -> Iterator[np.ndarray]:
-        """Candidates of one range of images after another, as :func:`draw` takes and gives them.
+        """Draw several ranges of images; yield the candidates of each as :func:`draw` returns them.
 
-        A GPU is given a batch, of the next range if need be, before it is done with the last one.
+        On a GPU the next batch, possibly of the next range, begins before the last one is fetched.
 
         Args:
             jobs: start, stop and candidates of each range, none of them empty.
-            done: called with the number of images of every batch that is there.
+            done: called with the number of images of every batch that was fetched.
         """
         begun: deque[_Batch] = deque()
         rows: list[np.ndarray] = []
@@ -302,18 +308,18 @@ class Drawer:
         yield from fetched(0)
 
     def seconds_per_step(self) -> float:
-        """Measured time of one sampling step of one candidate, in a full batch."""
+        """Measure the seconds that one sampling step takes per candidate, in a full batch."""
         return self._fitting(self._time_steps)
 
     def _time_steps(self) -> float:
-        for steps in (1, 3):  # the first time warms up
+        for steps in (1, 3):  # the first is a warm-up
             began = time.perf_counter()
             candidates = self._try_steps(steps, self.batch_size)
             seconds = (time.perf_counter() - began) / steps
         return seconds / candidates
 
     def _try_steps(self, steps: int, batch_size: int) -> int:
-        """Do the first steps of a batch as large as can be, and wait; the number of candidates."""
+        """Run the first steps of as large a batch as possible; return its number of candidates."""
         settings = self.settings
         numbers = torch.arange(min(batch_size, settings.num_candidates))
         rows = min(batch_size // len(numbers), len(self.images), settings.shard_size)
@@ -338,9 +344,9 @@ class Drawer:
 
 
 class FoundBatch:
-    """The batch that memory had room for, kept beside the shards.
+    """The batch size that fitted into memory, kept in a file beside the shards.
 
-    A run that is continued takes it again: another batch rounds sums in another order.
+    A continued run uses it again, because another batch size rounds sums differently.
     """
 
     def __init__(self, out: Path, settings: GenerationSettings):

@@ -75,19 +75,19 @@ def _manifest(
 
 
 class _Shards:
-    """Writes shards in a thread of its own while the next are drawn; at most one is waiting."""
+    """Writes shards in a thread while the next ones are drawn; at most one is pending."""
 
     def __init__(self, writer: StoreWriter, thread: ThreadPoolExecutor):
         self.writer, self.thread = writer, thread
         self.pending: Future | None = None
 
     def check(self) -> None:
-        """Raise what went wrong with the shard that is being written, if it is known already."""
+        """Raise the error of the pending shard if writing it has failed already."""
         if self.pending is not None and self.pending.done():
             self.pending.result()
 
     def write(self, shard: int, candidates: np.ndarray) -> None:
-        """Write a shard once the one before is written; raises what went wrong with that one."""
+        """Begin to write a shard after the one before; raises an error of the one before."""
         self.wait()
         self.pending = self.thread.submit(self.writer.write, shard, candidates)
 
@@ -98,9 +98,10 @@ class _Shards:
 
 @contextlib.contextmanager
 def _writing(writer: StoreWriter) -> Iterator[_Shards]:
-    """Within the block shards are written beside it; all of them are when it ends.
+    """Write shards in a thread while the block runs, and wait for all of them when it ends.
 
-    However it ends: a shard that was handed over is complete, and worth the moment that it takes.
+    This is also done if it ends with an error, since a shard handed over is complete and worth
+    writing.
     """
     with ThreadPoolExecutor(1, "shards") as thread:
         shards = _Shards(writer, thread)
@@ -109,8 +110,8 @@ def _writing(writer: StoreWriter) -> Iterator[_Shards]:
 
 
 def _work(writer: StoreWriter, rank: int, world_size: int) -> list[tuple[int, int, int, range]]:
-    """This process's unfinished shards: (shard, first image, one past the last, candidates)."""
-    # by number and not by place in the list: the others may have begun to fill the list's gaps
+    """List a process's unfinished shards: (shard, first image, one past the last, candidates)."""
+    # by number, not by position in the list, which other processes may be shortening right now
     return [
         (shard, start, stop, range(writer.present(shard), writer.manifest.num_candidates))
         for shard, start, stop in writer.missing()
@@ -119,7 +120,7 @@ def _work(writer: StoreWriter, rank: int, world_size: int) -> list[tuple[int, in
 
 
 def _no_room(left: Left, out: Path) -> str | None:
-    """Why the disk has no room for what a store lacks, or None."""
+    """Return why the disk has no room for what a store lacks, or None if it has."""
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     needed, free = left.nbytes + left.rewritten, shutil.disk_usage(there).free
     if needed <= free:
@@ -139,7 +140,11 @@ def _check_room(left: Left, out: Path) -> None:
 def _condition_of(
     unet: UNet2DModel, labels: torch.Tensor | None, condition: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """Of a conditional denoiser: the condition that was given, else the labels."""
+    """Return the condition to use: the one that was given, else the labels.
+
+    Raises:
+        ClspError: a condition was given for an unconditional denoiser.
+    """
     if condition is not None and not is_conditional(unet):
         raise ClspError("A condition was given, and this denoiser takes none; leave it out.")
     return labels if condition is None else condition
@@ -155,7 +160,7 @@ def _prepared(
     labels: torch.Tensor | None,
     condition: torch.Tensor | None,
 ) -> tuple[Drawer, StoreManifest, FoundBatch]:
-    """What draws the candidates, what their store will say of them, and the batch it began with."""
+    """Return the drawer of the candidates, their store's manifest, and the stored batch size."""
     settings = settings_of(GenerationSettings, cfg)
     unet, scheduler_config = load_denoiser(denoiser_path)
     _check_size(images, unet)
@@ -179,15 +184,15 @@ def estimate_generation(
     labels: torch.Tensor | None = None,
     condition: torch.Tensor | None = None,
 ) -> dict[str, Any]:
-    """Time a few sampling steps and say how long the rest of it would take; nothing is written.
+    """Time a few sampling steps and estimate the generation from them; nothing is written.
 
-    Takes what :func:`generate_candidates` does.
+    Takes the arguments of :func:`generate_candidates`.
 
     Returns:
-        ``images`` whose candidates are not all there and the number of ``candidates`` left to
-        draw; ``total``, of candidates of the whole store; ``bytes`` of those left, ``no_room``,
-        why the disk has none for them, or None; ``seconds`` expected for them on one process, and
-        the ``device`` they were measured on.
+        ``images``, the number of images that lack candidates; ``candidates``, the number left to
+        draw; ``total``, the number of candidates in the whole store; ``bytes``, the size of those
+        left to draw; ``no_room``, why the disk has no room for them, or None; ``seconds``, the
+        expected time to draw them in one process; and ``device``, where it was measured.
 
     Raises:
         ClspError: as :func:`generate_candidates`.
@@ -223,45 +228,45 @@ def generate_candidates(
 ) -> dict[str, Any]:
     """Draw the candidates of a data set into a store, continuing an unfinished one.
 
-    A store with fewer candidates an image that was made with the same settings is extended: the
-    candidates there are kept, and the new ones are drawn.
+    A store with fewer candidates per image that was made with the same settings is extended: its
+    candidates are kept, and the new ones are drawn.
 
-    Under torchrun each process draws the shards whose number is its own modulo the number of
-    processes; they do not talk. On the same device and with the same ``batch_size`` the bytes of
-    a store are reproducible, stopped and continued or not. Another batch size draws from the same
-    noise, and differs by what floating point does in another order: in float32 rarely a level of
-    a pixel, in half precision a few levels of many.
+    Under torchrun, process r of n draws the shards r, r + n, r + 2n, ..; the processes do not
+    communicate. On the same device and with the same ``batch_size`` the bytes of a store are
+    reproducible, whether the run was interrupted or not. Another batch size draws from the same
+    noise and differs only by rounding: in float32 rarely by one pixel level, in half precision in
+    many pixels by a few levels.
 
     Args:
         images: uint8 (N, H, W, 3).
-        fingerprint: of the images and their order.
+        fingerprint: digest of the images and their order.
         denoiser_path: what :func:`~clsp_plugin.diffusion.denoiser.load_denoiser` takes.
         out: directory of the store.
         cfg: keys of :class:`GenerationSettings`.
-        dataset: name of the images, for people.
-        desc: what the progress bar calls the work.
-        digests: uint8 (N, 16), names of the single images, see ``ImageArray.digests``.
-        labels: classes from 0, int64 (N,), which only a conditional denoiser looks at.
-        condition: in their place, classes, or features, float32 (N, D); the denoiser must be
-            conditional.
+        dataset: name of the images, for messages.
+        desc: label of the progress bar.
+        digests: uint8 (N, 16), digests of the single images, see ``ImageArray.digests``.
+        labels: classes from 0, int64 (N,), used only by a conditional denoiser.
+        condition: used instead of ``labels``: classes from 0, int64 (N,), or features, float32
+            (N, D); the denoiser must be conditional.
 
     Returns:
-        ``images`` and ``candidates`` drawn by this process in this call, the ``seconds`` they
-        took, ``candidates_per_second`` (None if there was nothing left to draw), the
-        ``denoiser``'s hash, ``out``, the ``device`` and the ``batch_size`` that fitted.
+        ``images`` and ``candidates``, the numbers drawn by this process in this call; the
+        ``seconds`` they took; ``candidates_per_second`` (None if there was nothing left to draw);
+        ``denoiser``, its hash; ``out``; ``device``; and ``batch_size``, the one that fitted.
 
     Raises:
         ClspError: a setting, the denoiser or the device is not valid, the denoiser is for images
-            of another size, the store holds something else or is being written by another
-            process, there is no room on the disk, or no image fits into memory.
+            of another size, the store was made differently or is being written by another
+            process, there is no room on the disk, or not even one image fits into memory.
     """
     drawer, manifest, batch = _prepared(
         images, fingerprint, denoiser_path, Path(out), cfg, dataset, labels, condition
     )
-    # what can refuse is asked before anything is written
+    # all checks come before anything is written
     rank, world_size = process()
     left = left_to_draw(out, manifest)
-    if not (Path(out) / MANIFEST).exists():  # in a store, what was left is cleared away first
+    if not (Path(out) / MANIFEST).exists():  # in a store, leftovers are deleted before the check
         _check_room(left, Path(out))
     if replace_begun(out, manifest):
         tqdm.write(f"{out} was begun with other settings and had no candidates: begun anew.")
@@ -291,7 +296,7 @@ def _draw_into(
 
             def done(number: int) -> None:
                 bar.update(number)
-                shards.check()  # a full disk is told before the next shard is drawn for it
+                shards.check()  # reports a full disk before the next shard is drawn
 
             drawn = drawer.draw_each([(start, stop, own) for _, start, stop, own in work], done)
             for (shard, *_), candidates in zip(work, drawn, strict=True):

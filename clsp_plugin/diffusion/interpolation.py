@@ -5,8 +5,8 @@ second; in between, the sample's feature is blended with that of an anchor noise
 step. Skip connections and the time embedding stay the sample's own (Zeng et al.,
 "Contrastive Learning with Synthetic Positives", ECCV 2024).
 
-A conditional UNet is also given a condition of each image: the row of its class in an embedding,
-of which row 0 stands for none, or the image's features in some encoder, of which zeros do.
+A conditional UNet also takes a condition of each image: the row of its class in an embedding, with
+row 0 for no class, or the image's features in some encoder, with zeros for none.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ def is_conditional(unet: UNet2DModel) -> bool:
 
 
 def known(condition: torch.Tensor) -> torch.Tensor:
-    """What a conditional UNet is given: rows of classes (B,) from 0, or features (B, D)."""
+    """Convert a condition to a UNet's input: classes (B,) to rows, class + 1; features stay."""
     return condition if condition.is_floating_point() else condition + 1
 
 
 def unknown(condition: torch.Tensor) -> torch.Tensor:
-    """What stands for no condition, in the form of :func:`known`."""
+    """Return the UNet's input for no condition, in the shape and type of ``condition``."""
     return torch.zeros_like(condition)
 
 
@@ -51,7 +51,7 @@ def check_unet(unet: UNet2DModel) -> None:
     """Refuse a UNet that is not a model of RGB images with a middle block.
 
     Raises:
-        ClspError: naming what is in the way.
+        ClspError: the UNet is not one; the message says why.
     """
     config = unet.config
     problem = None
@@ -82,8 +82,8 @@ def check_weight(w: float) -> None:
 def _embedding(
     unet: UNet2DModel, t: int | torch.Tensor, x: torch.Tensor, condition: torch.Tensor | None
 ) -> torch.Tensor:
-    """Of the step, and of the condition where the UNet takes one."""
-    if not isinstance(t, torch.Tensor):  # made there: the host does not wait for the device
+    """Return the embedding (B, E) of the step, plus that of the condition if the UNet takes one."""
+    if not isinstance(t, torch.Tensor):  # made on the device, so that the host does not wait
         t = torch.full((), t, device=x.device)
     t = t.to(x.device)
     t = t.expand(x.shape[0]) if t.ndim == 0 else t
@@ -102,14 +102,14 @@ def encode(
     t: int | torch.Tensor,
     condition: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
-    """Run a UNet up to and with its middle block.
+    """Run a UNet up to and including its middle block.
 
     Args:
         unet: a ``UNet2DModel``.
         x: noisy images in about [-1, 1], float (B, 3, H, W).
         t: the step, an int or int64 (B,), in 0 .. T - 1.
-        condition: for a conditional UNet, int64 (B,), rows of its class embedding, or float (B, D),
-            features; else None.
+        condition: for a conditional UNet the output of :func:`known` or :func:`unknown`: int64
+            (B,), rows of its class embedding, or float (B, D), features; else None.
 
     Returns:
         The middle feature (B, C, h, w), the skip connections from the first to the last, and
@@ -138,13 +138,13 @@ def encode(
 def decode(
     unet: UNet2DModel, h: torch.Tensor, skips: tuple[torch.Tensor, ...], emb: torch.Tensor
 ) -> torch.Tensor:
-    """Run a UNet from behind its middle block to the noise estimate.
+    """Run a UNet from after its middle block to the noise estimate.
 
     Args:
         unet: the UNet of :func:`encode`.
         h: a middle feature (B, C, h, w).
         skips: the skip connections, from the first to the last.
-        emb: the time embedding (B, E).
+        emb: the embedding of step and condition (B, E).
 
     Returns:
         The noise estimate (B, 3, H, W).
@@ -170,7 +170,7 @@ def interpolated_noise(
     w: float,
     condition: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Estimate the noise in a sample with the semantics of an anchor.
+    """Estimate the noise in a sample that is to get the semantics of an anchor.
 
     .. math:: decode(w \\, h + (1 - w) \\, h^a, \\; skips(x_t), \\; emb(t))
 
@@ -186,7 +186,8 @@ def interpolated_noise(
             (B, 3, H, W) where the K candidates of an anchor share its feature.
         t: the step, in 0 .. T - 1.
         w: weight of the sample, in [0, 1].
-        condition: what a conditional UNet is given, (B * K,) or (B * K, D), else None.
+        condition: for a conditional UNet the output of :func:`known` or :func:`unknown`, (B * K,)
+            or (B * K, D); else None.
 
     Returns:
         The noise estimate (B * K, 3, H, W), or the velocity if that is what the UNet predicts.
@@ -216,21 +217,21 @@ def guided_noise(
     condition: torch.Tensor,
     guidance: float,
 ) -> torch.Tensor:
-    r"""Estimate the noise in a sample of a condition, away from what is common to all.
+    r"""Estimate the noise in a sample with classifier-free guidance towards a condition.
 
     .. math:: (1 + g) \, eps(x_t, c) - g \, eps(x_t, none)
 
-    Classifier-free guidance (Ho and Salimans, 2022) over :func:`interpolated_noise`.
+    The guidance of Ho and Salimans (2022), applied to :func:`interpolated_noise`.
 
     Args:
         unet: a conditional ``UNet2DModel``; row 0 of a class embedding stands for no class, row
             ``c + 1`` for class c.
-        x_t: as there.
-        x_t_anchor: as there.
-        t: as there.
-        w: as there.
+        x_t: as in :func:`interpolated_noise`.
+        x_t_anchor: as in :func:`interpolated_noise`.
+        t: as in :func:`interpolated_noise`.
+        w: as in :func:`interpolated_noise`.
         condition: int64 (B * K,), classes from 0, or float (B * K, D), features.
-        guidance: g, at least 0; at 0 the condition alone decides.
+        guidance: g, at least 0; 0 gives the conditional estimate without guidance.
 
     Returns:
         The noise estimate (B * K, 3, H, W).
@@ -244,7 +245,7 @@ def guided_noise(
 
 @contextlib.contextmanager
 def masked_middle(unet: UNet2DModel) -> Iterator[None]:
-    """Within the block, a UNet's middle feature is zero: the skip connections draw alone."""
+    """Set a UNet's middle feature to zero within the block, to draw by skip connections alone."""
 
     def mask(module: nn.Module, inputs: tuple, h: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(h)

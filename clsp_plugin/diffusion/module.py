@@ -23,7 +23,7 @@ from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, PREDICTIONS
 
 __all__ = ["DenoiserModule", "TrainingSettings"]
 
-# Streams of a training; part of what a seed means, never renumber.
+# Random streams of a training. They are part of what a seed means: never renumber.
 _WEIGHTS, _DROPOUT, _CHOICES, _NOISE, _RENOISED, _RENOISE, _UNCONDITIONED = range(7)
 
 
@@ -32,33 +32,34 @@ class TrainingSettings(UNetSettings):
     """How a denoiser is trained; the defaults are the paper's on CIFAR.
 
     Attributes:
-        seed: of the weights, the order, the steps, the noise, the flips and the dropout.
-        max_epochs: passes over the images.
-        batch_size: images an optimiser step, over all processes together. The images left over
-            by whole batches wait for another epoch.
+        seed: seed of the weights, the order, the steps, the noise, the flips and the dropout.
+        max_epochs: number of passes over the images.
+        batch_size: images per optimiser step, over all processes together. Images that do not fill
+            a whole batch are left out of that epoch.
         lr: learning rate of Adam.
         warmup_steps: optimiser steps of linear warm-up.
-        gradient_clip: largest norm of the gradient; 0 clips nothing.
-        prediction: what the network's output is: the noise (``epsilon``, the paper's), or the
+        gradient_clip: largest norm of the gradient; 0 means no clipping.
+        prediction: what the network predicts: the noise (``epsilon``, the paper's), or the
             velocity ``sqrt(a) noise - sqrt(1 - a) image`` (``v_prediction``, Salimans and Ho,
-            ICLR 2022), with which a short training comes further.
+            ICLR 2022), which gives a better denoiser after a short training.
         renoise_middle: probability that the middle feature of an image is computed from the same
-            image under other noise, as a candidate's is from its anchor. The paper's 0 trains the
-            denoiser alone; after a short training the skip connections then decide everything, and
-            candidates do not show what their anchors do. Training takes up to a half longer.
-        condition_dropout: probability that a conditional denoiser is not told the condition of an
-            image, so that it can be guided; the paper's second recipe has 0.1.
-        ema_decay: of the moving average of the weights, which is what is saved.
-        ema_warmup: whether the decay of the 0-based step s is at most (1 + s) / (10 + s), so that
-            short runs do not keep their first weights.
+            image under other noise, as that of a candidate is from its anchor. The paper's 0
+            trains for denoising only; after a short training the skip connections then decide
+            everything, and candidates do not show what their anchors show. Above 0, training takes
+            up to one and a half times as long.
+        condition_dropout: probability that a conditional denoiser does not get the condition of an
+            image, which makes guidance possible; 0.1 in the paper's second recipe.
+        ema_decay: decay of the moving average of the weights; the average is what is saved.
+        ema_warmup: whether the decay at step s, counted from 0, is at most (1 + s) / (10 + s), so
+            that the first weights do not dominate after a short run.
         horizontal_flip: probability of mirroring an image. Set it to 0 for images with writing.
         precision: Lightning's name: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        accelerator: Lightning's.
-        devices: Lightning's.
-        strategy: Lightning's.
+        accelerator: accelerator of Lightning's trainer.
+        devices: devices of Lightning's trainer.
+        strategy: strategy of Lightning's trainer.
         checkpoint_every: epochs between checkpoints.
         sample_every: epochs between sheets of samples in ``<out>.samples``; 0 draws none.
-        fid_images: samples drawn for a Frechet distance where one is asked for.
+        fid_images: number of samples drawn for the Frechet distance, if one is asked for.
     """
 
     seed: int = ranged(0, SEED)
@@ -85,20 +86,21 @@ class TrainingSettings(UNetSettings):
         object.__setattr__(self, "precision", precision_name(self.precision))
 
     def ema_decay_at(self, step: int) -> float:
-        """Decay of the moving average after the optimiser's 0-based step."""
+        """Return the decay of the moving average at optimiser step ``step``, counted from 0."""
         return min(self.ema_decay, (1 + step) / (10 + step)) if self.ema_warmup else self.ema_decay
 
 
 class DenoiserModule(LightningModule):
     """A denoiser in training.
 
-    Every random number but dropout's is keyed by (seed, epoch, image index), dropout by (seed,
-    epoch, batch, process): a resumed run equals an uninterrupted one, to the last bit on the CPU.
+    Random numbers are keyed by (seed, epoch, image index), those of dropout by (seed, epoch, batch,
+    process). So a resumed run equals an uninterrupted one, to the last bit on the CPU.
 
     Args:
         unet: the network.
         settings: see :class:`TrainingSettings`.
-        condition: of a conditional network, for every image: int64 (N,), or float (N, D).
+        condition: condition of every image for a conditional network: int64 (N,), classes, or
+            float (N, D), features; else None.
 
     Attributes:
         unet: the network in training.
@@ -127,7 +129,7 @@ class DenoiserModule(LightningModule):
     def _draw(
         self, indexes: torch.Tensor, images: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Clean images (B, 3, H, W), noise of that shape and steps (B,) of a batch."""
+        """Return a batch's images (B, 3, H, W), some flipped, noise (same shape) and steps (B,)."""
         x = to_float(images)
         choices, noises = (
             derive_key(self.settings.seed, Purpose.TRAINING, stream, self.current_epoch)
@@ -144,7 +146,7 @@ class DenoiserModule(LightningModule):
         return signal * x + sigma * noise
 
     def _given(self, indexes: torch.Tensor) -> torch.Tensor | None:
-        """What a conditional network is told of images: of some, nothing."""
+        """Return the network's input for the images' conditions, randomly dropped, or None."""
         if self.condition is None:
             return None
         condition = self.condition[indexes]
@@ -157,7 +159,7 @@ class DenoiserModule(LightningModule):
     def _estimate(
         self, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, indexes: torch.Tensor
     ) -> torch.Tensor:
-        """What the network predicts; some images take their middle feature from other noise."""
+        """Return the network's prediction; some middle features are computed from other noise."""
         x_t, given = self._noisy(x, noise, t), self._given(indexes)
         if self.settings.renoise_middle == 0.0:
             return self.unet(x_t, t, given).sample
@@ -177,7 +179,7 @@ class DenoiserModule(LightningModule):
 
     @contextlib.contextmanager
     def _dropout_seed(self, batch_idx: int) -> Iterator[None]:
-        """Seed dropout by name, and leave the global generators as they were."""
+        """Seed dropout within the block, and restore the global random generators after it."""
         place = (_DROPOUT, self.current_epoch, batch_idx, self.global_rank)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -187,11 +189,11 @@ class DenoiserModule(LightningModule):
     def training_step(
         self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int
     ) -> torch.Tensor:
-        """Loss of a batch.
+        """Return the loss of a batch.
 
         Args:
             batch: image indexes, int64 (B,), and images, uint8 (B, H, W, 3).
-            batch_idx: number of the batch in its epoch.
+            batch_idx: number of the batch in its epoch, from 0.
         """
         x, noise, t = self._draw(*batch)
         target = noise
@@ -218,7 +220,7 @@ class DenoiserModule(LightningModule):
         return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then move the average. ``global_step`` counts the steps completed before."""
+        """Step, then update the moving average; ``global_step`` does not count this step yet."""
         super().optimizer_step(*args, **kwargs)
         average = get_ema_multi_avg_fn(self.settings.ema_decay_at(self.global_step))
         average(list(self.ema.parameters()), list(self.unet.parameters()), self.global_step)

@@ -15,13 +15,14 @@ PRECISIONS: dict[str, torch.dtype | None] = {
 
 
 def precision_name(precision: str | int) -> str:
-    """The one name of a precision, a key of :data:`PRECISIONS`.
+    """Return the canonical name of a precision, a key of :data:`PRECISIONS`.
 
     Args:
-        precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; ``"32"`` and 32 are the first.
+        precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``; ``"32"`` and 32 stand for
+            ``"32-true"``.
 
     Raises:
-        ClspError: any other.
+        ClspError: the precision is another.
     """
     name = "32-true" if str(precision) == "32" else precision
     if name not in PRECISIONS:

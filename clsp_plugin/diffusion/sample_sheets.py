@@ -1,4 +1,4 @@
-"""Sheets of samples while a denoiser is trained, and how far samples are from the real images."""
+"""Write sheets of samples while a denoiser is trained, and score samples against real images."""
 
 import csv
 import io
@@ -18,23 +18,24 @@ from clsp_plugin.system.files import write_whole
 __all__ = ["SampleSheets"]
 
 _ROWS, _COLUMNS, _BATCH = 4, 8, 256
-_UNCONDITIONAL = Sampling(w=1.0, sampler="dpmpp", steps=20, clip=True)  # of the anchor
+_UNCONDITIONAL = Sampling(w=1.0, sampler="dpmpp", steps=20, clip=True)  # w = 1: without anchors
 
 
 class SampleSheets(Callback):
     """Writes samples of the averaged weights every few epochs, and at the end.
 
-    The noise is the same on every sheet, so that they can be laid beside each other. A conditional
-    denoiser is told the conditions of images evenly spaced in the training set. Training does not
-    notice: its random numbers are its own.
+    The noise is the same on every sheet, so that sheets can be compared. A conditional denoiser
+    gets the conditions of images evenly spaced in the training set. Training is not affected,
+    because its random numbers are keyed.
 
     Args:
-        folder: gets ``epoch-00001.png``, ..., 4 rows of 8 images each; and ``scores.csv``, a line
-            a sheet, where there is a ``score``.
+        folder: the folder for ``epoch-00001.png``, ..., each with 4 rows of 8 images; and, if
+            there is a ``score``, for ``scores.csv`` with one line per sheet.
         every: epochs between sheets.
         prediction: what the network predicts, in diffusers' words.
-        score: of samples, uint8 (M, H, W, 3), such as their distance from the images.
-        num_scored: M, samples to compute it from.
+        score: function of samples, uint8 (M, H, W, 3), such as their Frechet distance from the
+            training images.
+        num_scored: M, the number of samples to score.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class SampleSheets(Callback):
         pl_module.ema.train(training)
 
     def _draw(self, module: LightningModule, number: int) -> torch.Tensor:
-        """Samples of the averaged weights: uint8 (number, H, W, 3)."""
+        """Draw samples with the averaged weights: uint8 (number, H, W, 3)."""
         condition, size = module.condition, module.ema.config.sample_size
         if condition is not None:
             rows = torch.linspace(0, len(condition) - 1, number, dtype=torch.float64).round().long()
@@ -101,7 +102,7 @@ class SampleSheets(Callback):
         row = {"epoch": done, "frechet": f"{distance:.4f}", "samples": self.num_scored}
         row |= {"seconds": f"{time.perf_counter() - began:.1f}"}
         file, rows = self.folder / "scores.csv", []
-        if file.exists():  # a resumed training may do an epoch again
+        if file.exists():  # a resumed training may repeat an epoch
             with open(file, newline="") as lines:
                 rows = [line for line in csv.DictReader(lines) if int(line["epoch"]) < done]
         text = io.StringIO()

@@ -1,6 +1,6 @@
 """Sampling of candidates: images with the semantics of an anchor and another background.
 
-Three samplers, each with the estimate of the noise of
+There are three samplers, each with the noise estimate of
 :mod:`clsp_plugin.diffusion.interpolation`: DDIM (Song, Meng and Ermon, ICLR 2021), the paper's;
 DDPM (Ho, Jain and Abbeel, NeurIPS 2020); DPM-Solver++ of second order (Lu et al., 2022), for few
 steps.
@@ -50,27 +50,28 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Sampling:
-    """How samples are drawn, from the verb to the loop over steps; the defaults are the paper's.
+    """How samples are drawn; the defaults are the paper's.
 
     Attributes:
         w: weight of the SAMPLE's middle feature, 0 to 1; 0.1 is 90 % anchor, 1 is an unconditional
             sample.
         sampler: ``ddim``, the paper's; ``ddpm``; or ``dpmpp``, DPM-Solver++ of second order, for
             few steps.
-        steps: sampling steps; of ``ddim`` and ``ddpm`` a divisor of the steps of training, or
-            nearly: 12 of 1000.
-        eta: DDIM's, 0 (no fresh noise, so that the initial noise decides) to 1 (as much as DDPM);
-            None is the paper's 0.1. The other samplers have none.
-        seed: of the sampling noise.
+        steps: number of sampling steps; for ``ddim`` and ``ddpm`` a divisor of the number of
+            training steps, or nearly, such as 12 of 1000.
+        eta: DDIM's eta, 0 (no fresh noise, only the initial noise) to 1 (as much as DDPM); None is
+            the paper's 0.1. It cannot be set for the other samplers.
+        seed: seed of the sampling noise.
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``; only the UNet is computed in less
             than float32.
-        clip: clip every step's estimate of the image to [-1, 1]; the paper clips at the end
-            alone, a denoiser that was trained briefly needs it.
-        share_anchor: noise an anchor once a step for all its candidates, instead of afresh for
-            each as in the paper; saves about a fifth of the time, and was measured to draw as well.
-        guidance: of a conditional denoiser by the anchors' condition, 0 to 100, see
-            :func:`~clsp_plugin.diffusion.interpolation.guided_noise`; the authors' second recipe
-            is ``w=1 guidance=1.8 eta=1``, in which the anchor gives only its label.
+        clip: whether to clip every step's estimate of the image to [-1, 1]. The paper clips only
+            at the end; a denoiser that was trained briefly needs clipping in every step.
+        share_anchor: whether to noise an anchor once per step for all its candidates, instead of
+            afresh for each as in the paper; this saves about a fifth of the time, with measured
+            quality as good.
+        guidance: strength of the guidance by the anchors' condition, 0 to 100, for a conditional
+            denoiser, see :func:`~clsp_plugin.diffusion.interpolation.guided_noise`; the authors'
+            second recipe is ``w=1 guidance=1.8 eta=1``, in which only the anchor's label is used.
     """
 
     w: float = ranged(0.1, low=0, high=1)
@@ -85,7 +86,7 @@ class Sampling:
 
     @property
     def chosen_eta(self) -> float:
-        """``eta``, which is the sampler's own where none was given."""
+        """``eta``, or the sampler's default if none was given."""
         assert self.eta is not None
         return self.eta
 
@@ -101,24 +102,24 @@ class Sampling:
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1]."""
+    """Convert uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [-1, 1]."""
     return images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
 
 
 def to_uint8(x: torch.Tensor) -> torch.Tensor:
-    """Float (B, 3, H, W), clipped to [-1, 1], to the nearest uint8 (B, H, W, 3)."""
+    """Clip float (B, 3, H, W) to [-1, 1] and round it to uint8 (B, H, W, 3)."""
     pixels = ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round()
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 class CandidateNoise:
-    """The noise of a batch of images, every draw a hash of its names.
+    """The noise of a batch of images: a hash of seed, image index, candidate number and step.
 
     Args:
-        seed: of all the noise.
+        seed: seed of all the noise.
         indexes: int64 (B,), image indexes in their data set.
         candidates: int64 (K,), candidate numbers.
-        shape: of an image, (3, H, W).
+        shape: shape of an image, (3, H, W).
         share_anchor: whether the anchor's noise depends on the candidate (False) or not (True).
     """
 
@@ -138,17 +139,17 @@ class CandidateNoise:
         self.shape = shape
 
     def _draw(self, keys: torch.Tensor, step: int) -> torch.Tensor:
-        # filled there: a tensor that comes from the host would have the host wait for the device
+        # made on the device: copying a tensor from the host would make the host wait
         keys = keys_for(keys, torch.full((), step, dtype=torch.int64, device=keys.device))
         size = self.shape[0] * self.shape[1] * self.shape[2]
         return key_normal(keys, size).view(-1, *self.shape)
 
     def sample(self, step: int) -> torch.Tensor:
-        """Noise added after a step, (B * K, 3, H, W); the initial noise counts as step T."""
+        """Return the noise added after a step, (B * K, 3, H, W); step T gives the initial noise."""
         return self._draw(self.sample_keys, step)
 
     def anchor(self, step: int) -> torch.Tensor:
-        """Noise of the anchors at a step: (B * K, 3, H, W), or (B, 3, H, W) if shared."""
+        """Return the anchors' noise at a step: (B * K, 3, H, W), or (B, 3, H, W) if shared."""
         return self._draw(self.anchor_keys, step)
 
 
@@ -165,7 +166,7 @@ def _advance(
     noise: CandidateNoise,
     eta: float,
 ) -> torch.Tensor:
-    """The samples at the next step."""
+    """Return the samples after one step of the sampler."""
     if isinstance(scheduler, DPMSolverMultistepScheduler):
         assert eta == 0.0, "this solver adds no noise"
         return scheduler.step(estimate, t, x).prev_sample
@@ -194,17 +195,17 @@ def denoise(
     Args:
         unet: a denoiser in evaluation mode.
         scheduler: from :func:`make_scheduler`.
-        anchors: float (B * K, 3, H, W) in [-1, 1], or (B, 3, H, W) where candidates share one.
-        noise: of B images with K candidates each.
-        sampling: how they are drawn.
-        num_steps: stop after so many of the sampler's steps; by default after all of them.
-        condition: of a conditional denoiser, classes from 0, int64 (B * K,), or features, float
-            (B * K, D).
+        anchors: float (B * K, 3, H, W) in [-1, 1], or (B, 3, H, W) if candidates share an anchor.
+        noise: the noise of B images with K candidates each.
+        sampling: how to sample.
+        num_steps: stop after this many steps of the sampler; by default after all of them.
+        condition: for a conditional denoiser, classes from 0, int64 (B * K,), or features, float
+            (B * K, D); else None.
 
     Returns:
         float32 (B * K, 3, H, W).
     """
-    if isinstance(scheduler, DPMSolverMultistepScheduler):  # it remembers the steps before
+    if isinstance(scheduler, DPMSolverMultistepScheduler):  # reset: it remembers earlier steps
         scheduler.set_timesteps(timesteps=scheduler.timesteps.tolist())
     x = noise.sample(scheduler.config.num_train_timesteps)
     for t in scheduler.timesteps[:num_steps].tolist():
@@ -220,21 +221,21 @@ def denoise(
                     unet, x, x_anchor, t, sampling.w, condition, sampling.guidance
                 )
         estimate = estimate.float()
-        # a sampler that clips would hide an infinity, and none hides what is not a number
+        # clipping would hide an infinity, but never hides a NaN
         estimate = estimate.masked_fill(estimate.isinf(), torch.nan)
         x = _advance(scheduler, estimate, t, x, noise, sampling.chosen_eta)
     return x
 
 
 def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on a device, which the host does not wait for."""
+    """Copy a tensor to a device; the host does not wait for the copy."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def _fetch(*tensors: torch.Tensor) -> Callable[[], tuple[torch.Tensor, ...]]:
-    """Begin to move tensors of a device to the host; the function returned waits for them."""
+    """Begin to copy tensors from a device to the host; the returned function waits for them."""
     if tensors[0].device.type != "cuda":
         return lambda: tuple(tensor.cpu() for tensor in tensors)
     there = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
@@ -269,18 +270,20 @@ def begin_candidates(
         unet: a denoiser; it is put in evaluation mode.
         scheduler: from :func:`make_scheduler`.
         anchors: uint8 (B, H, W, 3).
-        sampling: how they are drawn. An image that its precision is not enough for is sampled
-            again in float32, from the same noise, with a warning.
+        sampling: how to sample. If the precision does not suffice for the candidates of an image,
+            so that they are not finite, they are sampled again in float32, from the same noise,
+            with a warning.
         indexes: int64 (B,), the anchors' indexes in their data set.
         candidates: the candidate numbers to draw, K of them.
-        condition: of a conditional denoiser, the anchors' classes from 0, int64 (B,), or features,
-            float (B, D).
+        condition: for a conditional denoiser, the anchors' classes from 0, int64 (B,), or
+            features, float (B, D).
 
     Returns:
-        A function that waits for them and gives uint8 (B, K, H, W, 3), on the CPU.
+        A function that waits for the candidates and returns them: uint8 (B, K, H, W, 3), on the
+        CPU.
 
     Raises:
-        ClspError: w is not valid, the UNet is not supported, or, by the function returned, the
+        ClspError: w is not valid, or the UNet is not supported. The returned function raises it if
             samples are not finite in float32 either.
     """
     check_unet(unet)

@@ -1,4 +1,4 @@
-"""Noise schedules and the samplers that walk them."""
+"""Noise schedules, and the samplers that follow them."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -25,7 +25,7 @@ __all__ = [
 
 # What a network may predict, in diffusers' words: the noise, or the velocity.
 PREDICTIONS = ("epsilon", "v_prediction")
-# The samplers, and the eta of each where none is given: 0 adds no noise after a step, 1 all of it.
+# The samplers and their default eta: 0 adds no noise after a step, 1 as much as DDPM.
 SAMPLERS = {"ddim": 0.1, "ddpm": 1.0, "dpmpp": 0.0}
 
 
@@ -50,7 +50,7 @@ Scheduler: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler
 
 
 def _check_division(steps: int, total: int) -> None:
-    """Refuse steps between which diffusers' update would not go back by the same distance."""
+    """Refuse a number of steps that does not divide ``total``, or nearly; see make_scheduler."""
     fitting = [
         n for n in range(1, total + 1) if total % n < (total / 100 if n <= total / 10 else 1)
     ]
@@ -70,25 +70,25 @@ def make_scheduler(
 ) -> Scheduler:
     """Make the sampler that fits a denoiser's training.
 
-    Steps are evenly spaced and start at the last of training: 999, 989, .., 9 for 100 of 1000.
-    The last one ends at the clean image. Where they do not divide, such as 12 of 1000, DPM-Solver++
-    rounds each of them, and DDIM and DDPM start at most a hundredth of training before its end
-    (995, 912, .., 82), where there is nothing but noise still.
+    Steps are evenly spaced and start at the last one of training: 999, 989, .., 9 for 100 of 1000.
+    The last one ends at the clean image. If their number does not divide T, such as 12 of 1000,
+    DPM-Solver++ rounds each step, and DDIM and DDPM start up to a hundredth of T before the end of
+    training (995, 912, .., 82), where an image is still nothing but noise.
 
     Args:
         train_config: configuration of the scheduler that the denoiser was trained with, in
-            diffusers' keys; its betas and what it predicts are taken. By default the noise, with
-            betas linear from 1e-4 to 0.02 in T = 1000 steps.
-        steps: sampling steps, 1 to T. Those of DDIM and DDPM divide T, or up to a tenth of T leave
-            a rest of less than a hundredth of it: diffusers' update goes back by exactly
-            ``T // steps``.
+            diffusers' keys, of which the betas and the type of prediction are used. By default the
+            denoiser predicts the noise, with betas linear from 1e-4 to 0.02 in T = 1000 steps.
+        steps: number of sampling steps, 1 to T. For DDIM and DDPM it must divide T, since
+            diffusers' update goes back by exactly ``T // steps``; up to T / 10, a remainder of
+            less than T / 100 is allowed.
         clip: whether every step clips its estimate of the image to [-1, 1]. The paper does not;
             a denoiser that was trained briefly needs it.
         sampler: one of :data:`SAMPLERS`.
 
     Raises:
-        ClspError: the denoiser predicts something else, its betas end in pure noise, or there
-            are not so many steps.
+        ClspError: the denoiser predicts something else, it was trained with
+            ``rescale_betas_zero_snr``, its betas are not valid, or ``steps`` does not fit.
     """
     config = dict(train_config or {})
     prediction = predicted(config)
@@ -114,26 +114,25 @@ def make_scheduler(
         "prediction_type": prediction,
     }
     if sampler == "dpmpp":
-        # a threshold of 1 at every quantile is plain clipping
+        # with a largest threshold of 1, dynamic thresholding is plain clipping
         scheduler = DPMSolverMultistepScheduler(
             **common, final_sigmas_type="zero", thresholding=clip, sample_max_value=1.0
         )
-        # by ourselves: of some numbers diffusers makes a step more, the last one before the first
-        # of training
+        # computed here, because for some numbers of steps diffusers adds one at timestep -1
         times = [round(total - step * total / steps) - 1 for step in range(steps)]
         scheduler.set_timesteps(timesteps=times)
     else:
         kind = _AncestralScheduler if sampler == "ddpm" else DDIMScheduler
-        # with this offset every step goes back to where the next one is, whatever T // steps is
+        # with this offset every step ends exactly where the next one starts, for any T // steps
         spacing = {"timestep_spacing": "leading", "steps_offset": total // steps - 1}
         scheduler = kind(**common, **spacing, clip_sample=clip, set_alpha_to_one=True)
         scheduler.set_timesteps(steps)
     return scheduler
 
 
-# The schedule of DDPM, and the one assumed of a network that comes without its scheduler.
-_MOST_STEPS = 10**6  # of a denoiser's training
+_MOST_STEPS = 10**6  # largest number of training steps that is accepted
 _BETA_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+# The schedule of DDPM, which is assumed for a network without a scheduler's configuration.
 LINEAR_BETAS = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
@@ -143,10 +142,10 @@ LINEAR_BETAS = {
 
 
 def training_betas(config: Mapping[str, Any]) -> torch.Tensor:
-    """The betas of a training, float32 (T,), from the configuration of its scheduler.
+    """Return the betas of a training, float32 (T,), from the configuration of its scheduler.
 
     Raises:
-        ClspError: it is not one of diffusion in discrete steps.
+        ClspError: the configuration is not one of diffusion in discrete steps.
     """
     given = {key: config[key] for key in _BETA_KEYS if config.get(key) is not None}
     steps = given.get("num_train_timesteps", 1)
@@ -155,7 +154,7 @@ def training_betas(config: Mapping[str, Any]) -> torch.Tensor:
             raise ValueError(f"num_train_timesteps={str(steps)[:60]}")
         betas = DDPMScheduler(**given).betas
         problem = None if bool(((betas > 0) & (betas < 1)).all()) else "betas beyond 0 and 1"
-    except Exception as error:  # the boundary to diffusers, as in _load_unet
+    except Exception as error:  # diffusers may raise anything, as in _load_unet
         problem = first_line(error)
     if problem:
         raise ClspError(
@@ -166,7 +165,7 @@ def training_betas(config: Mapping[str, Any]) -> torch.Tensor:
 
 
 def predicted(config: Mapping[str, Any]) -> str:
-    """What a denoiser predicts, in diffusers' words, from the configuration of its scheduler."""
+    """Return what a denoiser predicts, in diffusers' words, from its scheduler's configuration."""
     return config.get("prediction_type") or "epsilon"
 
 

@@ -48,9 +48,10 @@ _FREE = frozenset(
 
 
 class _Data(LightningDataModule):
-    """Batches of indexes, and the images from the training device's memory.
+    """Training batches: image indexes, and the images from the training device's memory.
 
-    The batch size is of all processes together, and no larger than the data set.
+    The batch size counts the images of all processes together, and is capped at the number of
+    images.
     """
 
     def __init__(self, images: torch.Tensor, settings: TrainingSettings):
@@ -77,8 +78,8 @@ class _Data(LightningDataModule):
         return indexes, self.images[indexes]
 
 
-class _LastCheckpoint(Checkpoint):  # which has its turn after the module
-    """Replaces one file every few epochs, so that a kill at any time leaves a whole one."""
+class _LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint after the module's own hook
+    """Replaces one file every few epochs; a process killed at any time leaves a complete one."""
 
     def __init__(self, workspace: Path, identity: dict[str, Any], every: int):
         self.workspace, self.identity, self.every = workspace, identity, every
@@ -87,13 +88,13 @@ class _LastCheckpoint(Checkpoint):  # which has its turn after the module
         done = trainer.current_epoch + 1
         if done % self.every and done != trainer.max_epochs:
             return
-        if trainer.is_global_zero:  # with the first checkpoint: without one they say nothing
+        if trainer.is_global_zero:  # not earlier: without a checkpoint they are of no use
             write_text(self.workspace / "settings.json", json.dumps(self.identity, indent=2))
         trainer.save_checkpoint(self.workspace / "last.ckpt")
 
 
 def _check_images(images: torch.Tensor) -> int:
-    """Height and width of the images."""
+    """Refuse images that are not square, or none at all; return their side in pixels."""
     assert images.dtype == torch.uint8
     assert images.ndim == 4
     assert images.shape[3] == 3
@@ -106,14 +107,14 @@ def _check_images(images: torch.Tensor) -> int:
 
 
 def images_digest(images: torch.Tensor) -> str:
-    """Which images a denoiser was trained on: a SHA-256 of their pixels in their order."""
+    """Return a SHA-256 of the pixels of images in their order, to compare training images by."""
     return hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()
 
 
 def _identity(
     images: torch.Tensor, settings: TrainingSettings, condition: torch.Tensor | None
 ) -> dict[str, Any]:
-    """What makes two trainings the same one, as JSON would give it back."""
+    """Return the settings and data that identify a training, as they are read back from JSON."""
     kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in _FREE}
     kept |= {"num_images": len(images), "images": images_digest(images)}
     if condition is None:
@@ -124,7 +125,11 @@ def _identity(
 
 
 def _find_checkpoint(workspace: Path, identity: dict[str, Any]) -> Path | None:
-    """The checkpoint to resume from, if there is one of this very training."""
+    """Return the checkpoint to resume from, or None.
+
+    Raises:
+        ClspError: the unfinished training has other settings, or one of its files is damaged.
+    """
     checkpoint = workspace / "last.ckpt"
     if not checkpoint.exists():
         return None
@@ -154,7 +159,7 @@ def _find_checkpoint(workspace: Path, identity: dict[str, Any]) -> Path | None:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, without the advice that a sentence of ours ends with."""
+    """Return an error's message without the advice that follows a semicolon."""
     return str(error).partition(";")[0]
 
 
@@ -203,7 +208,7 @@ def _make_trainer(
 
 
 def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """What ``training.json`` says, if this very training was finished before."""
+    """Return the content of ``training.json`` if this very training was finished before."""
     try:
         record = read_json(out / RECORD, dict[str, Any], "the record of a training", "delete it.")
     except (ClspError, FileNotFoundError, NotADirectoryError):  # something else is at that place
@@ -212,7 +217,7 @@ def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _record(module: DenoiserModule, identity: dict[str, Any], steps: int) -> dict[str, Any]:
-    """What ``training.json`` says of a finished training."""
+    """Return the content of ``training.json`` for a finished training."""
     device = module.device
     cpu = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     return {
@@ -242,9 +247,9 @@ def train_denoiser(
 ) -> dict[str, Any]:
     """Train a denoiser and write it as a pipeline directory.
 
-    While it runs, checkpoints are kept beside ``out`` in ``<out>.training``; a run that was
-    stopped continues from there when it is started again with the same settings, and one that was
-    finished is left as it is.
+    While it runs, checkpoints are kept beside ``out`` in ``<out>.training``. A run that was stopped
+    continues from there when it is started again with the same settings; one that was finished is
+    not repeated.
 
     Args:
         images: uint8 (N, H, H, 3).
@@ -254,15 +259,16 @@ def train_denoiser(
         condition: makes the denoiser a conditional one: int64 (N,), classes from 0, or float32
             (N, D), features of the images.
         callbacks: further Lightning callbacks; a progress bar among them replaces the default.
-        score: of samples, uint8 (M, H, W, 3), such as the FID; computed beside each sheet of them.
+        score: function of samples, uint8 (M, H, W, 3), such as the FID; computed with each sheet
+            of samples.
 
     Returns:
-        What ``training.json`` says.
+        The content of ``training.json``.
 
     Raises:
         ClspError: a setting is not valid, ``out`` holds something else, an unfinished training
-            has other settings or a file that is damaged, the loss is not finite, the devices do
-            not fit this machine, another process is at it, or a callback ended it.
+            has other settings or a damaged file, the loss is not finite, the devices are not
+            available, another process runs the same training, or a callback stopped it early.
     """
     settings = settings_of(TrainingSettings, cfg)
     out = Path(out)
@@ -273,7 +279,7 @@ def train_denoiser(
     workspace = out.with_name(f"{out.name}.training")
     finished = _finished(out, identity)
     if finished is not None:
-        shutil.rmtree(workspace, ignore_errors=True)  # of a process that was killed at the very end
+        shutil.rmtree(workspace, ignore_errors=True)  # left by a process killed at the very end
         return finished
     check_absent(out)
     module = _make_module(size, settings, condition)
@@ -282,7 +288,7 @@ def train_denoiser(
         with one_training(workspace, "wait for it, or choose another out="):
             return _train(images, module, settings, identity, workspace, out, callbacks, score)
     finally:
-        with contextlib.suppress(OSError):  # not empty: it can be continued
+        with contextlib.suppress(OSError):  # if not empty, it is kept to continue the training
             workspace.rmdir()
 
 
@@ -296,7 +302,7 @@ def _train(
     callbacks: Sequence[Callback] | None,
     score: Callable[[torch.Tensor], float] | None,
 ) -> dict[str, Any]:
-    """Train in a workspace, on from its checkpoint if it has one; see :func:`train_denoiser`."""
+    """Train in a workspace, from its checkpoint if it has one; see :func:`train_denoiser`."""
     checkpoint = _find_checkpoint(workspace, identity)
     with quiet():
         callbacks = list(callbacks or ())
@@ -314,7 +320,7 @@ def _train(
         trainer = _make_trainer(settings, workspace, identity, callbacks)
         keep_freed_memory(trainer.strategy.root_device)
         fit(trainer, module, _Data(images, settings), checkpoint)
-    if len(module.losses) < settings.max_epochs:  # a callback may end it
+    if len(module.losses) < settings.max_epochs:  # a callback may stop the training early
         raise ClspError(
             f"The training stopped after {len(module.losses)} of {settings.max_epochs} epochs; "
             f"start it again with the same settings to continue."
@@ -323,6 +329,6 @@ def _train(
     if trainer.is_global_zero:
         files = {RECORD: json.dumps(record, indent=2)}
         save_denoiser(module.ema, out, prediction=settings.prediction, files=files)
-        shutil.rmtree(workspace, ignore_errors=True)  # all of it is in out
+        shutil.rmtree(workspace, ignore_errors=True)  # everything needed is in out
     trainer.strategy.barrier()
     return record

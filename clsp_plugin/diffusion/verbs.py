@@ -1,4 +1,4 @@
-"""``clsp denoiser`` and ``clsp generate``: their configurations, and what they print."""
+"""The commands ``clsp denoiser`` and ``clsp generate``: their configurations and their output."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,18 +32,18 @@ __all__ = ["check_denoiser", "check_generate", "denoiser", "generate"]
 
 
 def _split(given: DictConfig, *names: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keys named, which must all be set, and the rest."""
+    """Split a configuration into the keys named, which must all be set, and the rest."""
     content = plain(given, resolve=True)
     own = {name: content.pop(name, None) for name in names}
     for name, value in own.items():
         if value in (None, "", "???"):
             raise ClspError(f"{name} is not set; give it in the YAML or as {name}=...")
         if name != "data":
-            own[name] = str(value)  # a path may be a number
+            own[name] = str(value)  # a path may have been read as a number
     return own, content
 
 
-# Keys of the two configurations that are not among the settings of the work itself.
+# Keys of the two configurations that are not settings of the training or the generation.
 _BESIDE = {
     "denoiser": ("out", "data", "condition", "fid"),
     "generate": ("out", "data", "condition", "denoiser", "export_npy", "dry_run"),
@@ -52,7 +52,7 @@ _BESIDE = {
 
 @dataclass
 class _OfImages:
-    """A configuration's block about images, so that messages name its keys in full."""
+    """Wraps the ``data`` block, so that error messages name its keys in full."""
 
     data: Data = field(default_factory=Data)
 
@@ -68,19 +68,19 @@ def _check(verb: str, cfg: DictConfig, settings: type) -> None:
 
 
 def check_denoiser(cfg: DictConfig) -> None:
-    """Refuse a configuration that :func:`denoiser` would refuse, whatever the images.
+    """Refuse a configuration that :func:`denoiser` would refuse for any images.
 
     Raises:
-        ClspError: naming the setting.
+        ClspError: a setting is not valid; the message names it.
     """
     _check("denoiser", cfg, TrainingSettings)
 
 
 def check_generate(cfg: DictConfig) -> None:
-    """Refuse a configuration that :func:`generate` would refuse, whatever the images.
+    """Refuse a configuration that :func:`generate` would refuse for any images.
 
     Raises:
-        ClspError: naming the setting.
+        ClspError: a setting is not valid; the message names it.
     """
     _check("generate", cfg, GenerationSettings)
 
@@ -98,11 +98,15 @@ def denoiser(
     """Train a denoiser on the training images and write it in diffusers' format.
 
     Args:
-        given: ``data`` as in pre-training, ``out``, ``condition`` (null, labels, or a file of
-            ``clsp embed``), ``fid`` (null, or what ``frechet`` takes) and the keys of
-            ``TrainingSettings``.
-        title: what the progress bar says.
-        frechet: ``fid``, the images and their block to the distance of samples from them.
+        given: the configuration: ``data`` as in pre-training, ``out``, ``condition`` (null,
+            labels, or a file of ``clsp embed``), ``fid`` (null, or the first argument of
+            ``frechet``) and the keys of ``TrainingSettings``.
+        title: label of the progress bar.
+        frechet: function of ``fid``, the training images and their ``data`` block; it returns a
+            function from samples to their Frechet distance from these images.
+
+    Returns:
+        The content of ``training.json``.
     """
     own, rest = _split(given, "data", "out")
     condition, fid = rest.pop("condition", None), rest.pop("fid", None)
@@ -133,12 +137,16 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
     """Draw candidates for the training images, continuing an unfinished store.
 
     Args:
-        given: ``data`` as in pre-training, ``denoiser``, ``out``, ``export_npy`` (a file to write
-            the authors' array to, or null), ``dry_run`` (only say how long it would take and how
-            large it would be), ``condition`` (of a conditional denoiser: a file of
-            ``clsp embed``, or null for the labels) and the keys of ``GenerationSettings``. Where
-            there is a key ``oracle``: ``data``, ``out`` and the keys of ``Oracle``.
-        title: what the progress bar says.
+        given: the configuration: ``data`` as in pre-training, ``denoiser``, ``out``,
+            ``export_npy`` (a file to write the authors' array to, or null), ``dry_run`` (only
+            estimate the time and the size), ``condition`` (for a conditional denoiser: a file of
+            ``clsp embed``, or null for the labels) and the keys of ``GenerationSettings``. If it
+            has a key ``oracle``: ``data``, ``out`` and the keys of ``Oracle``.
+        title: label of the progress bar.
+
+    Returns:
+        What ``generate_candidates`` returns; with ``dry_run`` what ``estimate_generation``, and
+        with ``oracle`` what ``write_oracle`` returns.
     """
     if "oracle" in given:
         return _oracle(given)
@@ -173,7 +181,7 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
 
 
 def _oracle(given: DictConfig) -> dict[str, Any]:
-    """Candidates that need no denoiser, of what a configuration says."""
+    """Make the oracle candidates of a configuration, which need no denoiser."""
     own, rest = _split(given, "data", "out")
     data, settings = typed(own["data"], Data), settings_of(Oracle, rest)
     summary = write_oracle(load_images(data, "train"), data, own["out"], settings)
@@ -195,12 +203,15 @@ def _export(out: str, export: str) -> None:
 
 
 def _check_condition(denoiser: Path, array: ImageArray, condition: torch.Tensor | None) -> None:
-    """Refuse another condition than that of the denoiser's training, where it was on these images.
+    """Refuse another condition than the denoiser was trained with, if it was on these images.
 
-    Clusters have the form of labels, so nothing else would tell.
+    Clusters and labels have the same form, so no other check would find the difference.
+
+    Raises:
+        ClspError: the conditions differ, or the record of the training is damaged.
     """
     if not (denoiser / RECORD).is_file():
-        return  # not of ours
+        return  # not trained by this package
     advice = "take it from a copy, or train the denoiser again."
     record = read_json(denoiser / RECORD, dict[str, Any], "a training's record", advice)
     name = f"{denoiser / RECORD} is not a training's record: it has settings"
@@ -217,7 +228,7 @@ def _check_condition(denoiser: Path, array: ImageArray, condition: torch.Tensor 
 
 
 def _estimate(found: dict[str, Any], settings: GenerationSettings) -> str:
-    """What a dry run says."""
+    """Return the sentence that a dry run prints."""
     seconds, left, total = found["seconds"], found["candidates"], found["total"]
     unit, name = next(
         u for u in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * u[0] or u[0] == 1

@@ -1,4 +1,4 @@
-"""Frechet distances of sets of images, and ``clsp denoiser``, whose samples have one."""
+"""Frechet distances between sets of images, and ``clsp denoiser`` with those of its samples."""
 
 import pickle
 from collections.abc import Callable, Iterable, Mapping
@@ -21,24 +21,25 @@ Images = torch.Tensor | Iterable[torch.Tensor]  # all of them, or batch after ba
 
 
 def frechet_distance(feature: int | nn.Module, real: torch.Tensor, drawn: Images) -> float:
-    """Frechet distance of two sets of images, see :func:`frechet_from`; drawn is (M, H, W, 3)."""
+    """Return the Frechet distance of two sets of images, see :func:`frechet_from`."""
     return frechet_from(feature, real)(drawn)
 
 
 def frechet_from(feature: int | nn.Module, real: torch.Tensor) -> Callable[[Images], float]:
-    """Frechet distance of sets of images from one set in the features of a network.
+    """Return a function that computes the Frechet distance of images from a set of real images.
 
     Args:
-        feature: 2048 for the Inception network of the FID, whose weights torch-fidelity fetches,
-            on a GPU if there is one; or a module with ``num_features``, uint8 (N, 3, H, W) to
-            features (N, D), and then the number is no FID.
-        real: uint8 (N, H, W, 3); their features are computed once, when they are needed.
+        feature: 2048 for the Inception network of the FID, with weights that torch-fidelity
+            downloads, on a GPU if there is one; or a module with ``num_features`` that maps uint8
+            (N, 3, H, W) to features (N, D), and then the distance is not an FID.
+        real: uint8 (N, H, W, 3); their features are computed once, when they are first needed.
 
     Returns:
-        uint8 (M, H, W, 3), or batches of them, to their distance from them.
+        A function from images, uint8 (M, H, W, 3) or an iterable of such batches, to their
+        distance from ``real``.
 
     Raises:
-        ClspError: torch-fidelity or its weights are not there.
+        ClspError: torch-fidelity is not installed, or its weights cannot be fetched or read.
     """
     metric = _frechet_metric(feature)
 
@@ -47,7 +48,7 @@ def frechet_from(feature: int | nn.Module, real: torch.Tensor) -> Callable[[Imag
             metric.update(part.permute(0, 3, 1, 2).to(metric.device), real=is_real)
 
     def distance(drawn: Images) -> float:
-        metric.reset()  # the real ones stay
+        metric.reset()  # keeps the features of the real images
         if metric.real_features_num_samples == 0:
             update(real, True)
         update(drawn, False)
@@ -75,12 +76,12 @@ def _frechet_metric(feature: int | nn.Module) -> Metric:
             f"({first_line(error)}); put the file {URL_INCEPTION_V3} at {file}, or leave "
             f"the FID out and name an encoder instead."
         ) from error
-    # an encoder of ours is on its device already, and its features are on the CPU
+    # an Encoder is on its device already, and returns its features on the CPU
     return metric.to(device_name()) if isinstance(feature, int) else metric
 
 
 def denoiser(given: DictConfig) -> dict[str, Any]:
-    """``clsp denoiser``, where ``fid`` is ``inception`` or an encoder that distances are taken in.
+    """Run ``clsp denoiser`` with ``fid``: ``inception``, or an encoder for Frechet distances.
 
     Args:
         given: see :func:`clsp_plugin.diffusion.verbs.denoiser`.

@@ -1,8 +1,9 @@
 """How hard the candidates of a store are, and how much those of one anchor differ.
 
-A copy of its anchor is right and teaches nothing; a stranger differs in everything and is wrong.
-So distances are given as shares of that between images which have nothing to do with each other:
-0 is a copy, 1 a stranger. Whether candidates are right is for the agreement of labels to say.
+A copy of the anchor is a correct positive but teaches nothing; an unrelated image differs in
+everything and is wrong. So distances are given as shares of the distance between unrelated images:
+0 is a copy, 1 an unrelated image. Whether candidates are correct is measured separately, by the
+agreement of labels.
 """
 
 import torch
@@ -14,15 +15,14 @@ __all__ = ["closeness", "hardness", "looks"]
 
 
 def looks(images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What images look like, of a 4x4 grid of mean colours, in levels of a pixel.
+    """Describe how images look by a 4x4 grid of mean colours, in pixel levels (0 to 255).
 
     Args:
         images: uint8 (.., H, W, 3).
 
     Returns:
-        The ``colour`` (.., 3), the mean of the image; the ``layout`` (.., 48), the grid less that
-        mean; the ``background`` (.., 36), the outer cells of the grid, where what an image is of
-        seldom is.
+        ``colour`` (.., 3), the mean of the image; ``layout`` (.., 48), the grid minus that mean;
+        ``background`` (.., 36), the 12 outer cells of the grid, which rarely show the object.
     """
     flat = images.reshape(-1, *images.shape[-3:]).permute(0, 3, 1, 2).float()
     colour = flat.mean((2, 3))
@@ -38,34 +38,34 @@ def looks(images: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def hardness(anchors: torch.Tensor, candidates: torch.Tensor) -> dict[str, float]:
-    """How far candidates are from their anchors, and from each other.
+    """Measure how far candidates are from their anchors, and from each other.
 
-    Both are root mean square distances, as shares of that of two anchors, which are images that
-    have nothing to do with each other.
+    Both are root mean square distances, divided by that between two anchors, which are unrelated
+    images.
 
     Args:
-        anchors: any one thing that is measured of A images, float (A, D), A at least 2.
-        candidates: the same of their candidates, float (A, K, D).
+        anchors: any feature of the A anchors, float (A, D), A at least 2.
+        candidates: the same feature of their candidates, float (A, K, D).
 
     Returns:
-        ``share``, of the candidates' distance from their own anchor, and its standard ``error``
-        over the anchors; where K is above 1 ``variety`` and ``variety_error``, of two candidates
-        of an anchor.
+        ``share``, the relative distance of candidates from their own anchor, and ``error``, its
+        standard error over the anchors. If K is above 1 also ``variety``, the relative distance
+        between two candidates of an anchor, and ``variety_error``.
     """
     unrelated = (anchors - anchors[others(len(anchors))]).square().sum(1)
     own = (candidates - anchors[:, None]).square().sum(2).mean(1)
     found = dict(zip(("share", "error"), _share(own, unrelated), strict=True))
     if candidates.shape[1] > 1:
-        # two draws differ, in the mean of squares, by twice their variance
+        # the mean squared difference of two draws is twice their variance
         between = 2 * candidates.var(dim=1).sum(1)
         found |= dict(zip(("variety", "variety_error"), _share(between, unrelated), strict=True))
     return found
 
 
 def _share(own: torch.Tensor, unrelated: torch.Tensor) -> tuple[float, float]:
-    """Root of the ratio of two means over anchors, (A,) each, and its error to first order."""
+    """Return sqrt(mean(own) / mean(unrelated)), both (A,), and its first-order standard error."""
     own, unrelated = own.double(), unrelated.double()
-    whole = unrelated.mean().clamp(min=1e-12)  # anchors may all be the same
+    whole = unrelated.mean().clamp(min=1e-12)  # 0 if all anchors are the same
     ratio = own.mean() / whole
     residuals = (own - ratio * unrelated) / whole
     share = ratio.sqrt()
@@ -74,19 +74,19 @@ def _share(own: torch.Tensor, unrelated: torch.Tensor) -> tuple[float, float]:
 
 
 def closeness(anchors: torch.Tensor, candidates: torch.Tensor) -> dict[str, dict[str, float]]:
-    """How near candidates are to their anchors, and to images they were not made for.
+    """Measure how near candidates are to their anchors, compared with other anchors.
 
-    Each candidate is held against its own anchor and against another one, drawn at random.
+    Each candidate is compared with its own anchor and with another one, drawn at random.
 
     Args:
         anchors: uint8 (A, H, W, 3), A at least 2.
         candidates: uint8 (A, K, H, W, 3).
 
     Returns:
-        For ``colour`` and ``layout``: ``own`` and ``other``, the root mean square differences in
-        levels of a pixel, ``ratio`` of the two, ``closer``, the share of candidates that are
-        nearer to their own anchor (0.5 is chance), and ``error``, its standard error over the
-        anchors.
+        For ``colour`` and ``layout``: ``own`` and ``other``, the root mean square differences from
+        the two anchors in pixel levels; ``ratio``, own by other; ``closer``, the share of
+        candidates that are nearer to their own anchor (0.5 is chance); and ``error``, the standard
+        error of ``closer`` over the anchors.
     """
     theirs, ours = looks(anchors), looks(candidates)
     another, out = others(len(anchors)), {}

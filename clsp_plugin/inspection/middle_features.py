@@ -1,7 +1,8 @@
-"""What a denoiser keeps in its middle feature: the analyses of figure 1 of Zeng et al., ECCV 2024.
+"""What a denoiser's middle feature holds: the analyses of figure 1 of Zeng et al., ECCV 2024.
 
-A t-SNE of the middle features of slightly noised images, by label; and samples whose middle feature
-is masked, which the skip connections draw alone, beside unmasked ones from the same noise.
+They are a t-SNE of the middle features of slightly noised images, coloured by label; and samples
+drawn with the middle feature masked, by the skip connections alone, beside unmasked samples from
+the same noise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,14 +36,15 @@ def middle_features(
     condition: torch.Tensor | None = None,
     step: int = STEP,
 ) -> torch.Tensor:
-    """Middle features of images noised to a step.
+    """Compute the middle features of images noised to a step.
 
     Args:
         unet: a denoiser in evaluation mode.
-        scheduler_config: of its training.
+        scheduler_config: configuration of the scheduler that it was trained with.
         images: uint8 (N, H, W, 3).
-        condition: of a conditional denoiser, (N,) or (N, D); it is told none.
-        step: 0 to T - 1.
+        condition: condition of the images, (N,) or (N, D), if the denoiser is conditional; only
+            its shape and type are used, since the denoiser is run without a condition.
+        step: training step that the noise level is taken from, 0 to T - 1.
 
     Returns:
         float32 (N, C * h * w).
@@ -53,7 +55,7 @@ def middle_features(
     for rows in torch.arange(len(images)).split(_BATCH):
         x = to_float(images[rows])
         noised = signal * x + sigma * key_normal(keys[rows], x[0].numel()).view_as(x)
-        # told nothing, or the label would be in the feature that is asked for it
+        # no condition: with it, the feature would contain the label that it is tested for
         none = None if condition is None else unknown(known(condition[rows])).to(unet.device)
         h = encode(unet, noised.to(unet.device), step, none)[0]
         parts.append(h.flatten(1).float().cpu())
@@ -61,7 +63,7 @@ def middle_features(
 
 
 def _neighbours(features: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
-    """Percent of one half whose label the other half's neighbours give, and of chance."""
+    """Return how well neighbours in one half of the images predict the labels of the other half."""
     order = keys_for(derive_key(0, Purpose.ORDER), torch.arange(len(targets))).argsort()
     one, other = order.chunk(2)
     votes = weighted_knn(
@@ -84,20 +86,21 @@ def middle_report(
     condition: torch.Tensor | None,
     path: str | Path,
 ) -> dict[str, float] | None:
-    """Write a t-SNE of middle features at step 50, and say how well they tell labels apart.
+    """Write a t-SNE of middle features at step 50, and measure how well they separate the labels.
 
     Args:
         unet: a denoiser in evaluation mode.
-        scheduler_config: of its training.
+        scheduler_config: configuration of the scheduler that it was trained with.
         array: labelled images.
-        rows: which of them are looked at.
-        condition: of all images, for a conditional denoiser.
-        path: of the PNG.
+        rows: indexes of the images that are used.
+        condition: condition of all images, for a conditional denoiser; otherwise None.
+        path: the PNG file to write.
 
     Returns:
-        Percent: ``agreement`` of the label by 20 nearest neighbours, each half of the images
-        against the other; ``largest_class``, what always naming it would give; and ``step``. None
-        where there are no labels, or too few images for a picture.
+        ``agreement``, percent of a random half of the images with the label that nearest
+        neighbours in the other half give; ``neighbours``, how many these are, at most 20;
+        ``largest_class``, percent of all images in the largest class, which is what always naming
+        it would give; and ``step``. None if an image has no label or there are fewer than 12.
     """
     targets = array.targets[rows]
     if len(rows) < _LEAST or bool((targets < 0).any()):
@@ -122,15 +125,16 @@ def middle_report(
 def masked_samples(
     unet: UNet2DModel, draw: Callable[[float], torch.Tensor], w: float
 ) -> torch.Tensor:
-    """Candidates, samples, and samples whose middle feature is masked.
+    """Draw candidates, unconditional samples, and samples with a masked middle feature.
 
     Args:
         unet: the denoiser that ``draw`` samples with.
-        draw: w to one candidate of each anchor, uint8 (A, H, W, 3), from the same noise each time.
+        draw: function of w that draws one candidate of each anchor, uint8 (A, H, W, 3), from the
+            same noise each time.
         w: weight of the sample in the candidates.
 
     Returns:
-        uint8 (A, 3, H, W, 3).
+        uint8 (A, 3, H, W, 3), in the order above.
     """
     drawn = [draw(w), draw(1.0)]
     with masked_middle(unet):
@@ -139,7 +143,7 @@ def masked_samples(
 
 
 def masked_sheet(anchors: torch.Tensor, columns: torch.Tensor, w: float, path: str | Path) -> None:
-    """Write what :func:`masked_samples` drew beside the anchors, uint8 (A, H, W, 3)."""
+    """Write a sheet of anchors, uint8 (A, H, W, 3), beside what :func:`masked_samples` drew."""
     candidate_sheet(
         anchors.numpy(),
         columns.numpy(),

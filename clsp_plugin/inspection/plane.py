@@ -1,7 +1,7 @@
-"""Several stores side by side, and in the plane of rightness and hardness.
+"""Compare several stores in a table, and in a plot of rightness (label agreement) and hardness.
 
-Candidates are worth something where both are high: a copy of its anchor is right and not hard, any
-other image is hard and not right.
+Useful candidates have both: a copy of its anchor is right but not hard, an unrelated image is hard
+but not right.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,21 +29,21 @@ def compare_stores(
     limit: int = 1000,
     data: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Write a report on each of several stores of the same images, and the plane.
+    """Write a report on each of several stores of the same images, and a plot of all of them.
 
     Args:
-        paths: of the stores.
+        paths: paths of the stores.
         array: the labelled images that they were made for.
         out: a folder; it gets ``plane.png``, and a folder for each store, see ``inspect_store``.
-        encoder: as of ``inspect_store``; the judge of all of them.
-        limit: as of ``inspect_store``.
-        data: as of ``inspect_store``.
+        encoder: as in ``inspect_store``; the same one judges all stores.
+        limit: as in ``inspect_store``.
+        data: as in ``inspect_store``.
 
     Returns:
-        What each ``report.json`` says, by the store's path.
+        The content of each ``report.json``, by the store's path.
 
     Raises:
-        ClspError: as ``inspect_store``, or the images have no labels, or a store is named twice.
+        ClspError: as ``inspect_store``, or an image has no label, or a store is named twice.
     """
     names = [Path(path).as_posix() for path in paths]
     if len(set(names)) < len(names):
@@ -59,11 +59,11 @@ def compare_stores(
 
 
 def plane(reports: Mapping[str, Mapping[str, Any]], path: str | Path) -> None:
-    """Draw stores by the hardness (mean of colour, layout and background) and rightness of theirs.
+    """Plot the rightness of stores over their hardness (mean of colour, layout and background).
 
     Args:
-        reports: of ``inspect_store`` with an encoder, by what to call each.
-        path: of a PNG or SVG.
+        reports: reports of ``inspect_store`` with an encoder, by the name to show for each.
+        path: the PNG or SVG file to write.
     """
     figure = new_figure(6.5, 4.5)
     axis = figure.subplots()
@@ -92,7 +92,7 @@ def plane(reports: Mapping[str, Mapping[str, Any]], path: str | Path) -> None:
 
 
 def side_by_side(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """What reports say, for people: a row a store, with the standard errors of its numbers."""
+    """Format reports as a text table: one row per store, with standard errors except of variety."""
     rows = [["", "label agrees (%)", "colour", "layout", "background", "features", "variety"]]
     for name, report in reports.items():
         right, looks = report["agreement"], report["hardness"]

@@ -1,4 +1,4 @@
-"""Candidates drawn again by a store's denoiser: what w does, and what the middle feature holds."""
+"""Redraw candidates with a store's denoiser, to show the effect of w and of the middle feature."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -31,7 +31,11 @@ SHEET_ROWS = 8
 def denoiser_of(
     manifest: StoreManifest, denoiser: str | Path, condition: torch.Tensor
 ) -> tuple[UNet2DModel, dict[str, Any]]:
-    """The denoiser that a store was made with, and the configuration of its scheduler."""
+    """Load the denoiser that a store was made with, and the configuration of its scheduler.
+
+    Raises:
+        ClspError: the store was made with another denoiser, or with another condition.
+    """
     unet, config = load_denoiser(denoiser)
     name = denoiser_hash(unet, config)
     if name != manifest.denoiser:
@@ -55,7 +59,10 @@ def draw_like(
     rows: Sequence[int],
     condition: torch.Tensor,
 ) -> Callable[[float], torch.Tensor]:
-    """w to the first candidate of each anchor, drawn as the store's: uint8 (A, H, W, 3)."""
+    """Return a function of w that draws the first candidate of each anchor, uint8 (A, H, W, 3).
+
+    Apart from w, all settings are those of the store.
+    """
     names = (one.name for one in fields(Sampling) if one.name != "precision")
     sampling = Sampling(
         precision=manifest.dtype, **{name: getattr(manifest, name) for name in names}
@@ -91,7 +98,7 @@ def _weight_report(
 
 
 def spread_rows(number: int, total: int) -> list[int]:
-    """So many indexes, evenly spaced: class folders come one class after another."""
+    """Return up to ``number`` indexes below ``total``, evenly spaced to cover all class folders."""
     return [int(row) for row in np.linspace(0, total - 1, min(number, total)).round()]
 
 
@@ -103,7 +110,7 @@ def denoiser_report(
     encoder: Encoder | None,
     out: Path,
 ) -> dict[str, Any]:
-    """What w does, and what is left where the middle feature is masked."""
+    """Report the effect of w and of masking the middle feature; write a picture of each."""
     drawn = torch.stack([draw(weight) for weight in WEIGHTS], dim=1)
     shown = spread_rows(SHEET_ROWS, len(anchors))
     candidate_sheet(

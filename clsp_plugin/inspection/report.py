@@ -1,9 +1,10 @@
 """``clsp inspect``: what a candidate store holds, and how good its candidates are.
 
 Without an encoder: a sheet, and how near candidates are to their anchors in colour and layout.
-With one, a checkpoint that the evaluation reads: the similarity of positive pairs (figure 2 of
-Zeng et al., ECCV 2024), the agreement of labels, and a Frechet distance. With a denoiser: what w
-does (figure 4a), and what the middle feature holds (figure 1).
+With an encoder, which is a checkpoint that the evaluation can read: also the similarity of
+positive pairs (figure 2 of Zeng et al., ECCV 2024), the agreement of labels, and a Frechet
+distance. With a denoiser: also the effect of w (figure 4a), and what the middle feature holds
+(figure 1).
 """
 
 import json
@@ -38,16 +39,16 @@ from clsp_plugin.system.files import write_text
 
 __all__ = ["first_candidates", "inspect_store", "open_store", "verify_store"]
 
-# What is drawn beside the sheet, and the part of the report that it belongs to.
+# The pictures beside the sheet, and the part of the report that each belongs to.
 _PICTURES = {
     "similarity.png": "similarity", "weights.png": "weights", "masked.png": "masked",
     "middle.png": "middle",
 }  # fmt: skip
-_REDRAWN = 64  # anchors whose candidates are drawn again, under several weights
+_REDRAWN = 64  # largest number of anchors that are redrawn with several w
 
 
 def _hardness(anchors: torch.Tensor, candidates: torch.Tensor) -> dict[str, dict[str, float]]:
-    """In colour, layout and background, see :func:`~clsp_plugin.inspection.hardness.hardness`."""
+    """Compute the hardness in colour, layout and background, see ``hardness.hardness``."""
     theirs, ours = looks(anchors), looks(candidates)
     return {name: hardness(theirs[name], ours[name]) for name in theirs}
 
@@ -55,23 +56,23 @@ def _hardness(anchors: torch.Tensor, candidates: torch.Tensor) -> dict[str, dict
 def _feature_hardness(
     encoder: Encoder, anchors: torch.Tensor, candidates: torch.Tensor
 ) -> dict[str, float]:
-    """The same in an encoder's features, each of length 1."""
+    """Compute the hardness in an encoder's features, each scaled to length 1."""
     theirs = F.normalize(encoder(anchors.permute(0, 3, 1, 2)), dim=1)
     ours = F.normalize(encoder(candidates.flatten(0, 1).permute(0, 3, 1, 2)), dim=1)
     return hardness(theirs, ours.unflatten(0, candidates.shape[:2]))
 
 
 def first_candidates(store: CandidateStore, batch_size: int = 256) -> Iterator[torch.Tensor]:
-    """The first candidate of every image that has some, in batches: uint8 (B, H, W, 3) each."""
+    """Yield the first candidate of every image that has one, in batches: uint8 (B, H, W, 3)."""
     for indexes in torch.from_numpy(store.drawn).split(batch_size):
         yield store.gather(indexes, torch.zeros_like(indexes))
 
 
 def open_store(path: str | Path) -> CandidateStore:
-    """A store that can be reported on, as far as it is made.
+    """Open a store to report on, which may be unfinished.
 
     Raises:
-        ClspError: there is none, or it does not say how it was made.
+        ClspError: there is no store, or it has no manifest.
     """
     if not Path(path).exists():
         raise ClspError(f"There is no candidate store at {path}; `clsp generate` makes one.")
@@ -81,13 +82,13 @@ def open_store(path: str | Path) -> CandidateStore:
 
 
 def verify_store(path: str | Path) -> str:
-    """Read all of a store and hold it against its digests.
+    """Read all shards of a store and compare them with their digests.
 
     Returns:
-        What was found, for people.
+        A sentence about what was found.
 
     Raises:
-        ClspError: naming the shards that changed since they were written.
+        ClspError: shards changed since they were written; the message names them.
     """
     store = open_store(path)
     shards = store.need_manifest().num_shards
@@ -116,25 +117,29 @@ def inspect_store(
     """Write a report about a store: ``report.json``, ``sheet.png`` and further pictures.
 
     Args:
-        path: of the store; of one in the making, what is there of it is looked at.
+        path: path of the store; of an unfinished one, the finished shards are examined.
         array: the images that it was made for.
         out: a folder; files of an earlier report in it are replaced.
-        encoder: a checkpoint: adds ``similarity.png``, the agreement of labels and
-            Frechet distances in its features, from the images that are not looked at to the first
-            candidates and to as many real images (which is what a perfect generator would get).
-        denoiser: that of the store: adds ``weights.png``, anchors under several w; ``masked.png``,
-            samples without their middle feature; and ``middle.png``, a t-SNE of middle features.
-        condition: of a conditional denoiser, a file of ``clsp embed``; None for the labels.
-        fid: adds the FID of the first candidates against all images.
-        limit: anchors that are looked at, at most half of the images.
-        data: the configuration's block of the images, for an encoder of the authors.
+        encoder: a checkpoint: adds ``similarity.png``, the agreement of labels and Frechet
+            distances in its features. The distances are those of the first candidates and, for
+            comparison, of the anchors (what a perfect generator would get) from the other images.
+        denoiser: the store's denoiser: adds ``weights.png``, candidates with several w;
+            ``masked.png``, samples with the middle feature masked; and ``middle.png``, a t-SNE of
+            middle features.
+        condition: the condition of a conditional denoiser: a file of ``clsp embed``; None for the
+            labels.
+        fid: whether to add the FID of the first candidates against all images.
+        limit: number of anchors to examine, at least 2; capped at half of the images, so that the
+            other half is left to compare with.
+        data: the configuration's ``data`` block, for an encoder of the authors.
 
     Returns:
-        What ``report.json`` says.
+        The content of ``report.json``.
 
     Raises:
-        ClspError: the store is incomplete or for other images, a shard that is looked at changed
-            since it was written, or what was asked for is missing.
+        ClspError: the store is for other images or has no manifest, it has candidates of fewer
+            than two images, a shard that is read changed since it was written, or an argument is
+            not valid.
     """
     store, out = open_store(path), Path(out)
     manifest = store.need_manifest()
@@ -143,7 +148,7 @@ def inspect_store(
         raise ClspError(f"--condition {condition} goes with --denoiser; name that too.")
     if limit < 2:
         raise ClspError(f"--limit {limit} must be at least 2: anchors are held against others.")
-    inception = frechet_from(2048, array.images) if fid else None  # tells at once what it lacks
+    inception = frechet_from(2048, array.images) if fid else None  # first: it may be unavailable
     network = None if encoder is None else Encoder(encoder, data)
     if len(store.drawn) < 2:
         raise ClspError(f"{path} has candidates of one image, and anchors are held against others.")
@@ -184,7 +189,7 @@ def inspect_store(
             report["middle"] = middle_report(unet, config, array, rows, own, out / "middle.png")
         for name, part in _PICTURES.items():
             if not report.get(part):
-                (out / name).unlink(missing_ok=True)  # of an earlier report, which showed more
+                (out / name).unlink(missing_ok=True)  # left by an earlier report
         write_text(out / "report.json", json.dumps(report, indent=2))
         return report
 
@@ -213,7 +218,7 @@ def _encoder_report(
     found["features"] = _feature_hardness(encoder, anchors, candidates)
     rest = array.images[np.setdiff1d(np.arange(len(array)), rows)]
     if len(rest) < 2:
-        return found  # there is nothing to hold them against
+        return found  # too few other images to compare with
     distance = frechet_from(encoder, rest)
     found["frechet"] = {
         "candidates": distance(candidates[:, 0]),

@@ -1,4 +1,4 @@
-"""A report in lines for people."""
+"""Format a report of ``clsp inspect`` as text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ def _hard(found: Mapping[str, float]) -> str:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """A report in lines for people."""
+    """Format a report of ``inspect_store`` as lines of text."""
     lines = [f"{name:<15} {value}" for name, value in report["manifest"].items()]
     lines.append("")
     if report["drawn"] < report["manifest"]["num_images"]:

@@ -1,4 +1,4 @@
-"""What only the real solo-learn needs: our methods in its registry, our configurations by name."""
+"""Integration with the real solo-learn: our methods in its registry, our configurations by name."""
 
 from clsp_plugin.solo.hook import activate, register_host
 from clsp_plugin.solo.methods import HostPositives

@@ -1,8 +1,8 @@
 """``python -m clsp_plugin.solo SCRIPT ..``: run a script of solo-learn with our methods registered.
 
-Hydra activates us in ``main_pretrain.py`` and ``main_linear.py``. ``main_knn.py`` and
-``main_umap.py`` read their arguments without Hydra and look the method of a checkpoint up in
-solo-learn's registry, which then does not know ``clsp_simclr``.
+In ``main_pretrain.py`` and ``main_linear.py`` Hydra registers our methods. ``main_knn.py`` and
+``main_umap.py`` do not use Hydra: without this they would not find the method of a checkpoint,
+such as ``clsp_simclr``, in solo-learn's registry.
 """
 
 import runpy
@@ -14,7 +14,7 @@ from clsp_plugin.solo.hook import register_host
 
 
 def main() -> None:
-    """Register, then run the script as ``python SCRIPT`` would."""
+    """Register our methods, then run the script as ``python SCRIPT`` would."""
     if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
         raise ClspError(
             "name a script of solo-learn, such as `python -m clsp_plugin.solo main_knn.py`"

@@ -14,7 +14,7 @@ _PACKAGES = (
     "clsp-plugin", "torch", "torchvision", "lightning", "hydra-core", "timm", "diffusers",
     "torchmetrics", "einops", "h5py", "wandb",
 )  # fmt: skip
-# In a process of its own: importing solo-learn prints warnings and changes timm's registry.
+# Run in a separate process: importing solo-learn prints warnings and changes timm's registry.
 _LOOK = """
 import solo.methods
 from clsp_plugin.solo.hook import NOT_METHODS, WITHOUT_EMBEDDING, register_host
@@ -31,8 +31,8 @@ class Report:
 
     Attributes:
         facts: label to value, in the order they are shown.
-        problems: what keeps something from working, with what to do.
-        notes: what will be in the way of some of solo-learn's scripts.
+        problems: what does not work, and how to fix it.
+        notes: limitations of some of solo-learn's scripts in this environment.
     """
 
     facts: dict[str, str] = field(default_factory=dict)
@@ -57,10 +57,10 @@ def _version(package: str) -> str | None:
 
 
 def examine(folder: str | Path = ".") -> Report:
-    """Look at this environment, and at the solo-learn in a folder or among the packages.
+    """Examine this environment, and the solo-learn in a folder or among the installed packages.
 
     Args:
-        folder: where a clone of solo-learn may be.
+        folder: a folder that may be a clone of solo-learn.
     """
     import torch
 

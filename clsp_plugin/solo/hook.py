@@ -1,4 +1,4 @@
-"""What happens when Hydra starts solo-learn's ``main_pretrain.py``."""
+"""The hook that runs when Hydra starts a script of solo-learn, such as ``main_pretrain.py``."""
 
 import sys
 from collections.abc import MutableMapping
@@ -14,7 +14,7 @@ from clsp_plugin.solo.methods import HostPositives
 
 __all__ = ["NOT_METHODS", "WITHOUT_EMBEDDING", "activate", "register_host"]
 
-# In solo-learn's registry beside the methods: the base class and the offline probe.
+# Entries of solo-learn's registry that are not methods: the base class and the offline probe.
 NOT_METHODS = ("base", "linear")
 WITHOUT_EMBEDDING = {
     "mae": "MAE reconstructs patches of one view and has no embedding that two views of an image "
@@ -26,8 +26,8 @@ _DEFAULT_FOLDER = "cifar"
 def register_host(methods: MutableMapping[str, type]) -> None:
     """Add ``clsp_<name>`` and ``<name>_aug`` to solo-learn's registry, in place.
 
-    Where a method can have no such version its name is there too, and says why when it is asked
-    for. Registering twice changes nothing.
+    If a method cannot have such a version, the name is registered all the same: creating it raises
+    an error that says why. Registering twice changes nothing.
     """
     absent = {f"clsp_{name}": name for name in WITHOUT_EMBEDDING}
     absent |= {f"{name}_aug": name for name in WITHOUT_EMBEDDING}
@@ -47,11 +47,12 @@ def _refusal(asked: str, why: str) -> type:
 def activate(search_path: ConfigSearchPath) -> None:
     """Register with the solo-learn that is loaded, and let Hydra find our configurations.
 
-    The folder that is searched is ours of the same name as the application's own, such as
-    ``scripts/pretrain/cifar``; the application's own files come first.
+    Hydra then also searches our folder with the same name as the application's own, such as
+    ``scripts/pretrain/cifar``, which is also taken if we have none of that name. The application's
+    own files come first.
 
     Args:
-        search_path: Hydra's; changed in place.
+        search_path: Hydra's search path; changed in place.
     """
     register_host(sys.modules["solo.methods"].METHODS)
     root = shipped() / "pretrain"

@@ -1,4 +1,4 @@
-"""solo-learn's training images by the index that its batches carry, for every loader it has."""
+"""Find solo-learn's training images by the index that its batches carry, for all its loaders."""
 
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,17 @@ __all__ = ["DaliFiles", "host_images"]
 
 
 def host_images(loader: Any, cfg: DictConfig) -> Any:
-    """What the indexes of a loader's batches name.
+    """Return the data set that the indexes in a loader's batches refer to.
 
     Args:
         loader: solo-learn's training loader.
-        cfg: its configuration.
+        cfg: solo-learn's configuration.
 
     Returns:
         A data set with a ``transform`` that yields ``(index, image, ..)``.
 
     Raises:
-        ClspError: the loader's batches carry no indexes of images.
+        ClspError: the loader has no data set to read, or its batches carry no indexes of images.
     """
     dataset = getattr(loader, "dataset", None)
     if dataset is not None:
@@ -41,12 +41,12 @@ def host_images(loader: Any, cfg: DictConfig) -> Any:
 
 
 class DaliFiles:
-    """The files of solo-learn's DALI pipeline in the order that its indexes count them.
+    """The files of solo-learn's DALI pipeline, in the order of its indexes.
 
     Args:
-        root: a folder of class folders; of images if there are no labels.
+        root: a folder of class folders, or of images if ``no_labels``.
         no_labels: whether ``root`` holds the images themselves.
-        fraction: part of the images that are used, stratified; -1 for all.
+        fraction: share of the images that is used, stratified; -1 for all.
     """
 
     transform = None

@@ -1,4 +1,4 @@
-"""CLSP's mixin over solo-learn's own classes."""
+"""CLSP's mixin for solo-learn's own method classes."""
 
 import warnings
 
@@ -16,10 +16,11 @@ __all__ = ["HostPositives"]
 
 
 class HostPositives(SyntheticPositives):
-    """Synthetic positives where solo-learn makes the batches.
+    """Synthetic positives for methods trained by solo-learn, which makes the batches.
 
     Its data set is found when training starts, and the candidates are matched with its images
-    by their pixels: ``data.fraction`` and any other order are right or refused.
+    by their pixels. So a ``data.fraction`` or another order cannot lead to wrong candidates:
+    they are either found or the training is refused.
     """
 
     def __init__(self, cfg: DictConfig):
@@ -36,20 +37,32 @@ class HostPositives(SyntheticPositives):
 
     @property
     def prediction(self) -> str | None:  # type: ignore[override]  # elsewhere a value
-        """solo-learn's classes do not say it: a method with a predictor calls it p, MoCoV3 q."""
+        """Key of the prediction in a method's outputs, None if the method has no predictor.
+
+        solo-learn's classes do not declare it: MoCoV3 calls it ``q``, the others ``p``.
+        """
         if not hasattr(self, "predictor"):
             return None
         names = [parent.__name__ for parent in self.base_method.__mro__]
         return "q" if "MoCoV3" in names else "p"
 
     def embedding(self, out: dict[str, torch.Tensor]) -> torch.Tensor:
-        """solo-learn's DINO calls scores of prototypes ``z``; what lies before is the embedding."""
+        """Return the embedding: ``z``, but for DINO what its head computes before the prototypes.
+
+        solo-learn's DINO calls the scores of the prototypes ``z``.
+        """
         before = getattr(getattr(self, "head", None), "mlp", None)
         return out["z"] if before is None else before(out["feats"])
 
     @staticmethod
     def check_synthetic(cfg: DictConfig) -> DictConfig:
-        """Complete the ``synthetic`` block in place: solo-learn saves this very object."""
+        """Check a configuration and complete its ``synthetic`` block.
+
+        This is done in place, because solo-learn saves this very object.
+
+        Raises:
+            ClspError: a setting is not valid, or has no effect in solo-learn.
+        """
         cfg.synthetic = SyntheticPositives.check_synthetic(cfg).synthetic
         optimizer = cfg.optimizer
         if optimizer.get("scale_lr") is False:
@@ -66,17 +79,18 @@ class HostPositives(SyntheticPositives):
                 "convolution with padding 2.",
                 stacklevel=2,
             )
-            del cfg.backbone.stem  # args.json must say what was trained
+            del cfg.backbone.stem  # args.json must describe what was trained
         return cfg
 
     def find_images(self) -> ThirdView:
         """Match the candidates with the data set of the trainer's loader.
 
         Raises:
-            ClspError: no store, no candidates for an image, or a loader without indexes.
+            ClspError: there is no store, it has no candidates for an image, or the loader's batches
+                carry no indexes.
         """
         images = host_images(self.trainer.train_dataloader, self.cfg)
-        # solo-learn reads custom statistics for data sets that it does not know, and only there
+        # solo-learn reads custom statistics only for data.dataset=custom
         blocks = self.cfg.augmentations if self.cfg.data.dataset == "custom" else None
         augmentation = self.augmentation(*channel_statistics(self.cfg.data, blocks))
         if self.third_view == "anchor":

@@ -1,7 +1,7 @@
-"""Found by Hydra when an application starts; gives solo-learn our methods and configurations.
+"""Hydra plugin that gives solo-learn our methods and configurations.
 
-Our own command finds by it what its configurations share. In any other application it looks into
-``sys.modules`` and does nothing.
+Hydra finds it when any application starts. In our own command it adds the folder of shared
+configurations to the search path; in other applications it only looks into ``sys.modules``.
 """
 
 import sys
@@ -14,7 +14,7 @@ __all__ = ["ClspSearchPath"]
 
 
 class ClspSearchPath(SearchPathPlugin):
-    """Called after the application's own imports, before its configuration is read."""
+    """Called by Hydra after the application's imports and before its configuration is read."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if "solo.methods" not in sys.modules:

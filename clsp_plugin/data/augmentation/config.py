@@ -1,4 +1,4 @@
-"""Which operations a view is made of, and how strongly: solo-learn's YAML, checked."""
+"""The operations of an augmentation pipeline and their strengths: solo-learn's YAML, checked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -30,7 +30,8 @@ class AugmentationConfig:
         crop_min_scale, crop_max_scale: area of the crop as a share of the image, in (0, 1].
         interpolation: ``"bicubic"`` or ``"bilinear"``, both with antialiasing.
         jitter_prob: probability of the colour jitter.
-        brightness, contrast, saturation: factors are uniform in [max(0, 1 - s), 1 + s].
+        brightness, contrast, saturation: strengths s; the factors are uniform in
+            [max(0, 1 - s), 1 + s].
         hue: the shift is uniform in [-hue, hue], in turns of the colour circle; in [0, 0.5].
         grayscale_prob, blur_prob, solarize_prob, equalize_prob, flip_prob: probabilities.
 
@@ -92,7 +93,7 @@ class AugmentationConfig:
                 raise ClspError(f"{block}.enabled is False and its prob is {inner.prob}.")
             values |= {keys[key]: inner[key] for key in keys if inner[key] is not None}
         jitter = given.color_jitter
-        if jitter is not None and jitter.prob > 0:  # one that never happens needs no strength
+        if jitter is not None and jitter.prob > 0:  # at probability 0 no strength is needed
             for name in ("brightness", "contrast", "saturation", "hue"):
                 if jitter[name] is None:
                     raise ClspError(
@@ -126,10 +127,10 @@ _NAMES = {name: f"{block}.{key}" for block, keys in _BLOCKS.items() for key, nam
 
 
 def _block(name: str) -> type:
-    """The schema of a block: its switch has to be given, the rest may be left out."""
+    """Return the schema of a block: its switch has to be given, the other keys may be left out."""
     kinds = get_type_hints(AugmentationConfig)
     switch, *others = _BLOCKS[name].items()
-    # `enabled` stands in some of solo-learn's files beside prob, which alone decides
+    # some of solo-learn's files have `enabled` beside `prob`; only `prob` has an effect
     idle = [] if switch[0] == "enabled" else [("enabled", bool | None, field(default=None))]
     return make_dataclass(
         name,
@@ -146,7 +147,7 @@ _PIPELINE = make_dataclass(
     [
         ("crop_size", int, field(default=MISSING)),
         ("num_crops", int, field(default=1)),
-        # statistics of the data set, which whoever loads it passes on
+        # statistics of the data set, which the caller passes to BatchAugmentation
         ("mean", Any, field(default=None)),
         ("std", Any, field(default=None)),
         *((name, _block(name) | None, field(default=None)) for name in _BLOCKS),

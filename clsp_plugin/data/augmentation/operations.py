@@ -1,4 +1,4 @@
-"""The operations on batches of images."""
+"""The operations of the augmentation, on batches of images."""
 
 import torch
 
@@ -25,9 +25,9 @@ def resize_weights(
     a = -0.5, cut off at the crop and normalised.
 
     Args:
-        start, extent: (B,) the crop ``start .. start + extent``, in pixels.
-        size: pixels of the axis.
-        out: pixels of the result.
+        start, extent: (B,), the crop ``start .. start + extent``, in pixels.
+        size: length of the axis in pixels.
+        out: length of the result in pixels.
         interpolation: ``"bilinear"`` or ``"bicubic"``.
     """
     start, extent = start[:, None, None], extent[:, None, None]
@@ -70,7 +70,7 @@ def crop_resize(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor)
 
 
 def resized_shape(height: int, width: int, out: int) -> tuple[int, int]:
-    """Size of an image whose shorter side is resized to ``out`` pixels, as torchvision's."""
+    """Return an image's size after its shorter side is resized to ``out``, as in torchvision."""
     short = min(height, width)
     return int(out * height / short), int(out * width / short)
 
@@ -92,9 +92,9 @@ def to_gray(images: torch.Tensor) -> torch.Tensor:
 def blend(
     images: torch.Tensor, keep: torch.Tensor, to_mean: torch.Tensor, gray_weight: torch.Tensor
 ) -> torch.Tensor:
-    """One step of brightness, contrast or saturation, or none, for each image on its own.
+    """Apply one step of brightness, contrast, saturation or nothing, chosen for each image.
 
-    ``clamp(keep * image + to_mean * mean(grey) + gray_weight * grey)`` to [0, 1].
+    ``keep * image + to_mean * mean(grey) + gray_weight * grey``, clamped to [0, 1].
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -107,7 +107,7 @@ def blend(
 
 
 def adjust_hue(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Turn the hue, keep saturation and value (of HSV); a shift of 0 changes nothing.
+    """Shift the hue and keep saturation and value (of HSV); a shift of 0 changes nothing.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -117,7 +117,7 @@ def adjust_hue(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     high, low = images.amax(dim=1), images.amin(dim=1)
     chroma = high - low
     scale = 1.0 / torch.where(chroma > 0, chroma, 1.0)
-    # six sectors a turn, red at 0
+    # six sectors per turn, red at 0
     sector = torch.where(
         high == r,
         (g - b) * scale,
@@ -133,12 +133,12 @@ def adjust_hue(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
 
 
 def color_jitter(images: torch.Tensor, p: Parameters, hue: bool) -> torch.Tensor:
-    """Brightness, contrast, saturation and hue, in each image's own order.
+    """Change brightness, contrast, saturation and hue, in each image's own order.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        p: its ``keep``, ``to_mean``, ``to_gray`` and ``hue`` are used.
-        hue: whether there is a hue step; it stands between the two halves of the blends.
+        p: the drawn parameters, of which ``keep``, ``to_mean``, ``to_gray`` and ``hue`` are used.
+        hue: whether there is a hue step; it comes between the two halves of the blends.
     """
     n = p.keep.shape[1]
     hue_at = n // 2 if hue else -1
@@ -152,9 +152,9 @@ def color_jitter(images: torch.Tensor, p: Parameters, hue: bool) -> torch.Tensor
 def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int = 6) -> torch.Tensor:
     """Gaussian blur with reflected borders, a kernel of ``2 * radius + 1`` pixels.
 
-    A radius of 6 is three standard deviations of the widest blur. On smaller images it is the
-    largest that can be reflected. Each axis is one matrix product: pixel j contributes to i
-    directly and through its reflections in both borders.
+    A radius of 6 is three standard deviations of the widest blur. On images too small for it the
+    radius is S - 1, the largest that can be reflected. Each axis is one matrix product: pixel j
+    contributes to i directly and through its reflections in both borders.
 
     Args:
         images: (B, 3, S, S).
@@ -178,7 +178,7 @@ def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int = 6) ->
 
 
 def solarize(images: torch.Tensor) -> torch.Tensor:
-    """Invert every value that is 128 or more of 255 once rounded, that is 0.5 or more."""
+    """Invert values of at least 0.5, which are those that round to 128 or more of 255."""
     return torch.where(images >= 0.5, 1.0 - images, images)
 
 

@@ -1,4 +1,4 @@
-"""What is drawn for each view of each image: the box, the flip, the strengths."""
+"""The random parameters of each view of each image: crop box, flip, strengths."""
 
 import itertools
 import math
@@ -11,7 +11,8 @@ from clsp_plugin.data.keyed_random import key_uniform
 
 __all__ = ["Parameters", "blend_weights", "jitter_slots", "sample_parameters"]
 
-# Where each parameter takes its uniform numbers. Part of what a seed means: only ever append.
+# The uniform numbers, by position, that each parameter uses. They are part of what a seed means:
+# only ever append.
 _TRIES = 10
 _AREA, _RATIO = slice(0, _TRIES), slice(_TRIES, 2 * _TRIES)
 _TOP, _LEFT, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER = range(20, 28)
@@ -19,8 +20,8 @@ _GRAY, _BLUR, _SIGMA, _SOLARIZE, _EQUALIZE, _FLIP = range(28, 34)
 _DRAWS = 34
 _RATIO_RANGE = (3.0 / 4.0, 4.0 / 3.0)
 _SIGMA_RANGE = (0.1, 2.0)
-# The steps of the jitter are 0 brightness, 1 contrast, 2 saturation, 3 hue. Hue is no blend, so
-# among the blends 3 means none.
+# The steps of the jitter are 0 brightness, 1 contrast, 2 saturation, 3 hue. Hue is not a blend, so
+# in a list of blends 3 means no step.
 _HUE_STEP = _NO_STEP = 3
 
 
@@ -43,7 +44,7 @@ class Parameters(NamedTuple):
 def sample_parameters(
     keys: torch.Tensor, cfg: AugmentationConfig, height: int, width: int, slots: torch.Tensor
 ) -> Parameters:
-    """Draw the parameters of a batch, each image's from its own key.
+    """Draw the parameters of a batch; those of an image depend only on its key.
 
     Args:
         keys: (B,) int64.
@@ -87,14 +88,14 @@ def sample_boxes(
     """Boxes of a random resized crop: ``(B, 4)`` float32 of top, left, height, width, whole pixels.
 
     As ``torchvision.transforms.RandomResizedCrop.get_params``: the share of the area is
-    uniform, the logarithm of the ratio of width to height is uniform in 3/4 .. 4/3, the first
-    of ten tries that fits is taken, and if none fits the largest central box of an allowed
-    ratio. In float64, so that devices do not round a side to different pixels.
+    uniform, the logarithm of the ratio of width to height is uniform for ratios in 3/4 .. 4/3, and
+    the first of ten tries that fits is taken; if none fits, the largest central box of an allowed
+    ratio. Computed in float64, so that devices do not round a side to different pixels.
 
     Args:
         u: (B, at least 22) uniform numbers in [0, 1).
         height, width: size of the image, in pixels.
-        min_scale, max_scale: share of its area.
+        min_scale, max_scale: smallest and largest share of its area.
     """
     u = u.to(torch.float32 if u.device.type == "mps" else torch.float64)
     area = height * width * _uniform(u[:, _AREA], min_scale, max_scale)
@@ -118,13 +119,13 @@ def _central_box(height: int, width: int) -> tuple[int, int, int, int]:
 
 
 def jitter_slots(cfg: AugmentationConfig) -> torch.Tensor:
-    """Which blend stands where, for each order of the jitter's steps: ``(25, S)`` int64.
+    """Return the sequence of blends for each order of the jitter's steps: ``(25, S)`` int64.
 
     Brightness (0), contrast (1) and saturation (2) are all blends of the image with a base;
-    hue is not. With N steps of strength above 0 among the three there are N places before hue
-    and N after it, and every order of the steps fills N of these and leaves the others empty
-    (3). So images with different orders go through the same computation. Without hue the
-    first N do. Row 24 is empty: no jitter.
+    hue is not. If N of the three have a strength above 0, there are N slots before hue and N
+    after it. Every order fills N of these slots and leaves the others empty (3), so that images
+    with different orders go through the same computation. Without hue there are only the N
+    slots. Rows 0 to 23 are the orders of the four steps; row 24, all empty, is no jitter.
     """
     active = [step for step in range(3) if (cfg.brightness, cfg.contrast, cfg.saturation)[step]]
     rows = []
@@ -143,11 +144,11 @@ def jitter_slots(cfg: AugmentationConfig) -> torch.Tensor:
 def blend_weights(
     steps: torch.Tensor, factors: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weights of the image, of its grey mean and of its grey image, each ``(B, S)``.
+    """Return the weights of the image, of its grey mean and of its grey image, each ``(B, S)``.
 
     Args:
         steps: (B, S) int64, 0 brightness, 1 contrast, 2 saturation, 3 nothing.
-        factors: (B, 3) float32, the factors of the three.
+        factors: (B, 3) float32, the factors of brightness, contrast and saturation.
     """
     one = torch.ones_like(factors[:, :1])
     keep = torch.cat([factors, one], dim=1).gather(1, steps)

@@ -2,12 +2,12 @@
 
 The pipeline and its configuration keys are solo-learn's: random resized crop, colour jitter,
 greyscale, Gaussian blur, solarisation, equalisation, horizontal flip, normalisation, in that
-order. Every image has its own random parameters, and they come from its own key alone, so an
-image looks the same whatever batch it is in.
+order. Every image has its own random parameters, which depend only on its key, so an image is
+augmented in the same way whatever batch it is in.
 
-Crop, resize and flip are one linear map an axis, hence two small matrix products an image; so
+Crop, resize and flip are one linear map per axis, hence two small matrix products per image; so
 is the blur. The images stay float32 in [0, 1] between the steps: nothing is rounded to 8 bits,
-which is where the result differs from a pipeline of PIL images. Each step computes what
+which is why the result differs from that of a pipeline of PIL images. Each step computes what
 ``torchvision.transforms.functional`` computes on a single float image.
 """
 
@@ -73,12 +73,12 @@ def augment(
     std: torch.Tensor,
     cfg: AugmentationConfig,
 ) -> torch.Tensor:
-    """Apply drawn parameters; a step of probability 0 is not computed.
+    """Augment a batch with parameters already drawn; a step of probability 0 is not computed.
 
     Args:
         images: (B, H, W, 3) uint8.
-        p: see :func:`sample_parameters`.
-        mean, std: (3, 1, 1), of values in [0, 1].
+        p: the parameters, see :func:`sample_parameters`.
+        mean, std: (3, 1, 1), for pixels in [0, 1].
         cfg: the pipeline.
     """
     x = _geometry(images, p, cfg)
@@ -106,11 +106,11 @@ def augment_in_pieces(
     std: torch.Tensor,
     cfg: AugmentationConfig,
 ) -> torch.Tensor:
-    """On a processor, augment pieces of the batch that stay near its cache between the steps.
+    """Augment a batch; on a CPU in pieces small enough to stay in its cache between the steps.
 
-    On two cores that is up to twice as fast. The pieces are of one size, hence one compiled
-    graph: the last one overlaps its neighbour, and no image minds. Other devices take the
-    batch whole.
+    On two cores that is up to twice as fast. All pieces have one size, so that one compiled graph
+    does for all: the last piece overlaps the one before, and the images in both are computed twice
+    with the same result.
 
     Args:
         augment: the function of this name, or its compiled form.
@@ -132,11 +132,11 @@ class BatchAugmentation:
 
     Args:
         cfg: the pipeline.
-        mean, std: three numbers each, of values in [0, 1].
+        mean, std: three numbers each, for pixels in [0, 1].
         compile: run the steps as one compiled graph, built at the first call and again for
-            every new shape (on a processor, large batches share one). That takes ten seconds
-            or more, so it pays on longer runs (see :func:`can_compile`). If it fails the steps
-            run eagerly after one warning.
+            every new shape (on a CPU, large batches share one). That takes ten seconds or more,
+            so it pays off on longer runs (see :func:`can_compile`). If compilation fails, the
+            steps run eagerly after one warning.
 
     Raises:
         ClspError: a mean or std that is not three finite numbers, or a std that is not positive.
@@ -179,10 +179,10 @@ class BatchAugmentation:
         if self._mean.device != images.device:
             self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
             self._slots = self._slots.to(images.device)
-        # Outside the graph: the hash counts on products of integers that wrap, which eager
-        # torch does and compiled C++ need not.
+        # Outside the compiled graph: the hash relies on integer products that wrap around, as
+        # they do in eager torch but not necessarily in compiled C++.
         p = sample_parameters(keys, self.cfg, images.shape[1], images.shape[2], self._slots)
-        # float32 whatever precision the training around us runs in
+        # float32, whatever the precision of the training
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return self._run(images, p, self._mean, self._std, self.cfg)
 
@@ -228,11 +228,11 @@ def _check_batch(images: torch.Tensor, keys: torch.Tensor) -> None:
 def can_compile(device: torch.device | str | None = None) -> bool:
     """Whether ``torch.compile`` has what it needs on this machine. Nothing is compiled.
 
-    A compiler (C++ for the processor; C and Triton for CUDA) and the headers of Python, which
+    It needs a compiler (C++ for the CPU; C and Triton for CUDA) and the headers of Python, which
     the compiled code includes.
 
     Args:
-        device: by default CUDA where there is one, otherwise the processor.
+        device: the device to compile for; by default CUDA if available, otherwise the CPU.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
