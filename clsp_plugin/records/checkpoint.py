@@ -171,7 +171,7 @@ def read_checkpoint(path: Path, *, foreign: Any = None) -> Any:
         if packed:
             _check_sums(path)
         try:
-            with warnings.catch_warnings():  # torch warns about TorchScript
+            with warnings.catch_warnings():  # torch warns of TorchScript programs
                 warnings.simplefilter("ignore", UserWarning)
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
