@@ -47,7 +47,7 @@ def embed(
     """Write the features of images, or their clusters, to a file to condition a denoiser on.
 
     Args:
-        encoder: a checkpoint or the directory of a run, all that the evaluation takes.
+        encoder: a checkpoint or the directory of a run, as the evaluation takes them.
         array: the images.
         out: path of the file to write. Features are float32 (N, D), each image's brought to mean 0
             and variance 1 over its D as in RCG; clusters are int64 (N,).

@@ -28,7 +28,7 @@ class Encoder(nn.Module):
     Its features are those of the evaluation, and are returned on the CPU.
 
     Args:
-        path: a checkpoint or a run's directory, all that the evaluation takes.
+        path: a checkpoint or a run's directory, as the evaluation takes them.
         data: what the user says of the images, which the authors' checkpoints need.
     """
 

@@ -189,7 +189,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _flips(args: dict[str, Any]) -> bool:
-    """Whether the pre-training mirrored images; only then may an evaluation mirror them too."""
+    """Whether the pre-training mirrored images; only then an evaluation does so by default."""
     blocks = args.get("augmentations") or [{}]
     return any((block.get("horizontal_flip") or {}).get("prob", 0) > 0 for block in blocks)
 

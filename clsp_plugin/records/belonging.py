@@ -174,7 +174,7 @@ def images_of(path: Path, record: Record, split: str) -> ImageArray:
 
 
 def some_of_each(array: ImageArray, number: int) -> list[int]:
-    """Return indexes of ``number`` images: the first of each of so many evenly spaced classes.
+    """Return indexes of at most ``number`` images, the first of evenly spaced classes.
 
     With fewer classes than that, or no labels, the images themselves are evenly spaced.
     """

@@ -11,7 +11,7 @@ files, speed, memory, a new setting with the old behaviour as its default, round
 of summation. ``tests/golden`` holds numbers of every stage and fails where they change and the
 version does not; ``python -m tests.golden.compare`` compares any two commits in the same way.
 
-A method states the version of its own part in its class, as ``numerics``; a subclass that does not
+A method states the version of its own part in its class, as ``numerics``; a subclass without one
 inherits it.
 """
 

@@ -234,7 +234,7 @@ def _draw(plan: Plan, records: Records, told: Listing) -> None:
 
 
 def _table_name(plan: Plan, layout: str) -> str:
-    """Return ``table``, with the layout unless that is the first, and ``paper`` if so evaluated."""
+    """Return ``table``, then the layout if not the first, then ``paper`` if so evaluated."""
     return _named(plan, "table", *[layout] * (layout != plan.suite.table.layout[0]))
 
 

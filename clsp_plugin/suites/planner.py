@@ -89,7 +89,7 @@ def _cost(verb: str, cfg: DictConfig, data: Mapping[str, Any]) -> int | None:
 
 
 def _network(settings: Mapping[str, Any], size: Any) -> str:
-    """Return a hash of network and image size in pixels; times with the same hash compare."""
+    """Return a hash of network and image size in pixels; times are comparable within one."""
     return _hash(settings, size)
 
 
@@ -136,8 +136,8 @@ class _Planner:
     def taken(self, old: str, version: str) -> bool:
         """Whether a result labelled ``old`` is taken for one of a version of the numerics.
 
-        It is if older results are wanted. It is also if the label is from before there were
-        versions, a hash of sources, and these computed what version 1 does.
+        It is taken if older results are wanted, or if the label is a hash of sources, from before
+        there were versions, and these computed what version 1 does.
         """
         return self.keep_stale or (version == "v1" and of_first_version(old))
 

@@ -87,7 +87,7 @@ def write_report(
     Args:
         records: pairs of a path and its record, as ``find_records`` returns them.
         out: path of the file; an earlier report is replaced, any other file is not.
-        options: options of the figures, which are of one protocol; there is a table for each.
+        options: options of the figures, which are of one protocol; tables are made for each.
         drawn: the figures, where they were drawn already.
 
     Raises:

@@ -28,7 +28,7 @@ class Step:
         verb: verb of ``clsp``.
         config: name of its configuration.
         overrides: ``key=value`` each.
-        paths: settings that say where things lie; they are not part of ``key``.
+        paths: settings of where things lie and of resuming; they are not part of ``key``.
         cost: amount of work, in what the verb counts (``verbs.Verb.counts``); None if not known.
         key: identifies what is run.
         network: hash of the network and image size; only steps with the same one have comparable

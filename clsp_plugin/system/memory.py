@@ -1,4 +1,4 @@
-"""The memory of the processor: what work needs, how much there is, and reusing what is freed."""
+"""Main memory (RAM): how much there is, how much work needs, and the reuse of freed memory."""
 
 import ctypes
 import os

@@ -190,7 +190,7 @@ def _reasons(absent: Sequence[Absent]) -> list[str]:
 def _left_empty(rows: Sequence[Row]) -> list[str]:
     """Name the cells of the paper's main table that are empty and that a reader would look for.
 
-    These are the cells beside which ours is shown, and those of rows that lack our number too.
+    A cell counts where the paper's column is shown, or where our number is missing too.
     """
     found = []
     for row in rows:
@@ -279,7 +279,7 @@ def _check_keys(
 
 
 def _check_shown(rows: Sequence[Row], protocol: str, layout: str) -> None:
-    """Refuse a layout that would show nothing, except the main one, which also lists bare runs."""
+    """Refuse a layout that would show nothing, except main, which lists unevaluated runs too."""
     cells = [cell for row in rows for cell in row.cells.values()]
     if layout != "main" and not any(cell.n or cell.failed for cell in cells):
         verbs = " or ".join(f"`clsp {task}`" for task in LAYOUTS[layout])

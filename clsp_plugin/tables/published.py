@@ -147,7 +147,7 @@ def published_ablation(method: str, key: str, value: float, dataset: str) -> Pub
         dataset: name of the data set pre-trained and evaluated on.
 
     Returns:
-        None for a method or setting that the paper did not vary, or another value.
+        None for a method, setting or value that the paper does not have.
     """
     curve = ablation_curve(key, dataset) if method == "clsp_simclr" else {}
     return Published("CLSP-SimCLR", 1000, curve[value]) if value in curve else None

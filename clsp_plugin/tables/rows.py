@@ -30,7 +30,7 @@ LAYOUTS = {
     "transfer": ("transfer",),
     "ablation": ("linear", "knn"),
 }
-# The order of rows, by family: a method, its controls, then it with synthetic positives.
+# The order of rows, by family: a method, its controls, its synthetic positives.
 _ORDER = (
     "simclr", "simclr_aug", "simclr_ft", "dcl", "clsp_noaug", "clsp_simclr",
     "mocov2plus", "mocov2_aug", "mocov2_ft", "clsp_mocov2", "clsp_mocov2plus",
