@@ -1,8 +1,8 @@
-"""Checkpoints of the authors' training scripts: a ResNet's weights, and no word about them.
+"""Checkpoints of the authors' training scripts: the weights of a ResNet, without settings.
 
-The scripts of the CLSP repository save ``state_dict()`` of a torchvision ResNet whose ``fc`` is the
-projector, as ``*.pt``. Its depth is read from the names of its layers, its stem from the shape of
-the first one; which images it was trained on has to be said.
+The scripts of the CLSP repository save ``state_dict()`` of a torchvision ResNet, with the projector
+as its ``fc``, as ``*.pt``. The depth is read from the names of the layers, the stem from the shape
+of the first one; the user has to say which images it was trained on.
 """
 
 from collections.abc import Mapping
@@ -22,28 +22,28 @@ _RESNETS = {
     (True, 6): "resnet50",
     (True, 23): "resnet101",
 }
-_IMAGE_SIZE = {"cifar10": 32, "cifar100": 32, "stl10": 64}  # that they train and evaluate at
-# Where theirs are not solo-learn's.
+_IMAGE_SIZE = {"cifar10": 32, "cifar100": 32, "stl10": 64}  # pixels, in the authors' scripts
+# The authors' mean and standard deviation, where they are not solo-learn's.
 _STATISTICS = {"cifar10": ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])}
 
 
 def is_authors(content: Any) -> bool:
-    """Whether a file's content is the weights of a torchvision ResNet and nothing else."""
+    """Whether a file's content is the bare ``state_dict`` of a torchvision ResNet."""
     return isinstance(content, dict) and {"conv1.weight", "layer4.0.conv1.weight"} <= set(content)
 
 
 def authors_args(
     state: Mapping[str, torch.Tensor], checkpoint: Path, data: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What ``args.json`` would say, and the backbone's weights.
+    """Return what ``args.json`` would say, and the backbone's weights.
 
     Args:
         state: the file's content.
-        checkpoint: its path, for messages and for a name.
+        checkpoint: its path, for messages and as the method's name.
         data: what the user says of the images; needs ``dataset``.
 
     Raises:
-        ClspError: the data set is not given, or the network is none of theirs.
+        ClspError: the data set is not given, or the network is none of the known ResNets.
     """
     if data.get("dataset") is None:
         raise ClspError(
@@ -59,7 +59,7 @@ def authors_args(
         )
     backbone: dict[str, Any] = {"name": name}
     if state["conv1.weight"].shape[2] == 3:
-        small = data["dataset"] in ("cifar10", "cifar100")  # on larger images they keep the pool
+        small = data["dataset"] in ("cifar10", "cifar100")  # larger images keep the pool
         backbone["stem"] = {"kernel_size": 3, "stride": 1, "padding": 1, "max_pool": not small}
     own = {**data}
     if data["dataset"] in _STATISTICS and not data.get("mean"):

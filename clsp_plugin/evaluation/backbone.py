@@ -1,4 +1,4 @@
-"""The backbone of a checkpoint, with nothing missing and nothing left over."""
+"""Load the backbone of a checkpoint, with no weight missing and none left over."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,22 +25,23 @@ __all__ = ["load_backbone"]
 def load_backbone(
     path: str | Path, data: Mapping[str, Any] | None = None
 ) -> tuple[nn.Module, dict[str, Any], Path]:
-    """Load what a pre-training left: of ours, of solo-learn, or of the authors' scripts.
+    """Load the backbone of a pre-training: ours, solo-learn's, or one of the authors' scripts.
+
+    Classes and functions that a checkpoint names are neither needed nor called.
 
     Args:
-        path: a ``.ckpt`` file with ``args.json`` beside it, or the directory of a run, of which
-            the newest epoch is taken; or a ``.pt`` file of the authors.
-        data: what the user says of the images, which the authors' files need; ``mean`` and
-            ``std`` in it take the place of those of the pre-training.
+        path: a ``.ckpt`` file with ``args.json`` beside it; the directory of a run, for its newest
+            epoch; or a ``.pt`` file of the authors.
+        data: what the user says of the images, which the authors' files need; its ``mean`` and
+            ``std`` replace those of the pre-training.
 
     Returns:
-        The backbone, images (B, 3, H, W) to features (B, D); the configuration it was trained
-        with; the checkpoint's path.
+        The backbone, images (B, 3, H, W) to features (B, D); the configuration it was trained with;
+        the checkpoint's path.
 
     Raises:
-        ClspError: no checkpoint, no ``args.json``, or keys that are not exactly the backbone's.
-            Classes and functions that a checkpoint names are neither needed nor called. An
-            ``args.json`` that asks for other files, see ``config.foreign``.
+        ClspError: there is no checkpoint or no ``args.json``, the keys are not exactly the
+            backbone's, or ``args.json`` asks for other files, see ``config.foreign``.
     """
     checkpoint, content = read_newest(path, foreign=inert)
     args: dict[str, Any] | None
@@ -58,7 +59,7 @@ def load_backbone(
     said = {key: data[key] for key in ("mean", "std") if data and data.get(key)}
     args = {**args, "data": {**args["data"], **said}}
     block = of_method(args["backbone"], args["method"])
-    kwargs = {**(block.get("kwargs") or {}), "pretrained": False}  # the weights are these
+    kwargs = {**(block.get("kwargs") or {}), "pretrained": False}  # weights are loaded here
     module, _ = build_backbone({**block, "kwargs": kwargs}, args["data"]["dataset"])
     _load_exactly(module, state, checkpoint, args["backbone"]["name"])
     return module, args, checkpoint

@@ -1,4 +1,4 @@
-"""Features on disk, so that the evaluations of a checkpoint extract them once."""
+"""Features on disk, so that the evaluations of a checkpoint extract them only once."""
 
 import hashlib
 import json
@@ -21,25 +21,28 @@ _FILE = re.compile(r"[0-9a-f]{12}-[0-9a-f]{16}\.pt")
 
 
 def cache_folder(checkpoint: Path) -> Path:
-    """Where a checkpoint's features lie: one folder a run, and one a file without a run."""
+    """Return the folder of a checkpoint's features.
+
+    Checkpoints of one run share a folder; a file without a run has a folder of its own.
+    """
     if checkpoint.suffix == ".ckpt":
         return checkpoint.parent / "features"
     return checkpoint.with_suffix(".features")
 
 
 class FeatureCache:
-    """Features of one network, each set of images a file.
+    """Features of one network on disk, one file per set of images.
 
-    A file is named by the weights and by everything else that the features depend on: the images
-    and their order, statistics, size, device, libraries and the versions of our
-    numerics. What does not match is
-    another file, and a file that is not whole is computed again. Files of other weights, earlier
-    epochs of the same run, are removed when one is written, so a run keeps those of one epoch.
+    A file is named by a hash of the weights and of everything else that the features depend on: the
+    images and their order, statistics, size, device, libraries and the versions of our numerics.
+    Where any of these differs, another file is used, and an incomplete file is computed again.
+    Writing a file removes those of other weights, that is of earlier epochs of the same run, so a
+    run keeps the features of one epoch.
 
     Args:
         folder: see :func:`cache_folder`; None keeps nothing. It may be deleted at any time.
         backbone: the network.
-        what: what else the features depend on; made of what JSON has.
+        what: what else the features depend on; must be serialisable as JSON.
     """
 
     def __init__(self, folder: Path | None, backbone: nn.Module, what: Mapping[str, Any]):
@@ -56,12 +59,13 @@ class FeatureCache:
     def features(
         self, images: Callable[[], Mapping[str, Any]], views: int, compute: Callable[[], Features]
     ) -> Features:
-        """The features of some images, from disk if they are there.
+        """Return the features of some images, from disk if they are there.
 
         Args:
-            images: what names them; made of what JSON has. Not called without a folder.
+            images: returns what identifies the images, serialisable as JSON. Not called without a
+                folder.
             views: V, how many are wanted; a file with more serves too.
-            compute: extracts them, if they are not there.
+            compute: extracts the features, if they are not on disk.
         """
         if self.folder is None:
             return compute()
@@ -84,12 +88,12 @@ class FeatureCache:
                 of_others = not other.name.startswith(file.name[:12])
                 if of_others and _FILE.fullmatch(other.name):
                     other.unlink(missing_ok=True)
-        except (OSError, RuntimeError) as error:  # no room, no permission: it is only a cache
+        except (OSError, RuntimeError) as error:  # such as a full disk: it is only a cache
             print(f"Features are not kept in {self.folder} ({error}).")
 
 
 def _read(file: Path, key: str) -> Features | None:
-    """What a file holds if it is whole and of this key."""
+    """Return the features of a file; None if it is damaged or has another key."""
     if not file.is_file():
         return None
     try:

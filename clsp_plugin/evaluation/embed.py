@@ -1,8 +1,9 @@
-"""``clsp embed``: what RCG conditions a denoiser on.
+"""``clsp embed``: the representations that RCG conditions a denoiser on.
 
 RCG samples an image given its representation in a pre-trained self-supervised encoder (Li, Katabi
-and He, "Return of Unconditional Generation", NeurIPS 2024). As a generator of positives (Zeng et
-al., ECCV 2024, appendix) the representation is the anchor's own, or the cluster it belongs to.
+and He, "Return of Unconditional Generation", NeurIPS 2024). Where it generates positives (Zeng et
+al., ECCV 2024, appendix), the condition is the anchor's own representation, or the cluster that the
+anchor belongs to.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ __all__ = ["cluster", "embed"]
 
 
 def cluster(features: torch.Tensor, number: int, seed: int) -> torch.Tensor:
-    """k-means on the unit sphere: float (N, D) to int64 (N,), clusters from 0.
+    """Cluster features by k-means on the unit sphere: float (N, D) to int64 (N,), clusters from 0.
 
     Raises:
         ClspError: fewer images than clusters, fewer than 2 clusters, or a seed beyond 32 bits.
@@ -46,19 +47,19 @@ def embed(
     """Write the features of images, or their clusters, to a file to condition a denoiser on.
 
     Args:
-        encoder: a checkpoint or the directory of a run, all that the evaluation takes.
+        encoder: a checkpoint or the directory of a run, as the evaluation takes them.
         array: the images.
-        out: the file. Features are float32 (N, D), each image's brought to mean 0 and variance 1
-            over its D as in RCG; clusters int64 (N,).
-        clusters: their number; None writes features.
-        seed: of k-means.
+        out: path of the file to write. Features are float32 (N, D), each image's brought to mean 0
+            and variance 1 over its D as in RCG; clusters are int64 (N,).
+        clusters: number of clusters; None writes features.
+        seed: seed of k-means.
         data: the configuration's block of the images, which the authors' checkpoints need.
 
     Returns:
         What was done, in one line.
 
     Raises:
-        ClspError: a checkpoint that cannot be read, or a file that exists.
+        ClspError: the checkpoint cannot be read, or ``out`` exists.
     """
     if Path(out).exists():
         raise ClspError(f"{out} already exists; choose another --out or delete it.")

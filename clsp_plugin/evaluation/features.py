@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, computed once; every evaluation reads them."""
+"""Features of a frozen backbone, computed once and read by every evaluation."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ __all__ = ["Features", "extract_features", "input_size", "load_labelled"]
 
 @dataclass(frozen=True)
 class Features:
-    """What a frozen backbone says about labelled images.
+    """Features of labelled images, from a frozen backbone.
 
     Attributes:
         feats: float32 (V, N, D). View 0 is the image as it is, view 1 (if any) its mirror image.
@@ -39,13 +39,13 @@ class Features:
         return self.feats.shape[-1]
 
     def subset(self, indexes: torch.Tensor) -> "Features":
-        """The features of some images, in the order of ``indexes`` (int64)."""
+        """Return the features of some images, in the order of ``indexes`` (int64)."""
         return Features(self.feats[:, indexes], self.targets[indexes])
 
 
 @contextmanager
 def _evaluating(module: nn.Module):
-    """Evaluation mode, and afterwards each submodule's own mode again."""
+    """Put a module into evaluation mode, and restore each submodule's own mode afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -56,7 +56,7 @@ def _evaluating(module: nn.Module):
 
 
 def input_size(args: Mapping[str, Any]) -> int | None:
-    """Pixels a side of the images that a configuration trains on; None if it does not say."""
+    """Return the side in pixels of the images that a configuration trains on; None if not given."""
     return (args.get("augmentations") or [{}])[0].get("crop_size")
 
 
@@ -75,19 +75,19 @@ def extract_features(
     """Run every image through a backbone once, or once plain and once mirrored.
 
     Args:
-        backbone: images (B, 3, H, W) to features (B, D); moved to ``device``, otherwise left as
-            it was.
-        images: labelled, in memory or read as they are needed.
-        mean: per channel, for pixels in [0, 1].
-        std: per channel, for pixels in [0, 1].
-        batch_size: images a forward.
+        backbone: images (B, 3, H, W) to features (B, D); moved to ``device``, otherwise left as it
+            was.
+        images: labelled images, in memory or read as they are needed.
+        mean: mean of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel, for pixels in [0, 1].
+        batch_size: images per forward pass.
         device: where the backbone runs; the features come back to the CPU.
-        flip: also the horizontal mirror image, as view 1.
-        num_workers: processes that read a stream; none for 0.
-        desc: what the progress bar is called; none without it.
+        flip: whether view 1, the horizontal mirror image, is computed too.
+        num_workers: processes that read a stream of images; none for 0.
+        desc: title of the progress bar; no bar if empty.
 
     Raises:
-        ClspError: images without labels or that cannot be read, or features that are not finite.
+        ClspError: the images have no labels or cannot be read, or features are not finite.
     """
     centre, scale = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
     backbone.to(device)
@@ -116,10 +116,10 @@ def extract_features(
 
 
 def load_labelled(data: Any) -> tuple[ImageArray, ImageArray]:
-    """The training and the test images of a configuration's ``data`` block that have labels.
+    """Load the labelled training and test images of a configuration's ``data`` block.
 
     Raises:
-        ClspError: there are no images to test on, or of a class that is not trained on.
+        ClspError: there are no test images, or some of a class that is not trained on.
     """
     train, test = load_splits(data)
     if test is None:
@@ -132,9 +132,9 @@ def load_labelled(data: Any) -> tuple[ImageArray, ImageArray]:
 def _batches(
     images: ImageArray | ImageStream, batch_size: int, num_workers: int
 ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    """Pixels uint8 (B, H, W, 3) and targets (B,), in the order of the images."""
+    """Return batches of pixels uint8 (B, H, W, 3) and targets (B,), in the order of the images."""
     if isinstance(images, ImageStream):
-        own = torch.Generator()  # else it would draw from the global one
+        own = torch.Generator()  # by default the loader draws from the global one
         return _read(DataLoader(images, batch_size, num_workers=num_workers, generator=own))
     if bool((images.targets < 0).any()):
         raise ClspError(
@@ -148,6 +148,6 @@ def _batches(
 def _read(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for pixels, targets, wrong in loader:
         told = next(filter(None, wrong), None)
-        if told is not None:  # raised here: from a worker it would come with its traceback
+        if told is not None:  # raised here, without a worker's traceback
             raise ClspError(told)
         yield pixels, targets

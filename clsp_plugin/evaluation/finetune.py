@@ -1,6 +1,6 @@
 """Fine-tuning: a pre-trained backbone and a new classifier learn together from labels.
 
-As ``main_linear.py finetune=True`` of solo-learn does: cross entropy on one augmented view, one
+It follows ``main_linear.py finetune=True`` of solo-learn: cross entropy on one augmented view, one
 learning rate for both, batch normalisation in training mode.
 """
 
@@ -42,16 +42,19 @@ __all__ = ["Finetune", "finetune_cfg", "train_and_test"]
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
-# solo-learn's name of what main_linear.py trains, and of the folder it is saved in
+# solo-learn's name for what main_linear.py trains, and for the folder it is saved in
 _METHOD = "linear"
-# solo-learn's crops, for checkpoints that do not say
+# solo-learn's crops, for checkpoints that name none
 _CROP = {"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0}
 
 
 @dataclass
 class Finetune(Training):
-    """``augmentations`` is one pipeline that makes one view; by default the pre-training's first
-    without its colours. ``data`` is that of the pre-training, with what is given on top."""
+    """Settings of ``clsp finetune``.
+
+    ``augmentations`` is one pipeline that makes one view; by default the pre-training's first
+    without its colour operations. ``data`` is that of the pre-training, with what is given on top.
+    """
 
     name: str = ranged("finetune", name=True)
     pretrained_feature_extractor: str = MISSING
@@ -61,7 +64,7 @@ class Finetune(Training):
 
 
 def finetune_cfg(given: Mapping[str, Any], args: Mapping[str, Any]) -> DictConfig:
-    """Turn what a user wrote into what is run.
+    """Return the complete configuration of a fine-tuning.
 
     Args:
         given: keys of :class:`Finetune`; not changed.
@@ -71,7 +74,7 @@ def finetune_cfg(given: Mapping[str, Any], args: Mapping[str, Any]) -> DictConfi
         A new configuration, with the ``backbone`` of the checkpoint.
 
     Raises:
-        ClspError: anything that cannot be run as written.
+        ClspError: something that cannot be run as it is written.
     """
     said = given.get("data") or {}
     own = {key: value for key, value in args["data"].items() if key in Data.__dataclass_fields__}
@@ -102,7 +105,7 @@ class _Classifier(pl.LightningModule):
     """A backbone and a linear layer on it.
 
     Args:
-        cfg: of :func:`finetune_cfg`.
+        cfg: configuration from :func:`finetune_cfg`.
         backbone: images (B, 3, H, W) to features (B, D).
     """
 
@@ -119,7 +122,7 @@ class _Classifier(pl.LightningModule):
         return build_optimizers(groups, self.cfg, self.trainer.estimated_stepping_batches)
 
     def training_step(self, batch: list[Any], batch_idx: int) -> torch.Tensor:
-        """The loss of ``[indexes (B,), [view (B, 3, H, W)], targets (B,)]``."""
+        """Return the loss of a batch ``[indexes (B,), [view (B, 3, H, W)], targets (B,)]``."""
         _, (view,), targets = batch
         if not self.cfg.performance.disable_channel_last:
             view = view.contiguous(memory_format=torch.channels_last)
@@ -137,21 +140,21 @@ class _Classifier(pl.LightningModule):
 def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | None:
     """Fine-tune for a fixed number of epochs, then look at the test images once.
 
-    Nothing is chosen: the rate and the epochs are the configuration's, and the last epoch counts.
+    Nothing is chosen: learning rate and epochs are the configuration's, and the last epoch counts.
     An unfinished training of the same configuration is continued if ``auto_resume`` is enabled.
 
     Args:
-        cfg: of :func:`finetune_cfg`.
+        cfg: configuration from :func:`finetune_cfg`.
         backbone: images (B, 3, H, W) to features (B, D); trained in place.
 
     Returns:
-        ``task``, ``protocol``, ``top1``, ``top5`` (percent), ``chosen`` (nothing), ``num_train``,
-        ``num_test``, ``images`` (what names them), ``settings``, ``seconds``, ``curve`` (one dict
-        an epoch) and ``checkpoint`` (where the fine-tuned weights are, None if they are not
+        ``task``, ``protocol``, ``top1``, ``top5`` (percent), ``chosen`` (empty), ``num_train``,
+        ``num_test``, ``images`` (what identifies them), ``settings``, ``seconds``, ``curve`` (one
+        dict per epoch) and ``checkpoint`` (path of the fine-tuned weights, None if they are not
         saved); None on every process but the first.
 
     Raises:
-        ClspError: images without labels, too few for a batch, or training diverged.
+        ClspError: the images have no labels or are too few for a batch, or training diverged.
     """
     train, test = _labelled(cfg.data)
     (block,) = cfg.augmentations
@@ -209,7 +212,7 @@ def _train_and_test(
 
 
 def weights_digest(network: nn.Module) -> str:
-    """What names a network's weights: a SHA-256 of their names and bytes."""
+    """Return a SHA-256 of the names and bytes of a network's weights, which identifies them."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -218,7 +221,7 @@ def weights_digest(network: nn.Module) -> str:
 
 
 def _labelled(data: DictConfig) -> tuple[ImageArray, ImageArray]:
-    """The training and the test images that have labels; an error where there are none."""
+    """Load the training and test images, and refuse them if some have no labels."""
     arrays = load_labelled(data)
     for array in arrays:
         if bool((array.targets < 0).any()):
@@ -231,7 +234,7 @@ def _labelled(data: DictConfig) -> tuple[ImageArray, ImageArray]:
 
 @torch.no_grad()
 def _accuracy(model: _Classifier, test: ImageArray, device: torch.device) -> tuple[float, float]:
-    """Top-1 and top-5 in percent on the images as they are, brought to the size of the views."""
+    """Return top-1 and top-5 in percent on plain images, resized to the size of the views."""
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise ClspError("Fine-tuning diverged; give a smaller optimizer.lr.")
     cfg = model.cfg
@@ -249,7 +252,7 @@ def _accuracy(model: _Classifier, test: ImageArray, device: torch.device) -> tup
 
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:
-    """What the number depends on, besides the checkpoint and the images."""
+    """Return the settings that the accuracy depends on, besides the checkpoint and the images."""
     names = ("optimizer", "scheduler", "augmentations", "label_smoothing", "max_epochs", "seed")
     out = {name: cfg[name] for name in names}
     return {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in out.items()}

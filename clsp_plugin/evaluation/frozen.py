@@ -1,4 +1,4 @@
-"""A frozen encoder on images, as whoever judges images with one needs it."""
+"""A frozen encoder that computes features of images in memory."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,11 +23,12 @@ def device_name() -> str:
 
 
 class Encoder(nn.Module):
-    """A frozen backbone, on uint8 images and a GPU if there is one; its features, those of the
-    evaluation, are given on the CPU.
+    """A frozen backbone for uint8 images, on a GPU if there is one.
+
+    Its features are those of the evaluation, and are returned on the CPU.
 
     Args:
-        path: a checkpoint or a run's directory, all that the evaluation takes.
+        path: a checkpoint or a run's directory, as the evaluation takes them.
         data: what the user says of the images, which the authors' checkpoints need.
     """
 
@@ -42,7 +43,11 @@ class Encoder(nn.Module):
         self.num_features = self.backbone.num_features
 
     def pipelines(self, size: int) -> list[BatchAugmentation]:
-        """The augmentations of its first two views; to so many pixels where nothing says more."""
+        """Return the augmentations of the first two views.
+
+        Args:
+            size: crop size in pixels, for configurations that do not say.
+        """
         blocks = [
             block
             for block in self.args["augmentations"]
@@ -55,7 +60,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def views(self, pipeline: BatchAugmentation, images: torch.Tensor, view: int) -> torch.Tensor:
-        """Features of augmented images: uint8 (N, H, W, 3) to float32 (N, D)."""
+        """Return features of augmented images: uint8 (N, H, W, 3) to float32 (N, D)."""
         keys = keys_for(derive_key(0, Purpose.AUGMENTATION, 0, view), torch.arange(len(images)))
         parts = zip(images.split(256), keys.split(256), strict=True)
         return torch.cat(
@@ -67,7 +72,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Features of images without augmentation: uint8 (N, 3, H, W) to float32 (N, D)."""
+        """Return features of images without augmentation: uint8 (N, 3, H, W) to float32 (N, D)."""
         pixels = squares(images.permute(0, 2, 3, 1).cpu(), self.size or images.shape[2])
         no_labels = torch.zeros(len(pixels), dtype=torch.int64)
         array = ImageArray(pixels, no_labels, (), self.name)

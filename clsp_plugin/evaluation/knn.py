@@ -11,7 +11,7 @@ __all__ = ["weighted_knn"]
 
 _CHUNK = 2**23  # similarities held at once: 32 MiB
 
-_OVERFLOWS = 0.0125  # float32 holds exp(80); cosines are at most 1
+_OVERFLOWS = 0.0125  # 1 / 80, and float32 holds exp(80); cosines are at most 1
 
 
 @torch.no_grad()
@@ -30,25 +30,25 @@ def weighted_knn(
 
         votes_c(x) = sum_{i in N_k(x), y_i = c} exp(s(x, x_i) / temperature)
 
-    One search for the largest k serves all of them. A k above the number of training images
-    counts as that number, and top-5 looks at ``min(5, k, classes)`` predictions, classes with
-    equal votes in their order: both as in solo-learn. (With small k few classes have any vote,
-    so that top-5 then says little.)
+    The neighbours are searched once, for the largest k. A k above the number of training images
+    counts as that number, and top-5 looks at ``min(5, k, classes)`` predictions, classes with equal
+    votes in the order of their numbers: both as in solo-learn. (With a small k few classes have any
+    vote, and top-5 says little.)
 
     Args:
-        train_feats: (N, D), of any norm.
+        train_feats: features of the bank, (N, D), of any norm.
         train_targets: int64 (N,).
-        test_feats: (M, D).
+        test_feats: features to classify, (M, D).
         test_targets: int64 (M,).
         ks: numbers of neighbours, each at least 1.
-        temperature: of the votes, above 0.
-        num_classes: by default one more than the largest training target.
+        temperature: temperature of the votes, above 0.
+        num_classes: number of classes; by default one more than the largest training target.
 
     Returns:
         For each k: top-1 and top-5 accuracy in percent.
 
     Raises:
-        ClspError: no k, or one below 1.
+        ClspError: there is no k, or one below 1.
     """
     if not ks or min(ks) < 1:
         raise ClspError(f"k={list(ks)} is not a list of numbers of neighbours of 1 or more.")

@@ -14,14 +14,14 @@ from clsp_plugin.evaluation.features import Features
 
 __all__ = ["Probe", "train_probe"]
 
-_ROWS = 4096  # of test features whose logits are held at once
-# Below so many rows of weights a thread, handing out the work takes longer than doing it.
+_ROWS = 4096  # test images with logits in memory at once
+# Rows of weights per thread; with fewer, handing out the work takes longer than doing it.
 _ROWS_A_THREAD = 256
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Linear classifiers on the same features, one a learning rate.
+    """Linear classifiers on the same features, one per learning rate.
 
     Attributes:
         lrs: the learning rates, L of them.
@@ -35,7 +35,7 @@ class Probe:
 
     @property
     def finite(self) -> tuple[bool, ...]:
-        """For each learning rate, whether training stayed finite."""
+        """For each learning rate, whether the weights and biases are finite."""
         return tuple(
             bool(torch.isfinite(weight).all() and torch.isfinite(bias).all())
             for weight, bias in zip(self.weights, self.biases, strict=True)
@@ -43,7 +43,7 @@ class Probe:
 
     @torch.no_grad()
     def accuracy(self, test: Features) -> dict[float, tuple[float, float]]:
-        """For each learning rate: top-1 and top-5 accuracy in percent on the plain images.
+        """Return top-1 and top-5 accuracy in percent, on the plain images, for each learning rate.
 
         A rate that diverged has NaN for both.
         """
@@ -64,7 +64,7 @@ class Probe:
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """At most so many threads of torch (at least one), and as many as before afterwards."""
+    """Limit torch to ``number`` threads (at least one), and restore the old number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, min(number, before)))
     try:
@@ -74,7 +74,7 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def _initial(dim: int, classes: int, seed: int, device: torch.device) -> torch.Tensor:
-    """A linear layer as torch starts it, U(-1, 1) / sqrt(D): (C, D + 1), the bias last."""
+    """Return a linear layer initialised as by torch, U(-1, 1) / sqrt(D): (C, D + 1), bias last."""
     keys = keys_for(derive_key(seed, Purpose.PROBE), torch.arange(classes, device=device))
     return (2.0 * key_uniform(keys, dim + 1) - 1.0) / math.sqrt(dim)
 
@@ -82,7 +82,10 @@ def _initial(dim: int, classes: int, seed: int, device: torch.device) -> torch.T
 def _visits(
     num_views: int, num_images: int, epoch: int, seed: int, device: torch.device
 ) -> torch.Tensor:
-    """Rows of the flattened (V * N, D) features in the order of an epoch: int64 (N,)."""
+    """Return the rows of the flattened (V * N, D) features in the order of an epoch: int64 (N,).
+
+    Every image comes once, in a random view.
+    """
     images = torch.arange(num_images, device=device)
     uniform = key_uniform(keys_for(derive_key(seed, Purpose.PROBE, epoch), images), 1)[:, 0]
     view = (uniform * num_views).long()
@@ -93,7 +96,7 @@ def _visits(
 def _batches(
     train: Features, epoch: int, batch_size: int, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Features (B, D) and targets (B,) of every image once; the last batch may be smaller."""
+    """Yield features (B, D) and targets (B,) of every image once; the last batch may be smaller."""
     num_views, num_images, dim = train.feats.shape
     flat = train.feats.reshape(-1, dim)
     for rows in _visits(num_views, num_images, epoch, seed, flat.device).split(batch_size):
@@ -103,11 +106,11 @@ def _batches(
 def _step(
     weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor, y: torch.Tensor, rate: torch.Tensor
 ) -> None:
-    """One SGD step on the cross entropy of L classifiers at once, in place.
+    """Take one SGD step on the cross entropy of L classifiers at once, in place.
 
-    The classifiers lie below each other, weight (L * C, D) and bias (L * C, 1): with the batch
-    last, narrow products take a third of the time. With ``p = softmax(logits)`` the gradient of
-    the logits is ``(p - onehot) / B``.
+    The classifiers are stacked, weight (L * C, D) and bias (L * C, 1), and the batch is the last
+    axis: that way narrow products take a third of the time. With ``p = softmax(logits)`` the
+    gradient of the logits is ``(p - onehot) / B``.
 
     Args:
         weight: (L * C, D).
@@ -138,9 +141,9 @@ def train_probe(
 ) -> Probe:
     """Train a linear layer for every learning rate at once, on the schedule of the CLSP paper.
 
-    Cross entropy with plain SGD (no momentum, no weight decay); the rate is divided by ten at
-    each milestone. Each epoch shows each image once, plain or mirrored at random if there are
-    two views. All rates share the start, the order and the reading of the features.
+    Cross entropy with plain SGD (no momentum, no weight decay); the rate is divided by ten at each
+    milestone. Each epoch shows each image once, plain or mirrored at random if there are two views.
+    All rates share the initial weights and the batches.
 
     Args:
         train: features and targets of the training images.
@@ -148,12 +151,12 @@ def train_probe(
         lrs: learning rates, each above 0.
         epochs: passes over the images.
         milestones: epochs (from 0) from which the rate is a tenth of what it was.
-        batch_size: images a step.
-        seed: of the start, the order and the choice of views.
-        desc: what the progress bar is called; none without it.
+        batch_size: images per step.
+        seed: seed of the initial weights, the order and the choice of views.
+        desc: title of the progress bar; no bar if empty.
 
     Raises:
-        ClspError: no learning rate or one that is not above 0, or every rate diverged.
+        ClspError: there is no learning rate or one that is not above 0, or every rate diverged.
     """
     lrs = tuple(dict.fromkeys(float(lr) for lr in lrs))
     if not lrs or not all(lr > 0 for lr in lrs):

@@ -14,7 +14,7 @@ __all__ = ["L2", "Classifier", "fit_logistic"]
 
 # 45 values, spaced evenly in their logarithm, from 1e-6 to 1e5.
 L2 = tuple(10.0 ** (-6 + 11 * step / 44) for step in range(45))
-_TOLERANCE = 1e-5  # of the largest entry of the gradient, as it is met
+_TOLERANCE = 1e-5  # the solver ends where no entry of the gradient is larger
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Classifier:
     Attributes:
         weight: float32 (C, D).
         bias: float32 (C,).
-        converged: whether the solver ended before its last step.
+        converged: whether the solver ended before it reached ``max_iter`` steps.
     """
 
     weight: torch.Tensor
@@ -33,9 +33,9 @@ class Classifier:
 
     @torch.no_grad()
     def scores(self, test: Features) -> dict[str, float]:
-        """In percent, on the plain images: ``top1`` and ``mean_class``.
+        """Return ``top1`` and ``mean_class`` in percent, on the plain images (view 0).
 
-        The latter is the mean of each class's top-1, over the classes that ``test`` has.
+        ``mean_class`` is the mean of each class's top-1, over the classes that ``test`` has.
         """
         hits = (test.feats[0] @ self.weight.T + self.bias).argmax(1) == test.targets
         number = len(self.weight)
@@ -57,29 +57,29 @@ def fit_logistic(
     device: torch.device | str = "cpu",
     desc: str = "",
 ) -> dict[float, Classifier]:
-    """Fit a linear layer for every weight of the penalty, by L-BFGS.
+    """Fit a linear layer for every weight of the L2 penalty, by L-BFGS.
 
     With the features x of image i, its class y, N images and a weight ``a`` of the penalty::
 
         min over W, b of   1/N sum_i -log softmax(W x_i + b)[y_i]  +  a/2 ||W||^2
 
-    The bias is free. This is the classifier of Kornblith et al. (CVPR 2019) and of SimCLR
-    (ICML 2020, B.8.1) up to how ``a`` is scaled. From the strongest penalty on each solution
-    starts from the one before; the minimum is one, so that this saves time alone.
+    The bias is not penalised. This is the classifier of Kornblith et al. (CVPR 2019) and of SimCLR
+    (ICML 2020, B.8.1) up to how ``a`` is scaled. The strongest penalty is fitted first, and each
+    fit starts from the solution of the one before. The minimum is unique, so this only saves time.
 
     Args:
         train: plain features (view 0) and targets, each class below ``classes``.
         classes: C.
         l2: the values of ``a``, each above 0.
-        max_iter: steps of the solver for one value.
-        device: where it runs; the classifiers come back to the CPU.
-        desc: what the progress bar is called; none without it.
+        max_iter: largest number of solver steps for one value.
+        device: where the solver runs; the classifiers come back to the CPU.
+        desc: title of the progress bar; no bar if empty.
 
     Returns:
         The values of ``l2``, strongest first, to their classifiers.
 
     Raises:
-        ClspError: no value or one that is not above 0, or ``max_iter`` below 1.
+        ClspError: there is no value or one that is not above 0, or ``max_iter`` is below 1.
     """
     values = sorted({float(value) for value in l2}, reverse=True)
     if not values or not all(0 < value < float("inf") for value in values):
@@ -87,7 +87,7 @@ def fit_logistic(
     if max_iter < 1:
         raise ClspError(f"max_iter={max_iter} must be at least 1.")
     x, y = train.feats[0].to(device), train.targets.to(device)
-    # A shift of the features is taken up by the bias, and without it the solver is faster.
+    # The solver is faster on centred features; the bias takes up the shift afterwards.
     centre = x.mean(0)
     x = x - centre
     weight, bias = x.new_zeros(classes, train.dim), x.new_zeros(classes)
@@ -107,10 +107,11 @@ def _minimise(
     l2: float,
     max_iter: int,
 ) -> bool:
-    """Minimise in place; whether it ended before ``max_iter``.
+    """Minimise the loss in place, and return whether the solver ended before ``max_iter`` steps.
 
-    The solver sees the weights in a unit in which they are about as stiff as the biases: in
-    float32 a strong penalty or large features would stop it far from the minimum.
+    The solver sees rescaled weights, so that the loss curves about as much along them as along the
+    biases. Without that, in float32, a strong penalty or large features would stop it far from the
+    minimum.
     """
     unit = (l2 + x.square().mean().item()) ** -0.5
     scaled = (weight / unit).requires_grad_()

@@ -1,4 +1,4 @@
-"""A checkpoint's frozen backbone with what its features depend on, and their cache."""
+"""The frozen backbone of a checkpoint, and the cache of its features."""
 
 import hashlib
 import os
@@ -22,9 +22,9 @@ __all__ = ["Network"]
 
 
 class Network:
-    """A frozen backbone with what its features depend on, and their cache.
+    """A frozen backbone with everything that its features depend on, and their cache.
 
-    ``size`` is that of the images that it was pre-trained on, in pixels; None if it is not known.
+    ``size`` is the side in pixels that images are resized to, by default that of the pre-training.
     """
 
     def __init__(
@@ -40,7 +40,10 @@ class Network:
         self.cache = FeatureCache(cache_folder(checkpoint) if cfg.cache else None, backbone, what)
 
     def features(self, images: ImageArray | ImageStream, flip: bool, desc: str = "") -> Features:
-        """Of labelled images, brought to the network's size; from the cache if they are there."""
+        """Return the features of labelled images, from the cache if they are there.
+
+        Images in memory are resized to the network's size; ``flip`` adds the mirrored view.
+        """
 
         def key() -> dict[str, Any]:
             if isinstance(images, ImageStream):

@@ -1,4 +1,4 @@
-"""Who may look at the test set: nobody ("strict"), or the choice of k ("paper")."""
+"""Evaluation protocols: ``strict`` chooses nothing on test images, ``paper`` the k of kNN."""
 
 import math
 import time
@@ -29,7 +29,7 @@ PROTOCOLS = {
 }
 KS = (5, 10, 20, 50, 100, 200)
 
-V = TypeVar("V", bound=float)  # a value that is chosen
+V = TypeVar("V", bound=float)  # type of the value to choose: k or a learning rate
 
 
 def check_protocol(protocol: str) -> None:
@@ -45,8 +45,8 @@ def split_heldout(
 
     Args:
         targets: int64 (N,).
-        fraction: of each class, in (0, 1).
-        seed: which images.
+        fraction: the part of each class to hold out, in (0, 1).
+        seed: decides which images are held out.
 
     Returns:
         Ascending indexes of the images that stay and of those held out, both int64.
@@ -69,7 +69,7 @@ def split_heldout(
 
 
 def _best(scores: Mapping[V, tuple[float, float]]) -> V:
-    """The value with the highest top-1; the first of equals, and never one that diverged."""
+    """Return the value with the highest top-1; the first of equals, and never one that diverged."""
     return max(scores, key=lambda value: -1.0 if math.isnan(scores[value][0]) else scores[value][0])
 
 
@@ -85,12 +85,13 @@ def _evaluate(
     """Choose a value as the protocol allows and report it on the test images.
 
     Args:
-        names: of the task and of the value to choose.
+        names: name of the task, and of the value to choose.
         train: features to learn from.
         test: features to report on.
         protocol: one of ``PROTOCOLS``.
         values: what to choose from; of equals the first wins.
-        score: ``(learn from, look at, values)`` to top-1 and top-5 in percent for each value.
+        score: function of (features to learn from, features to score, values) to top-1 and top-5 in
+            percent for each value.
         settings: recorded with the result; ``seed`` also draws the held-out images.
     """
     began = time.perf_counter()
@@ -106,7 +107,7 @@ def _evaluate(
         final = score(train, test, (chosen,))[chosen]
     candidates = [
         {name: value, **_percentages(both)} for value, both in scores.items()
-    ]  # of the held-out images if strict, of the test images if not
+    ]  # on the held-out images if strict, on the test images if not
     return {
         "task": task,
         "protocol": protocol,
@@ -127,14 +128,14 @@ def _percentages(both: tuple[float, float]) -> dict[str, float | None]:
 
 
 def num_classes(train: torch.Tensor, test: torch.Tensor) -> int:
-    """One more than the largest training label.
+    """Return the number of classes: one more than the largest training label.
 
     Args:
         train: labels, int64 (N,).
         test: labels, int64 (M,).
 
     Raises:
-        ClspError: a test label above all training labels.
+        ClspError: a test label is above all training labels.
     """
     classes, unknown = int(train.max()) + 1, int(test.max())
     if unknown >= classes:
@@ -156,23 +157,24 @@ def evaluate_knn(
 ) -> dict[str, Any]:
     """Weighted kNN accuracy on the plain images (view 0).
 
-    The authors' bank holds randomly mirrored training images and ours plain ones, so that the
-    number has no chance in it.
+    The authors' bank holds randomly mirrored training images. Ours holds plain ones, so that the
+    result does not depend on chance.
 
     Args:
-        train: the bank.
-        test: what to classify.
+        train: features of the bank.
+        test: features to classify.
         protocol: ``"strict"`` chooses k on a held-out stratified tenth of ``train`` (the bank is
-            the rest), then reports that k on ``test`` with the whole bank. ``"paper"`` reports
-            the best k on ``test``, as published numbers do. Of equal ks the smallest is chosen.
+            the rest), then reports that k on ``test`` with the whole bank. ``"paper"`` reports the
+            best k on ``test``, as published numbers do. Of equal ks the smallest is chosen.
         ks: numbers of neighbours to choose from.
-        temperature: of the votes.
-        seed: which images are held out.
+        temperature: temperature of the votes, above 0.
+        seed: decides which images are held out.
 
     Returns:
         ``task``, ``protocol``, ``top1``, ``top5`` (percent), ``chosen`` ``{"k": k}``,
-        ``candidates`` (each k with its ``top1`` and ``top5``: of the held-out images if strict),
-        ``heldout_top1`` (strict only), ``num_train``, ``num_test``, ``settings``, ``seconds``.
+        ``candidates`` (each k with its ``top1`` and ``top5``: on the held-out images if strict,
+        else on ``test``), ``heldout_top1`` (strict only), ``num_train``, ``num_test``,
+        ``settings``, ``seconds``.
 
     Raises:
         ClspError: an unknown protocol, a k below 1, too few images, unknown classes in ``test``.
@@ -216,14 +218,14 @@ def evaluate_linear(
         train: features to train on, with the mirrored view for the paper's augmentation.
         test: features to test on.
         protocol: ``"strict"`` chooses the learning rate on a held-out stratified tenth of
-            ``train``, then trains with it on all of ``train``. ``"paper"`` takes the one rate
-            that is given. Of equal rates the first is chosen; one that diverged never is.
+            ``train``, then trains with it on all of ``train``. ``"paper"`` takes the one rate that
+            is given. Of equal rates the first is chosen; one that diverged never is.
         lrs: learning rates to choose from; exactly one with ``"paper"``.
-        epochs: of training.
+        epochs: epochs of training.
         milestones: epochs at which the rate is divided by ten.
-        batch_size: images a step.
-        seed: of the probe and of the held-out images.
-        desc: what the progress bar is called; none without it.
+        batch_size: images per step.
+        seed: seed of the probe and of the held-out images.
+        desc: title of the progress bar; no bar if empty.
 
     Returns:
         As :func:`evaluate_knn`, with ``chosen`` ``{"lr": lr}``.

@@ -1,9 +1,9 @@
 """A pickle reader that runs nothing of the file: ``torch.load(.., pickle_module=inert)``.
 
-Lightning's checkpoints hold more than weights. solo-learn's of SimSiam and NNSiam have its
-learning-rate schedule in them, with the optimiser and functions of its own, so that reading one
-asks for solo-learn, and ``weights_only=True`` refuses it. Here whatever is not needed to rebuild a
-tensor becomes an object that can be filled and does nothing (Python's documentation of ``pickle``,
+Lightning's checkpoints hold more than weights. Those of solo-learn's SimSiam and NNSiam hold a
+learning-rate schedule, with its optimiser and functions of solo-learn. Reading one would need
+solo-learn, and ``weights_only=True`` refuses it. Here whatever is not needed to rebuild a tensor is
+replaced by an object that can be filled and does nothing (Python's documentation of ``pickle``,
 "Restricting Globals").
 """
 
@@ -18,7 +18,7 @@ __all__ = ["Inert", "Unpickler", "load"]
 
 
 class Inert:
-    """What stands for a class or a function of the file: it takes everything and does nothing."""
+    """Stands for a class or a function that a file names: takes everything and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -37,7 +37,7 @@ class Inert:
 
 
 class _Sealed:
-    """A function that a file can call and not change: pickles may set attributes of objects."""
+    """A function that a file can call but not change; pickles may set attributes of objects."""
 
     __slots__ = ()
     function: Callable
@@ -51,7 +51,7 @@ def _sealed(function: Callable) -> _Sealed:
     return type(function.__name__, (_Sealed,), body)()
 
 
-# What a tensor is made of; torch resolves the storages itself.
+# What is needed to rebuild a tensor; torch resolves the storages itself.
 _KNOWN = {
     ("collections", "OrderedDict"): OrderedDict,
     **{
@@ -62,7 +62,7 @@ _KNOWN = {
 
 
 class Unpickler(pickle.Unpickler):
-    """Tensors and plain containers as they are, everything else as a new :class:`Inert`."""
+    """Loads tensors and plain containers as they are, everything else as an :class:`Inert`."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = _KNOWN.get((module, name))
@@ -70,5 +70,5 @@ class Unpickler(pickle.Unpickler):
 
 
 def load(file: BinaryIO, **kwargs: Any) -> Any:
-    """As ``pickle.load``; torch calls it for files in its oldest format."""
+    """Load an object, as ``pickle.load`` does; torch calls this for files in its oldest format."""
     return Unpickler(file, **kwargs).load()

@@ -1,4 +1,4 @@
-"""What the configurations of the evaluations may say."""
+"""The schemas of the evaluations' configurations."""
 
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -20,9 +20,10 @@ PROBE_RATE = Rule(above=0, high=RATE.high)
 
 @dataclass
 class _Evaluation:
-    """``data`` is that of the pre-training, with what is given here on top.
+    """Settings that the linear probe and kNN share.
 
-    ``cache`` keeps features beside the checkpoint; see ``evaluation.cache``.
+    ``data`` is that of the pre-training, with what is given here on top. ``cache`` keeps features
+    beside the checkpoint; see ``evaluation.cache``.
     """
 
     pretrained_feature_extractor: str = MISSING
@@ -36,7 +37,7 @@ class _Evaluation:
 
 @dataclass
 class Linear(_Evaluation):
-    """``lr`` is a rate, or several that the protocol chooses from."""
+    """Settings of the linear probe; ``lr`` is a rate, or several that the protocol chooses from."""
 
     finetune: bool = False
     flip: Optional[bool] = None
@@ -53,8 +54,11 @@ class Knn(_Evaluation):
 
 @dataclass
 class _DownstreamData:
-    """``path``: where the data sets are. ``image_size``: what images are brought to, by default
-    that of the pre-training. The others are of the pre-training, for checkpoints that do not say.
+    """The ``data`` block of a transfer.
+
+    ``path`` is the folder of the data sets, ``image_size`` the side in pixels that images are
+    resized to, by default that of the pre-training. The other settings describe the pre-training,
+    for checkpoints that do not say.
     """
 
     path: str = "datasets"
@@ -66,10 +70,11 @@ class _DownstreamData:
 
 @dataclass
 class Transfer:
-    """One ``dataset`` or several ``datasets``, by default the paper's for that of the pre-training.
+    """Settings of ``clsp transfer``.
 
-    ``l2`` and ``max_iter`` are of the strict protocol, ``flip``, ``lr``, ``max_epochs`` and
-    ``lr_decay_steps`` of the paper's.
+    It evaluates on one ``dataset`` or on several ``datasets``, by default those that the paper has
+    for the data set of the pre-training. ``l2`` and ``max_iter`` belong to the strict protocol,
+    ``flip``, ``lr``, ``max_epochs`` and ``lr_decay_steps`` to the paper's.
     """
 
     pretrained_feature_extractor: str = MISSING
@@ -92,11 +97,11 @@ class Transfer:
 
 
 def complete(schema: type, cfg: DictConfig) -> DictConfig:
-    """A complete configuration of an evaluation, of no checkpoint yet.
+    """Return a complete configuration of an evaluation, with a placeholder for its checkpoint.
 
     Args:
         schema: :class:`Linear`, :class:`Knn` or :class:`Transfer`.
-        cfg: what was composed; not changed.
+        cfg: the composed configuration; not changed.
 
     Raises:
         ClspError: an unknown key, a wrong type or a value out of range.

@@ -1,4 +1,4 @@
-"""How alike positive pairs are in an encoder's eyes, and whether candidates keep the label."""
+"""Similarity of positive pairs in an encoder's features, and whether candidates keep the label."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,7 +15,7 @@ __all__ = ["label_agreement", "others", "pair_similarities"]
 
 
 def others(number: int) -> torch.Tensor:
-    """For each of so many images another one, each once, in an order that is random and fixed."""
+    """Return a fixed random permutation that pairs each of ``number`` images with another one."""
     order = keys_for(derive_key(0, Purpose.ORDER), torch.arange(number)).argsort()
     other = torch.empty_like(order)
     other[order] = order.roll(1)
@@ -31,13 +31,13 @@ def pair_similarities(
     """Cosine similarities of the features of positive pairs, as in the paper's figure 2.
 
     Args:
-        encoder: of the features.
+        encoder: computes the features.
         anchors: uint8 (A, H, W, 3).
-        candidates: uint8 (A, K, H, W, 3); the first of each counts.
+        candidates: uint8 (A, K, H, W, 3); only the first of each anchor is used.
 
     Returns:
-        float32 (A,) each: two augmented views of an image, a view and an augmented candidate,
-        and a view and the candidate of another image.
+        float32 (A,) each: two augmented views of an image, a view and an augmented candidate, and a
+        view and the candidate of another image.
     """
     first, second = encoder.pipelines(anchors.shape[1])
     view = F.normalize(encoder.views(first, anchors, 0), dim=1)
@@ -57,7 +57,7 @@ def label_agreement(
     candidates: torch.Tensor,
     rows: Sequence[int],
 ) -> dict[str, float]:
-    """Whether the nearest real images give candidates the labels of their anchors.
+    """Measure whether the nearest real images give candidates the labels of their anchors.
 
     Args:
         encode: uint8 (N, 3, H, W) to features (N, D).
@@ -66,11 +66,11 @@ def label_agreement(
         rows: the anchors' indexes, A of them.
 
     Returns:
-        Percent: ``candidates`` whose label by nearest neighbours is their anchor's; the same for
-        the ``anchors`` themselves, which is as good as the encoder gets; and ``chance``, for
-        candidates held against another anchor's label. And the number of ``neighbours``, 20 or
-        as many as there are, and the standard ``error`` of ``candidates``, at most: those of an
-        anchor count as one.
+        In percent: ``candidates``, the share that nearest neighbours give the label of its anchor;
+        ``anchors``, the same of the anchors themselves, which is as good as the encoder gets;
+        ``chance``, the same of candidates compared with the label of another anchor; and ``error``,
+        an upper bound of the standard error of ``candidates``, for which those of an anchor count
+        as one. Also ``neighbours``, the number of neighbours: 20, or as many as there are.
     """
     rest = np.setdiff1d(np.arange(len(array)), rows)
     train = encode(array.images[rest].permute(0, 3, 1, 2))

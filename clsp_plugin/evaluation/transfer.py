@@ -17,7 +17,7 @@ from clsp_plugin.evaluation.protocol import check_protocol, split_heldout
 __all__ = ["PAPER_TARGETS", "TRANSFER_PROTOCOLS", "evaluate_transfer", "split_per_class"]
 
 _STL10 = ("cifar10", "cifar100", "pets", "flowers", "dtd", "caltech101")
-# What the paper transfers to, by what it pre-trains on.
+# The data sets that the paper transfers to, by the one that it pre-trains on.
 PAPER_TARGETS = {
     "cifar10": ("cifar100",),
     "cifar100": ("cifar10",),
@@ -25,7 +25,7 @@ PAPER_TARGETS = {
     "imagenet100": (*_STL10, "food101", "cars"),
 }
 
-# What ``PROTOCOLS`` mean here.
+# What the names in ``PROTOCOLS`` mean for a transfer.
 TRANSFER_PROTOCOLS = {
     "strict": "L2 penalty chosen on the customary validation images, else on a tenth of training",
     "paper": "the authors' linear probe at one rate, nothing chosen",
@@ -36,18 +36,18 @@ _PER_CLASS = 30  # training images of a data set that has no split of its own: C
 def split_per_class(
     targets: torch.Tensor, number: int = _PER_CLASS, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw so many images of every class to train on; the rest is for testing.
+    """Draw ``number`` images of every class to train on; the rest is for testing.
 
     Args:
         targets: int64 (N,).
-        number: of each class.
-        seed: which images.
+        number: training images per class.
+        seed: decides which images are drawn.
 
     Returns:
         Ascending indexes to train and to test on, both int64.
 
     Raises:
-        ClspError: a class has no image more than ``number``.
+        ClspError: a class has no more than ``number`` images.
     """
     keys = keys_for(derive_key(seed, Purpose.PROBE, Purpose.SPLIT), torch.arange(len(targets)))
     drawn = torch.zeros(len(targets), dtype=torch.bool)
@@ -77,37 +77,38 @@ def evaluate_transfer(
     device: torch.device | str = "cpu",
     desc: str = "",
 ) -> dict[str, Any]:
-    """Accuracy of a linear classifier on frozen features of another data set.
+    """Evaluate a linear classifier on frozen features of another data set.
 
-    ``strict`` is the habit of Kornblith et al. and SimCLR: logistic regression without
-    augmentation, its L2 penalty chosen on the validation images (the customary ones, else a
-    stratified tenth of training), then fitted again to training and validation images together
-    and tested once. Of equal penalties the strongest is chosen.
+    ``strict`` follows Kornblith et al. and SimCLR: logistic regression without augmentation. Its L2
+    penalty is chosen on the validation images (the customary ones, else a stratified tenth of
+    training). It is then fitted again to training and validation images together and tested once.
+    Of equal penalties the strongest is chosen.
 
-    ``paper`` is the linear evaluation of the authors' code, the only one that they published,
-    on the other images: SGD at one rate on training and validation images together, mirrored at
+    ``paper`` applies the linear evaluation of the authors' code, the only one that they published,
+    to the other data set: SGD at one rate on training and validation images together, mirrored at
     random where there are two views. Nothing is chosen.
 
     Args:
-        parts: ``train`` and ``test``, and ``val`` where there is one; or ``all``, from which 30
-            images a class are drawn to train on. The test features' view 0 is used.
-        metric: ``top1`` or ``mean_class``: what is chosen by, and what tables show.
+        parts: features of ``train`` and ``test``, and of ``val`` where there is one; or of ``all``,
+            from which 30 images per class are drawn to train on. Of the test features only view 0
+            is used.
+        metric: ``top1`` or ``mean_class``: the penalty is chosen by it, and tables show it.
         protocol: ``strict`` or ``paper``.
         l2: weights of the penalty to choose from (strict), see ``fit_logistic``.
-        max_iter: of the solver (strict).
+        max_iter: largest number of solver steps (strict).
         lr: learning rate (paper).
-        epochs: of training (paper).
+        epochs: epochs of training (paper).
         milestones: epochs at which the rate is divided by ten (paper).
-        batch_size: images a step (paper).
-        seed: of the drawn and held-out images and of the probe.
+        batch_size: images per step (paper).
+        seed: seed of the drawn and held-out images and of the probe.
         device: where the solver runs.
-        desc: what the progress bars are called; none without it.
+        desc: title of the progress bars; no bars if empty.
 
     Returns:
         ``task``, ``protocol``, ``metric``, ``top1`` and ``mean_class`` (percent), ``chosen``
-        (``l2`` or ``lr``), ``candidates`` and ``heldout_<metric>`` (strict), ``split`` (what the
-        choice was made on), ``num_train`` (with ``num_val``), ``num_val``, ``num_test``,
-        ``settings``, ``seconds``.
+        (``l2`` or ``lr``), ``candidates``, ``heldout_<metric>`` and ``converged`` (strict),
+        ``split`` (what the choice was made on), ``num_train`` (with ``num_val``), ``num_val``,
+        ``num_test``, ``settings``, ``seconds``.
 
     Raises:
         ClspError: an unknown protocol, classes that training lacks, too few images, ...
@@ -168,9 +169,10 @@ def _joined(first: Features, second: Features) -> Features:
 
 
 def _numbered(parts: Mapping[str, Features]) -> tuple[dict[str, Features], int]:
-    """Class numbers from 0 without gaps, as training has them, and how many there are.
+    """Return features with class numbers from 0 without gaps, and the number of classes.
 
-    Releases of torchvision differ in whether some data sets' first class is 0 or 1.
+    The classes are those of the training and validation images. Releases of torchvision differ in
+    whether some data sets' first class is 0 or 1.
     """
     known = torch.cat([parts[name].targets for name in ("train", "val") if name in parts]).unique()
     if len(known) < 2:

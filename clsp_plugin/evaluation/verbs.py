@@ -1,4 +1,4 @@
-"""``clsp linear``, ``knn`` and ``transfer``: a checkpoint's features once, then a score on them."""
+"""``clsp linear``, ``knn``, ``transfer`` and ``finetune``: evaluate a checkpoint and record it."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -61,14 +61,14 @@ def check_transfer(cfg: DictConfig) -> None:
 def check_finetune(cfg: DictConfig) -> None:
     """Refuse a configuration that :func:`finetune` would refuse, whatever the checkpoint."""
     given = plain(cfg)
-    data = {"dataset": "digits", **(given.get("data") or {})}  # by default the pre-training's
+    data = {"dataset": "digits", **(given.get("data") or {})}  # a stand-in for the pre-training's
     training_cfg({**given, "data": data, "pretrained_feature_extractor": "."}, Finetune)
 
 
 def linear(given: DictConfig) -> dict[str, Any] | None:
     """Linear probe on frozen features; prints the score and adds it to the run's record.
 
-    With ``finetune=True``, solo-learn's key, it is :func:`finetune`.
+    ``finetune=True``, a key of solo-learn's, runs :func:`finetune` instead.
     """
     if given.get("finetune") not in (None, False, True):
         raise ClspError(f"finetune={short(given.finetune)} must be True or False.")
@@ -147,7 +147,7 @@ def _score_knn(cfg: DictConfig, train: Features, test: Features) -> dict[str, An
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Score a checkpoint.
+    """Score a checkpoint by a linear probe or by kNN; prints and records the score.
 
     Args:
         cfg: a complete :class:`Linear` or :class:`Knn` configuration.
@@ -189,7 +189,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _flips(args: dict[str, Any]) -> bool:
-    """Mirror images only where pre-training held them for the same thing."""
+    """Whether the pre-training mirrored images; only then an evaluation does so by default."""
     blocks = args.get("augmentations") or [{}]
     return any((block.get("horizontal_flip") or {}).get("prob", 0) > 0 for block in blocks)
 
@@ -199,7 +199,7 @@ def _dataset(cfg: DictConfig, args: dict[str, Any]) -> str:
 
 
 def _features(cfg: DictConfig, network: Network, flip: bool):
-    """The ``data`` block, and (images, features) of the training and of the test images."""
+    """Return the ``data`` block, and (images, features) of the training and of the test images."""
     args = network.args
     own = {k: v for k, v in args["data"].items() if k in Data.__dataclass_fields__}
     same = _dataset(cfg, args) == own["dataset"]
@@ -208,13 +208,13 @@ def _features(cfg: DictConfig, network: Network, flip: bool):
     return data, (train, network.features(train, flip)), (test, network.features(test, False))
 
 
-# Settings of a ``data`` block that say which images; folders do where no data set has a name.
+# Settings of a ``data`` block that choose the images; with dataset=custom, folders do too.
 _WHICH = ("fraction", "image_size", "num_train", "num_val", "seed", "no_labels")
 _FOLDERS = ("train_path", "val_path")
 
 
 def _part(data: Mapping[str, Any], args: Mapping[str, Any]) -> str:
-    """In which settings the images of an evaluation are others than the pre-training's."""
+    """Return the settings in which an evaluation's images differ from the pre-training's."""
     usual, own = Data(dataset=data["dataset"]), args["data"]
     if own["dataset"] != data["dataset"]:
         own = {}
@@ -228,9 +228,9 @@ def _part(data: Mapping[str, Any], args: Mapping[str, Any]) -> str:
 def _note(
     result: dict[str, Any], args: dict[str, Any], checkpoint: Path, images: int | None
 ) -> Path:
-    """Put an evaluation into the checkpoint's record, made if there is none; its path.
+    """Add an evaluation to the checkpoint's record, created if there is none; return its path.
 
-    ``images`` are those pre-trained on, as far as the evaluation knows their number.
+    ``images`` is the number of images pre-trained on, if the evaluation knows it.
     """
     record = record_path(checkpoint)
     add_evaluation(record, result, partial(_record_of, args, checkpoint, images), images)
@@ -244,7 +244,7 @@ def transfer(given: DictConfig) -> list[dict[str, Any]]:
         The evaluations, as they stand in the record.
 
     Raises:
-        ClspError: an unknown data set, or one that neither disk nor network has, ...
+        ClspError: an unknown data set, or one that is not on disk and cannot be downloaded, ...
     """
     cfg = typed(given, Transfer)
     check_protocol(cfg.protocol)
@@ -256,7 +256,7 @@ def transfer(given: DictConfig) -> list[dict[str, Any]]:
     network = Network(cfg, backbone, args, checkpoint, cfg.data.image_size)
     size = _check_said(said, args, network.size, checkpoint)
     names = targets_of(cfg, args["data"]["dataset"])
-    # all are opened first: one that is missing is told before anything is computed
+    # all are opened first, so that a missing one is refused before anything is computed
     opened = [load_downstream(n, Path(cfg.data.path), size, cfg.partition) for n in names]
     flip = cfg.protocol == "paper" and (_flips(args) if cfg.flip is None else cfg.flip)
     results = []
@@ -271,14 +271,14 @@ def transfer(given: DictConfig) -> list[dict[str, Any]]:
 
 
 def targets_of(cfg: DictConfig, dataset: str) -> list[str]:
-    """The data sets that are transferred to.
+    """Return the data sets to transfer to.
 
     Args:
         cfg: a complete :class:`Transfer`.
-        dataset: of the pre-training.
+        dataset: name of the data set pre-trained on.
 
     Raises:
-        ClspError: an unknown one, or none is named and the paper has none.
+        ClspError: a named one is unknown, or none is named and the paper has none for ``dataset``.
     """
     names = _downstream_names(cfg) or list(PAPER_TARGETS.get(dataset, ()))
     if not names:
@@ -292,7 +292,7 @@ def targets_of(cfg: DictConfig, dataset: str) -> list[str]:
 def _check_said(
     said: Mapping[str, Any], args: Mapping[str, Any], size: int | None, checkpoint: Path
 ) -> int:
-    """Refuse what the checkpoint contradicts; the size, which must be known."""
+    """Refuse settings that the checkpoint contradicts; return the size, which must be known."""
     for key, value in said.items():
         own = args["data"].get(key)
         if key != "image_size" and value != own:
@@ -319,7 +319,7 @@ def _downstream_names(cfg: DictConfig) -> list[str]:
 def _transferred(
     cfg: DictConfig, network: Network, target: Downstream, flip: bool, title: str
 ) -> dict[str, Any]:
-    """One pass over a data set's images, and the score."""
+    """Compute the features of a data set's images and score them."""
     parts = {
         part: network.features(images, flip and part != "test", f"{title}, {part}")
         for part, images in target.parts.items()
@@ -340,7 +340,7 @@ def _transferred(
     )
     more = {} if target.partition is None else {"partition": target.partition}
     result["settings"] |= {"image_size": network.size, **more}
-    # of files that are read as they are needed, nothing is known but what was asked for
+    # a stream of files is not hashed, so only what was asked for identifies the images
     said = {"size": network.size, **more}
     usual = {"size": input_size(network.args), "partition": 1}
     apart = [f"{key}={value}" for key, value in said.items() if usual[key] not in (None, value)]
@@ -361,7 +361,7 @@ def _told(result: Mapping[str, Any], method: str, record: Path) -> str:
 
 
 def _record_of(args: dict[str, Any], checkpoint: Path, num_train: int | None) -> Record:
-    """A record for a checkpoint that came without one, such as solo-learn's."""
+    """Return a record for a checkpoint that came without one, such as solo-learn's."""
     return Record(
         method=args["method"],
         dataset=args["data"]["dataset"],

@@ -1,4 +1,4 @@
-"""Pictures: what the candidates look like, how training went, and what the records say.
+"""Figures of candidates, of trainings, and of what records say.
 
 ``draw.write_figures`` makes all that a list of records allows.
 """

@@ -1,4 +1,4 @@
-"""What changes over the epochs: losses and accuracies."""
+"""Figures of losses and accuracies over the epochs."""
 
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ from clsp_plugin.tables.rows import TASKS
 __all__ = ["accuracy_curves", "training_curves"]
 
 _ONLINE = "online probe, test images"
-_MARKERS = 8  # a line
+_MARKERS = 8  # largest number per line, about
 # data set, task (None: the online probe) and what is drawn of each group, by epoch
 _Panel = tuple[str, str | None, dict[Group, dict[int, list[float]]]]
 
@@ -36,16 +36,16 @@ _Panel = tuple[str, str | None, dict[Group, dict[int, list[float]]]]
 def training_curves(records: Records, path: str | Path, told: Listing | None = None) -> None:
     """Write a PNG or SVG with the training loss and the online probe's accuracy by epoch.
 
-    A line is the mean over the seeds of a method, its band their range. Methods whose budgets or
-    settings differ get a line each. Epochs without a number are left out.
+    A line is the mean over the seeds of a method, its band their range. Runs of a method with other
+    budgets or settings get lines of their own. Epochs without a number are left out.
 
     Args:
-        records: with the paths they were loaded from, as ``find_records`` returns them.
-        path: of the file.
+        records: pairs of a path and its record, as ``find_records`` returns them.
+        path: path of the file.
         told: what suites say of the records.
 
     Raises:
-        ClspError: no record has a curve, or a run is there twice.
+        ClspError: no record has a curve, or two records of one line have the same seed.
     """
     groups = group(records, told=told)
     for one in groups:
@@ -72,17 +72,18 @@ def training_curves(records: Records, path: str | Path, told: Listing | None = N
 
 
 def accuracy_curves(records: Records, options: Options) -> Iterator[Picture | str]:
-    """Accuracy against epochs: of checkpoints that were evaluated, else of the online probe.
+    """Draw accuracy against epochs: of checkpoints that were evaluated, else of the online probe.
 
     Args:
-        records: with their paths.
-        options: see there.
+        records: pairs of a path and its record.
+        options: options of the figures.
 
     Yields:
-        A picture, with a panel for each data set and evaluation; and what could not be drawn.
+        A picture, with a panel for each data set and evaluation; and lines for what could not be
+        drawn.
 
     Raises:
-        ClspError: there is nothing to draw, or a run is there twice.
+        ClspError: there is nothing to draw, or two records of one line have the same seed.
     """
     groups = group(records, several=False, told=options.told)
     panels = []
@@ -160,10 +161,10 @@ def _accuracy_picture(
 def _evaluated(
     groups: Sequence[Group], task: str, protocol: str
 ) -> dict[Group, dict[int, list[float]]]:
-    """Groups whose runs were evaluated at two epochs or more: epoch to the seeds' accuracies.
+    """Return groups that were evaluated at two epochs or more, with epoch to the seeds' accuracies.
 
     Raises:
-        ClspError: evaluations of a line that were not made in the same way.
+        ClspError: evaluations of one group were not made in the same way.
     """
     out = {}
     for one in groups:
@@ -196,7 +197,7 @@ def _draw_published(axis: Axes, one: Group, style: Mapping[str, Any]) -> None:
 
 
 def _series(members: Records, key: str) -> dict[int, list[float]]:
-    """Epoch to the numbers of the seeds that have one, ascending."""
+    """Return epoch to the numbers of the seeds that have one, by ascending epoch."""
     out: dict[int, list[float]] = {}
     for _, record in members:
         for point in record.curve:
@@ -206,7 +207,7 @@ def _series(members: Records, key: str) -> dict[int, list[float]]:
 
 
 def _counted(name: str, lines: Sequence[Mapping[int, Sequence[float]]]) -> str:
-    """A group's name with the seeds of a point, over all of its lines."""
+    """Return a group's name with the number of seeds per point, over all of its lines."""
     counts = [len(values) for line in lines for values in line.values()]
     return f"{name} ({among(counts)})" if counts else name
 
@@ -217,7 +218,7 @@ def _draw(
     if not series:
         return
     epochs, values = list(series), list(series.values())
-    place = len(axis.lines)  # markers of different lines stand at different epochs
+    place = len(axis.lines)  # so that markers of different lines stand at different epochs
     every = max(1, len(epochs) // _MARKERS)
     axis.plot(
         epochs, [statistics.fmean(v) for v in values], label=label, linewidth=1.8, markersize=5,

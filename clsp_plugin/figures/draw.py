@@ -1,4 +1,4 @@
-"""``clsp figures``: every figure that records allow, and what the others would need."""
+"""``clsp figures``: draw every figure that records allow, and say what the others would need."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -51,12 +51,12 @@ class _Index(TypedDict):
 
 @dataclass
 class Drawn:
-    """What was made of some records.
+    """The figures that were drawn of some records.
 
     Attributes:
-        pictures: with their figures.
+        pictures: the figures.
         missing: a line for each thing that could not be drawn, with what it needs.
-        files: that were written.
+        files: paths of the files that were written.
     """
 
     pictures: list[Picture] = field(default_factory=list)
@@ -68,8 +68,8 @@ def draw(records: Records, options: Options, only: Sequence[str] = ()) -> Drawn:
     """Draw what the records allow.
 
     Args:
-        records: with the paths they were loaded from, as ``find_records`` returns them.
-        options: see there.
+        records: pairs of a path and its record, as ``find_records`` returns them.
+        options: options of the figures.
         only: names in ``KINDS``; all by default.
 
     Raises:
@@ -101,16 +101,16 @@ def write_figures(
     """Write every figure that the records allow, as SVG and PNG, and ``figures.json`` about them.
 
     Args:
-        records: with the paths they were loaded from, as ``find_records`` returns them.
+        records: pairs of a path and its record, as ``find_records`` returns them.
         out: a folder; the figures of an earlier call in it are replaced or removed.
-        options: see there.
+        options: options of the figures.
         only: names in ``KINDS``; all by default.
 
     Raises:
         ClspError: a bad option, or the folder holds files of these names that are not ours.
     """
     out = Path(out)
-    _index(out)  # refused before anything is drawn
+    _index(out)  # refuses a bad folder before anything is drawn
     drawn = draw(records, options, only)
     out.mkdir(parents=True, exist_ok=True)
     with alone(out, f"writes figures to {out}"):
@@ -119,7 +119,7 @@ def write_figures(
 
 
 def _write(drawn: Drawn, out: Path, records: Records) -> None:
-    """Put figures into a folder so that, stopped at any moment, the same call goes on."""
+    """Write figures to a folder; stopped at any moment, the same call can be repeated."""
     before = _index(out)
     drawn.files = [out / f"{p.name}{suffix}" for p in drawn.pictures for suffix in _SUFFIXES]
     strangers = [path for path in drawn.files if path.exists() and path.name not in before]
@@ -127,7 +127,7 @@ def _write(drawn: Drawn, out: Path, records: Records) -> None:
         raise ClspError(f"{strangers[0]} exists and is no figure of ours; choose another --out.")
     for left in (left for path in drawn.files for left in unfinished(out, path.name)):
         left.unlink(missing_ok=True)
-    # before the pictures: what the index names is ours, also after a process that was killed here
+    # before the pictures, so that they count as ours even if this process is killed among them
     _write_index(out, drawn, records, before)
     for picture in drawn.pictures:
         for suffix in _SUFFIXES:
@@ -138,7 +138,7 @@ def _write(drawn: Drawn, out: Path, records: Records) -> None:
 
 
 def _index(out: Path) -> list[str]:
-    """Names of the files that an earlier call wrote."""
+    """Return the names of the files that an earlier call wrote."""
     if out.exists() and not out.is_dir():
         raise ClspError(f"{out} is a file; name a folder.")
     try:

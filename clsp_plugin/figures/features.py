@@ -1,4 +1,4 @@
-"""What a checkpoint's features say: t-SNE, nearest neighbours, similarity of positive pairs."""
+"""Figures of a checkpoint's features: t-SNE, nearest neighbours, similarity of positive pairs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,15 +29,15 @@ from clsp_plugin.tables.make import Listing
 __all__ = ["neighbours", "similarities", "tsne"]
 
 _PANELS = 6
-_CLASSES = 10  # told apart in a plot
+_CLASSES = 10  # largest number of classes in a plot
 _PERPLEXITY = 30
-_ANCHORS, _SHOWN = 6, 4  # rows, and images a block, of the picture of neighbours
+_ANCHORS, _SHOWN = 6, 4  # of the picture of neighbours: rows, and images per block
 _WRONG = COLOURS[1]
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """A run with checkpoints, early ones first."""
+    """A run with its checkpoints, early ones first."""
 
     name: str
     path: Path
@@ -50,10 +50,12 @@ class _Run:
 
 
 def _runs(records: Records, told: Listing) -> list[_Run]:
-    """Of each method, variant and data set the longest run that has a checkpoint, by seed.
+    """Return the longest run with a checkpoint, of each method or variant on each data set.
+
+    Of runs of the same length, the one with the smallest seed is taken.
 
     Raises:
-        ClspError: none has one.
+        ClspError: no run has a checkpoint.
     """
     found: dict[tuple[str, str], list[_Run]] = {}
     for one in group(records, told=told):
@@ -70,12 +72,12 @@ def _runs(records: Records, told: Listing) -> list[_Run]:
 
 
 def _some(array: ImageArray, limit: int) -> np.ndarray:
-    """At most so many indexes, evenly spaced: class folders come one class after another."""
+    """Return at most ``limit`` indexes, evenly spaced, since images may be sorted by class."""
     return np.unique(np.linspace(0, len(array) - 1, min(limit, len(array))).round().astype(int))
 
 
 def _features(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
-    """Of unit length: uint8 (N, H, W, 3) to (N, D)."""
+    """Return features of unit length: uint8 (N, H, W, 3) to (N, D)."""
     return F.normalize(encoder(images.permute(0, 3, 1, 2)), dim=1)
 
 
@@ -86,10 +88,10 @@ def _epochs(checkpoint: Path) -> str:
 def _panels(
     runs: Sequence[_Run], title: str, make: Callable[[_Run], Any], out: dict[_Run, Any]
 ) -> Iterator[str]:
-    """Put what ``make`` says of the first runs into ``out``; a line for what is not shown.
+    """Put what ``make`` returns for the first runs into ``out``; yield lines for runs not shown.
 
     Raises:
-        ClspError: why there is no panel at all.
+        ClspError: no run can be shown; the reason of the first.
     """
     why = None
     if len(runs) > _PANELS:
@@ -106,14 +108,14 @@ def _panels(
 
 
 def tsne(records: Records, options: Options) -> Iterator[Picture | str]:
-    """t-SNE of the last checkpoint's features of test images, a panel a method.
+    """Draw a t-SNE of test images in the features of last checkpoints, with a panel per run.
 
     Args:
-        records: with their paths.
+        records: pairs of a path and its record.
         options: ``limit`` is the number of images.
 
     Yields:
-        A picture, and what could not be drawn.
+        A picture, and lines for what could not be drawn.
 
     Raises:
         ClspError: there are no checkpoints or images.
@@ -147,7 +149,7 @@ def tsne(records: Records, options: Options) -> Iterator[Picture | str]:
 
 
 def _embedded(run: _Run, limit: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Places (N, 2), labels (N,), and the names of the classes that are shown."""
+    """Return places (N, 2), labels (N,), and the names of the classes that are shown."""
     from sklearn.manifold import TSNE
 
     array = images_of(run.path, run.record, "val").labelled()
@@ -168,14 +170,14 @@ def _embedded(run: _Run, limit: int) -> tuple[np.ndarray, np.ndarray, dict[int, 
 
 
 def similarities(records: Records, options: Options) -> Iterator[Picture | str]:
-    """The similarity of positive pairs in the features of the runs that drew candidates.
+    """Draw the similarity of positive pairs in the features of the runs that drew candidates.
 
     Args:
-        records: with their paths.
+        records: pairs of a path and its record.
         options: ``limit`` is the number of anchors.
 
     Yields:
-        A picture, and what could not be drawn.
+        A picture, and lines for what could not be drawn.
 
     Raises:
         ClspError: no run has a checkpoint and its candidates.
@@ -193,7 +195,7 @@ def similarities(records: Records, options: Options) -> Iterator[Picture | str]:
 
 
 def _similar(run: _Run, limit: int) -> tuple[str, dict[str, np.ndarray]]:
-    """A panel's title, and the similarities of each kind of pair."""
+    """Return a panel's title, and the similarities of each kind of pair."""
     array, store = _with_candidates(run)
     rows = _some(array, limit)
     candidates = torch.from_numpy(store.images(rows))
@@ -204,7 +206,7 @@ def _similar(run: _Run, limit: int) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def _with_candidates(run: _Run) -> tuple[ImageArray, CandidateStore]:
-    """The training images of a run, and the candidates that it drew from."""
+    """Return the training images of a run, and the candidates that it drew from."""
     store = store_of(run.path, run.record)
     array = images_of(run.path, run.record, "train")
     store.check(len(array), *array.size, array.fingerprint, array.name)
@@ -212,18 +214,18 @@ def _with_candidates(run: _Run) -> tuple[ImageArray, CandidateStore]:
 
 
 def neighbours(records: Records, options: Options) -> Iterator[Picture | str]:
-    """Nearest neighbours of a few anchors, early and late, beside their synthetic positives.
+    """Draw nearest neighbours of a few anchors, early and late, beside their synthetic positives.
 
-    It is the argument of Zeng et al. (ECCV 2024) for synthetic positives: early in training a
-    nearest neighbour is often of another class, and later it is so close that nothing is learnt
-    from it. One run is shown: the first that has candidates and an early and a late checkpoint.
+    The figure shows the argument of Zeng et al. (ECCV 2024) for synthetic positives: early in
+    training a nearest neighbour is often of another class, and later it is so close that nothing is
+    learnt from it. One run is shown, if possible one that has candidates and two checkpoints.
 
     Args:
-        records: with their paths.
-        options: ``limit`` is the number of training images, anchors and neighbours alike.
+        records: pairs of a path and its record.
+        options: ``limit`` is the number of training images, which are anchors and neighbours alike.
 
     Yields:
-        A picture, and what could not be drawn.
+        A picture, and lines for what could not be drawn.
 
     Raises:
         ClspError: there are no checkpoints or images.
@@ -257,12 +259,12 @@ def neighbours(records: Records, options: Options) -> Iterator[Picture | str]:
 
 @dataclass(frozen=True)
 class _Block:
-    """Images beside every anchor.
+    """The images of one kind that are shown beside every anchor.
 
     Attributes:
         heading: what they are, with numbers over all anchors.
         images: uint8 (N, C, H, W, 3).
-        wrong: bool (N, C), of another class than the anchor.
+        wrong: bool (N, C), whether an image is of another class than the anchor.
     """
 
     heading: str
@@ -289,7 +291,7 @@ def _neighbour_block(part: ImageArray, checkpoint: Path) -> _Block:
 
 
 def _candidate_block(part: ImageArray, drawn: torch.Tensor, checkpoint: Path) -> _Block:
-    """The run's synthetic positives; whether they keep the label is not known, only estimated."""
+    """Return the run's synthetic positives, which are not known to keep the anchor's label."""
     encoder = Encoder(checkpoint)
     anchors, feats = _features(encoder, part.images), _features(encoder, drawn[:, 0])
     values = (anchors * feats).sum(1)

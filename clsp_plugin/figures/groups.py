@@ -1,4 +1,4 @@
-"""Which records are one line of a figure: those that differ in the seed alone."""
+"""Group records into the lines of a figure: records of a line differ in the seed alone."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -22,16 +22,16 @@ __all__ = [
 CANDIDATES, WEIGHT = "synthetic.num_candidates", "synthetic.weight"
 _SYMBOLS = {CANDIDATES: "K", WEIGHT: "λ", "candidates.w": "w", "optimizer.lr": "lr"}
 _NOUNS = {"epochs": "epoch", "num_train": "image"}
-_MOST = 3  # settings in a name
+_MOST = 3  # largest number of settings in a name
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Records of one line.
+    """The records of one line.
 
     Attributes:
         name: the method, and what tells this group from the others.
-        records: with their paths.
+        records: pairs of a path and its record.
         variant: a suite's name for a method with settings of its own.
     """
 
@@ -49,19 +49,20 @@ class Group:
 
 
 def settings(record: Record, point: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """What a record was made with, as JSON by dotted key; the candidates drawn from in one place.
+    """Return the settings that a record was made with, as JSON by dotted key.
 
-    A run draws from the first ``synthetic.num_candidates`` of a store, or from all it has.
+    The number of candidates drawn from is always ``synthetic.num_candidates``: a run draws from the
+    first so many of a store, or from all that it has.
 
     Args:
-        record: of the run.
-        point: what a suite varied; what the record does not hold itself is added.
+        record: record of the run.
+        point: values that a suite varied; those that the record does not hold itself are added.
     """
     apart = {k: json.dumps(v) for k, v in (point or {}).items() if not holds(record, k)}
     out = recipe(record) | apart
     method = METHODS.get(record.method)
     if method is not None and not issubclass(method, SyntheticPositives):
-        # its block is there and unused; what a suite varies in it tells runs apart all the same
+        # the method ignores its synthetic block, but what a suite varies in it tells runs apart
         return {
             key: value
             for key, value in out.items()
@@ -74,7 +75,7 @@ def settings(record: Record, point: Mapping[str, Any] | None = None) -> dict[str
 
 
 def value_of(record: Record, key: str) -> Any:
-    """One of the settings as a number, a string, ...; None where the record has none."""
+    """Return one of the settings as a number, a string, ...; None where the record has none."""
     return json.loads(settings(record).get(key, "null"))
 
 
@@ -84,14 +85,14 @@ def group(
     several: bool | None = None,
     told: Listing | None = None,
 ) -> list[Group]:
-    """Records that agree in method, variant, data set, budget and settings; families together.
+    """Group records by method, variant, data set, budget and settings, with families together.
 
     Args:
-        records: with the paths they were loaded from.
+        records: pairs of a path and its record.
         without: settings that may differ within a group; one that ends with a dot stands for all
             that begin with it.
         several: whether names say the data set; by default where there are several.
-        told: what suites say of the records; variants have their names.
+        told: what suites say of the records, such as their variants' names.
     """
     found: dict[tuple, list] = {}
     for path, record in records:
@@ -121,14 +122,14 @@ def _key(path: Path, record: Record, without: Collection[str], told: Listing | N
 
 def _matches(key: str, without: Collection[str]) -> bool:
     verb, _, rest = key.partition(".")
-    if verb in ("generate", "denoiser"):  # what candidates were made with is in their manifest
+    if verb in ("generate", "denoiser"):  # recorded in the candidates' manifest
         key = f"candidates.{rest}" if verb == "generate" else "candidates.denoiser"
         key = CANDIDATES if key == "candidates.num_candidates" else key
     return any(key == name or (name[-1] == "." and key.startswith(name)) for name in without)
 
 
 def _names(keys: Sequence[tuple], several: bool) -> list[str]:
-    """A name for each group, no two on a data set alike."""
+    """Return a name for each group, with no two alike on a data set."""
     budgets = [dict(zip(BUDGET, budget, strict=True)) for _, _, budget, _ in keys]
     shown = varying((key[1], budget) for key, budget in zip(keys, budgets, strict=True))
     flat = [dict(items) for *_, items in keys]
@@ -154,10 +155,10 @@ def _budget(name: str, value: Any) -> str:
 
 
 def telling(flat: Sequence[Mapping[str, str]]) -> list[str]:
-    """A few settings that tell all different ones apart; what the paper varies comes first.
+    """Return a few settings that tell all runs apart; what the paper varies comes first.
 
     Args:
-        flat: of each run or group, see :func:`settings`.
+        flat: settings of each run or group, see :func:`settings`.
     """
     chosen: list[str] = []
     classes = 1
@@ -169,13 +170,13 @@ def telling(flat: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _rank(key: str) -> tuple[int, str]:
-    known = [*_SYMBOLS, "generate", "denoiser"]  # what a suite varies before hashes
+    known = [*_SYMBOLS, "generate", "denoiser"]  # what a suite varies comes before hashes
     name = key if key in known else key.partition(".")[0]
     return (known.index(name) if name in known else len(known), key)
 
 
 def symbol(key: str) -> str:
-    """What people call a setting."""
+    """Return the usual symbol of a setting, or its key if it has none."""
     return _SYMBOLS.get(key, key)
 
 
@@ -187,16 +188,17 @@ def _plain(text: str) -> str:
 
 
 def families(records: Records, key: str, told: Listing | None = None) -> list[Group]:
-    """Groups in which one setting takes several values and everything else agrees.
+    """Return groups in which one setting takes several values and everything else agrees.
 
     Their names do not say the data set.
 
-    A run whose synthetic positives weigh nothing draws from no store; it belongs to the families
-    of lambda that differ from it only in the candidates, those of several values before others.
+    A run with weight 0 (lambda) on its synthetic positives draws from no store. It joins the
+    families of lambda that differ from it only in the candidates. Families with a single value of
+    lambda count only where none has several.
 
     Args:
-        records: with the paths they were loaded from.
-        key: of the setting.
+        records: pairs of a path and its record.
+        key: dotted key of the setting.
         told: what suites say of the records.
     """
     zero = [

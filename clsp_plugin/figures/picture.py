@@ -1,4 +1,4 @@
-"""What a figure is before it is a file."""
+"""Figures with their titles and captions, before they are files, and the options for them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,18 +13,18 @@ from clsp_plugin.tables.make import Listing
 
 __all__ = ["HEADINGS", "Options", "Picture", "among", "measured", "stale_note"]
 
-HEADINGS = {"linear": "linear probe", "knn": "kNN"}  # an evaluation's
+HEADINGS = {"linear": "linear probe", "knn": "kNN"}  # an evaluation to its heading
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked for.
+    """Options of the figures.
 
     Attributes:
-        protocol: whose evaluations are drawn.
-        published: put published numbers beside ours.
-        limit: images that figures of features look at, at most.
-        reports: of ``clsp inspect`` about the stores, besides those that lie in them.
+        protocol: protocol of the evaluations that are drawn.
+        published: whether to put published numbers beside ours.
+        limit: largest number of images that figures of features look at.
+        reports: reports of ``clsp inspect`` about the stores, besides those that lie in them.
         told: what suites say of the records.
     """
 
@@ -37,13 +37,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its words.
+    """A figure with its name, title and caption.
 
     Attributes:
-        name: of its files, without ending.
-        title: for people.
-        caption: what is on it, n, and how the numbers came about.
-        figure: it.
+        name: name of its files, without suffix.
+        title: title for people.
+        caption: what is on it, n, and how the numbers were made.
+        figure: the figure itself.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Picture:
 
 
 def measured(protocol: str) -> str:
-    """How the accuracies of a protocol came about."""
+    """Return how the accuracies of a protocol were made, for a caption."""
     return f"protocol {protocol}: {PROTOCOLS[protocol]}"
 
 
 def stale_note(records: Records) -> str:
-    """Sentences, each with a space before it, where code or settings were others than today's."""
+    """Return sentences on records of older numerics or settings, each with a space before it."""
     stale = sum(is_stale(record) for _, record in records)
     other = sum(bool(changed([record], record.evaluations)) for _, record in records)
     of = f"of {len(records)} records were made by other"
@@ -69,6 +69,6 @@ def stale_note(records: Records) -> str:
 
 
 def among(counts: Sequence[int]) -> str:
-    """``n = 3``, or ``n = 1 to 3``."""
+    """Return the range of some counts: ``n = 3``, or ``n = 1 to 3``."""
     lowest, highest = min(counts), max(counts)
     return f"n = {lowest}" if lowest == highest else f"n = {lowest} to {highest}"

@@ -1,4 +1,4 @@
-"""Images as points in a plane, by their labels."""
+"""Scatter plot of images in a plane, by their labels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from clsp_plugin.figures.style import MARKERS, legend, new_figure, save
 
 __all__ = ["label_map"]
 
-_NAMED = 20  # more names than fit below are not read anyway
+_NAMED = 20  # labels in the legend; more would not fit below
 
 
 def label_map(
@@ -22,19 +22,19 @@ def label_map(
     title: str = "",
     caption: str = "",
 ) -> None:
-    """Write a point an image, coloured by its label; every label has its own marker and colour.
+    """Write a plot with a point per image; each label has its own combination of marker and colour.
 
     Args:
         places: float (N, 2).
         targets: int (N,), class numbers from 0.
-        classes: their names; numbers where there are fewer names than classes.
-        path: of a PNG or SVG.
-        title: above.
-        caption: below.
+        classes: names of the classes; numbers stand for classes beyond them.
+        path: path of a PNG or SVG.
+        title: text above.
+        caption: text below.
     """
     figure = new_figure(6.8, 6.0)
     axis = figure.subplots()
-    colours = matplotlib.color_sequences["tab10"]  # ten, as CIFAR and the digits have classes
+    colours = matplotlib.color_sequences["tab10"]  # ten, as CIFAR-10 and the digits have classes
     for place, number in enumerate(np.unique(targets)):
         own = places[targets == number]
         name = classes[number] if number < len(classes) else str(number)

@@ -1,4 +1,4 @@
-"""Sheets of images, pixel by pixel."""
+"""Sheets of anchors and their candidates, pixel by pixel."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ _LEAST_WIDTH = 640  # pixels, so that a caption has room beside few candidates
 
 
 def store_caption(manifest: StoreManifest) -> str:
-    """How the candidates of a store were made, and how many there are."""
+    """Return how the candidates of a store were made, and how many there are."""
     held = f"store of {manifest.num_images:,} images with {manifest.num_candidates} candidates each"
     if is_oracle(manifest):
         return f"no denoiser, {manifest.denoiser}, {held}"
@@ -42,18 +42,18 @@ def candidate_sheet(
     caption: str = "",
     columns: Sequence[str] = (),
 ) -> None:
-    """Write a PNG with an anchor a row, at its left, and its candidates beside it.
+    """Write a PNG with a row per anchor: the anchor at the left, its candidates beside it.
 
     Pixels are repeated, never smoothed: what is seen is what the network gets.
 
     Args:
         anchors: uint8 (A, H, W, 3).
         candidates: uint8 (A, K, H, W, 3).
-        path: of the PNG.
-        scale: screen pixels a pixel.
-        title: above.
-        caption: below, such as :func:`store_caption`.
-        columns: names of the K columns of candidates; without them one for all.
+        path: path of the PNG.
+        scale: screen pixels per image pixel, along each side.
+        title: text above.
+        caption: text below, such as :func:`store_caption`.
+        columns: names of the K columns of candidates; without them there is one name for all.
     """
     number, count, height, width, _ = candidates.shape
     assert anchors.shape == (number, height, width, 3)
@@ -90,7 +90,7 @@ def candidate_sheet(
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which every matplotlib brings along."""
+    """Return DejaVu Sans, which comes with matplotlib."""
     file = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
     return ImageFont.truetype(str(file), size)
 

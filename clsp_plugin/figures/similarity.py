@@ -1,4 +1,4 @@
-"""How alike the features of positive pairs are (figure 2 of Zeng et al., ECCV 2024)."""
+"""Histograms of the similarity of positive pairs (figure 2 of Zeng et al., ECCV 2024)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +12,11 @@ __all__ = ["similarity_figure", "similarity_histogram"]
 
 
 def similarity_figure(panels: Mapping[str, Mapping[str, np.ndarray]], caption: str = "") -> Figure:
-    """Distributions of the similarity of each kind of pair.
+    """Draw the distribution of the similarity of each kind of pair.
 
     Args:
-        panels: title to kinds of pair to cosine similarities, (N,).
-        caption: below.
+        panels: a panel's title to kinds of pair to cosine similarities, (N,).
+        caption: text below.
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -48,9 +48,9 @@ def similarity_histogram(
     """Write the distribution of the similarity of each kind of pair.
 
     Args:
-        pairs: kind to cosine similarities, (N,).
-        path: of a PNG or SVG.
-        title: above.
-        caption: below.
+        pairs: kind of pair to cosine similarities, (N,).
+        path: path of a PNG or SVG.
+        title: text above.
+        caption: text below.
     """
     save(similarity_figure({title: pairs}, caption), path)

@@ -1,4 +1,4 @@
-"""Accuracy against what a suite varies: K, lambda, w (figure 4), and quality (figure 3)."""
+"""Figures of accuracy against what a suite varies: K, lambda, w (figure 4), quality (figure 3)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,10 +51,10 @@ class Sweep:
     """A setting that accuracy is drawn against.
 
     Attributes:
-        name: of the picture.
-        key: of the setting.
-        title: of the picture.
-        label: of the axis.
+        name: name of the picture.
+        key: dotted key of the setting.
+        title: title of the picture.
+        label: label of the x axis.
         need: what to run to have several values.
     """
 
@@ -83,7 +83,7 @@ SWEEPS = {
 
 @dataclass(frozen=True)
 class _Line:
-    """Points of one family: value to accuracy, in one evaluation on its own data set."""
+    """The line of one family in one panel: values of the setting to accuracies."""
 
     name: str
     panel: tuple[str, str]  # data set, task
@@ -91,18 +91,19 @@ class _Line:
 
 
 def sweep(which: Sweep, records: Records, options: Options) -> Iterator[Picture | str]:
-    """Accuracy against one setting, where runs differ in that and their seeds alone.
+    """Draw accuracy against one setting, where runs differ in that and their seeds alone.
 
     Args:
         which: one of ``SWEEPS``.
-        records: with their paths.
-        options: see there.
+        records: pairs of a path and its record.
+        options: options of the figures.
 
     Yields:
-        A picture, with a panel for each data set and evaluation; and what could not be drawn.
+        A picture, with a panel for each data set and evaluation; and lines for what could not be
+        drawn.
 
     Raises:
-        ClspError: no runs differ in this alone.
+        ClspError: no runs differ in this setting alone.
     """
     found = families(records, which.key, options.told)
     if not found:
@@ -130,17 +131,17 @@ def sweep(which: Sweep, records: Records, options: Options) -> Iterator[Picture 
 
 
 def quality(records: Records, options: Options) -> Iterator[Picture | str]:
-    """Accuracy against the distance of the candidates from real images, where they alone differ.
+    """Draw accuracy against the distance of candidates from real images, where they alone differ.
 
-    The distance is the one that ``clsp inspect`` wrote: the FID, or the Frechet distance in the
-    features of one encoder, which is no FID; the one that most runs' candidates have.
+    The distance comes from the reports of ``clsp inspect``. It is the FID, or the Frechet distance
+    in the features of one encoder, which is no FID: whichever most runs' candidates have.
 
     Args:
-        records: with their paths.
+        records: pairs of a path and its record.
         options: ``reports`` are taken besides those in the stores.
 
     Yields:
-        A picture, and what could not be drawn.
+        A picture, and lines for what could not be drawn.
 
     Raises:
         ClspError: too few stores have a comparable distance.
@@ -182,7 +183,7 @@ def quality(records: Records, options: Options) -> Iterator[Picture | str]:
 
 
 def _distances(reports: Mapping[Path, Mapping[str, Any]]) -> tuple[str, dict[Path, float]]:
-    """``_FID``, or which encoder's distance it is, and its values; what most runs have."""
+    """Return the distance that most runs have, ``_FID`` or named by encoder, and its values."""
     kinds: dict[str, dict[Path, float]] = {}
     for path, report in reports.items():
         if "fid" in report:
@@ -196,7 +197,7 @@ def _distances(reports: Mapping[Path, Mapping[str, Any]]) -> tuple[str, dict[Pat
 def _lines(
     family: Group, key: str, value: Callable[[Path, Record], float], options: Options
 ) -> list[_Line]:
-    """A family's points, averaged as tables are."""
+    """Return a family's lines, averaged as in tables."""
     points = {path: {key: float(value(path, record))} for path, record in family.records}
     table = make_table(
         family.records, protocol=options.protocol, by=[key], layout="ablation", points=points
@@ -261,7 +262,7 @@ def _picture(
 def _panels(
     number: int, strip: tuple[np.ndarray, list[str]] | None
 ) -> tuple[Figure, list[Axes], Axes | None]:
-    """Axes for the lines in rows of at most two, and below them one for images."""
+    """Make axes for the lines in rows of at most two, and one below them for images (or None)."""
     columns = min(2, number)
     rows = -(-number // columns)
     width = _WIDTH * columns + 1.6 * (columns == 1)
@@ -274,7 +275,7 @@ def _panels(
 
 
 def _label(name: str, lines: Sequence[_Line]) -> str:
-    """A family's, one for all panels."""
+    """Return a family's label, which is the same in all panels."""
     cells = [cell for line in lines if line.name == name for cell in line.points.values()]
     mark = " †" if any(cell.stale for cell in cells) else ""
     return f"{name} ({among([cell.n for cell in cells])}){mark}"
@@ -282,7 +283,7 @@ def _label(name: str, lines: Sequence[_Line]) -> str:
 
 def _draw(axis: Axes, line: _Line, label: str, style: dict[str, Any], connect: bool) -> None:
     cells = list(line.points.values())
-    means = [cell.mean for cell in cells if cell.mean is not None]  # none is
+    means = [cell.mean for cell in cells if cell.mean is not None]  # never None, see _lines
     axis.errorbar(
         list(line.points), means, [cell.std or 0.0 for cell in cells],
         label=label, linewidth=1.8, markersize=6, capsize=3, elinewidth=1.2,
@@ -307,7 +308,7 @@ def _logarithmic(axis: Axes) -> None:
 
 
 def _images_by_w(family: Group) -> tuple[np.ndarray, list[str]]:
-    """Anchors, and beside each its first candidate under each w: (R, C, H, W, 3) and headings."""
+    """Return anchors and their first candidates under each w, (R, C, H, W, 3), and headings."""
     stores: dict[float, CandidateStore] = {}
     anchors: ImageArray | None = None
     for path, record in family.records:
@@ -317,7 +318,7 @@ def _images_by_w(family: Group) -> tuple[np.ndarray, list[str]]:
             if anchors is None:
                 anchors = images_of(path, record, "train")
                 stores[w].check(len(anchors), *anchors.size, anchors.fingerprint, anchors.name)
-    assert anchors is not None  # a family has runs
+    assert anchors is not None  # a family has at least one run
     rows = some_of_each(anchors, _ANCHORS)
     columns = [anchors.images[rows].numpy()]
     columns += [stores[w].images(rows)[:, 0] for w in sorted(stores)]

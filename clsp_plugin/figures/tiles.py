@@ -11,7 +11,7 @@ from clsp_plugin.figures.style import INK
 __all__ = ["PITCH", "draw_tiles", "frame"]
 
 PITCH = 1.1  # from one image to the next, in sides of an image
-_PIXELS = 128  # at least, a side: a reader of SVG would smooth smaller images
+_PIXELS = 128  # least pixels per side: viewers of SVG would smooth smaller images
 
 
 def draw_tiles(
@@ -23,10 +23,10 @@ def draw_tiles(
     """Fill axes with images; pixels are repeated, never smoothed.
 
     Args:
-        axis: that nothing else is drawn in; a side of an image becomes its unit.
+        axis: axes with nothing else in them; the side of an image becomes their unit.
         tiles: uint8 (R, C, H, W, 3).
-        headings: above the columns; an empty one leaves a column without.
-        gaps: room before a column, in sides of an image.
+        headings: texts above the columns; an empty one leaves a column without.
+        gaps: a column to the room before it, in sides of an image.
 
     Returns:
         The left edges of the columns.
@@ -52,7 +52,7 @@ def draw_tiles(
 
 
 def frame(axis: Axes, left: float, row: int, colour: str) -> None:
-    """A frame around an image, with a stroke through its corner: seen without colour too."""
+    """Draw a frame around an image, with a stroke across a corner to be seen without colour."""
     top = row * PITCH
     axis.add_patch(Rectangle((left, top), 1, 1, fill=False, edgecolor=colour, linewidth=2))
     axis.plot([left, left + 0.3], [top + 0.3, top], color=colour, linewidth=2)

@@ -1,8 +1,9 @@
-"""What a record's run was made from and left behind, where that is still there.
+"""Find the checkpoints, candidates, reports and images that belong to a record.
 
-A record names paths as its run saw them, which may have been started from another directory, and
-the folders may have been moved since: they are looked for there, from the current directory, and
-beside the record, upwards; a store also by the end of its path, since its manifest tells it apart.
+A record names paths as its run saw them. The run may have been started from another directory, and
+folders may have been moved since. So a path is looked for from the current directory, and then from
+every folder above the record. A store is also looked for by the end of its path, since its manifest
+identifies it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,17 +35,17 @@ __all__ = [
 ]
 
 _REPORT = "report.json"
-_FETCHED = ("cifar10", "cifar100", "stl10")  # by torchvision, into the folder that is named
+_FETCHED = ("cifar10", "cifar100", "stl10")  # downloaded by torchvision into the named folder
 
 
 def _located(name: str | Path, record: Path) -> Path | None:
-    """A path that a record names, wherever it is now."""
+    """Return where a path that a record names is now; None if it is nowhere."""
     places = [Path(), *record.resolve().parents]
     return next((place / name for place in places if (place / name).exists()), None)
 
 
 def _moved(name: str, path: Path, candidates: Mapping[str, Any]) -> Path | None:
-    """A store that was moved together with its run: the end of its path, in a folder above."""
+    """Find a store that moved with its run: the end of its path, in a folder above the record."""
     ends = [Path(*Path(name).parts[start:]) for start in range(1, len(Path(name).parts))]
     for place in (folder / end for end in ends for folder in path.resolve().parents):
         manifest = CandidateStore(place).manifest if (place / MANIFEST).is_file() else None
@@ -54,20 +55,20 @@ def _moved(name: str, path: Path, candidates: Mapping[str, Any]) -> Path | None:
 
 
 def checkpoints_of(path: Path, record: Record) -> list[Path]:
-    """A run's checkpoints that were kept, early ones first."""
+    """Return the checkpoints that are left of a run, earliest first."""
     if record.checkpoint is None:
         return []
     last = path.parent / record.checkpoint
-    if last.suffix != ".ckpt":  # without a run around it
+    if last.suffix != ".ckpt":  # a file without a run's folder
         return [last] if last.is_file() else []
     return sorted(path.parent.glob("*.ckpt"), key=epoch_of)
 
 
 def store_of(path: Path, record: Record) -> CandidateStore:
-    """The candidates that a run drew from.
+    """Return the candidate store that a run drew from.
 
     Raises:
-        ClspError: it drew from none, or they are not there any more, or others are.
+        ClspError: the run drew from none, or the store is gone, or another one is in its place.
     """
     synthetic = record.config.get("synthetic") or {}
     if record.candidates is None or not synthetic.get("path"):
@@ -89,18 +90,18 @@ def store_of(path: Path, record: Record) -> CandidateStore:
 
 
 def _same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether two manifests are of one store, which may have grown to more candidates."""
+    """Whether two manifests are of one store; its number of candidates may have grown."""
     return all(ours.get(k) == v for k, v in theirs.items() if k != "num_candidates")
 
 
 def read_reports(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Reports of ``clsp inspect``.
+    """Read reports of ``clsp inspect``.
 
     Args:
-        paths: of them, or folders that are searched for ``report.json``.
+        paths: reports, or folders that are searched recursively for ``report.json``.
 
     Raises:
-        ClspError: a path that does not exist, or a file that is no report.
+        ClspError: a path does not exist, or a file is no report.
     """
     out = []
     for path in map(Path, paths):
@@ -119,15 +120,15 @@ def _read(file: Path) -> dict[str, Any]:
 def store_report(
     path: Path, record: Record, reports: Sequence[Mapping[str, Any]] = ()
 ) -> Mapping[str, Any]:
-    """What ``clsp inspect`` wrote about the candidates that a run drew from.
+    """Return what ``clsp inspect`` reported about the candidates that a run drew from.
 
     Args:
-        path: of the record.
-        record: of the run.
-        reports: that are looked through before the one in the store.
+        path: path of the record.
+        record: record of the run.
+        reports: reports to look through before the one in the store.
 
     Raises:
-        ClspError: see :func:`store_of`, or there is no report, or one of another store.
+        ClspError: see :func:`store_of`; or there is no report, or it is of another store.
     """
     for report in reports:
         if record.candidates is not None and _same(report["manifest"], record.candidates):
@@ -146,10 +147,10 @@ def store_report(
 
 
 def images_of(path: Path, record: Record, split: str) -> ImageArray:
-    """The images of a record's run: ``train`` or ``val``. Nothing is downloaded.
+    """Load the ``train`` or ``val`` images of a record's run; nothing is downloaded.
 
     Raises:
-        ClspError: they are not there.
+        ClspError: the images are not there.
     """
     own = record.config.get("data") or {}
     check_literal(own, f"data of {path} has")
@@ -173,7 +174,10 @@ def images_of(path: Path, record: Record, split: str) -> ImageArray:
 
 
 def some_of_each(array: ImageArray, number: int) -> list[int]:
-    """The first image of each of so many classes, evenly spaced; of any images without labels."""
+    """Return indexes of at most ``number`` images, the first of evenly spaced classes.
+
+    With fewer classes than that, or no labels, the images themselves are evenly spaced.
+    """
     labels = array.targets.numpy()
     _, firsts = np.unique(labels, return_index=True)
     if len(firsts) < number:

@@ -1,7 +1,8 @@
-"""Checkpoints in solo-learn's layout: reading, binding and saving them.
+"""Checkpoints in solo-learn's layout: finding, reading, verifying and saving them.
 
-``<dir>/<method>/<id>/<name>-<id>-ep=<epoch>.ckpt`` beside ``args.json``. A checkpoint of ours also
-holds, as ``clsp_plugin``, what it was trained with: a digest of the settings, of the images, ...
+A checkpoint is ``<dir>/<method>/<id>/<name>-<id>-ep=<epoch>.ckpt``, beside ``args.json``. Ours also
+have a key ``clsp_plugin`` with digests of what they were trained with: the settings, the images,
+...
 """
 
 import hashlib
@@ -48,7 +49,7 @@ __all__ = [
 ARGS = "args.json"
 # The key of a checkpoint under which it says what it was trained with.
 _BOUND = "clsp_plugin"
-# Where and how fast a run runs, not what it computes: may differ when it is continued.
+# Settings of where and how fast a run is computed, not what: they may differ when it goes on.
 _MAY_DIFFER = {
     "accelerator", "auto_resume", "auto_umap", "checkpoint", "dali", "debug_augmentations",
     "devices", "name", "num_nodes", "performance", "resume_from_checkpoint", "strategy", "wandb",
@@ -57,11 +58,11 @@ _MAY_DIFFER = {
 # Where the images lie, which may be another place when a run is evaluated.
 _PLACES = {"train_path", "val_path", "num_workers"}
 
-# Of a foreign args.json, what is read anywhere and has to be there,
+# Settings that every args.json must have, solo-learn's too, with their types.
 _NEEDED: dict[str, Any] = {"method": str, "backbone.name": str, "data.dataset": str}
 _block = dict[str, Any]
 _statistics = Optional[list[float]]
-# and what is read where it is there.
+# Settings that it may have, with their types.
 _KNOWN: dict[str, Any] = {
     "backbone.kwargs": Optional[_block],
     "backbone.stem": Optional[Stem],
@@ -98,7 +99,10 @@ _PIPELINE: dict[str, Any] = {
 
 
 def new_run_dir(cfg: DictConfig) -> Path:
-    """A directory that no run has yet: ``<checkpoint.dir>/<method>/offline-<id>``; not made."""
+    """Return a directory that no run has yet, ``<checkpoint.dir>/<method>/offline-<id>``.
+
+    The directory is not created.
+    """
     generator = random.SystemRandom()
     parent = Path(cfg.checkpoint.dir) / cfg.method
     while True:
@@ -112,20 +116,23 @@ def new_run_dir(cfg: DictConfig) -> Path:
 
 
 def epoch_of(checkpoint: Path) -> int:
-    """The epoch in a checkpoint's name, ours or the authors', from 0; -1 where there is none."""
+    """Return the epoch in a checkpoint's name, from 0; -1 where there is none.
+
+    The names of our checkpoints and those of the authors' scripts are known.
+    """
     match = re.search(r"(?:ep=(\d+)\.ckpt|ckpt_(\d+)\.pt)$", checkpoint.name)
     return int(match.group(1) or match.group(2)) if match else -1
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a path means.
+    """Return the checkpoint that a path stands for.
 
     Args:
-        path: a ``.ckpt`` file; the directory of a run, for its newest epoch; or the directory of
-            a method, for its newest run.
+        path: a ``.ckpt`` file; the directory of a run, for its newest epoch; or the directory of a
+            method, for its newest run.
 
     Raises:
-        ClspError: there is none.
+        ClspError: there is no checkpoint.
     """
     path = Path(path)
     if path.is_file():
@@ -141,21 +148,22 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def read_checkpoint(path: Path, *, foreign: Any = None) -> Any:
-    """The content of a checkpoint, on the CPU; no byte of it is changed and nothing of it is run.
+    """Load a checkpoint onto the CPU, without changing it and without running code from it.
 
-    A TorchScript program, which would be, torch refuses itself since 2.6: it looks at the file
-    with the reader that would load it.
+    A TorchScript program would run, but torch itself refuses one since 2.6: it recognises the
+    program with the reader that would load it.
 
     Args:
-        path: of the file.
+        path: path of the file.
         foreign: a pickle module for files with classes that ``weights_only`` does not know.
 
     Raises:
-        ClspError: it is damaged, cut off, no checkpoint, or has such classes.
-        OSError: the system does not let it be read.
+        ClspError: the file is damaged, truncated, no checkpoint, or has such classes and
+            ``foreign`` is None.
+        OSError: the system refuses to read it.
     """
     check_regular(path)
-    with open(path, "rb") as file:  # an error of the system is told as such
+    with open(path, "rb") as file:  # so that errors of the system are not torch's
         if not file.read(1):
             raise ClspError(f"{path} is not a readable checkpoint (it is empty); {_ADVICE}")
     packed = zipfile.is_zipfile(path)
@@ -163,11 +171,11 @@ def read_checkpoint(path: Path, *, foreign: Any = None) -> Any:
         if packed:
             _check_sums(path)
         try:
-            with warnings.catch_warnings():  # torch's words on a program are for its own users
+            with warnings.catch_warnings():  # torch warns of TorchScript programs
                 warnings.simplefilter("ignore", UserWarning)
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
-            if not packed or foreign is None:  # neither torch's format nor Lightning's
+            if not packed or foreign is None:  # no zip: not torch's or Lightning's format
                 raise
             return torch.load(path, map_location="cpu", pickle_module=foreign, weights_only=False)
     except (ClspError, MemoryError):
@@ -180,25 +188,25 @@ def read_checkpoint(path: Path, *, foreign: Any = None) -> Any:
 
 
 def why_unreadable(error: Exception) -> str:
-    """What torch says of a file that it cannot read, in a line for people.
+    """Return what torch says of a file that it cannot read, in a line for people.
 
     Raises:
-        OSError: the error itself, where the system does not let the file be read, which says
+        OSError: ``error`` itself, where the system refuses to read the file, since that says
             nothing about its content.
     """
     if isinstance(error, OSError) and error.errno is not None:
         raise error
     reason = first_line(error)
-    # torch advises to let the file run what it likes
+    # torch's message advises weights_only=False, which lets the file run any code
     if "weights_only" in reason or "Weights only" in reason:
         return "it is damaged, or has objects in it that are neither weights nor numbers"
     return reason
 
 
 def read_newest(path: str | Path, *, foreign: Any = None) -> tuple[Path, Any]:
-    """The checkpoint that a path means, and its content.
+    """Return the path and the content of the checkpoint that a path stands for.
 
-    One that the training which made it replaces meanwhile is looked for again.
+    The search is repeated if a running training replaces the checkpoint meanwhile.
 
     Args:
         path: see :func:`find_checkpoint`.
@@ -219,14 +227,14 @@ def read_newest(path: str | Path, *, foreign: Any = None) -> tuple[Path, Any]:
 
 
 _ADVICE = "restore it from a copy, or delete it."
-_MOST_UNPACKED = 100  # times its size
+_MOST_UNPACKED = 100  # in multiples of the file's size
 
 
 def _check_sums(path: Path) -> None:
     """Check the checksums of the files in a zip, which torch does not look at.
 
-    A file that says it unpacks to far more than it is would take hours and is no checkpoint: torch
-    does not compress.
+    A zip that claims to unpack to far more than its size is refused before: reading it would take
+    hours, and torch does not compress its checkpoints.
     """
     with zipfile.ZipFile(path) as file:
         said, has = sum(entry.file_size for entry in file.infolist()), path.stat().st_size
@@ -241,11 +249,11 @@ def _check_sums(path: Path) -> None:
 
 
 def load_args(run_dir: Path) -> dict[str, Any] | None:
-    """A run's ``args.json``, of ours or of solo-learn; None where there is none.
+    """Load a run's ``args.json``, ours or solo-learn's; None where there is none.
 
     Raises:
-        ClspError: it is damaged, or something in it has another type.
-        OSError: the system does not let it be read.
+        ClspError: the file is damaged, lacks a setting, or has one of another type.
+        OSError: the system refuses to read it.
     """
     path = run_dir / ARGS
     advice = "restore it as the pre-training wrote it."
@@ -267,7 +275,7 @@ def load_args(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _check_pipelines(given: Any, path: Path, advice: str) -> None:
-    if isinstance(given, dict):  # solo-learn's main_linear.py has one and no list
+    if isinstance(given, dict):  # solo-learn's main_linear.py writes one block, not a list
         given = [given]
     if given is None:
         return
@@ -279,7 +287,7 @@ def _check_pipelines(given: Any, path: Path, advice: str) -> None:
 
 
 def comparable(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Of settings, those that decide what is computed."""
+    """Return those settings that decide what is computed."""
     return {key: value for key, value in args.items() if key not in _MAY_DIFFER}
 
 
@@ -290,7 +298,7 @@ def _digest(args: Mapping[str, Any]) -> str:
 
 
 def bound(content: Any) -> dict[str, Any]:
-    """What a checkpoint says that it was trained with; empty for one of others, or an older one."""
+    """Return what a checkpoint says it was trained with; empty for a foreign or an older one."""
     said = content.get(_BOUND) if isinstance(content, dict) else None
     return said if isinstance(said, dict) else {}
 
@@ -299,12 +307,12 @@ def check_bound(args: Mapping[str, Any] | None, content: Any, checkpoint: Path) 
     """Check that an ``args.json`` is the one that its checkpoint was trained with.
 
     Args:
-        args: of :func:`load_args`.
-        content: of the checkpoint; one that does not say passes.
-        checkpoint: its path.
+        args: the settings, see :func:`load_args`.
+        content: content of the checkpoint; without a digest of its settings it passes.
+        checkpoint: path of the checkpoint.
 
     Raises:
-        ClspError: a setting that decides what was computed is another.
+        ClspError: a setting that decides what was computed differs.
     """
     said = bound(content).get("args")
     if args is not None and said is not None and said != _digest(args):
@@ -315,24 +323,24 @@ def check_bound(args: Mapping[str, Any] | None, content: Any, checkpoint: Path) 
 
 
 def _is_last(trainer: pl.Trainer) -> bool:
-    """Whether an epoch that ends is the last; Lightning's own limits may come before max_epochs."""
+    """Whether the ending epoch is the last, by ``max_epochs`` or by a limit of Lightning's own."""
     steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     return trainer.current_epoch + 1 == trainer.max_epochs or steps or trainer.should_stop
 
 
 class Checkpointer(Callback):
-    """Saves every so many epochs and after the last; a file appears whole or not at all.
+    """Saves a checkpoint every so many epochs and after the last, whole or not at all.
 
-    The directory of a new run is made when there is something to put into it.
+    The directory of a new run is created when its first file is written.
 
     Args:
         cfg: the parsed configuration, written to ``args.json``.
-        run_dir: where to save; held by this process if it exists.
-        identity: of what else the training depends on, by name, such as its images.
-        held: takes the lock of a directory that is made.
+        run_dir: where to save; if it exists, this process holds its lock.
+        identity: digests of what else the training depends on, such as its images, by name.
+        held: stack that the lock of a newly created directory is added to.
 
     Attributes:
-        last: the newest checkpoint of this run, if there is one.
+        last: the newest checkpoint of this run, None if there is none.
     """
 
     def __init__(
@@ -345,7 +353,7 @@ class Checkpointer(Callback):
         self._args: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # as JSON gives it back, so that the digest is that of the file
+        # through JSON and back, so that the digest is that of the file's content
         args = json.loads(json.dumps(plain(self.cfg)))
         self._args = {**args, "wandb_run_id": getattr(trainer.logger, "version", None)}
         if trainer.is_global_zero and self.last is not None:
@@ -363,7 +371,7 @@ class Checkpointer(Callback):
         if epoch % self.cfg.checkpoint.frequency and not _is_last(trainer):
             return
         if trainer.is_global_zero and self.last is None:
-            self.run_dir.mkdir(parents=True)  # an error if it is there: then it is another's
+            self.run_dir.mkdir(parents=True)  # fails if it exists: then it is another run's
             self.held.enter_context(one_training(self.run_dir))
             self._write_args()
         path = self.run_dir / f"{self.cfg.name}-{self.run_dir.name}-ep={epoch}.ckpt"

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, the commit, the machine."""
+"""The environment of a run: package versions, the commit, the machine."""
 
 import os
 import platform
@@ -20,11 +20,12 @@ __all__ = ["SOURCE", "environment", "made_from"]
 
 
 def environment(method: str | None = None, dataset: str | None = None) -> dict[str, Any]:
-    """What a run ran on.
+    """Return what a run ran on.
 
     Args:
-        method: that is pre-trained here; without it the versions of the numerics are not known.
-        dataset: that it is pre-trained on.
+        method: the method that is pre-trained; without it the versions of the numerics are not
+            known.
+        dataset: name of the data set that it is pre-trained on.
 
     Returns:
         ``hardware``: ``cpu`` (model), ``cores`` (that this process may use), ``gpu`` (name, or
@@ -78,12 +79,12 @@ def _cores() -> int:
 
 
 def _commit(package: Path) -> str | None:
-    """Hash of the checkout that ``package`` is part of.
+    """Return the hash of the checkout that ``package`` is part of, or None.
 
-    An installed copy that merely lies inside another project's checkout is not tracked there and
-    has none. Only changes under ``package`` make it dirty: the rest does not produce numbers.
+    An installed copy inside another project's checkout is not tracked there and has none. Only
+    changes under ``package`` make it dirty: nothing else produces numbers.
     """
-    # A hook of git's sets variables that would point these commands at another repository.
+    # A git hook sets variables that would point these commands at another repository.
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
@@ -107,13 +108,13 @@ SOURCE: ContextVar[dict[str, Any] | None] = ContextVar("source", default=None)
 
 @contextmanager
 def made_from(config: str, overrides: Iterable[str], settings: str) -> Iterator[None]:
-    """Note the configuration that was named in the records that are written meanwhile.
+    """Note the named configuration in the records that are written inside the block.
 
     Args:
-        config: its name, or path without ending.
-        overrides: that it was given.
-        settings: a hash of both together, by which a later version knows whether they say the
-            same.
+        config: name of the configuration, or its path without suffix.
+        overrides: the overrides that were given with it.
+        settings: a hash of both together, by which a later version sees whether the same names
+            still mean the same settings.
     """
     content = {"config": config, "overrides": list(overrides), "settings": settings}
     token = SOURCE.set(content)

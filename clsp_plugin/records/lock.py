@@ -1,4 +1,4 @@
-"""One training in a folder at a time."""
+"""A lock that keeps a second training out of a run's folder."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,16 +15,17 @@ __all__ = ["one_training"]
 def one_training(
     folder: Path, advice: str = "wait for it, or train anew with auto_resume.enabled=False"
 ) -> Iterator[None]:
-    """Keep a second training out of a folder; of the processes of one, the first does.
+    """Keep a second training out of a run's folder while the block runs.
 
-    What a killed training left unfinished in it is deleted.
+    Of several processes of one training, the first takes the lock. Unfinished files that a killed
+    training left in the folder are deleted.
 
     Args:
-        folder: that exists.
-        advice: what else the second one can do.
+        folder: directory of the run; must exist.
+        advice: what the user can do instead; ends the error message.
 
     Raises:
-        ClspError: another one is in it.
+        ClspError: another process is training in the folder.
     """
     if not is_first():
         yield
@@ -39,5 +40,5 @@ def one_training(
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # such as of a disk that is read-only by now
+            with contextlib.suppress(OSError):  # the disk may have become read-only
                 path.unlink(missing_ok=True)

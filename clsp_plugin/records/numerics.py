@@ -1,18 +1,18 @@
-"""Versions of the numerics: what tells whether a number would come out the same today.
+"""Versions of the numerics: they tell whether a number would come out the same today.
 
-Every stage between images and a number has a version here, an integer. Records, the folders of a
-suite's units and the cache of features carry the versions that they were made by; what is of
-another version than today's is stale.
+Every stage between the images and a number has a version here, an integer. Records, the folders of
+a suite's units and the cache of features carry the versions that they were made by; what was made
+by another version than today's is stale.
 
 Bump a version, by hand, in the commit that changes what the stage computes from the same settings:
-another formula, another order of random draws, another default that no configuration says, a
-repaired mistake. Do not bump it for what leaves the numbers alone: words, names, files that move,
-speed, memory, a setting whose default is what was done before, rounding in another order of
-summation. ``tests/golden`` holds numbers of every stage and fails where they change and the version
-does not; ``python -m tests.golden.compare`` says the same of any two commits.
+another formula, another order of random draws, another value of a default that no configuration
+sets, a repaired mistake. Do not bump it for what leaves the numbers alone: wording, names, moved
+files, speed, memory, a new setting with the old behaviour as its default, rounding in another order
+of summation. ``tests/golden`` holds numbers of every stage and fails where they change and the
+version does not; ``python -m tests.golden.compare`` compares any two commits in the same way.
 
-A method states the version of what is its own in its class, as ``numerics``; one that does not has
-that of the class it derives from.
+A method states the version of its own part in its class, as ``numerics``; a subclass without one
+inherits it.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ NUMERICS = {
     "synthetic": 1,  # the third view: which candidate, its pairs and its weight
     "denoiser": 1,  # training of the denoiser
     "sampling": 1,  # anchors, samples and their blend, the schedulers
-    "features": 1,  # what a frozen network says of images
+    "features": 1,  # features of a frozen network
     "knn": 1,
     "linear": 1,
     "transfer": 1,
@@ -38,7 +38,7 @@ NUMERICS = {
     "quality": 1,  # what `clsp inspect` measures on a store
 }
 
-# What the cache of features keeps is of no verb.
+# The cache of features belongs to no verb.
 _WAYS = {name: verb.stages for name, verb in VERBS.items() if verb.stages}
 _WAYS["features"] = ("images", "features")
 
@@ -46,15 +46,15 @@ _WAYS["features"] = ("images", "features")
 def numerics_of(
     verb: str, dataset: str | None = None, method: str | None = None
 ) -> dict[str, int] | None:
-    """The versions of all that a number goes through.
+    """Return the versions of all stages that a number goes through.
 
     Args:
-        verb: that makes it.
-        dataset: whose images it is of.
-        method: of a pre-training, whose own version is ``method``.
+        verb: the verb that makes the number.
+        dataset: name of the data set of the images.
+        method: the pre-trained method; its own version is listed as ``method``.
 
     Returns:
-        Stages to their versions; None for a method or a verb that is not ours.
+        Stage to version; None for a method or a verb that is not ours.
     """
     if verb not in _WAYS:
         return None
@@ -73,12 +73,12 @@ def numerics_of(
 
 
 def older_than_today(made: Mapping[str, Any] | None, today: Mapping[str, int] | None) -> list[str]:
-    """The stages whose version was another when a number was made.
+    """Return the stages that had another version when a number was made.
 
     Args:
-        made: the versions it was made by; a stage that was not told apart then had its first.
-            None where nothing says it, which accuses of nothing.
-        today: of the same verb, data set and method, see :func:`numerics_of`.
+        made: the versions that the number was made by; a stage that is missing had version 1. None
+            if they are not known; then no stage is returned.
+        today: today's versions for the same verb, data set and method, see :func:`numerics_of`.
     """
     if made is None or today is None:
         return []
@@ -86,9 +86,9 @@ def older_than_today(made: Mapping[str, Any] | None, today: Mapping[str, int] | 
 
 
 def numerics_label(numerics: Mapping[str, int] | None) -> str:
-    """Versions as part of a folder's name: ``v1``, and what is beyond it, ``v1-linear2``.
+    """Return versions as part of a folder's name: ``v1``, or ``v1-linear2`` where linear has 2.
 
-    A stage that is told apart later does not change the names that there are.
+    A stage of version 1 is not named, so adding a stage later does not change existing names.
     """
     if numerics is None:
         return "unknown"

@@ -1,10 +1,10 @@
-"""What records and folders say that were made before numerics had versions.
+"""The numerics of records and folders that were made before numerics had versions.
 
-They carry a hash of the sources that made them, 16 digits of which a folder's name has 8. The
-golden numbers of the commits below were compared with those of version 1 of every stage
-(``python -m tests.golden.compare --against COMMIT``) and are the same, so what these sources made
-is of version 1. (1e32542 ships other settings of MoCo v2; its sources are those of 112b349.) Of
-other sources nothing is known: what they made counts as older.
+Instead of versions they carry a hash of the sources that made them: 16 digits, of which a folder's
+name has the first 8. The golden numbers of the commits below were compared with those of version 1
+of every stage (``python -m tests.golden.compare --against COMMIT``) and are the same, so what these
+sources made counts as version 1. (1e32542 ships other settings of MoCo v2; its sources are those of
+112b349.) What unknown sources made counts as older.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from clsp_plugin.records.numerics import NUMERICS
 
 __all__ = ["made_by", "of_first_version"]
 
-# Of commits 1e32542, 112b349, 976479c and 69881f8: every method, evaluation, denoiser, store and
-# report.
+# For every method, evaluation, denoiser, store and report of commits 1e32542, 112b349, 976479c and
+# 69881f8.
 _SOURCES = """
     00236124 036d74e9 0660bfd9 07362e9a 0a9658fb 10c944f0 11af771d 1342f861 143ad2ec 18fcd1e8
     1b4da077 1b58ccc6 1c05bf7a 1cc807c1 1ede8965 243ea366 26cc9ece 26e991aa 2a7242e5 2c4e4a76
@@ -32,19 +32,19 @@ _SOURCES = """
 
 
 def of_first_version(code: str) -> bool:
-    """Whether sources with this hash, or its first 8 digits, computed what version 1 does."""
+    """Whether sources with this hash, or its first 8 digits, compute what version 1 does."""
     return code[:8] in _SOURCES.split()
 
 
 def made_by(content: Mapping[str, Any]) -> dict[str, int] | None:
-    """The versions of the numerics that a number was made by.
+    """Return the versions of the numerics that made a number.
 
     Args:
-        content: an evaluation, or the versions of a record.
+        content: an evaluation, or the ``versions`` of a record.
 
     Returns:
-        Stages to versions, where one that is not named had its first; None where nothing is said.
-        Of sources that are not known every stage has version 0.
+        Stage to version, where a stage that is missing had version 1; None if ``content`` does not
+        say. For unknown sources every stage has version 0.
     """
     if content.get("numerics") is not None or "code" not in content:
         return content.get("numerics")

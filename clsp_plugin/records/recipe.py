@@ -27,24 +27,24 @@ __all__ = [
 
 Records = Sequence[tuple[Path, Record]]
 BUDGET = ("backbone", "epochs", "num_train")
-# Blocks of a configuration that records must share to be averaged; the files may lie elsewhere.
+# Blocks of a configuration that records must share to be averaged, but for ``_NOT_RECIPE``.
 _RECIPE = (
     "backbone", "optimizer", "scheduler", "method_kwargs", "momentum", "synthetic",
     "augmentations", "joint_forward",
 )  # fmt: skip
-# Further settings that they must share; not where images lie or how many workers read them.
+# Settings of ``data`` that they must share; folders and numbers of workers may differ.
 _IMAGES = (
     "no_labels", "fraction", "extra", "replicate", "image_size", "num_val", "seed", "mean", "std",
     "num_large_crops", "num_small_crops",
 )  # fmt: skip
-_FOLDERS = ("train_path", "val_path")  # which images they are, where no data set has a name
+_FOLDERS = ("train_path", "val_path")  # choose the images of dataset=custom
 _PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
-NONE = object()  # where a record has no such setting
+NONE = object()  # stands for a setting that a record lacks
 _NOT_RECIPE = {"synthetic.path", "candidates.seed", "optimizer.batch_size"}
 
 
 def setting(record: Record, key: str, default: Any = "") -> Any:
-    """``config["a"]["b"]`` for ``"a.b"``, or the default; a block becomes its JSON."""
+    """Return ``config["a"]["b"]`` for ``"a.b"``, or the default; a block becomes JSON text."""
     value: Any = settings(record)
     for part in key.split("."):
         if not isinstance(value, Mapping) or part not in value:
@@ -54,7 +54,7 @@ def setting(record: Record, key: str, default: Any = "") -> Any:
 
 
 def holds(record: Record, key: str) -> bool:
-    """Whether a record's own configuration has a setting."""
+    """Whether a record's configuration, or the manifest of its candidates, has a setting."""
     return setting(record, key, NONE) is not NONE
 
 
@@ -75,7 +75,7 @@ def check_seeds(members: Records) -> None:
 
 
 def dotted(block: Any, prefix: str) -> dict[str, str]:
-    """Dotted keys of nested mappings to JSON, so that values of any kind compare."""
+    """Flatten nested mappings to dotted keys; values become JSON, so that any two compare."""
     if isinstance(block, Mapping):
         nested = (dotted(value, f"{prefix}.{key}") for key, value in block.items())
         return {key: value for part in nested for key, value in part.items()}
@@ -83,7 +83,7 @@ def dotted(block: Any, prefix: str) -> dict[str, str]:
 
 
 def recipe(record: Record) -> dict[str, str]:
-    """What records must share to be averaged, by dotted key; values as JSON."""
+    """Return what records must share to be averaged: dotted keys to values as JSON."""
     flat = dotted(record.candidates or {}, "candidates")
     for block in _RECIPE:
         flat |= dotted(record.config.get(block), block)
@@ -92,19 +92,19 @@ def recipe(record: Record) -> dict[str, str]:
 
 
 def _images_recipe(record: Record) -> dict[str, str]:
-    """Which images; a record that was written before a setting existed has its default."""
+    """Return the settings that choose the images; those that an old record lacks have defaults."""
     data = record.config.get("data")
     if not isinstance(data, Mapping):
         return {}
     names = [*_IMAGES, *(_FOLDERS if record.dataset == "custom" else ())]
     usual = Data()
     values = ((name, data.get(name, getattr(usual, name))) for name in names)
-    # -1 and -1.0 are one fraction
+    # records hold -1 or -1.0 for all images
     return {f"data.{k}": json.dumps(int(v) if v == -1 else v) for k, v in values}
 
 
 def _step_recipe(record: Record) -> dict[str, str]:
-    """What a step computes: of how many images, however devices divide them, how exactly."""
+    """Return what decides a training step: its images over all devices, accumulation, precision."""
     config = record.config
     precision = str(config.get("precision", "32-true"))
     out = {
@@ -120,13 +120,13 @@ def _step_recipe(record: Record) -> dict[str, str]:
 def _images_a_step(record: Record, batch: int) -> int | str:
     devices = record.config.get("devices", 1)
     if devices in ("auto", -1, "-1") and record.hardware.get("gpu"):
-        return f"{batch} a GPU"  # a record does not say how many there were
+        return f"{batch} a GPU"  # the number of GPUs is not recorded
     asked = SimpleNamespace(devices=devices, accelerator="cpu")
     return batch * num_devices(asked) * record.config.get("num_nodes", 1)
 
 
 def check_recipes(members: Records, by: Sequence[str]) -> None:
-    """Seeds of one recipe are averaged; a mean over two learning rates would mean nothing."""
+    """Refuse to average records of one group with different recipes, such as two learning rates."""
     path, record = members[0]
     first = recipe(record)
     for other_path, other_record in members[1:]:
@@ -143,12 +143,15 @@ def check_recipes(members: Records, by: Sequence[str]) -> None:
 def check_alike(
     members: Sequence[tuple[Path, Mapping[str, Any]]], what: str, epoch: bool = True
 ) -> None:
-    """Refuse evaluations of one number that were not made in the same way.
+    """Refuse to average evaluations that were made in different ways.
 
     Args:
-        members: paths of records, with an evaluation each.
-        what: they are, for people.
-        epoch: whether they must be of one epoch.
+        members: pairs of a record's path and one of its evaluations.
+        what: what the evaluations are called in the error message, such as ``latest kNN``.
+        epoch: whether the epochs of the evaluated checkpoints must agree too.
+
+    Raises:
+        ClspError: two evaluations differ.
     """
     names = ["epoch"] * epoch + ["metric", "num_train", "num_test", "settings", "learning rate"]
     for path, evaluation in members[1:]:
@@ -163,7 +166,7 @@ def check_alike(
 
 
 def _measured(evaluation: Mapping[str, Any], name: str) -> Any:
-    if name == "learning rate":  # given under the protocol paper, chosen under strict
+    if name == "learning rate":  # chosen, so it may differ, under protocol=strict
         given = evaluation["protocol"] == "paper"
         return (evaluation.get("chosen") or {}).get("lr") if given else None
     value = evaluation.get(name)

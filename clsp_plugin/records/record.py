@@ -1,4 +1,4 @@
-"""Results are data: one record a run, with everything a number needs to be believed."""
+"""The record of a run: a JSON file with its results and all that is needed to trust them."""
 
 import hashlib
 import json
@@ -29,11 +29,11 @@ __all__ = [
 ]
 
 RECORD = "record.json"
-INDEX = "records.json"  # of a suite: which records, wherever they lie, its tables are made from
+INDEX = "records.json"  # of a suite: lists the records that its tables show
 FORMAT = 1
-# Fields that came later: a record that was written without them is a record all the same.
+# Fields that were added later: a record without them is valid.
 _LATER = {"candidates", "images", "source"}
-# An evaluation replaces an earlier one that has the same of these, and the same images.
+# An evaluation replaces an earlier one that agrees in these keys and in the images.
 _SAME = ("task", "protocol", "dataset", "epoch")
 
 
@@ -42,26 +42,27 @@ class Record:
     """A pre-training run and what was measured on it.
 
     Attributes:
-        method: its name in ``METHODS``.
-        dataset: that it was pre-trained on.
-        backbone: its name.
-        epochs: of pre-training.
-        seed: of pre-training.
-        num_train: images pre-trained on; None where a checkpoint of others does not say.
+        method: name of the method in ``METHODS``.
+        dataset: name of the data set pre-trained on.
+        backbone: name of the backbone.
+        epochs: number of epochs of pre-training.
+        seed: seed of pre-training.
+        num_train: number of images pre-trained on; None where a foreign checkpoint does not say.
         checkpoint: path of the last checkpoint, relative to the record; None if none was kept.
-        curve: one dict an epoch: ``epoch``, ``train_loss``, ``val_acc1``, ...
-        timings: name to seconds.
+        curve: one dict per epoch: ``epoch``, ``train_loss``, ``val_acc1``, ...
+        timings: name to seconds, and ``images_per_second``.
         hardware: see :func:`environment`.
         versions: see :func:`environment`.
         commit: see :func:`environment`.
         config: the whole configuration.
-        evaluations: of ``evaluation.protocol``, each with ``dataset`` (evaluated on), ``epoch``
-            (of the checkpoint), ``images`` (see ``evaluation.verbs``), ``numerics`` (see
-            ``records.numerics``) and, if a configuration was named, ``source`` besides.
-        candidates: the manifest of the candidate store that was drawn from, if one was.
+        evaluations: results of ``evaluation.protocol``, each with the further keys ``dataset``
+            (evaluated on), ``epoch`` (of the checkpoint), ``images`` (see ``evaluation.verbs``),
+            ``numerics`` (see ``records.numerics``) and, if a configuration was named, ``source``.
+        candidates: manifest of the candidate store that the run drew from; None if it drew from
+            none.
         source: the configuration that was named, see :func:`made_from`; None if none was.
-        images: what names the training images, see ``ImageArray.identity``; None if not known.
-        format: of the file.
+        images: identity of the training images, see ``ImageArray.identity``; None if not known.
+        format: version of the file format.
         digest: SHA-256 of everything else; set when saved, checked when loaded.
     """
 
@@ -88,7 +89,7 @@ class Record:
     def save(self, path: str | Path) -> None:
         """Write the record whole or not at all, and set ``digest``.
 
-        A number that is not finite becomes null: JSON has no other word for it.
+        Numbers that are not finite become null, since JSON has no such numbers.
         """
         content = _plain(asdict(self))
         self.digest = content["digest"] = _digest(content)
@@ -100,9 +101,9 @@ class Record:
         """Read a record.
 
         Raises:
-            ClspError: absent, not a record, of another format, edited by hand, or with a field of
-                another type.
-            OSError: the system does not let it be read.
+            ClspError: the file is absent, not a record, of another format, edited by hand, or has a
+                field of another type.
+            OSError: the system refuses to read it.
         """
         from clsp_plugin.records.record_types import RecordFile
 
@@ -141,7 +142,7 @@ def _writer(content: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON gives back after writing ``value``; NaN and infinities become None."""
+    """Return what JSON would give back for a value; NaN and infinities become None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -154,7 +155,7 @@ def _plain(value: Any) -> Any:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON (sorted keys, no spaces) of all but the digest."""
+    """Return the SHA-256 of the canonical JSON (sorted keys, no spaces) of all but ``digest``."""
     rest = {key: value for key, value in content.items() if key != "digest"}
     return hashlib.sha256(
         json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
@@ -162,10 +163,10 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def check_record(path: Path) -> None:
-    """Look at a record before the work whose outcome is put into it.
+    """Check that a record can be read, before the work that will add a result to it.
 
     Args:
-        path: of it; there may be none yet.
+        path: path of the record, which may not exist yet.
 
     Raises:
         ClspError: see :meth:`Record.load`.
@@ -180,16 +181,17 @@ def add_evaluation(
     make: Callable[[], Record] | None = None,
     num_train: int | None = None,
 ) -> Record:
-    """Put an evaluation into a record on disk.
+    """Add an evaluation to a record on disk.
 
-    One of the same task, protocol, data set, epoch and images is replaced; others stay. Evaluations
-    of one run that end at the same time do not lose each other, the first two neither.
+    It replaces an earlier one of the same task, protocol, data set, epoch and images. The folder is
+    locked meanwhile, so evaluations of one run that end at the same time do not lose each other,
+    not even where the record does not exist yet.
 
     Args:
-        path: of the record.
+        path: path of the record.
         evaluation: as ``Record.evaluations`` holds them.
-        make: the record of a checkpoint that came without one.
-        num_train: images pre-trained on, for a record that does not say.
+        make: makes the record of a checkpoint that came without one.
+        num_train: number of images pre-trained on, for a record that does not say.
 
     Returns:
         The new record.
@@ -216,18 +218,21 @@ def add_evaluation(
 def _replaces(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
     if any(new[key] != old.get(key) for key in _SAME):
         return False
-    if None in (new.get("images"), old.get("images")):  # of a version that did not note them
+    if None in (new.get("images"), old.get("images")):  # older versions did not note them
         return all(new.get(key) == old.get(key) for key in ("num_train", "num_test"))
     return _images(new) == _images(old)
 
 
 def _images(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """What names an evaluation's images; ``part`` says it to people."""
+    """Return what identifies an evaluation's images; ``part`` only describes them to people."""
     return {key: value for key, value in evaluation["images"].items() if key != "part"}
 
 
 def _told_apart(new: dict[str, Any], others: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """An evaluation that tables can tell from others: of the same folders with other content."""
+    """Return an evaluation, marked in ``images`` if tables would take it for one of ``others``.
+
+    That happens where the same folders held other images.
+    """
     alike = [e for e in others if all(e.get(key) == new[key] for key in _SAME)]
     if new.get("images") is None or evaluated_on(new) not in map(evaluated_on, alike):
         return new
@@ -238,17 +243,21 @@ def _told_apart(new: dict[str, Any], others: Iterable[Mapping[str, Any]]) -> dic
 
 
 def evaluated_on(evaluation: Mapping[str, Any]) -> str:
-    """The data set that an evaluation is of, for people: ``custom [data.fraction=0.5]``.
+    """Return the data set of an evaluation, for people: ``custom [data.fraction=0.5]``.
 
-    What is in brackets tells its images from the pre-training's; there are none where they are
-    the same.
+    The brackets say how its images differ from those of the pre-training; without a difference
+    there are none.
     """
     part = (evaluation.get("images") or {}).get("part")
     return f"{evaluation['dataset']} [{part}]" if part else evaluation["dataset"]
 
 
 def record_path(checkpoint: Path) -> Path:
-    """Where the record of a checkpoint is: one a run, and one a file that is without a run."""
+    """Return the path of a checkpoint's record.
+
+    A ``.ckpt`` file has the record of the run in its folder; any other file has a record of its
+    own.
+    """
     if checkpoint.suffix == ".ckpt":
         return checkpoint.parent / RECORD
     return checkpoint.with_suffix(f".{RECORD}")
@@ -258,12 +267,12 @@ def find_records(paths: Iterable[str | Path]) -> list[tuple[Path, Record]]:
     """Load records, each once, in the order of ``paths`` and by name inside a directory.
 
     Args:
-        paths: records, or directories. One of a suite stands for the records that its
+        paths: records or directories. The directory of a suite stands for the records that its
             ``records.json`` names; any other is searched recursively for ``record.json`` and
             ``*.record.json``.
 
     Raises:
-        ClspError: a path that does not exist, no record at all, or one that cannot be read.
+        ClspError: a path does not exist, there is no record at all, or one cannot be read.
     """
     places = [Path(path) for path in paths]
     found: dict[Path, Path] = {}
@@ -286,11 +295,11 @@ def _files(path: Path) -> list[Path]:
         return [file for file, _ in index["records"]]
     if not path.is_dir():
         return [path]
-    walked = os.walk(path, onerror=_raise)  # which else passes over what it may not read
+    walked = os.walk(path, onerror=_raise)  # without onerror, it skips unreadable folders
     return sorted(
         Path(folder, name)
         for folder, folders, files in walked
-        for name in (*folders, *files)  # a folder in a record's place is told when it is read
+        for name in (*folders, *files)  # a folder of that name is refused when it is read
         if name.endswith(RECORD)
     )
 
@@ -300,18 +309,18 @@ def _raise(error: OSError) -> None:
 
 
 def read_index(path: Path) -> dict[str, Any] | None:
-    """The index of a suite's directory.
+    """Read the index of a suite's directory.
 
     Args:
-        path: of the directory, or of its ``records.json``.
+        path: path of the directory, or of its ``records.json``.
 
     Returns:
-        ``by``, the settings that tell its rows apart; ``records``: of each its path and what
-        the suite says of it, ``variant`` and ``point``; ``failed``: what it says of the runs that
-        have none. None where there is no index.
+        None where there is no index. Otherwise ``by``: the settings that tell the suite's rows
+        apart; ``records``: pairs of a record's path and what the suite says of it, ``variant`` and
+        ``point``; ``failed``: what the suite says of the runs that failed.
 
     Raises:
-        ClspError: it cannot be read, or names a record that is not there any more.
+        ClspError: the index cannot be read, or names a record that does not exist any more.
     """
     file = path / INDEX if path.is_dir() else path
     if file.name != INDEX or not file.is_file():

@@ -1,4 +1,4 @@
-"""The types of a record's fields, by which a file of others is checked before it is used."""
+"""The schemas that a record and a suite's index are checked against when they are read."""
 
 from typing import Annotated, Any
 
@@ -7,9 +7,9 @@ from typing_extensions import NotRequired, TypedDict  # pydantic brings them alo
 
 __all__ = ["IndexFile", "RecordFile"]
 
-# what later versions add is let through
+# fields that later versions add are accepted
 _OPEN = with_config(ConfigDict(extra="allow"))
-_Number = float | None  # null is what was not finite
+_Number = float | None  # null stands for a number that was not finite
 
 
 @_OPEN
@@ -58,7 +58,7 @@ def _has_its_epoch(point: dict[str, _Number]) -> dict[str, _Number]:
 
 @_OPEN
 class _Candidates(TypedDict):
-    """Of a store's manifest, see ``candidates.store``."""
+    """The fields that are read of a store's manifest, see ``candidates.manifest``."""
 
     dataset: str
     w: float
@@ -93,7 +93,7 @@ class _Optimizer(TypedDict, total=False):
 
 @_OPEN
 class _Config(TypedDict, total=False):
-    """What is looked at of a configuration; solo-learn's are among them, so the rest is open."""
+    """The fields that are read of a configuration; others are allowed, such as solo-learn's."""
 
     data: dict[str, Any] | None
     optimizer: _Optimizer | None
@@ -104,7 +104,7 @@ class _Config(TypedDict, total=False):
 
 
 class RecordFile(TypedDict):
-    """See ``records.record.Record``."""
+    """The content of a record, see ``records.record.Record``."""
 
     method: str
     dataset: str
@@ -146,7 +146,7 @@ class _Failed(TypedDict):
 
 
 class IndexFile(TypedDict):
-    """``records.json`` of a suite, see ``records.record.read_index``."""
+    """The content of a suite's ``records.json``, see ``records.record.read_index``."""
 
     by: list[str]
     records: list[_Listed]

@@ -1,4 +1,4 @@
-"""The types of ``report.json`` of ``clsp inspect``, by which one of others is checked."""
+"""The schema that a ``report.json`` of ``clsp inspect`` is checked against when it is read."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from typing_extensions import NotRequired, TypedDict  # pydantic brings them alo
 
 __all__ = ["Report"]
 
-_OPEN = with_config(ConfigDict(extra="allow"))  # what later versions add is let through
+_OPEN = with_config(ConfigDict(extra="allow"))  # fields that later versions add are accepted
 
 
 @_OPEN
@@ -57,7 +57,7 @@ class _Spread(TypedDict):
 
 @_OPEN
 class Report(TypedDict):
-    """See ``inspection.report.inspect_store``."""
+    """The content of ``report.json``, see ``inspection.report.inspect_store``."""
 
     manifest: _Manifest
     drawn: int

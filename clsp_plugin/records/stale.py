@@ -1,4 +1,4 @@
-"""Whether a number would come out the same today: by the same numerics, of the same settings."""
+"""Whether a number would come out the same with today's numerics and settings."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,20 +17,19 @@ from clsp_plugin.records.record import Record
 
 __all__ = ["CHANGED", "STALE", "changed", "is_stale"]
 
-STALE, CHANGED = "†", "‡"  # marks of numbers
-# Settings that a fingerprint leaves out: without them a suite's runs have one configuration.
+STALE, CHANGED = "†", "‡"  # marks behind numbers
+# Overrides that fingerprints ignore; without them all runs of a suite share one cached result.
 _LEFT_OUT = re.compile(r"\+*(seed|name|pretrained_feature_extractor|synthetic\.path)=")
 
 
 def is_stale(record: Record, evaluation: Mapping[str, Any] | None = None) -> bool:
-    """Whether the numerics that made it had another version than today's.
+    """Whether a record's numbers were made by other versions of the numerics than today's.
 
-    What does not say its versions does not count as stale, and neither does what an unknown method
-    made.
+    A number that names no versions does not count as stale, nor does one of an unknown method.
 
     Args:
-        record: of the run.
-        evaluation: of it that is looked at; by default all.
+        record: record of the run.
+        evaluation: the evaluation to look at, besides the pre-training; by default all of them.
     """
     evaluations = record.evaluations if evaluation is None else [evaluation]
     trained = numerics_of("pretrain", record.dataset, record.method)
@@ -40,16 +39,16 @@ def is_stale(record: Record, evaluation: Mapping[str, Any] | None = None) -> boo
 
 
 def changed(records: Sequence[Record], evaluations: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-    """Configurations that were named, with overrides, and say something else today.
+    """Return the configurations that runs and evaluations named and that have other settings today.
 
-    One that is not known, or not there any more, is left out.
+    A configuration that is not known or does not exist any more is left out.
 
     Args:
-        records: of runs.
-        evaluations: of them.
+        records: records, to look at the configurations of their pre-trainings.
+        evaluations: evaluations, to look at their configurations.
 
     Returns:
-        ``VERB CONFIGURATION`` each, once.
+        ``VERB CONFIGURATION`` for each, without repetitions.
     """
     sources = [("pretrain", record.source) for record in records]
     sources += [(evaluation["task"], evaluation.get("source")) for evaluation in evaluations]

@@ -1,8 +1,8 @@
 """``clsp bench SUITE``: plan, run what is missing, and make the tables and figures.
 
-A suite's runs have an order (denoiser, candidates, run) and several verbs each, and must go on when
-one of them dies. So a unit is a process of ours, on this machine in a pool of them; one of Hydra's
-launchers can start the processes instead, see ``suites.launchers``.
+A suite's units have an order (denoiser, candidates, run) and several verbs each, and must go on
+when one of them dies. So each unit is a process of its own, in a pool of processes on this machine;
+one of Hydra's launchers can start the processes instead, see ``suites.launchers``.
 """
 
 import csv
@@ -51,12 +51,12 @@ _SUITE = "suite.json"
 
 @dataclass
 class Outcome:
-    """What became of a plan.
+    """The outcome of running a plan.
 
     Attributes:
-        runs: those with a number, whole and evaluated.
-        failures: the others, each with why.
-        others: units beside runs that failed, each with why.
+        runs: the runs that are complete and evaluated.
+        failures: the other runs, each with the reason.
+        others: units besides runs that failed, each with the reason.
     """
 
     runs: list[Unit] = field(default_factory=list)
@@ -73,7 +73,7 @@ def _state(unit: Unit) -> str:
 
 
 def show_plan(plan: Plan, jobs: int) -> str:
-    """What would be run, with its cost; time where a step of its kind was measured here."""
+    """Return what would be run, with its cost, and its time where such steps were measured here."""
     rates = Rates(plan.artifacts)
     width = max(len(unit.label) for unit in plan.units)
     lines, total, unmeasured = [], 0.0, set()
@@ -109,14 +109,15 @@ def run_plan(
 ) -> Outcome:
     """Run what a plan is missing.
 
-    A run that fails does not stop the others. Stopped at any moment and started again, it
-    continues: with the units that are not done, and in these where their last checkpoint is.
+    A run that fails does not stop the others. Stopped at any moment and called again, it continues
+    with the units that are not done, each from its last checkpoint.
 
     Args:
-        plan: of a suite.
+        plan: plan of a suite.
         jobs: units at a time.
-        launcher: of Hydra's, in place of a pool of processes here; see ``suites.launchers``.
-        settings: of the launcher.
+        launcher: one of Hydra's launchers, in place of a pool of processes here; see
+            ``suites.launchers``.
+        settings: settings of the launcher.
     """
     failures = launch(plan, launcher, settings) if launcher else Pool(plan, jobs).run()
     outcome = Outcome()
@@ -131,12 +132,12 @@ def run_plan(
 
 @contextmanager
 def _claimed(plan: Plan) -> Iterator[None]:
-    """Hold the directory of a suite's tables: it belongs to one suite, and to one process.
+    """Hold the directory of a suite's tables, which belongs to one suite and to one process.
 
     Raises:
         ClspError: it is another suite's, or not of a suite.
     """
-    _check_claim(plan)  # before it waits
+    _check_claim(plan)  # before it waits for the lock
     plan.out.mkdir(parents=True, exist_ok=True)
     with alone(plan.out, f"runs the suite in {plan.out}"):
         _check_claim(plan)
@@ -160,12 +161,12 @@ def _check_claim(plan: Plan) -> None:
 
 
 def write_results(plan: Plan, outcome: Outcome) -> str:
-    """Write the suite's tables in every format, and its pictures.
+    """Write the suite's tables in every format, and its figures.
 
     Returns:
         The tables as Markdown.
     """
-    # what a run measured before it failed stands; what it did not is absent
+    # what a run measured before it failed is kept; the rest is absent
     units = [*outcome.runs, *(unit for unit, _ in outcome.failures)]
     found = {record: unit for unit in units if (record := unit.record) is not None}
     records = find_records(found) if found else []
@@ -197,14 +198,14 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
 
 
 def _absent(plan: Plan, unit: Unit, reason: str) -> Absent:
-    """What a run that failed lacks: all, or evaluations by the suite's protocol."""
+    """Return what a run that failed lacks: all, or evaluations by the suite's protocol."""
     protocol = plan.suite.table.protocol if unit.record else ""
     tasks = tuple(step.verb for step in unit.missing)
     return Absent(**unit.about, reason=reason, tasks=tasks, protocol=protocol)
 
 
 def _write_index(plan: Plan, runs: Mapping[Path, Unit], absent: Sequence[Absent]) -> None:
-    """``records.json``, by which the directory of the tables stands for the suite's records."""
+    """Write ``records.json``, the list of the suite's records for other commands."""
     records = [
         {
             "path": Path(os.path.relpath(record, plan.out)).as_posix(),
@@ -218,7 +219,7 @@ def _write_index(plan: Plan, runs: Mapping[Path, Unit], absent: Sequence[Absent]
 
 
 def _draw(plan: Plan, records: Records, told: Listing) -> None:
-    """The suite's figures."""
+    """Write the suite's figures and its report."""
     if any(record.curve for _, record in records):
         for suffix in ("png", "svg"):
             training_curves(records, plan.out / f"curves.{suffix}", told)
@@ -233,7 +234,7 @@ def _draw(plan: Plan, records: Records, told: Listing) -> None:
 
 
 def _table_name(plan: Plan, layout: str) -> str:
-    """``table``; another layout than the first and the paper's protocol are part of the name."""
+    """Return ``table``, then the layout if not the first, then ``paper`` if so evaluated."""
     return _named(plan, "table", *[layout] * (layout != plan.suite.table.layout[0]))
 
 
@@ -242,7 +243,7 @@ def _named(plan: Plan, *words: str) -> str:
 
 
 def _write_quality(plan: Plan) -> None:
-    """``quality.csv``: a line a store, with the distance of its candidates to the images."""
+    """Write ``quality.csv``: a line per store, with its candidates' distance to real images."""
     lines = []
     for unit in plan.units:
         if unit.kind == "quality" and unit.made:
@@ -259,7 +260,7 @@ def _write_quality(plan: Plan) -> None:
 
 
 def _sheet(unit: Unit, path: Path, alone: bool) -> None:
-    """Anchors beside their candidates; the first images, whatever they are."""
+    """Write a sheet of a store's first anchors and their candidates, not chosen by eye."""
     step = unit.steps[0]
     store = CandidateStore(unit.product)
     data = typed(compose("generate", step.config, step.overrides).data, Data)
@@ -275,7 +276,7 @@ def _sheet(unit: Unit, path: Path, alone: bool) -> None:
 
 
 def _told_apart(unit: Unit) -> str:
-    """The data set of a store, and what of it a suite varies."""
+    """Return the data set of a store, and the settings of it that a suite varies."""
     return unit.label.partition(", ")[2]
 
 
@@ -297,25 +298,25 @@ def bench(
     """Run a suite and write its tables and figures.
 
     Args:
-        name: of a suite that ships with us, or a YAML file.
+        name: name of a suite that ships with this package, or path of a YAML file.
         out: the directory of the tables and figures; by default ``runs/<name>``.
-        artifacts: the directory of the units, which suites can share; by default ``out`` if that
-            is given, else ``runs/artifacts``.
-        jobs: units at a time; by default one a core, or one with a GPU.
-        launcher: of Hydra's, in place of a pool of processes here.
-        dry_run: print the plan and its cost, and stop.
-        keep_stale: take what older numerics made where its settings are the same; the table
-            marks it.
-        datasets: in place of the suite's.
-        methods: in place of the suite's.
-        seeds: in place of the suite's.
-        protocol: in place of the suite's.
+        artifacts: the directory of the units, which suites can share; by default ``out`` if that is
+            given, else ``runs/artifacts``.
+        jobs: units at a time; by default one per core, at most 8, or one with a GPU.
+        launcher: one of Hydra's launchers, in place of a pool of processes here.
+        dry_run: whether to print the plan and its cost, and stop.
+        keep_stale: whether to take what older numerics made from the same settings; the table marks
+            it.
+        datasets: data sets in place of the suite's.
+        methods: methods in place of the suite's.
+        seeds: seeds in place of the suite's.
+        protocol: protocol in place of the suite's.
         overrides: ``key=value`` for every run; those that begin with ``hydra.`` are for the
             launcher.
 
     Raises:
-        ClspError: a suite, or the record of a done run, that cannot be read; or, after everything
-            else was run, runs failed.
+        ClspError: a suite, or the record of a done run, cannot be read; or, after everything else
+            was run, runs failed.
     """
     settings = [override for override in overrides if override.startswith("hydra.")]
     if settings and launcher is None:
@@ -331,12 +332,12 @@ def bench(
         raise ClspError(f"--jobs {jobs} must be at least 1.")
     if artifacts is None:
         artifacts = Path("runs/artifacts") if out is None else out
-    if launcher is not None and not dry_run:  # a plan can be made without its plugin
+    if launcher is not None and not dry_run:  # a dry run needs no plugin
         check_launcher(launcher)
     plan = make_plan(name, suite, out or Path("runs") / name, keep_stale, artifacts)
     for unit in plan.units:
         if unit.kind in ("run", "encoder") and unit.record:
-            Record.load(unit.record)  # what a table would refuse is refused before hours of work
+            Record.load(unit.record)  # refused now, not after hours of work
     if dry_run:
         print(show_plan(plan, jobs))
         return None
@@ -355,7 +356,7 @@ def bench(
 
 
 def _written(plan: Plan) -> list[str]:
-    """Files for people; a folder of figures is one of them, and ends with a slash."""
+    """Return the written files, for people; a folder of figures counts as one, with a slash."""
     files = [str(path) for path in plan.out.glob("*.*") if path.suffix != ".json"]
     folder = plan.out / _named(plan, "figures")
     return sorted([*files, *([f"{folder}{os.sep}"] if folder.is_dir() else [])])

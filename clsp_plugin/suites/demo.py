@@ -13,13 +13,13 @@ def demo(out: Path, seeds: int = 2, scale: float = 1.0) -> None:
     """Run everything once and write a table and pictures; continues where it was stopped.
 
     Args:
-        out: a directory; gets the tables, ``candidates.png``, ``curves.png``, and beside them the
-            denoiser, its candidates and the runs.
-        seeds: runs of each method, from seed 0 on.
-        scale: of the number of images and epochs; 1 takes minutes on two cores.
+        out: a directory for the tables, ``candidates.png`` and ``curves.png``, the denoiser, its
+            candidates and the runs.
+        seeds: number of runs of each method, with seeds from 0 on.
+        scale: factor of the number of images and epochs; 1 takes minutes on two cores.
 
     Raises:
-        ClspError: an impossible size, or see ``bench``.
+        ClspError: ``seeds`` or ``scale`` is out of range, or see ``bench``.
     """
     if seeds < 1:
         raise ClspError(f"--seeds {seeds} must be at least 1.")

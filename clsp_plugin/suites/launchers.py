@@ -1,8 +1,8 @@
-"""A plan's units through one of Hydra's launchers: joblib, SLURM by submitit, Ray.
+"""Run a plan's units through one of Hydra's launchers: joblib, SLURM by submitit, Ray.
 
-Each stage of a plan (denoisers, candidates, runs, qualities) is one Hydra multirun with a job a
+Each stage of a plan (denoisers, candidates, runs, qualities) is one Hydra multirun with a job per
 unit, and begins when the one before it has ended. A job starts the unit's process where the
-launcher put it, so units, their logs and the images have to be on a file system that it sees.
+launcher put it, so that machine has to see the units, their logs and the images on its file system.
 """
 
 import os
@@ -21,7 +21,7 @@ from clsp_plugin.suites.worker import describe, read_unit
 
 __all__ = ["LAUNCHERS", "check_launcher", "launch"]
 
-# Hydra's names to the package on PyPI that brings them.
+# Hydra's name of a launcher to the package on PyPI that provides it.
 LAUNCHERS = {
     "basic": None,
     "joblib": "hydra-joblib-launcher",
@@ -29,15 +29,16 @@ LAUNCHERS = {
     "submitit_local": "hydra-submitit-launcher",
     "submitit_slurm": "hydra-submitit-launcher",
 }
-_OF_THIS_PROCESS = ("basic", "joblib")  # whose jobs run in it or in children of it
+_OF_THIS_PROCESS = ("basic", "joblib")  # jobs run in this process or in children of it
 _POLL = 0.5  # seconds
 _STAGES = (("denoiser",), ("candidates",), ("encoder", "run"), ("quality",))
 
 
 def check_launcher(name: str) -> None:
-    """
+    """Refuse a launcher that cannot be used.
+
     Raises:
-        ClspError: an unknown launcher, or one whose plugin is not installed.
+        ClspError: an unknown launcher, or one with a plugin that is not installed.
     """
     if name not in LAUNCHERS:
         raise ClspError(f"--launcher {name} is not known{nearest(name, LAUNCHERS)}")
@@ -50,12 +51,12 @@ def launch(plan: Plan, launcher: str, settings: Sequence[str] = ()) -> dict[Path
     """Run what a plan is missing.
 
     Args:
-        plan: of a suite.
-        launcher: one that :func:`check_launcher` lets through.
-        settings: of the launcher, such as ``hydra.launcher.partition=gpu``.
+        plan: plan of a suite.
+        launcher: a name that :func:`check_launcher` accepts.
+        settings: settings of the launcher, such as ``hydra.launcher.partition=gpu``.
 
     Returns:
-        The units that failed, each with why.
+        The directories of the units that failed, each with the reason.
     """
     failed: dict[Path, str] = {}
     labels = {unit.path: unit.label for unit in plan.units}
@@ -79,7 +80,7 @@ def launch(plan: Plan, launcher: str, settings: Sequence[str] = ()) -> dict[Path
 def _multirun(
     plan: Plan, units: Sequence[Unit], launcher: str, settings: Sequence[str]
 ) -> str | None:
-    """One multirun with a job a unit; returns what a launcher says that broke down itself."""
+    """Run one multirun with a job per unit; return the error of a launcher that itself failed."""
     import hydra
 
     files = (str(describe(unit).resolve()) for unit in units)
@@ -90,9 +91,9 @@ def _multirun(
         "+unit=" + ",".join(map(_quoted, files)), f"+folder={_quoted(os.getcwd())}",
         f"hydra.sweep.dir={_quoted(str((plan.out / 'launcher').resolve()))}",
         "hydra.output_subdir=null", "hydra/hydra_logging=disabled", "hydra/job_logging=disabled",
-        *(f"++{setting}" for setting in settings),  # some launchers do not list all of theirs
+        *(f"++{setting}" for setting in settings),  # ++, as launchers may not list all of theirs
     ]  # fmt: skip
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors are raised here unchanged
     try:
         hydra.main(version_base="1.2", config_path=None)(run_file)()
     except Exception as error:  # launchers have errors of their own; what was run is kept
@@ -105,14 +106,14 @@ def _multirun(
 
 
 def _quoted(text: str) -> str:
-    """Any text as one value of Hydra's grammar."""
+    """Quote any text as one value of Hydra's grammar."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def run_file(cfg: DictConfig) -> None:
-    """A job: the process of the unit that ``cfg.unit`` describes, from the folder ``cfg.folder``.
+    """Run, as a job, the unit that ``cfg.unit`` describes, from the folder ``cfg.folder``.
 
-    It does not fail with the unit, since Hydra would then stop the others.
+    The job does not fail with the unit, since Hydra would then stop the others.
     """
     os.chdir(cfg.folder)
     child = Child(read_unit(Path(cfg.unit)))

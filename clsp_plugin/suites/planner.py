@@ -1,4 +1,4 @@
-"""From a suite to its plan: which units it needs, where they lie, and what each runs."""
+"""Make the plan of a suite: which units it needs, where they lie, and what each runs."""
 
 import hashlib
 import itertools
@@ -26,17 +26,17 @@ from clsp_plugin.verbs import EXPERIMENTS, VERBS
 
 __all__ = ["make_plan"]
 
-# An encoder is a run that is not in the table.
+# The kinds of units, in the order in which they run; an encoder is a run that is in no table.
 _KINDS = ("denoiser", "candidates", "encoder", "run", "quality")
-# Training images of data sets whose size is known without reading them; and about how many there
-# are where copies differ a little, for the cost alone.
+# The number of training images of data sets, where it is known without reading them; and about how
+# many there are where copies differ a little, for the cost alone.
 _SIZES = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000}
 _ABOUT = {"imagenet100": 126_689}
 _SIDES = {"cifar10": 32, "cifar100": 32, "digits": 32, "stl10": 96}  # pixels, unless asked for
 
 
 def _routed(overrides: Sequence[str], verb: str) -> list[str]:
-    """The overrides of a suite that are for a verb."""
+    """Return the overrides of a suite that are for a verb, as the verb reads them."""
     own = EXPERIMENTS.keys() - {"pretrain"}
     out = []
     for override in overrides:
@@ -56,10 +56,10 @@ def _hash(*parts: Any) -> str:
 
 @cache
 def _composed(verb: str, config: str, overrides: tuple[str, ...]) -> DictConfig:
-    """Each configuration once: a suite's seeds share theirs.
+    """Compose and check a configuration; cached, since a suite's seeds share one.
 
     Raises:
-        ClspError: one that cannot be read, or that its verb would refuse.
+        ClspError: it cannot be read, or its verb would refuse it.
     """
     try:
         cfg = compose(verb, config, overrides)
@@ -75,7 +75,7 @@ def _composed(verb: str, config: str, overrides: tuple[str, ...]) -> DictConfig:
 
 
 def _images(data: Mapping[str, Any], sizes: Mapping[str, int] = _SIZES) -> int | None:
-    """Training images, where that is known without reading them."""
+    """Return the number of training images, where it is known without reading them."""
     number = data.get("num_train", 2000) if data["dataset"] == "digits" else None
     number = number or sizes.get(data["dataset"])
     fraction = data.get("fraction", -1)
@@ -83,13 +83,13 @@ def _images(data: Mapping[str, Any], sizes: Mapping[str, int] = _SIZES) -> int |
 
 
 def _cost(verb: str, cfg: DictConfig, data: Mapping[str, Any]) -> int | None:
-    """How much work a step is, in what its verb counts; None if that is not known."""
+    """Return how much work a step is, in what its verb counts; None if that is not known."""
     images = _images(data, {**_SIZES, **_ABOUT})
     return None if images is None else VERBS[verb].cost(cfg, images)
 
 
 def _network(settings: Mapping[str, Any], size: Any) -> str:
-    """What steps share whose times compare: the network, and the image size in pixels."""
+    """Return a hash of network and image size in pixels; times are comparable within one."""
     return _hash(settings, size)
 
 
@@ -116,8 +116,11 @@ class _Planner:
     def place(
         self, folder: str, label: str, config: str, numerics: Mapping[str, int] | None
     ) -> Path:
-        """A unit's directory; another of the same numbers, or of older ones that are wanted, if
-        there is one."""
+        """Return a unit's directory.
+
+        If that is not done, the directory of a done unit with the same numbers is taken, or of one
+        with older numbers if those are wanted.
+        """
         version = numerics_label(numerics)
         path = self.artifacts / folder / f"{label}-{config}-{version}"
         if not (path / "done.json").exists():
@@ -131,8 +134,11 @@ class _Planner:
         return path
 
     def taken(self, old: str, version: str) -> bool:
-        """Whether what is labelled ``old`` is taken for a version: it was named by its sources
-        before there were versions, and these computed the same, or older ones are wanted."""
+        """Whether a result labelled ``old`` is taken for one of a version of the numerics.
+
+        It is taken if older results are wanted, or if the label is a hash of sources, from before
+        there were versions, and these computed what version 1 does.
+        """
         return self.keep_stale or (version == "v1" and of_first_version(old))
 
     def add(self, unit: Unit) -> Unit:
@@ -143,11 +149,11 @@ class _Planner:
                 f"leave one out, or vary a setting of the pre-training that its method uses."
             )
         if known.about.get("variant") and unit.what == known.what:
-            self.units[unit.path] = unit  # two names of one run: a method's own is the better one
+            self.units[unit.path] = unit  # a run that is also a variant goes by the method's name
         return known
 
     def overrides(self, dataset: str, method: str, point: Mapping[str, Any]) -> list[str]:
-        """Of a run, the strongest last."""
+        """Return the overrides of a run, the strongest last."""
         suite, block = self.suite, self.suite.datasets[dataset]
         variant = suite.variants.get(method)
         return [
@@ -168,7 +174,11 @@ class _Planner:
         point: Mapping[str, Any],
         method: str = "",
     ) -> Unit:
-        """The units of a store and of its denoiser, for a method or variant if it has its own."""
+        """Add the units of a store and its denoiser, those of a variant if it has its own.
+
+        Returns:
+            The store's unit.
+        """
         block, variant = self.suite.datasets[dataset].candidates, self.suite.variants.get(method)
         of: tuple[str, ...] = ()
         if variant is not None and variant.candidates is not None:
@@ -212,7 +222,7 @@ class _Planner:
     def run(
         self, dataset: str, method: str, seed: int, point: dict[str, Any], kind: str = "run"
     ) -> Unit:
-        """The unit of a pre-training and, unless it is an encoder, its evaluations."""
+        """Add and return the unit of a pre-training and, except for encoders, its evaluations."""
         suite, block = self.suite, self.suite.datasets[dataset]
         overrides = self.overrides(dataset, method, point)
         given = tuple(_routed(overrides, "pretrain"))
@@ -229,7 +239,7 @@ class _Planner:
         key = _hash(*parts)
         label = f"{cfg.method}-{dataset}-s{seed}"
         path = self.place("runs", label, key, numerics_of("pretrain", cfg.data.dataset, cfg.method))
-        # a configuration may leave out checkpoints of some age; a suite takes as long as it takes
+        # a configuration may refuse old checkpoints; a suite continues from those of any age
         paths |= {"checkpoint.dir": str(path)}
         paths |= {"auto_resume.enabled": True, "auto_resume.max_hours": None}
         cost = _cost("pretrain", cfg, cfg.data)
@@ -260,7 +270,7 @@ class _Planner:
             if verb == "transfer":
                 self._targets(composed, cfg.data.dataset)
             asked = _hash(verb, plain(composed))
-            # those of a transfer are none of ours
+            # the data sets of a transfer have no numerics of their own
             images = OmegaConf.select(composed, "data.dataset") or cfg.data.dataset
             versions = numerics_of(verb, None if verb == "transfer" else images)
             key = self._key(path, asked, numerics_label(versions))
@@ -268,7 +278,7 @@ class _Planner:
             yield Step(verb, config, given, where, cost, key, _of_backbone(cfg))
 
     def _targets(self, cfg: DictConfig, dataset: str) -> None:
-        """Note what has to be fetched by hand before runs on a data set are transferred."""
+        """Note which data sets have to be fetched by hand before runs are transferred to them."""
         try:
             names = targets_of(complete(Transfer, cfg), dataset)
         except ClspError as error:
@@ -278,16 +288,16 @@ class _Planner:
         )
 
     def _key(self, path: Path, asked: str, version: str) -> str:
-        """Of an evaluation: today's, or the last of those done that is taken for it."""
+        """Return an evaluation's key: today's, or that of the last done one taken for it."""
         done, key = notes_of(path), f"{asked}-{version}"
         old = [k for k in done if k.startswith(f"{asked}-")]
         old = [k for k in old if self.taken(k.removeprefix(f"{asked}-"), version)]
         return key if key in done or not old else old[-1]
 
     def quality(self, dataset: str, point: dict[str, Any]) -> None:
-        """The unit that measures how good the candidates of one point are; see ``inspect``."""
+        """Add the unit that measures how good the candidates of one point are; see ``inspect``."""
         block = self.suite.datasets[dataset]
-        # by the settings of any method: all draw from the same store
+        # any method will do: all draw from the same store
         overrides = self.overrides(dataset, self.suite.methods[0], point)
         store = self.candidates(dataset, overrides, point)
         needs: tuple[Path, ...] = (store.path,)
@@ -333,17 +343,17 @@ def make_plan(
     keep_stale: bool = False,
     artifacts: Path | None = None,
 ) -> Plan:
-    """Every unit that a suite stands for; nothing is run or written.
+    """Plan every unit that a suite stands for; nothing is run or written.
 
     Args:
-        name: of the suite.
+        name: name of the suite.
         suite: see :func:`read_suite`.
         out: the directory of the tables and figures.
-        keep_stale: take what older numerics made where its settings are the same.
+        keep_stale: whether to take what older numerics made from the same settings.
         artifacts: the directory of the units; by default ``out``.
 
     Raises:
-        ClspError: a configuration that does not exist, a setting that cannot be read, ...
+        ClspError: a configuration does not exist, a setting cannot be read, ...
     """
     artifacts = out if artifacts is None else artifacts
     planner = _Planner(suite, artifacts, keep_stale)
@@ -354,6 +364,6 @@ def make_plan(
     if suite.quality:
         for dataset, point in itertools.product(suite.datasets, points):
             planner.quality(dataset, point)
-    # what others wait for comes first
+    # units that others need come first
     units = sorted(planner.units.values(), key=lambda unit: _KINDS.index(unit.kind))
     return Plan(name, suite, out, artifacts, tuple(units), tuple(planner.absent))

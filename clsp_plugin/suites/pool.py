@@ -1,4 +1,4 @@
-"""The units of a plan as processes of their own, so many at a time, with what is left to do."""
+"""Run the units of a plan as processes, several at a time, and tell how long the rest takes."""
 
 import copy
 import json
@@ -23,12 +23,15 @@ from clsp_plugin.system.files import write_text
 __all__ = ["Child", "Pool", "Rates", "default_jobs", "duration"]
 
 _POLL = 0.5  # seconds
-_TAIL = 8192  # bytes of a log that hold the last state of a bar
-_TELLING = 0.02  # share of a step that says how long the rest takes
+_TAIL = 8192  # bytes at the end of a log, in which the last state of a bar lies
+_TELLING = 0.02  # share of a step after which the time of the rest is estimated
 
 
 def default_jobs() -> int:
-    """Networks this small gain from a process a core, not from threads; a GPU is not shared."""
+    """Return how many units run at a time by default: one with a GPU, else one per core, at most 8.
+
+    Networks this small gain more from processes than from threads.
+    """
     return 1 if torch.cuda.is_available() else min(os.cpu_count() or 1, 8)
 
 
@@ -39,30 +42,30 @@ def duration(seconds: float) -> str:
 
 
 class Rates:
-    """What steps take, measured on all units that were made in a folder, of any suite.
+    """Estimates how long steps take, from all units that were made in a folder, of any suite.
 
-    A step takes its cost times the seconds a cost unit, or, where no cost is known of it, what one
-    of its kind took in the mean; what comes before a training, where that is known, is not part of
-    the rate. Steps of its own configuration tell; until there are some, those of the
-    configuration's folder do, and then all of its verb, but of the same network and image size
-    alone.
+    A step takes its cost times the seconds per unit of cost or, where its cost is not known, the
+    mean time of steps of its kind. Time before a training starts is averaged apart from that, where
+    it is known. The estimate is made from steps with the same configuration; while there are none,
+    from those with a configuration in the same folder, and then from all of the same verb. Only
+    steps with the same network and image size are compared.
     """
 
     def __init__(self, artifacts: Path):
-        # of steps with a cost, and of those without: the sums of their seconds, of the seconds
-        # before, of their costs (or their number), and their number
+        # (verb, network, configuration, whether the cost is known) to the sums of the seconds of
+        # work, of the seconds before it, of the costs (or steps), and to the number of steps
         self.sums: dict[tuple[str, str, str | None, bool], tuple[float, ...]] = {}
         for file in artifacts.glob("*/*/done.json"):
             for note in notes_of(file.parent).values():
-                if note.get("network"):  # an older note does not say what it was measured on
+                if note.get("network"):  # older notes do not name it
                     step = Step(note["verb"], note["config"], (), {}, note["cost"], "",
                                 note["network"])  # fmt: skip
                     self.add(step, note["seconds"], note.get("work"))
 
     def add(self, step: Step, seconds: float, work: float | None = None) -> None:
-        """Take a step into account that took so long, of it so long for the work itself."""
+        """Add a step that took ``seconds``, ``work`` of these (default: all) for its training."""
         work = seconds if work is None else work
-        before = max(0.0, seconds - work)  # one that was stopped and went on worked before, too
+        before = max(0.0, seconds - work)  # a continued step has work from before
         for name in _kinds(step.config):
             for known, amount in ((True, step.cost), (False, 1)):
                 if amount:
@@ -72,7 +75,7 @@ class Rates:
                     self.sums[key] = tuple(a + b for a, b in zip(sums, more, strict=True))
 
     def of(self, step: Step) -> float | None:
-        """Seconds that a step takes; None while no such step was measured."""
+        """Return the seconds that a step takes; None while no such step was measured."""
         for known, amount in ((True, step.cost), (False, 1)):
             if not amount:
                 continue
@@ -85,12 +88,12 @@ class Rates:
 
 
 def _kinds(config: str | None) -> list[str | None]:
-    """A configuration, its folder, and any."""
+    """Return what to look up: a configuration, its folder, and None for any configuration."""
     return list(dict.fromkeys([config, config and str(Path(config).parent), None]))
 
 
 class Child:
-    """A unit's process, and how far it is by what its progress bar last said."""
+    """The process of a unit; its progress is read from the last state of its progress bar."""
 
     def __init__(self, unit: Unit):
         self.unit, self.began = unit, time.perf_counter()
@@ -100,7 +103,7 @@ class Child:
         self._step, self._since = next(iter(unit.missing), None), self.began
         environment = {**environment_of_a_child(), "PYTHONUNBUFFERED": "1"}
         if not torch.cuda.is_available():
-            # sums over threads differ in their last bits: the numbers must not depend on --jobs
+            # the number of threads changes the last bits of sums: results must not depend on --jobs
             environment.setdefault("OMP_NUM_THREADS", "1")
         with open(self.log, "ab") as log:
             self.start = log.tell()
@@ -110,13 +113,13 @@ class Child:
             )  # fmt: skip
 
     def said(self, last: int | None = None) -> str:
-        """What it wrote, or the end of it, of so many bytes."""
+        """Return what the process wrote to its log, or the last so many bytes of it."""
         with open(self.log, "rb") as log:
             log.seek(max(self.start, log.seek(0, os.SEEK_END) - last) if last else self.start)
             return log.read().decode(errors="replace")
 
     def progress(self) -> tuple[Step | None, float, float]:
-        """The step it is at, the share of it that is done, and the seconds that it took."""
+        """Return the current step, the share of it that is done, and the seconds that it took."""
         step = next(iter(self.unit.missing), None)
         if step != self._step:
             self._step, self._since = step, time.perf_counter()
@@ -125,7 +128,7 @@ class Child:
         return step, int(found[-1]) / 100 if found else 0.0, time.perf_counter() - self._since
 
     def left(self, rates: Rates) -> float | None:
-        """Seconds until it ends; None where there is nothing to tell it from."""
+        """Return the seconds until the process ends; None where they cannot be estimated."""
         step, share, seconds = self.progress()
         parts = [rates.of(other) for other in self.unit.missing if other != step]
         if step is not None:
@@ -136,7 +139,7 @@ class Child:
         return sum(told) if len(told) == len(parts) else None
 
     def failure(self) -> str | None:
-        """Why it failed, after it ended."""
+        """Return why the process failed, after it ended; None if it did not fail."""
         code = self.process.returncode
         if code == 0:
             stopped = "it ended before it was done, without an error: something stopped it"
@@ -149,12 +152,12 @@ class Child:
         return f"{last} (exit code {code})"
 
     def note(self, reason: str) -> None:
-        """Leave word of why it failed."""
+        """Write the reason of a failure to ``failed.json``."""
         write_text(self.unit.path / "failed.json", json.dumps({"reason": reason}))
 
 
 class Pool:
-    """Runs a plan's units, so many at a time, each when those it needs are there."""
+    """Runs a plan's units, ``jobs`` at a time, each after the units that it needs."""
 
     def __init__(self, plan: Plan, jobs: int):
         self.plan, self.jobs = plan, jobs
@@ -166,12 +169,12 @@ class Pool:
         self.labels = {unit.path: unit.label for unit in plan.units}
 
     def run(self) -> dict[Path, str]:
-        """Returns the units that failed, each with why."""
+        """Run the units; return the directories of those that failed, each with the reason."""
         done = len(self.plan.units) - len(self.waiting)
         bar = tqdm(
             total=len(self.plan.units), initial=done, desc=self.plan.name, unit="unit",
             dynamic_ncols=True, bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}",
-            disable=None,  # where it is not seen it is not drawn; what ends is told all the same
+            disable=None,  # drawn on a terminal only; the lines of ended units are always printed
         )  # fmt: skip
         with bar, self._ended():
             while self.waiting or self.running:
@@ -209,7 +212,7 @@ class Pool:
         self._tell(child.unit, None, bar, f"{_score(child.unit)}{seconds}")
 
     def _tell(self, unit: Unit, reason: str | None, bar: tqdm, what: str = "") -> None:
-        """A line for a unit that ended, with the number of those that have."""
+        """Print a line for a unit that ended, with the number of units that have ended."""
         bar.update()
         if reason is not None:
             self.failed[unit.path] = reason
@@ -219,7 +222,7 @@ class Pool:
         bar.write(line, file=sys.stderr)
 
     def _status(self) -> str:
-        """What runs, how far it is, and how long all of it still takes."""
+        """Return what runs, how far it is, and how long all of it still takes."""
         far = [(child, *child.progress()) for child in self.running]
         rates = copy.deepcopy(self.rates)
         for _, step, share, seconds in far:  # a first estimate, before anything is done
@@ -236,7 +239,7 @@ class Pool:
 
     @contextmanager
     def _ended(self) -> Iterator[None]:
-        """However this ends, no process is left behind."""
+        """End all running processes when the block ends, however it ends."""
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""``clsp report``: what runs say, as one HTML file that needs no server and no network."""
+"""``clsp report``: a report on runs as one HTML file that needs no server and no network."""
 
 import base64
 import html
@@ -37,7 +37,7 @@ from clsp_plugin.tables.rows import LAYOUTS
 __all__ = ["write_report"]
 
 _MARK = '<meta name="generator" content="clsp report">'
-_LARGEST = 1_500_000  # bytes of a figure as SVG; above it is a PNG
+_LARGEST = 1_500_000  # bytes of a figure as SVG; a larger one becomes a PNG
 _ANCHORS = 8  # rows of a sheet
 
 _STYLE = """
@@ -85,9 +85,9 @@ def write_report(
     """Write a page with tables, figures, sheets of candidates, and every run behind them.
 
     Args:
-        records: with the paths they were loaded from, as ``find_records`` returns them.
-        out: of the file; an earlier report is replaced, any other file is not.
-        options: see there; the figures are of one protocol, and there is a table for each.
+        records: pairs of a path and its record, as ``find_records`` returns them.
+        out: path of the file; an earlier report is replaced, any other file is not.
+        options: options of the figures, which are of one protocol; tables are made for each.
         drawn: the figures, where they were drawn already.
 
     Raises:
@@ -140,7 +140,7 @@ def _head(records: Records, sheets: Sequence[str]) -> str:
 
 
 def _tables(records: Records, options: Options, places: Mapping[Path, str]) -> Iterator[str]:
-    """A table for each protocol and each layout that the runs have evaluations for."""
+    """Yield a table for each protocol and each layout that the runs have evaluations for."""
     tasks = {(e["protocol"], e["task"]) for _, record in records for e in record.evaluations}
     if not tasks:
         yield f'<p class="flag">{_words("No run was evaluated: run `clsp linear`.")}</p>'
@@ -170,13 +170,13 @@ def _tables(records: Records, options: Options, places: Mapping[Path, str]) -> I
 
 
 def _order(value: Any) -> tuple[bool, Any]:
-    """Numbers by size, then everything else by name."""
+    """Return a key that sorts numbers by size, and then everything else by name."""
     number = isinstance(value, int | float)
     return not number, value if number else str(value)
 
 
 def _telling_settings(records: Records, told: Listing) -> list[str]:
-    """What rows have to name besides what suites say, so that no two recipes are averaged."""
+    """Return the settings that rows must name besides the suites', so that recipes stay apart."""
     alike: dict[tuple, list[dict[str, str]]] = {}
     for path, record in records:
         budget = tuple(getattr(record, name) for name in BUDGET)
@@ -202,7 +202,7 @@ def _figure(picture: Picture) -> str:
     if len(content) > _LARGEST:
         content, kind = rendered(picture.figure, ".png"), "png"
     width = round(picture.figure.get_size_inches()[0] * 96)
-    # its words stand on the figure; here they are for those who do not see it
+    # the caption is part of the figure; here it becomes the text for those who do not see it
     return _shown(_embedded(content, kind), picture.title, picture.caption, width)
 
 
@@ -216,7 +216,7 @@ def _shown(source: str, title: str, words: str, width: int, caption: str = "") -
 
 
 def _words(text: str) -> str:
-    """A sentence of ours, with its commands set as such."""
+    """Return a sentence as HTML, with text in backticks as code."""
     return re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(text))
 
 
@@ -228,7 +228,7 @@ def _missing(lines: Sequence[str]) -> list[str]:
 
 
 def _sheets(records: Records, options: Options) -> tuple[list[str], list[str]]:
-    """A sheet of every store that is still there, and a line for those that are not."""
+    """Return a sheet of every store that is still there, and a line for each that is not."""
     parts, absent, seen = [], [], []
     drew = [(p, r, r.candidates) for p, r in records if r.candidates is not None]
     for path, record, candidates in sorted(drew, key=lambda one: (one[1].dataset, one[2]["w"])):
@@ -259,14 +259,14 @@ def _sheet(path: Path, record: Record, options: Options) -> str:
     ]
     about = ", ".join([manifest.dataset, f"w = {manifest.w:g}", *varied])
     title = f"Anchors and their candidates: {about}"
-    width = int.from_bytes(content[16:20], "big")  # of a PNG
+    width = int.from_bytes(content[16:20], "big")  # the width in a PNG's header
     text = _shown(_embedded(content, "png"), title, "", width, store_caption(manifest))
     try:
         return text + _details(
             "What clsp inspect found", summary(store_report(path, record, options.reports))
         )
     except ClspError:
-        return text  # it is no part of a run
+        return text  # a report on the store is optional
 
 
 def _runs(records: Records, places: Mapping[Path, str], told: Listing) -> Iterator[str]:
@@ -306,7 +306,7 @@ def _run(path: Path, record: Record, place: str) -> str:
 
 
 def _yaml(content: Mapping[str, Any]) -> str:
-    """As OmegaConf writes it; but what a record says is text, and not resolved."""
+    """Return YAML as OmegaConf writes it, but resolve nothing that looks like an interpolation."""
     return yaml.safe_dump(content, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 

@@ -1,10 +1,10 @@
-"""A suite: which runs make a table, as a small YAML, and the plan that it stands for.
+"""A suite: a small YAML file that says which runs make a table.
 
-A plan is of units, each a directory: denoisers, the candidates that they draw, runs (one
-pre-training and its evaluations) and, where asked for, how good each store is. A unit's
-directory is named by what it is made from, so a changed setting, or another version of the
-numerics, is another unit and nothing old is taken for it; suites that share a folder of units share
-what they have in common.
+A suite stands for a plan of units, each in a directory: denoisers, the candidates that they draw,
+runs (one pre-training and its evaluations) and, where asked for, how good each store is. A unit's
+directory is named by what it is made from, so that a changed setting or another version of the
+numerics makes another unit, and old results are never taken for new ones. Suites that share a
+folder of units share the units that they have in common.
 """
 
 import itertools
@@ -32,8 +32,11 @@ __all__ = ["Suite", "read_suite"]
 
 @dataclass
 class _Candidates:
-    """Configurations of ``clsp denoiser`` (none: ``generate`` names a denoiser) and of
-    ``clsp generate``."""
+    """How candidates are made.
+
+    ``denoiser`` is a configuration of ``clsp denoiser``, or None where ``generate``, a
+    configuration of ``clsp generate``, names a denoiser itself.
+    """
 
     denoiser: Optional[str] = None
     generate: str = MISSING
@@ -44,13 +47,13 @@ class _DataSet:
     """Where the configurations of a data set are, and what is particular to it.
 
     Attributes:
-        configs: a folder of ``scripts/pretrain``, with a configuration a method.
-        overrides: of every run on it.
+        configs: a folder of ``scripts/pretrain``, with a configuration per method.
+        overrides: overrides of every run on it.
         only: a method to overrides of its own.
-        evaluations: a verb to the configuration that it takes, where that is not the verb's own.
-        candidates: how they are made.
-        quality: what tells how good candidates are: ``fid``, or a method whose run stands in for
-            the FID's network.
+        evaluations: a verb to its configuration, where that is not the verb's own.
+        candidates: how its candidates are made.
+        quality: how the quality of candidates is measured: ``fid``, or with the encoder of a run of
+            the method named here in place of the FID's network.
     """
 
     configs: str = MISSING
@@ -63,8 +66,10 @@ class _DataSet:
 
 @dataclass
 class _Variant:
-    """A configuration of ``configs``, overrides, and where its candidates are made in another way
-    than the data set says, how."""
+    """A method with settings of its own: a configuration of ``configs``, and overrides.
+
+    ``candidates`` says how its candidates are made, where that is not as for the data set.
+    """
 
     config: str = MISSING
     overrides: list[str] = field(default_factory=list)
@@ -73,7 +78,7 @@ class _Variant:
 
 @dataclass
 class _Table:
-    """``layout``: one of ``LAYOUTS``, or several, each a table."""
+    """How tables are laid out; ``layout`` is one of ``LAYOUTS``, or several, each a table."""
 
     layout: Any = "main"
     protocol: str = "strict"
@@ -88,20 +93,21 @@ class Suite:
     ``generate.``, ``linear.``, ``knn.``, ``transfer.``, ``finetune.``) are settings of that verb,
     those that begin with ``data.`` of every verb that reads the training images, and all others of
     the pre-training. The keys of ``vary`` are divided in the same way. Where a setting is given
-    twice, the later place decides: the data set, the suite, a method, ``vary``, the command line.
+    twice, the last of these decides: the data set, the suite, a method, ``vary``, the command line.
 
     Attributes:
         title: a line for people.
-        datasets: names of files in ``scripts/bench/dataset``; or names to what such a file says.
+        datasets: names of files in ``scripts/bench/dataset``; or names to the content of such
+            files.
         methods: names of configurations or of variants.
-        variants: a name to a configuration and overrides, for a method that is run twice.
-        seeds: of pre-training.
-        overrides: of every run.
+        variants: a name to a configuration and overrides, for methods that are run in several ways.
+        seeds: seeds of pre-training.
+        overrides: overrides of every run.
         only: a method, or a ``dataset/method``, to overrides of its own.
         vary: settings to the values that they take; every combination is run.
-        evaluate: the evaluations' verbs.
+        evaluate: the verbs of the evaluations.
         quality: whether to measure how good the candidates of each store are.
-        table: how it is laid out.
+        table: how the tables are laid out.
     """
 
     title: str = MISSING
@@ -120,20 +126,20 @@ class Suite:
 def read_suite(
     name: str | Path, overrides: Sequence[str] = (), datasets: Sequence[str] = ()
 ) -> tuple[str, DictConfig]:
-    """A suite that ships with us by its name, or a YAML file by its path.
+    """Read a suite that ships with this package, by its name, or a YAML file, by its path.
 
     Args:
-        name: of the suite or path of a file.
-        overrides: ``key=value`` for every run, above those of the file; of a key that the suite
-            varies, the values that it takes instead.
-        datasets: in place of the suite's.
+        name: name of the suite or path of a file.
+        overrides: ``key=value`` for every run, stronger than those of the file; for a key that the
+            suite varies, the values that it takes instead.
+        datasets: data sets in place of the suite's.
 
     Returns:
-        The suite's name and its content, see :class:`Suite`; what is left of the overrides is
-        ``given``, and ``table.layout`` a list.
+        The suite's name and its content, see :class:`Suite`. In it, ``given`` holds the overrides
+        of keys that the suite does not vary, and ``table.layout`` is a list.
 
     Raises:
-        ClspError: there is none, or it is not one.
+        ClspError: there is no such suite, or the file is none.
     """
     folder = shipped() / "bench"
     file = Path(name)
@@ -166,7 +172,7 @@ def _several(value: Any) -> list[Any]:
 
 
 def _block(name: str, own: Mapping[str, Any]) -> DictConfig:
-    """What is particular to a data set: as the suite says, or as suites share it."""
+    """Return what is particular to a data set, from the suite or from a file that suites share."""
     folder = shipped() / "bench" / "dataset"
     if name not in own and not (folder / f"{name}.yaml").is_file():
         known = {*own, *(path.stem for path in folder.glob("*.yaml"))}

@@ -1,4 +1,4 @@
-"""What a suite runs: units of steps, each in a directory that says what was done in it."""
+"""What a suite runs: units of steps, each in a directory with notes of what was done in it."""
 
 import json
 import sys
@@ -25,13 +25,14 @@ class Step:
     """One command of a unit.
 
     Attributes:
-        verb: of ``clsp``.
-        config: that is named to it.
+        verb: verb of ``clsp``.
+        config: name of its configuration.
         overrides: ``key=value`` each.
-        paths: settings that say where; not part of what is run.
-        cost: how much work, in what the verb counts (``verbs.Verb.counts``); None if not known.
-        key: of what is run.
-        network: of which network and image size it is, as a hash: times of others tell nothing.
+        paths: settings of where things lie and of resuming; they are not part of ``key``.
+        cost: amount of work, in what the verb counts (``verbs.Verb.counts``); None if not known.
+        key: identifies what is run.
+        network: hash of the network and image size; only steps with the same one have comparable
+            times.
     """
 
     verb: str
@@ -44,13 +45,13 @@ class Step:
 
     @property
     def protocol(self) -> str | None:
-        """Of an evaluation."""
+        """The protocol of an evaluation; None where none is given."""
         given = [o for o in self.overrides if o.startswith("protocol=")]
         return given[-1].partition("=")[2] if given else None
 
     @property
     def command(self) -> str:
-        """What does the same by hand."""
+        """The command line that does the same by hand."""
         if self.verb == "inspect":
             data = (override for override in self.overrides if override.startswith("data."))
             words = ["clsp inspect", self.paths["store"], *data, "--config-name", self.config]
@@ -61,13 +62,13 @@ class Step:
 
 
 def notes_of(path: Path) -> dict[str, dict[str, Any]]:
-    """What was noted of the finished steps of the unit in a directory, by key."""
+    """Return the notes on the finished steps of the unit in a directory, by the steps' keys."""
     return _read_note(path / "done.json", dict[str, _Note], "its steps are taken as not done") or {}
 
 
 @with_config(ConfigDict(extra="allow"))
 class _Note(TypedDict):
-    """What is noted of a finished step; older notes have less."""
+    """The note on a finished step; older notes have fewer fields."""
 
     verb: str
     config: str
@@ -79,10 +80,10 @@ class _Note(TypedDict):
 
 
 def _read_note(file: Path, kind: Any, consequence: str) -> Any:
-    """The content of a small file of ours; None where there is none, or, with a line, no whole one.
+    """Return the content of a small file of ours; None if it is absent or, with a line, damaged.
 
     Raises:
-        OSError: the system does not let it be read, which says nothing about its content.
+        OSError: the system refuses to read it, which says nothing about its content.
     """
     try:
         return read_json(file, kind, "a note of `clsp bench`", consequence)
@@ -95,7 +96,7 @@ def _read_note(file: Path, kind: Any, consequence: str) -> Any:
 
 @cache
 def _tell(line: str) -> None:
-    """Once, however often a file is looked at."""
+    """Print a line once, however often a file is looked at."""
     print(line, file=sys.stderr)
 
 
@@ -105,12 +106,12 @@ class Unit:
 
     Attributes:
         kind: ``denoiser``, ``candidates``, ``encoder``, ``run`` or ``quality``.
-        label: for people.
-        path: of its directory.
-        steps: in their order.
-        needs: paths of the units that must be there before.
-        about: of a run: ``method``, ``variant`` (its name, if it is one), ``dataset``, ``seed``,
-            ``budget`` and ``point``, the values of what the suite varies; of a quality
+        label: name for people.
+        path: path of the directory.
+        steps: the steps in their order.
+        needs: directories of the units that must be done before.
+        about: of a run or encoder: ``method``, ``variant`` (its name, or empty), ``dataset``,
+            ``seed``, ``budget`` and ``point``, the values of what the suite varies; of a quality
             ``dataset`` and ``point``.
     """
 
@@ -123,24 +124,24 @@ class Unit:
 
     @property
     def what(self) -> tuple[list[str], dict[str, Any]]:
-        """What is run and evaluated, and for which place in a table."""
+        """What is run and evaluated (keys of the steps), and the place in a table it is for."""
         about = {key: value for key, value in self.about.items() if key != "variant"}
         return [step.key for step in self.steps], about
 
     @property
     def done(self) -> dict[str, dict[str, Any]]:
-        """Keys of the steps that were finished, with what was noted of them."""
+        """The keys of the finished steps, with the notes on them."""
         return notes_of(self.path)
 
     @property
     def missing(self) -> list[Step]:
-        """Steps that are still to do; all of them if what the first made is gone."""
+        """Steps that are still to do; all of them if what the unit makes is gone."""
         done = self.done if self.made else {}
         return [step for step in self.steps if step.key not in done]
 
     @property
     def made(self) -> bool:
-        """Whether what the unit is for is there."""
+        """Whether what the unit makes is there."""
         if self.kind in ("run", "encoder"):
             return self.record is not None
         name = {"denoiser": "training.json", "candidates": "manifest.json"}
@@ -148,12 +149,12 @@ class Unit:
 
     @property
     def product(self) -> Path:
-        """Where a denoiser, a store or a report lies."""
+        """Where the unit's denoiser, store or report lies."""
         return Path(self.steps[0].paths["out"])
 
     @property
     def record(self) -> Path | None:
-        """Of a run or an encoder: its record's path, if there is one."""
+        """The path of the record of a run or an encoder, if there is one."""
         found = sorted(self.path.glob("*/*/record.json"))
         if len(found) > 1:
             raise ClspError(
@@ -163,16 +164,16 @@ class Unit:
 
     @property
     def failure(self) -> str | None:
-        """Why its last attempt failed, if it did."""
+        """Why the last attempt failed, if it did."""
         lost = "why it failed is not known"
         found = _read_note(self.path / "failed.json", dict[Literal["reason"], str], lost) or {}
         return found.get("reason")
 
     def finish(self, step: Step, seconds: float) -> None:
-        """Note that a step was finished."""
+        """Note that a step was finished, and the seconds that it took."""
         note = {"verb": step.verb, "config": step.config, "cost": step.cost, "seconds": seconds}
         note |= {"protocol": step.protocol, "network": step.network, "work": self._work(step)}
-        # a record keeps one evaluation of a kind: what was noted of an earlier one is gone
+        # a record keeps one evaluation per verb and protocol, so earlier notes are dropped
         done = {
             key: old
             for key, old in self.done.items()
@@ -183,7 +184,7 @@ class Unit:
         write_text(self.path / "done.json", json.dumps(done))
 
     def _work(self, step: Step) -> float | None:
-        """Seconds that a step's training took, without what comes before; None if not noted."""
+        """Return the seconds of a step's training, without what comes before; None if not noted."""
         if step.verb == "pretrain" and self.record:
             return Record.load(self.record).timings.get("train_seconds")
         if step.verb == "denoiser" and self.made:
@@ -201,8 +202,8 @@ class Plan:
     """A suite's units, each after those it needs.
 
     Attributes:
-        name: of the suite.
-        suite: what its YAML says.
+        name: name of the suite.
+        suite: content of its YAML file.
         out: the directory of the tables and figures.
         artifacts: the directory of the units.
         units: in the order in which they are run.

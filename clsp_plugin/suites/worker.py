@@ -1,7 +1,7 @@
 """One unit of a suite in a process of its own: ``python -m clsp_plugin.suites.worker FILE``.
 
-A process a unit, because a run that dies of memory or of a signal must not take the suite along.
-The process ends by itself when the one that started it is gone.
+A unit has its own process so that a run that is killed by a signal or lacks memory does not end the
+suite. The process ends by itself when its parent is gone.
 """
 
 from clsp_plugin.system.child import end_with_parent
@@ -38,7 +38,7 @@ __all__ = ["describe", "read_unit", "run_unit"]
 
 
 def describe(unit: Unit) -> Path:
-    """Write what a unit's process has to know; returns the file."""
+    """Write what a unit's process has to know to ``unit.json``; return its path."""
     content = json.dumps({**asdict(unit), "path": str(unit.path), "needs": []}, indent=1)
     file = unit.path / "unit.json"
     write_text(file, content)
@@ -46,7 +46,7 @@ def describe(unit: Unit) -> Path:
 
 
 def read_unit(file: Path) -> Unit:
-    """The unit that a file of :func:`describe` is about."""
+    """Read the unit that a file of :func:`describe` is about."""
     return read_json(file, Unit, "the description of a unit", "`clsp bench` writes it anew")
 
 
@@ -62,7 +62,7 @@ def run_unit(unit: Unit) -> None:
                 continue
             print(f"\n[{number}/{len(unit.steps)}] {step.command}", flush=True)
             began = time.perf_counter()
-            # a denoiser is whole once it is there; only the note may be missing
+            # a denoiser that exists is complete, even if it is not noted as done
             if not (step.verb == "denoiser" and unit.made):
                 _inspect(step) if step.verb == "inspect" else _run(step)
             if number_of("LOCAL_RANK", 0):
@@ -93,7 +93,7 @@ def _inspect(step: Step) -> None:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold a unit's lock: suites that share it wait for each other, and then find it done."""
+    """Hold a unit's lock: suites that share the unit wait for each other, and then find it done."""
     if number_of("LOCAL_RANK", 0):
         yield
         return
@@ -102,7 +102,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def main(argv: list[str]) -> int:
-    """Run the unit that a file describes; one sentence and exit code 2 where it cannot."""
+    """Run the unit that a file describes; on an error, print one sentence and return 2."""
     try:
         with files_told():
             run_unit(read_unit(Path(argv[0])))

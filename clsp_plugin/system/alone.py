@@ -12,11 +12,13 @@ __all__ = ["alone"]
 
 @contextlib.contextmanager
 def alone(place: Path, doing: str) -> Iterator[None]:
-    """Hold a lock, which the system takes back from a process that dies.
+    """Hold a lock while the block runs; while another process holds it, say so and wait.
+
+    The system takes the lock back from a process that dies.
 
     Args:
-        place: a folder, or a file of its own in one, which is made.
-        doing: what another process does that holds it, for people: "writes to figures".
+        place: a folder, or a file of its own in one, which is created.
+        doing: what the process that holds the lock does, for the message: "writes to figures".
     """
     with contextlib.ExitStack() as held:
         if not held.enter_context(locked(place)):

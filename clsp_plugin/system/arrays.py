@@ -1,4 +1,4 @@
-"""numpy's files as they are read: damage is told in one sentence, what the system refuses is not.
+"""Read numpy's files: a damaged file raises ClspError, a refusal of the system stays OSError.
 
 A mapped file is not kept open, so that a store may have more files than a process may open.
 """
@@ -19,21 +19,21 @@ from clsp_plugin.errors import ClspError
 
 __all__ = ["map_npy", "read_npy", "read_npz"]
 
-_MOST_AXES = 32  # of an array, before numpy 2
+_MOST_AXES = 32  # numpy's limit before version 2
 
 
 class _Header(NamedTuple):
     shape: tuple[int, ...]
     fortran: bool
     dtype: np.dtype
-    offset: int  # of the first value, in bytes
+    offset: int  # position of the first value, in bytes
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def array(self, buffer) -> np.ndarray:
-        """The values of a buffer with the whole file."""
+        """Return the array from a buffer with the content of the whole file."""
         flat = np.frombuffer(buffer, self.dtype, math.prod(self.shape), self.offset)
         return flat.reshape(self.shape, order="F" if self.fortran else "C")
 
@@ -54,26 +54,26 @@ def _parse(file: BinaryIO) -> _Header:
     shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
-    # an array without values is of no use to anybody here
+    # no file that is read here may be empty
     if len(shape) > _MOST_AXES or any(size < 1 for size in shape) or not dtype.itemsize:
         raise ValueError(f"its shape is {shape}")
     return _Header(shape, fortran, dtype, file.tell())
 
 
 def _opener(path: str, flags: int) -> int:
-    """Open without waiting for somebody who writes into a named pipe."""
+    """Open a file without blocking; opening a named pipe would otherwise wait for a writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _header(path: Path, file: BinaryIO, advice: str) -> _Header:
-    """Of an open file that holds all the values that it names."""
+    """Read the header of an open file, and check that the file holds all values that it names."""
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         raise _damaged(path, "it is no regular file", advice)
-    # what the system refuses is raised here, and not while numpy reads
+    # read here, so that a refusal of the system is not taken for damage
     start, size = file.read(2**16), os.fstat(file.fileno()).st_size
     try:
         header = _parse(io.BytesIO(start))
-    except Exception as error:  # the boundary to numpy, whose parser lets almost anything through
+    except Exception as error:  # numpy's parser can raise almost anything
         raise _damaged(path, _reason(error), advice) from error
     if header.offset + header.nbytes > size:
         needed = header.offset + header.nbytes
@@ -82,8 +82,8 @@ def _header(path: Path, file: BinaryIO, advice: str) -> _Header:
 
 
 def _mapped(file: BinaryIO, size: int):
-    """The whole of a file as a buffer to read, which does not keep the file open."""
-    # Python's own mapping holds a file open as long as it lives (until 3.13, where it need not)
+    """Return a whole file as a read-only buffer, which does not keep the file open."""
+    # before Python 3.13, its own mapping keeps the file open as long as the mapping lives
     if os.name == "nt":
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     system = ctypes.CDLL(None, use_errno=True)
@@ -97,24 +97,24 @@ def _mapped(file: BinaryIO, size: int):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), file.name)
     buffer = (ctypes.c_ubyte * size).from_address(address)
-    # not at the end of the process, where somebody may still read
+    # not at the end of the process, when the buffer may still be in use
     weakref.finalize(buffer, system.munmap, address, size).atexit = False
     return buffer
 
 
 def map_npy(path: str | Path, advice: str) -> np.ndarray:
-    """An array whose values are read from a ``.npy`` file when they are asked for.
+    """Return an array with values that are read from a ``.npy`` file when they are asked for.
 
     Args:
-        path: of the file, which is not kept open.
-        advice: what to do where it is damaged; ends the sentence.
+        path: path of the file, which is not kept open.
+        advice: what to do where the file is damaged; ends the sentence.
 
     Returns:
-        It, not to be written to.
+        The array, read-only.
 
     Raises:
-        ClspError: it is no ``.npy`` file, is truncated, or holds Python objects.
-        OSError: the system does not let it be read, which says nothing about its content.
+        ClspError: the file is no ``.npy`` file, is truncated, or holds Python objects.
+        OSError: the system refuses to read it, which says nothing about its content.
     """
     path = Path(path)
     with open(path, "rb", opener=_opener) as file:
@@ -125,7 +125,7 @@ def map_npy(path: str | Path, advice: str) -> np.ndarray:
 
 
 def read_npy(path: str | Path, advice: str) -> np.ndarray:
-    """The array of a ``.npy`` file, in memory; see :func:`map_npy`."""
+    """Read the array of a ``.npy`` file into memory; see :func:`map_npy`."""
     path = Path(path)
     with open(path, "rb", opener=_opener) as file:
         header = _header(path, file, advice)
@@ -137,20 +137,20 @@ def read_npy(path: str | Path, advice: str) -> np.ndarray:
 
 
 def read_npz(path: str | Path, names: tuple[str, ...], told: str) -> list[np.ndarray]:
-    """Arrays of an ``.npz`` file, which is read whole.
+    """Read arrays of an ``.npz`` file, which is read whole.
 
     Args:
-        path: of the file.
-        names: of the arrays.
+        path: path of the file.
+        names: names of the arrays.
         told: sentence about a file that is damaged or has no such arrays.
 
     Raises:
-        ClspError: as ``told``.
-        OSError: the system does not let it be read.
+        ClspError: the file is damaged or has no such arrays; the message is ``told``.
+        OSError: the system refuses to read it.
     """
     content = io.BytesIO(Path(path).read_bytes())
     try:
         with np.load(content, allow_pickle=False) as arrays:
             return [arrays[name] for name in names]
-    except Exception as error:  # the boundary to numpy and zipfile, see above
+    except Exception as error:  # numpy and zipfile can raise almost anything
         raise ClspError(f"{told} ({_reason(error)}).") from error

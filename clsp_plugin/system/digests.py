@@ -1,12 +1,9 @@
-"""Digests of the shards of a candidate store, and of other files of ours.
-
-By them a byte that changed on a disk is seen.
-
+"""Digests of the shards of a candidate store and of other files, to see bytes that changed on disk.
 
 Beside ``shard-00001.npy`` with 8 candidates an image lies ``shard-00001.k8.b2``, a BLAKE2b of 16
 bytes in the form of ``b2sum``, so that ``b2sum --check *.b2`` says the same. It is written before
-its shard, under the number of candidates: whenever a process is killed, also while a store is
-extended, what lies beside a shard is of that shard.
+its shard, and the number of candidates is part of its name. So whenever a process is killed, also
+while a store is extended, the digest named for a shard's number of candidates is that shard's.
 """
 
 import hashlib
@@ -31,16 +28,16 @@ __all__ = [
 ]
 
 _BLOCK = 2**20
-_NAMED = 20  # damaged files in a sentence
+_NAMED = 20  # largest number of damaged files in a sentence
 
 
 def digest_path(shard: Path, candidates: int) -> Path:
-    """Where the digest of a shard with so many candidates an image is."""
+    """Return where the digest of a shard with so many candidates an image is."""
     return shard.with_name(f"{shard.stem}.k{candidates}.b2")
 
 
 def named_by(digest: Path) -> tuple[int, int] | None:
-    """Number of the shard that a digest is of, and its candidates an image; None of other files."""
+    """Return the shard's number and its candidates an image from a digest's name, or None."""
     found = re.fullmatch(r"shard-([0-9]+)\.k([0-9]+)\.b2", digest.name)
     return None if found is None else (int(found[1]), int(found[2]))
 
@@ -50,7 +47,7 @@ def _hasher() -> hashlib.blake2b:
 
 
 def file_digest(path: Path) -> str:
-    """BLAKE2b of a file: 32 hexadecimal digits."""
+    """Return the BLAKE2b of a file: 32 hexadecimal digits."""
     check_regular(path)
     hasher = _hasher()
     with open(path, "rb") as file:
@@ -91,7 +88,7 @@ def _is_whole(shard: Path, candidates: int) -> bool | None:
 
 
 def check_whole(shards: Iterable[tuple[Path, int]]) -> tuple[int, int]:
-    """Read shards and hold them against their digests.
+    """Read shards and compare them with their digests.
 
     Args:
         shards: path and candidates an image of each.
@@ -100,8 +97,8 @@ def check_whole(shards: Iterable[tuple[Path, int]]) -> tuple[int, int]:
         How many agree, and how many have no digest.
 
     Raises:
-        ClspError: naming those that do not agree.
-        OSError: the system does not let one be read.
+        ClspError: some do not agree; the message names them.
+        OSError: the system refuses to read one.
     """
     found: dict[bool | None, list[Path]] = {True: [], False: [], None: []}
     for path, candidates in shards:
@@ -119,16 +116,21 @@ def check_whole(shards: Iterable[tuple[Path, int]]) -> tuple[int, int]:
 
 
 def write_digests(listing: Path, files: Iterable[Path]) -> None:
-    """Write one file with the digests of several, which lie below its folder."""
+    """Write one file with the digests of several, which lie below its folder.
+
+    Args:
+        listing: path of the file to write.
+        files: paths of the files.
+    """
     lines = (f"{file_digest(f)}  {f.relative_to(listing.parent).as_posix()}\n" for f in files)
     content = "".join(lines).encode()
     write_whole(listing, lambda file: file.write(content))
 
 
 def changed_files(listing: Path) -> list[str]:
-    """Names in a file of :func:`write_digests` that are not those of files as they are now.
+    """Return the names in a listing of :func:`write_digests` with other content now, or absent.
 
-    Its own name is among them where it is damaged itself.
+    The listing's own name is among them where it is damaged itself.
     """
     folder, changed = listing.parent, []
     for line in listing.read_text(errors="replace").splitlines():

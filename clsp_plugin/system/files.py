@@ -15,14 +15,14 @@ __all__ = ["check_regular", "locked", "unfinished", "write_text", "write_whole"]
 
 
 def check_regular(path: str | Path) -> None:
-    """Refuse, without opening it, what only has a file's name: a pipe would be waited for.
+    """Refuse a pipe, a socket or a device without opening it: a pipe would wait for a writer.
 
     Raises:
-        ClspError: it is a pipe, a socket or a device.
-        OSError: it is not there, or the system does not let it be looked at.
+        ClspError: the path is a pipe, a socket or a device.
+        OSError: it does not exist, or the system refuses to look at it.
     """
     mode = os.stat(path).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder the system has a word itself
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # the system refuses folders itself
         raise ClspError(f"{path} is not a file but a pipe, a socket or a device; remove it.")
 
 
@@ -42,7 +42,7 @@ def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # a full disk names none
+        if error.errno is not None and error.filename is None:  # without a name, as of a full disk
             error.filename = str(target)
         raise
     finally:
@@ -50,7 +50,7 @@ def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a text as UTF-8; whole or not at all, and not if the file holds it already.
+    """Write a text as UTF-8, whole or not at all, unless the file holds it already.
 
     Args:
         target: what to write; replaced if it holds something else.
@@ -61,23 +61,23 @@ def write_text(target: Path, text: str) -> None:
         check_regular(target)
         if target.read_bytes() == content:
             return
-    except OSError:  # absent, or not readable, which writing will tell
+    except OSError:  # absent, or not readable, and then writing raises too
         pass
     write_whole(target, lambda file: file.write(content))
 
 
 def unfinished(folder: Path, target: str = "*") -> Iterator[Path]:
-    """What :func:`write_whole` leaves in a folder when its process is killed.
+    """Find what :func:`write_whole` leaves in a folder when its process is killed.
 
     Args:
-        folder: of the target.
+        folder: folder of the target.
         target: pattern of its name.
     """
     return folder.glob(f".{target}.*.*.tmp")
 
 
 def _is_at(number: int, path: Path) -> bool:
-    """Whether an open file, by its number, is still the one at a path."""
+    """Whether an open file, given by its descriptor, is still the one at a path."""
     try:
         return os.path.samestat(os.fstat(number), os.stat(path))
     except FileNotFoundError:
@@ -88,15 +88,16 @@ def _is_at(number: int, path: Path) -> bool:
 def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[bool]:
     """Hold the lock of a file or folder until the block or the process ends, however it ends.
 
-    Where the system or the file system knows no locks, it is taken for free.
+    Where the system or the file system has no locks, the lock counts as free.
 
     Args:
-        path: an empty file is made there if there is nothing, but not for a shared lock.
-        shared: with others that ask for the same; otherwise a single process holds it.
-        wait: until it is free.
+        path: what to lock; an empty file is created if there is nothing, but not for a shared lock.
+        shared: whether others may hold it too that also ask for a shared lock; otherwise a single
+            process holds it.
+        wait: whether to wait until it is free.
 
     Yields:
-        Whether it was free.
+        Whether the lock was free.
     """
     try:
         import fcntl
@@ -121,6 +122,6 @@ def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[
                 free = error.errno not in (errno.EAGAIN, errno.EACCES)
             if not free or _is_at(number, path):
                 break
-            # whoever held it deleted it after it was opened here: a lock on it keeps nobody out
+            # the last holder deleted the file after it was opened here: its lock keeps nobody out
             opened.pop_all().close()
         yield free

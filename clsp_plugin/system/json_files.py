@@ -1,4 +1,4 @@
-"""JSON that is read is not trusted: neither its syntax nor the types of its values."""
+"""Read JSON without trusting its syntax or the types of its values."""
 
 import json
 from dataclasses import fields, is_dataclass
@@ -26,17 +26,17 @@ def _not_a_number(text: str) -> Any:
 
 
 def checked(content: Any, kind: type[T], name: str, advice: str) -> T:
-    """Content that was read, as an object of a type.
+    """Return content that was read, as an object of a type.
 
     Args:
         content: what JSON has: dicts, lists, strings, numbers, booleans and None.
-        kind: a type as annotations have it, such as ``dict[str, float]``, or a dataclass. Types
-            are those that are written: ``"5"`` is no number.
+        kind: a type as annotations have it, such as ``dict[str, float]``, or a dataclass. Nothing
+            is converted: ``"5"`` is no number.
         name: begins the sentence of an error, such as "runs/record.json has".
         advice: what to do about it; ends the sentence.
 
     Raises:
-        ClspError: naming the first field that has another type, or is missing or unknown.
+        ClspError: a field has another type, is missing or unknown; the message names the first.
     """
     from pydantic import ValidationError
 
@@ -44,7 +44,7 @@ def checked(content: Any, kind: type[T], name: str, advice: str) -> T:
         for key in content.keys() - {field.name for field in fields(kind)}:
             raise ClspError(f"{name} {key}, which is unknown here; {advice}")
     try:
-        # as JSON: a dataclass, a tuple and a number written without a point are taken there
+        # checked as JSON, which lets a dict be a dataclass, a list a tuple and an int a float
         adapter = _adapter(kind)  # type: ignore[arg-type]  # every type has a hash
         return adapter.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
@@ -60,17 +60,17 @@ def checked(content: Any, kind: type[T], name: str, advice: str) -> T:
 
 
 def read_json(path: str | Path, kind: type[T], what: str, advice: str) -> T:
-    """Read a JSON file.
+    """Read a JSON file and check the types of its content.
 
     Args:
-        path: of the file, UTF-8.
+        path: path of the file, UTF-8.
         kind: see :func:`checked`.
-        what: that the file should be, for people, such as "a candidate store's manifest".
+        what: what the file should be, for people, such as "a candidate store's manifest".
         advice: what to do where it is not.
 
     Raises:
-        ClspError: it is no file, damaged, or its content has other types.
-        OSError: the system does not let it be read, which says nothing about its content.
+        ClspError: the file is no regular one, is damaged, or its content has other types.
+        OSError: the system refuses to read it, which says nothing about its content.
     """
     check_regular(path)
     content = Path(path).read_bytes()

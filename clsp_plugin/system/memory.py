@@ -1,4 +1,4 @@
-"""The processor's memory: what it costs, and how much there is."""
+"""Main memory (RAM): how much there is, how much work needs, and the reuse of freed memory."""
 
 import ctypes
 import os
@@ -9,11 +9,11 @@ import torch
 
 __all__ = ["available_memory", "in_bytes", "keep_freed_memory", "memory_of", "total_memory"]
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # constants of malloc.h
 
 
 def _libc(name: str) -> Callable[..., int] | None:
-    """A function of glibc, or None where there is another C library."""
+    """Return a function of glibc, or None where there is another C library."""
     try:
         return getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):
@@ -23,22 +23,23 @@ def _libc(name: str) -> Callable[..., int] | None:
 def keep_freed_memory(device: torch.device) -> None:
     """Let this process reuse the memory that it frees, instead of giving it back at once.
 
-    glibc returns large blocks to the system when they are freed, and the activations of a batch
-    are large: without this every layer of every step has the system clear fresh pages for it.
+    glibc returns large blocks to the system when they are freed, and the activations of a batch are
+    large: without this, every layer of every step makes the system clear fresh pages for it.
 
     Args:
-        device: that computes; nothing is done unless it is the CPU, and elsewhere than in glibc.
+        device: the device that computes; nothing is done unless it is the CPU and the C library is
+            glibc.
     """
     mallopt = _libc("mallopt")
     if device.type != "cpu" or mallopt is None:
         return
     mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    # older versions accept no more than the second
+    # older versions of glibc accept no more than 2**25
     mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25)
 
 
 def _resident() -> int | None:
-    """Bytes of memory that this process has now, or None where Linux' /proc does not tell."""
+    """Return the bytes of memory that this process has now; None without Linux' /proc."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
     except (OSError, ValueError, IndexError):
@@ -46,15 +47,16 @@ def _resident() -> int | None:
 
 
 def memory_of(work: Callable[[], object]) -> int | None:
-    """Bytes that some work has at its peak, beside what was there before.
+    """Do some work, and return how many bytes it takes at its peak beyond those in use before.
 
-    After :func:`keep_freed_memory` the process still has them when the work is done.
+    This works after :func:`keep_freed_memory`, with which the process still has these bytes when
+    the work is done.
 
     Args:
-        work: is done once.
+        work: called once.
 
     Returns:
-        The bytes, or None, and then the work is not done, elsewhere than in Linux and glibc.
+        The bytes; None, and the work is not done, where there is no Linux or no glibc.
     """
     trim = _libc("malloc_trim")
     if trim is None or _resident() is None:
@@ -66,7 +68,7 @@ def memory_of(work: Callable[[], object]) -> int | None:
 
 
 def total_memory() -> int | None:
-    """Bytes of memory of this machine, or None where the system does not tell them."""
+    """Return the bytes of memory of this machine; None where the system does not tell them."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
@@ -74,10 +76,10 @@ def total_memory() -> int | None:
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process may still take: of the machine, and of its control groups.
+    """Return the bytes that this process may still take, by its machine and its control groups.
 
     Args:
-        root: of the file system that has ``proc`` and ``sys``.
+        root: root of the file system that has ``proc`` and ``sys``.
 
     Returns:
         The bytes, or None where Linux does not tell them.
@@ -91,7 +93,8 @@ def available_memory(root: Path = Path("/")) -> int | None:
     return min(found + _left_in_groups(root))
 
 
-# By version: the limit of a control group, its use, and what of that is files that can be dropped.
+# By version of control groups: the files of the limit and the use, and the key of the part of the
+# use that is cached files, which can be dropped.
 _GROUP_FILES = {
     2: ("memory.max", "memory.current", "inactive_file"),
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -99,7 +102,7 @@ _GROUP_FILES = {
 
 
 def _left_in_groups(root: Path) -> list[int]:
-    """Bytes that the limits of the control groups of this process leave."""
+    """Return the bytes that the limit of each control group of this process leaves."""
     try:
         rows = [row.split(":", 2) for row in (root / "proc/self/cgroup").read_text().splitlines()]
     except OSError:
@@ -110,7 +113,7 @@ def _left_in_groups(root: Path) -> list[int]:
         if version == 1 and "memory" not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / ("" if version == 2 else "memory")
-        group = mount / own.lstrip("/")  # in a container this may be absent, and the mount it
+        group = mount / own.lstrip("/")  # may be absent in a container: then the mount is it
         folders = [group, *group.parents]
         for folder in folders[: folders.index(mount) + 1]:
             limit, used, files = _GROUP_FILES[version]
@@ -120,13 +123,13 @@ def _left_in_groups(root: Path) -> list[int]:
                 )
                 taken = int((folder / used).read_text()) - int(stat.get(files, 0))
                 left.append(max(0, int((folder / limit).read_text()) - taken))
-            except (OSError, ValueError):  # no limit is "max"
+            except (OSError, ValueError):  # without a limit, the file says "max"
                 continue
     return left
 
 
 def in_bytes(number: int) -> str:
-    """A number of bytes for people."""
+    """Return a number of bytes for people, such as ``1.5 GiB``."""
     unit, name = next(
         (unit, name)
         for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))

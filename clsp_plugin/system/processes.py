@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun or SLURM says, and the device it works on."""
+"""The rank of this process, as torchrun or SLURM sets it, and the device it works on."""
 
 import os
 
@@ -6,7 +6,7 @@ from clsp_plugin.errors import ClspError, first_line, short
 
 __all__ = ["check_launch", "device_of", "is_first", "number_of", "process"]
 
-# What launchers tell their processes, each with the smallest number that makes sense.
+# The variables that launchers set for their processes, each with its smallest valid number.
 _VARIABLES = {
     "RANK": 0,
     "LOCAL_RANK": 0,
@@ -25,14 +25,14 @@ _VARIABLES = {
 
 
 def number_of(name: str, default: int) -> int:
-    """A whole number among the variables of the environment.
+    """Return a whole number from a variable of the environment.
 
     Args:
-        name: of the variable.
-        default: where it is not set, or empty.
+        name: name of the variable.
+        default: value where it is not set, or empty.
 
     Raises:
-        ClspError: it is something else, or too small.
+        ClspError: the variable is something else, or too small.
     """
     text = os.environ.get(name, "").strip()
     low = _VARIABLES.get(name, 0)
@@ -47,7 +47,7 @@ def number_of(name: str, default: int) -> int:
 
 
 def process() -> tuple[int, int]:
-    """Number of this process, from 0, and how many there are, as torchrun tells.
+    """Return the number of this process, from 0, and how many there are, as torchrun sets them.
 
     Raises:
         ClspError: the variables are not such numbers.
@@ -62,10 +62,10 @@ def process() -> tuple[int, int]:
 
 
 def check_launch() -> None:
-    """Look at every variable that Lightning and torch would read as a number without looking.
+    """Check every variable that Lightning and torch would read as a number without a check.
 
     Raises:
-        ClspError: one is none.
+        ClspError: one is not a valid number.
     """
     for name, low in _VARIABLES.items():
         number_of(name, low)
@@ -73,20 +73,20 @@ def check_launch() -> None:
 
 
 def is_first() -> bool:
-    """Whether no variable numbers this process as another than the first."""
+    """Whether this process is the first: no variable gives it another rank than 0."""
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
     return all(number_of(name, 0) == 0 for name in names)
 
 
 def _gpu() -> int:
-    """Number of this process's GPU: every process of a machine has its own, as far as they go."""
+    """Return the number of this process's GPU; processes share one only where there are too few."""
     import torch
 
     return number_of("LOCAL_RANK", process()[0]) % max(1, torch.cuda.device_count())
 
 
 def device_of(name: str):
-    """The torch device of a name, ``cuda`` being this process's GPU.
+    """Return the torch device of a name; ``cuda`` is this process's GPU.
 
     Args:
         name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
@@ -102,7 +102,7 @@ def device_of(name: str):
         device = torch.device(name)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", _gpu())
-        torch.zeros(1, device=device).item()  # a device without values, such as meta, has none
+        torch.zeros(1, device=device).item()  # fails on a device without values, such as meta
     except (RuntimeError, AssertionError, NotImplementedError, TypeError, ImportError) as error:
         reason = first_line(error)
         raise ClspError(

@@ -1,4 +1,4 @@
-"""Refusals of the operating system, told in one sentence that says what to do."""
+"""Turn refusals of the operating system into one sentence that says what to do."""
 
 import errno
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from clsp_plugin.errors import ClspError, short
 
 __all__ = ["files_told"]
 
-# What the system says of a file that a user can do something about, and what that is.
+# The errors on a file that a user can do something about, and the advice what to do.
 _REFUSALS = {
     getattr(errno, name): advice
     for names, advice in (
@@ -25,7 +25,7 @@ _REFUSALS = {
 
 @contextmanager
 def files_told() -> Iterator[None]:
-    """One sentence where the system refuses a file (no room, no permission, ..) or memory."""
+    """Turn the system's errors on files (no room, no permission, ..) or memory into ClspError."""
     try:
         yield
     except OSError as error:

@@ -34,12 +34,12 @@ def counted(number: Any, noun: str, form: str = "") -> str:
 
 @dataclass(frozen=True)
 class GridCell:
-    """What stands in one place.
+    """One cell of a table.
 
     Attributes:
-        text: as people read it.
+        text: the text that is shown.
         bold: whether it is the column's best beyond the noise.
-        links: files that it comes from.
+        links: files that the number comes from.
     """
 
     text: str
@@ -54,8 +54,8 @@ class Grid:
     Attributes:
         head: the headings.
         rows: the cells.
-        left: how many columns, from the left, hold names and not numbers.
-        caption: below.
+        left: number of columns, from the left, that hold names and not numbers.
+        caption: text below the table.
     """
 
     head: tuple[str, ...]
@@ -64,7 +64,7 @@ class Grid:
     caption: str
 
     def to_markdown(self, base: Path | None = None) -> str:
-        """Pipes and dashes, caption below; with links relative to ``base`` if it is given."""
+        """Return a pipe table, with the caption below; links, if any, are relative to ``base``."""
         rule = ["---"] * self.left + ["---:"] * (len(self.head) - self.left)
         body = [[self._cell(cell, base) for cell in row] for row in self.rows]
         head = [_markdown(name) for name in self.head]
@@ -81,7 +81,7 @@ class Grid:
         return f"[{text}]({first}){''.join(more)}"
 
     def to_csv(self) -> str:
-        """What is shown, without marks of layout; numbers with their spread as text."""
+        """Return the shown texts as CSV, a number with its spread; without bold and links."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(map(csv_cell, self.head))
@@ -89,7 +89,7 @@ class Grid:
         return out.getvalue()
 
     def to_latex(self) -> str:
-        """A ``tabular`` of the booktabs package in a ``table``, caption below."""
+        """Return a ``table`` with a ``tabular`` for the booktabs package, and the caption below."""
         columns = "l" * self.left + "r" * (len(self.head) - self.left)
         lines = [_tex_line(map(_tex, self.head))]
         body = [_tex_line(_tex_cell(cell) for cell in row) for row in self.rows]
@@ -112,11 +112,12 @@ class Grid:
         )
 
     def to_html(self, base: Path | None = None, href: Callable[[Path], str] | None = None) -> str:
-        """A ``table`` element.
+        """Return a ``table`` element.
 
         Args:
-            base: the folder of the file that it is written to, for links; without it none.
-            href: what a file's link is instead of its path from ``base``.
+            base: folder of the file that the text is written to, for links to records; without it
+                and ``href`` there are none.
+            href: returns the link of a file, in place of its path from ``base``.
         """
         if href is None and base is not None:
             href = partial(_relative, base=base)
@@ -145,26 +146,26 @@ class Grid:
         return f"<td{kind}>{text}</td>"
 
     def render(self, layout: str, base: Path | None = None) -> str:
-        """One of ``FORMATS``."""
+        """Return the table in one of ``FORMATS``."""
         if layout in ("markdown", "html"):
             return getattr(self, f"to_{layout}")(base)
         return getattr(self, f"to_{layout}")()
 
 
 def _relative(path: Path, base: Path) -> str:
-    """A path as a link, which no name can turn into a scheme, a query or another element."""
+    """Return a path as a link that no file name turns into a scheme, a query or an element."""
     way = Path(os.path.relpath(path, base)).as_posix()
-    # as bytes: names of files need not be text
+    # as bytes, since names of files need not be text
     return quote(os.fsencode(way if way.startswith("../") else f"./{way}"))
 
 
 def one_line(text: str) -> str:
-    """A name without line breaks and other control characters, which no format has a place for."""
+    """Replace line breaks and other control characters, which no format can show, by spaces."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", text)
 
 
 def csv_cell(value: Any) -> Any:
-    """What a spreadsheet shows and does not compute: text that begins a formula gets an apostrophe.
+    """Return a value that no spreadsheet computes: text that begins a formula gets an apostrophe.
 
     Numbers stay numbers (OWASP, "CSV Injection").
     """
@@ -174,7 +175,7 @@ def csv_cell(value: Any) -> Any:
     return text if not text.strip() or _NUMBER.fullmatch(text) else f"'{text}"
 
 
-# marks of Markdown; what is none where it stands is left, so that the text reads as it is
+# characters that Markdown would interpret at their place; others stay, so that the text is readable
 _MARKS = re.compile(
     r"[\\|\[\]*`~$]"
     r"|(?<![^\W_])_|_(?![^\W_])"  # not within a word
@@ -196,5 +197,5 @@ def _tex_cell(cell: GridCell) -> str:
 
 def _tex_line(cells: Iterable[str]) -> str:
     line = " & ".join(cells)
-    # after a line's end or a rule, a bracket would be read as a length and a star as part of it
+    # at the start of a line, LaTeX would read [ and * as arguments of the line break before
     return f"{'{}' * line.startswith(('[', '*'))}{line} \\\\"

@@ -1,4 +1,4 @@
-"""From records to a table: which are shown, what is refused, what a reader has to know."""
+"""Make a table of records: group them, refuse what must not be averaged, and add notes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,30 +44,30 @@ def make_table(
     points: Mapping[Path, Mapping[str, Any]] | None = None,
     variants: Mapping[Path, str] | None = None,
 ) -> Table:
-    """Average records over seeds.
+    """Make a table that averages records over seeds.
 
-    Records are one group when method, variant, data set, backbone, epochs and number of images
-    agree, and the values of ``by``. Groups of different budgets are different rows, never one mean.
+    Records are in one group, a row, when they agree in method, variant, data set, backbone, epochs,
+    number of images and the values of ``by``. Groups of different budgets are never averaged.
 
     Args:
-        records: with the paths they were loaded from, as ``find_records`` returns them.
-        protocol: whose evaluations to show; other evaluations are left out, and the caption says
-            which records have no other.
-        published: put the paper's numbers beside ours, where it has the method and data set and
-            the backbone is the paper's.
-        by: dotted configuration keys, such as ``synthetic.weight``, that tell rows apart too;
-            ``candidates.KEY`` is of the candidate store's manifest.
-        layout: ``main``, linear and kNN; ``finetune``; ``transfer``, a column a downstream data
-            set; ``ablation``, a row a value of ``by``.
-        decimals: of what is shown.
+        records: pairs of a path and its record, as ``find_records`` returns them.
+        protocol: the protocol of the evaluations to show. Others are left out, and the caption
+            names records that have only others.
+        published: whether to put the paper's numbers beside ours, where it has the method and data
+            set and the backbone is the paper's.
+        by: further dotted configuration keys that tell rows apart, such as ``synthetic.weight``;
+            ``candidates.KEY`` is a key of the candidate store's manifest.
+        layout: ``main``, linear and kNN; ``finetune``; ``transfer``, with a column per downstream
+            data set; ``ablation``, with a row per value of ``by``.
+        decimals: decimals of the numbers that are shown.
         absent: runs that were wanted and have no number.
         points: a record's path to values of ``by`` that its configuration does not hold.
         variants: a record's path to a suite's name for its method with settings of its own.
 
     Raises:
-        ClspError: an unknown protocol, layout or setting, no evaluation of this protocol or
-            layout but of another, two records of one group with the same seed, records of one
-            group whose recipes differ, or an ablation of nothing.
+        ClspError: an unknown protocol, layout or setting; evaluations only of another protocol or
+            layout; two records of one group with the same seed or with different recipes; or an
+            ablation without ``by``.
     """
     check_protocol(protocol)
     if layout not in LAYOUTS:
@@ -112,7 +112,7 @@ def make_table(
 
 @dataclass(frozen=True)
 class Listing:
-    """What suites say of records, see ``records.record.read_index``; arguments of a table.
+    """What the indexes of suites say of records, as arguments of a table; see ``read_index``.
 
     Attributes:
         by: settings that tell rows apart.
@@ -128,11 +128,11 @@ class Listing:
 
 
 def listing(paths: Iterable[str | Path], records: Records) -> Listing:
-    """What the suites among some paths say of their records.
+    """Return what the suites among some paths say of their records.
 
     Args:
-        paths: that ``find_records`` was given.
-        records: that it found.
+        paths: the paths that ``find_records`` was given.
+        records: the records that it found.
     """
     out, names = Listing(), {path.resolve(): path for path, _ in records}
     for place in dict.fromkeys(map(Path, paths)):
@@ -160,7 +160,7 @@ def _place(row: Row, order: Mapping[str, int], by: Sequence[str], layout: str) -
 def _missing(
     groups: Mapping[tuple, Any], absent: Sequence[Absent], by: Sequence[str]
 ) -> dict[tuple, list[Absent]]:
-    """Absent runs by the group that they would be in."""
+    """Group absent runs by the key of the group that they would be in."""
     out: dict[tuple, list[Absent]] = {}
     for run in absent:
         budget = tuple(run.budget.get(name) for name in BUDGET)
@@ -171,7 +171,7 @@ def _missing(
             *budget,
             *(run.point.get(name, "") for name in by),
         )
-        # what is not known of it is as in the other runs on its data set
+        # what is not known of its budget is taken from another run on its data set
         likely = next((k for k in groups if k[2] == run.dataset), key)
         key = tuple(b if a is None else a for a, b in zip(key, likely, strict=True))
         out.setdefault(key, []).append(run)
@@ -188,8 +188,10 @@ def _reasons(absent: Sequence[Absent]) -> list[str]:
 
 
 def _left_empty(rows: Sequence[Row]) -> list[str]:
-    """Cells of the paper's main table without a number, where that is beside ours or ours is
-    missing too."""
+    """Name the cells of the paper's main table that are empty and that a reader would look for.
+
+    A cell counts where the paper's column is shown, or where our number is missing too.
+    """
     found = []
     for row in rows:
         here = row.target == row.dataset and row.budget["backbone"] == BACKBONE
@@ -205,7 +207,7 @@ def _left_empty(rows: Sequence[Row]) -> list[str]:
 
 
 def _of_other_protocols(records: Records, protocol: str, layout: str) -> list[str]:
-    """Records, and evaluations of a layout, that are of another protocol alone."""
+    """Name the records, and the evaluations of a layout, that exist only for another protocol."""
     found = []
     for _, record in records:
         name = f"{record.method} on {record.dataset}, seed {record.seed}"
@@ -223,7 +225,7 @@ def _of_other_protocols(records: Records, protocol: str, layout: str) -> list[st
 
 
 def _notes(records: Records, protocol: str, rows: Sequence[Row], layout: str) -> list[str]:
-    """What a reader of the table has to know of the records."""
+    """Return the notes that a reader of the table needs, as sentences."""
     notes = []
     if layout == "main" and (empty := _left_empty(rows)):
         notes.append(f"The paper leaves empty: {'; '.join(empty)}.")
@@ -264,7 +266,7 @@ def _check_evaluated(records: Records, protocol: str) -> None:
 def _check_keys(
     records: Records, by: Sequence[str], points: Mapping[Path, Mapping[str, Any]]
 ) -> None:
-    """Refuse a setting that no record has: its column would be empty."""
+    """Refuse a setting in ``by`` that no record has, since its column would be empty."""
     for key in by:
         if records and not any(
             key in points.get(path, {}) or setting(record, key, NONE) is not NONE
@@ -277,7 +279,7 @@ def _check_keys(
 
 
 def _check_shown(rows: Sequence[Row], protocol: str, layout: str) -> None:
-    """Refuse a layout that would show nothing; runs that were not evaluated at all have a table."""
+    """Refuse a layout that would show nothing, except main, which lists unevaluated runs too."""
     cells = [cell for row in rows for cell in row.cells.values()]
     if layout != "main" and not any(cell.n or cell.failed for cell in cells):
         verbs = " or ".join(f"`clsp {task}`" for task in LAYOUTS[layout])
@@ -296,7 +298,7 @@ def commit_of(record: Record) -> str:
 
 
 def hardware_of(record: Record) -> str:
-    """What a record's run ran on, for people."""
+    """The hardware of a record's run, for people."""
     hardware = record.hardware
     cpu = f"{hardware.get('cpu', 'unknown CPU')} ({counted(hardware.get('cores', '?'), 'core')})"
     return f"{hardware['gpu']}, {cpu}" if hardware.get("gpu") else cpu

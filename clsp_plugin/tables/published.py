@@ -1,8 +1,9 @@
-"""The published numbers, as data beside ours.
+"""Published numbers of the paper and of its repository, to compare ours with.
 
 All are from D. Zeng, Y. Wu, X. Hu, X. Xu and Y. Shi, "Contrastive Learning with Synthetic
 Positives", ECCV 2024, and from its authors' repository, https://github.com/dewenzeng/clsp.
-Accuracies are top-1 in percent on the test images, k of kNN chosen there. In ``published/``:
+Accuracies are top-1 in percent on the test images, and the k of kNN was chosen on these. In
+``published/``:
 
 ==============================  ==================================================================
 ``linear_knn_cifar.csv``        the paper's main table: linear and kNN, ResNet-18
@@ -38,7 +39,7 @@ TABLES = (
     "transfer_small",
 )
 BACKBONE = "resnet18"  # of the main table
-# A method's name here to its row in the main table.
+# A method's name in this package to its row in the main table.
 PAPER_NAMES = {
     "all4one": "All4One",
     "barlow_twins": "Barlow Twins",
@@ -63,12 +64,12 @@ PAPER_NAMES = {
     "vibcreg": "VIbCReg",
     "vicreg": "VICReg",
 }
-# What the paper varies to the table that holds it and the column of the values; CLSP-SimCLR.
+# A setting that the paper varies, of CLSP-SimCLR, to its table and the column of its values.
 _ABLATIONS = {
     "synthetic.num_candidates": ("ablation_candidates", "num_candidates"),
     "synthetic.weight": ("ablation_lambda", "lambda"),
 }
-# A method's name here to its runs in the authors' repository.
+# A method's name in this package to its name in the authors' repository.
 _AUTHORS_NAMES = {
     "clsp_mocov2": "moco_clsp",
     "clsp_mocov2plus": "moco_clsp",
@@ -85,10 +86,10 @@ class Published:
     """A method's numbers in one of the paper's tables, for one data set.
 
     Attributes:
-        name: as the paper writes it.
-        epochs: of pre-training; None where the table does not say.
-        linear: top-1 in percent, None where the paper has none.
-        knn: top-1 in percent, None where the paper has none.
+        name: name of the method, as the paper writes it.
+        epochs: epochs of pre-training; None where the table does not say.
+        linear: top-1 of the linear probe in percent, None where the paper has none.
+        knn: top-1 of kNN in percent, None where the paper has none.
         transfer: linear accuracy in percent on another data set, None where the paper has none.
     """
 
@@ -100,10 +101,10 @@ class Published:
 
 
 def load(table: str) -> list[dict[str, str]]:
-    """One of ``TABLES`` as it stands: a dict of strings a row.
+    """Read one of ``TABLES``: a dict of strings per row.
 
     Raises:
-        ClspError: another name.
+        ClspError: ``table`` is another name.
     """
     if table not in TABLES:
         raise ClspError(f"There is no published table {table}{nearest(table, TABLES)}")
@@ -116,13 +117,13 @@ def _number(text: str) -> float | None:
 
 
 def published(method: str, dataset: str, epochs: int | None = None) -> Published | None:
-    """The main table's numbers (ResNet-18).
+    """Return a method's numbers in the main table (ResNet-18).
 
     Args:
         method: a name in ``METHODS``.
-        dataset: pre-trained and evaluated on.
-        epochs: of the training that is asked for; where the table has no such training of the
-            method, its longest: 1000 epochs, but 200 for DCL and 300 for CL-GAN.
+        dataset: name of the data set pre-trained and evaluated on.
+        epochs: epochs of the wanted training. Where the table has no such training of the method,
+            its longest is taken: 1000 epochs, but 200 for DCL and 300 for CL-GAN.
 
     Returns:
         None for a method or data set that the table does not have.
@@ -137,30 +138,30 @@ def published(method: str, dataset: str, epochs: int | None = None) -> Published
 
 
 def published_ablation(method: str, key: str, value: float, dataset: str) -> Published | None:
-    """The linear accuracy of CLSP-SimCLR at one value of what the paper varies.
+    """Return the linear accuracy of CLSP-SimCLR at one value of a setting that the paper varies.
 
     Args:
         method: a name in ``METHODS``.
         key: ``synthetic.num_candidates`` or ``synthetic.weight``.
-        value: of it.
-        dataset: pre-trained and evaluated on.
+        value: value of that setting.
+        dataset: name of the data set pre-trained and evaluated on.
 
     Returns:
-        None for what the paper did not vary, or not over this value.
+        None for a method, setting or value that the paper does not have.
     """
     curve = ablation_curve(key, dataset) if method == "clsp_simclr" else {}
     return Published("CLSP-SimCLR", 1000, curve[value]) if value in curve else None
 
 
 def ablation_curve(key: str, dataset: str) -> dict[float, float]:
-    """The linear accuracy of CLSP-SimCLR after 1000 epochs, in percent, over what was varied.
+    """Return the linear accuracy of CLSP-SimCLR after 1000 epochs, in percent, over a setting.
 
     Args:
         key: ``synthetic.num_candidates`` or ``synthetic.weight``.
-        dataset: pre-trained and evaluated on.
+        dataset: name of the data set pre-trained and evaluated on.
 
     Returns:
-        Value to accuracy; nothing for what the paper did not vary.
+        Value to accuracy; empty for a setting that the paper did not vary.
     """
     if key not in _ABLATIONS:
         return {}
@@ -169,15 +170,15 @@ def ablation_curve(key: str, dataset: str) -> dict[float, float]:
 
 
 def authors_curve(method: str, dataset: str, backbone: str) -> dict[int, float]:
-    """Linear accuracy in percent by epoch, of the one run in the authors' repository.
+    """Return the linear accuracy in percent by epoch, of the one run in the authors' repository.
 
     Args:
         method: a name in ``METHODS``.
-        dataset: pre-trained and evaluated on.
-        backbone: its name.
+        dataset: name of the data set pre-trained and evaluated on.
+        backbone: name of the backbone.
 
     Returns:
-        Epoch to accuracy; nothing for a run that they did not publish.
+        Epoch to accuracy; empty for a run that they did not publish.
     """
     wanted = (_AUTHORS_NAMES.get(method), dataset, backbone)
     return {
@@ -188,15 +189,15 @@ def authors_curve(method: str, dataset: str, backbone: str) -> dict[int, float]:
 
 
 def published_transfer(method: str, dataset: str, target: str) -> Published | None:
-    """The accuracy on another data set than that of the pre-training.
+    """Return a method's accuracy on another data set than that of the pre-training.
 
     Args:
         method: a name in ``METHODS``.
-        dataset: pre-trained on.
-        target: evaluated on.
+        dataset: name of the data set pre-trained on.
+        target: name of the data set evaluated on.
 
     Returns:
-        None for what the paper does not have.
+        None where the paper has no such number.
     """
     name = PAPER_NAMES.get(method)
     table, column = ("transfer_small", f"{dataset}_to_{target}")

@@ -21,7 +21,7 @@ from clsp_plugin.verbs import EVALUATIONS
 
 __all__ = ["LAYOUTS", "TASKS", "Absent", "Cell", "Row", "family_order", "make_rows", "varying"]
 
-# An evaluation's heading.
+# An evaluation to its heading.
 TASKS = {name: verb.heading for name, verb in EVALUATIONS.items()}
 # A layout to the evaluations that it shows.
 LAYOUTS = {
@@ -30,7 +30,7 @@ LAYOUTS = {
     "transfer": ("transfer",),
     "ablation": ("linear", "knn"),
 }
-# Families stay together: a method, its controls, then the method with synthetic positives.
+# The order of rows, by family: a method, its controls, its synthetic positives.
 _ORDER = (
     "simclr", "simclr_aug", "simclr_ft", "dcl", "clsp_noaug", "clsp_simclr",
     "mocov2plus", "mocov2_aug", "mocov2_ft", "clsp_mocov2", "clsp_mocov2plus",
@@ -43,15 +43,15 @@ class Absent:
     """A run that was wanted and has no number.
 
     Attributes:
-        method: its name.
-        dataset: that it was to be pre-trained on.
-        seed: of it.
-        budget: what is known of ``backbone``, ``epochs`` and ``num_train``.
-        reason: why, for people.
-        point: the values of what a suite varies.
-        tasks: the evaluations that it lacks; none named: all.
+        method: name of the method.
+        dataset: name of the data set that it was to be pre-trained on.
+        seed: seed of the pre-training.
+        budget: ``backbone``, ``epochs`` and ``num_train``, as far as they are known.
+        reason: why it has no number, for people.
+        point: values of the settings that a suite varies.
+        tasks: the evaluations that it lacks; all of them if empty.
         variant: a suite's name for a method with settings of its own.
-        protocol: of the evaluations that it lacks; none named: any.
+        protocol: protocol of the evaluations that it lacks; any if empty.
     """
 
     method: str
@@ -65,22 +65,22 @@ class Absent:
     protocol: str = ""
 
     def lacks(self, task: str) -> bool:
-        """Whether the number of an evaluation is not there."""
+        """Whether the run lacks the number of an evaluation."""
         return not self.tasks or task in self.tasks
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Accuracy of some seeds, in percent.
+    """Mean accuracy over some seeds, in percent.
 
     Attributes:
-        n: seeds with a number.
-        mean: over them; None without any.
+        n: number of seeds with a number.
+        mean: mean over these seeds; None without any.
         std: sample standard deviation (n - 1 in the denominator); None below two.
         stale: whether a number was made by other numerics than today's.
-        changed: configurations that say something else today than a number was made by.
-        failed: seeds that were wanted and have no number.
-        paths: of the records.
+        changed: configurations that have other settings today than when a number was made.
+        failed: number of seeds that were wanted and have no number.
+        paths: paths of the records.
     """
 
     n: int
@@ -101,7 +101,7 @@ class Cell:
         )
 
     def text(self, decimals: int = 1, *, count: bool = False) -> str:
-        """Mean and deviation, with the number of seeds if asked for, and the marks."""
+        """Return mean and deviation, with the number of seeds if asked for, and marks, as text."""
         if self.mean is None:
             return "failed" if self.failed else ""
         spread = "" if self.std is None else f" ± {self.std:.{decimals}f}"
@@ -119,10 +119,10 @@ class Row:
     """One group of records that differ in the seed alone, evaluated on one data set.
 
     Attributes:
-        method: its name.
-        dataset: pre-trained on.
-        target: evaluated on, see ``records.record.evaluated_on``.
-        budget: the group's ``backbone``, ``epochs``, ``num_train``, and what ``by`` names.
+        method: name of the method.
+        dataset: name of the data set pre-trained on.
+        target: the data set evaluated on, see ``records.record.evaluated_on``.
+        budget: the group's ``backbone``, ``epochs``, ``num_train``, and the values of ``by``.
         cells: a task to its accuracy.
         paper: the published numbers, if asked for and there are any.
         variant: a suite's name for a method with settings of its own.
@@ -147,13 +147,13 @@ class Row:
 
 
 def family_order(methods: Iterable[str]) -> list[str]:
-    """Method names by family; those of none follow as they come."""
+    """Order method names by family; methods of no family follow in the given order."""
     methods = list(dict.fromkeys(methods))
     return [m for m in _ORDER if m in methods] + [m for m in methods if m not in _ORDER]
 
 
 def varying(settings: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Names whose values differ within one data set.
+    """Return the names of settings that differ within one data set.
 
     Args:
         settings: pairs of a data set and its settings, all with the same names.
@@ -174,7 +174,10 @@ def make_rows(
     by: Sequence[str],
     layout: str,
 ) -> list[Row]:
-    """A group's row for its own data set, and one for each other it was evaluated on."""
+    """Return a group's rows: one for its own data set, and one for each other it was evaluated on.
+
+    The layout ``transfer`` has a row for the own data set only where there is no other.
+    """
     method, variant, dataset, *values = key
     budget = dict(zip((*BUDGET, *by), values, strict=True))
     tasks = LAYOUTS[layout]
@@ -203,7 +206,7 @@ def _published(
     by: Sequence[str],
     layout: str,
 ) -> Published | None:
-    """The paper's numbers for a row; it fine-tunes nothing."""
+    """Return the paper's numbers for a row; None for fine-tuning, which the paper does not do."""
     if layout == "finetune":
         return None
     if layout == "transfer":
@@ -216,7 +219,7 @@ def _published(
 
 
 def _cell(members: Records, task: str, protocol: str, target: str, failed: int) -> Cell:
-    """The accuracies of the members' latest checkpoints."""
+    """Average the evaluations of each member's latest evaluated checkpoint."""
     latest: list[tuple[Path, dict[str, Any]]] = []
     for path, record in members:
         found = [
@@ -238,7 +241,7 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
 
 
 def _number(path: Path, evaluation: Mapping[str, Any]) -> float:
-    """An evaluation's result in percent; a record holds null for one that was not finite."""
+    """Return an evaluation's result in percent; refuse null, which stands for one not finite."""
     name = evaluation.get("metric") or "top1"
     if evaluation.get(name) is None:
         raise ClspError(

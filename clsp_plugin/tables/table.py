@@ -1,4 +1,4 @@
-"""Tables from records: mean and spread over seeds, and nothing merged that differs."""
+"""A table of accuracies, with mean and spread over seeds, and its caption."""
 
 import csv
 import io
@@ -30,22 +30,22 @@ from clsp_plugin.tables.rows import (
 __all__ = ["Table"]
 
 _HEADINGS = {"num_train": "images"}
-_LEVEL = 0.05  # of the test that makes a number bold
+_LEVEL = 0.05  # significance level of the test that makes a number bold
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as data, and how they are laid out.
+    """The rows of a table as data, and how they are laid out.
 
     Attributes:
-        rows: by method family, data set and budget.
-        protocol: that chose k, the learning rate or the regularisation.
+        rows: in the order in which they are shown.
+        protocol: the protocol by which k, the learning rate or the regularisation was chosen.
         published: whether the paper's numbers stand beside ours.
         by: dotted configuration keys that tell rows apart.
-        commits: of the code, each once.
-        hardware: of the runs, each once.
+        commits: commits of the code, each once.
+        hardware: hardware of the runs, each once.
         layout: one of ``LAYOUTS``.
-        decimals: of the numbers that are shown; CSV has all.
+        decimals: decimals of the numbers that are shown; CSV has all digits.
         notes: sentences that the caption ends with.
     """
 
@@ -64,9 +64,10 @@ class Table:
         return LAYOUTS[self.layout]
 
     def to_csv(self) -> str:
-        """A line a row: names; of each task the parts of a cell, numbers in percent; the paper's.
+        """Return CSV with a line per row: names, budget, parts of every cell, the paper's numbers.
 
-        ``{task}_stale`` says what is of an older version: ``numerics``, ``settings`` or both.
+        Accuracies are in percent, with all digits. ``{task}_stale`` says what has changed since a
+        number was made: ``numerics``, ``settings`` or both.
         """
         out = io.StringIO()
         variants = ["variant"] * any(row.variant for row in self.rows)
@@ -98,21 +99,21 @@ class Table:
         return out.getvalue()
 
     def to_markdown(self, base: Path | None = None) -> str:
-        """See :meth:`render`."""
+        """Return the table as Markdown, see :meth:`render`."""
         return self.grid().to_markdown(base)
 
     def render(self, layout: str, base: Path | None = None) -> str:
-        """The table as text.
+        """Return the table as text.
 
         Args:
-            layout: one of ``grid.FORMATS``; ``csv`` has a line a row and every digit.
-            base: the folder of the file that it is written to, for links to the records;
-                without it there are none. CSV and LaTeX have none.
+            layout: one of ``formats.FORMATS``; ``csv`` has a line per row and every digit.
+            base: folder of the file that the text is written to, for links to the records. Without
+                it there are no links, and CSV and LaTeX never have any.
         """
         return self.to_csv() if layout == "csv" else self.grid().render(layout, base)
 
     def grid(self) -> Grid:
-        """Rows and columns as they are shown, and a caption."""
+        """Return rows and columns as they are shown, and a caption."""
         extra = self._extra()
         lines: dict[tuple, dict[str, Row]] = {}
         for row in self.rows:
@@ -135,7 +136,7 @@ class Table:
         return Grid(tuple(head), body, left, self._caption(any(best.values())))
 
     def _extra(self) -> tuple[str, ...]:
-        """What tells rows apart besides the method."""
+        """Return the names of what tells rows apart besides the method."""
         return (*self.by, *self._shown_budget()) if self.layout == "ablation" else (
             *self._shown_budget(), *self.by)  # fmt: skip
 
@@ -163,7 +164,7 @@ class Table:
         return [*names, *(f"paper {name}".strip() for name in names)]
 
     def _best(self, lines: Mapping, column: str, task: str) -> tuple | None:
-        """The line whose number is above every other of its column, by the test."""
+        """Return the line that is above all others of a column by Welch's t-test, or None."""
         cells = {key: rows[column].cells[task] for key, rows in lines.items() if column in rows}
         cells = {key: cell for key, cell in cells.items() if cell.mean is not None}
         if len(cells) < 2:
@@ -193,7 +194,7 @@ class Table:
         return tuple(line)
 
     def _beside(self, cell: Cell, paper: Published | None, task: str) -> str:
-        """The published number, and how far ours is from it."""
+        """Return the published number, and how far ours is from it, as text."""
         if paper is None:
             return ""
         number = getattr(paper, task)
@@ -227,7 +228,7 @@ class Table:
         return " ".join([*parts, *self.notes])
 
     def _alone(self) -> list[str]:
-        """The one method of an ablation, which no column names."""
+        """Return a sentence with the one method of an ablation, which no column names."""
         names = list(dict.fromkeys(row.name for row in self.rows))
         return [f"Method: {names[0]}."] * (self.layout == "ablation" and len(names) == 1)
 
@@ -239,7 +240,10 @@ class Table:
         return f"No number is bold: none is above every other of its column by {test}."
 
     def _budget(self, row: Row) -> str:
-        """A row's share of the budget that is not in a column: ``digits: resnet18, 20 epochs``."""
+        """Return a row's budget, without what is in a column.
+
+        For example ``Pre-training on digits: resnet18, 20 epochs``.
+        """
         images = row.budget["num_train"]
         phrases = {
             "backbone": f"{row.budget['backbone']}",
@@ -277,7 +281,7 @@ class Table:
 
 
 def _above(best: Cell, other: Cell) -> bool:
-    """Whether Welch's t-test tells two means apart; no spread, no test."""
+    """Whether a mean is above another one by Welch's t-test; False where one has no spread."""
     if best.std is None or other.std is None or best.std == other.std == 0:
         return False
     assert best.mean is not None  # what has a spread has a mean

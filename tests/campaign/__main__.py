@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes side by side
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes compute at once
 
 import torch
 
@@ -33,7 +33,7 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run rounds until the time is over; 1 if something broke."""
+    """Run rounds until the time is over; return 1 if something broke."""
     options, broken, number = _options(), 0, 0
     warm()
     torch.set_num_threads(1)

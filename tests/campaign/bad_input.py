@@ -1,4 +1,4 @@
-"""Damaged files, odd values and odd words: a command takes them, or refuses in one sentence."""
+"""Damaged files, odd values and odd words: a command accepts them, or refuses in one sentence."""
 
 import dataclasses
 import random
@@ -25,7 +25,7 @@ from tests.campaign.works import WORKS, Base, Work
 
 __all__ = ["KINDS", "bad_input"]
 
-_MOST = 100  # seconds of a command, of which none takes ten
+_MOST = 100  # seconds that a command may take; none needs ten
 _RUNS, _RUN, _STORE, _DENOISER = works.RUNS, works.RUN, works.STORE, works.DENOISER_FOLDER
 _OF_RUN = f"pretrained_feature_extractor={_RUN}"
 _FINETUNE = ("finetune", _OF_RUN, "max_epochs=1", "optimizer.batch_size=16")
@@ -53,10 +53,12 @@ class _Kind:
     """Files that can be damaged, and the command that reads them.
 
     Attributes:
-        command: that works while nothing is damaged.
-        files: patterns.
-        needs, prepare: as a :class:`Work` has them.
-        left: what must be as it was where a bit was flipped and the command says nothing.
+        command: a command that works while nothing is damaged.
+        files: patterns of the files.
+        needs: as in a :class:`Work`.
+        prepare: as in a :class:`Work`.
+        left: returns what a flipped bit may not change if the command accepts it; None: not
+            checked.
     """
 
     command: tuple[str, ...]
@@ -92,7 +94,7 @@ KINDS = {
 
 
 def _numbers(schema: type, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """The keys of all numbers of a schema and its blocks, and whether each is a list of some."""
+    """Yield the keys of all numbers of a schema and its blocks, and whether each is a list."""
     for field in dataclasses.fields(schema):
         hint = get_type_hints(schema)[field.name]
         inner = {hint, *get_args(hint), *(k for arg in get_args(hint) for k in get_args(arg))}
@@ -119,7 +121,7 @@ _VALUES = (
 
 
 def _numeric(random_: random.Random) -> tuple[tuple[str, ...], tuple[str, ...], str]:
-    """A command, the same with an odd number, and what is odd."""
+    """Return a command, the same command with an odd number, and what is odd."""
     schema, words = random_.choice(_SETTINGS)
     keys = [*_numbers(schema)] + [(key, False) for key in _FREE if schema is Pretrain]
     key, many = random_.choice(keys)
@@ -130,7 +132,7 @@ def _numeric(random_: random.Random) -> tuple[tuple[str, ...], tuple[str, ...], 
 
 
 def _large(given: str) -> bool:
-    """Whether a number is one that makes a command legitimately long."""
+    """Whether a number is so large that a command may take long."""
     try:
         return float(given.partition("=")[2].strip("[]")) > 1000
     except ValueError:
@@ -138,13 +140,13 @@ def _large(given: str) -> bool:
 
 
 def bad_input(base: Base, random_: random.Random, where: Path, only: str | None = None) -> str:
-    """One round: a command meets something bad, and afterwards works on what is good.
+    """Run one round: a command meets bad input, and afterwards works on good input.
 
     Returns:
         What was done, for people.
 
     Raises:
-        Broken: it ends otherwise than well or with a sentence, or stays refused.
+        Broken: the command ends neither well nor with one sentence, or does not work afterwards.
     """
     name = only or random_.choice((*KINDS, *("numbers",) * len(KINDS)))
     log = where.with_name("log")
@@ -200,7 +202,7 @@ def _restore(file: Path, content: bytes) -> None:
 
 
 def _right(base: Base, words: tuple[str, ...], where: Path, said: str) -> None:
-    """After a refusal the right command works."""
+    """Check that the right command works after a refusal."""
     try:
         base.command(words, where)
     except Broken as error:
@@ -208,7 +210,7 @@ def _right(base: Base, words: tuple[str, ...], where: Path, said: str) -> None:
 
 
 def _compare(base: Base, kind: _Kind, where: Path, said: str) -> None:
-    """What a flipped bit did not change is as it is without it."""
+    """Check that a flipped bit that the command accepted has not changed its results."""
     about = Work(f"{said.partition(',')[0]} in peace", (kind.command,), kind.needs, kind.left,
                  works.forget if kind.left is works.runs else kind.prepare)  # fmt: skip
     wanted, left = base.undisturbed(about)[0], kind.left(where)

@@ -1,4 +1,4 @@
-"""Commands as processes of their own, forked from this one: no start costs the import of torch."""
+"""Run commands in processes forked from this one, so that none has to import torch again."""
 
 import importlib
 import io
@@ -27,7 +27,7 @@ _HEAVY = (
 
 
 class Broken(AssertionError):
-    """Something that must hold does not."""
+    """Raised where something that must hold does not."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class Told:
 
     Attributes:
         code: the exit code; below 0 the signal that ended it, None if it took too long.
-        out, err: what it printed.
-        seconds: it took.
+        out: what it printed.
+        err: what it printed as errors.
+        seconds: how long it took.
     """
 
     code: int | None
@@ -47,14 +48,14 @@ class Told:
 
 
 def warm() -> None:
-    """Import in this process what the commands of its children would import one by one."""
+    """Import here what the commands need, so that their processes have it already."""
     for name in _HEAVY:
         importlib.import_module(name)
     from diffusers import DDPMPipeline, UNet2DModel  # noqa: F401  loaded only when asked for
 
 
 def _body(words: Sequence[str], folder: Path, log: Path) -> None:
-    """What a child does; ``unit FILE`` is one unit of a suite, all else is ``clsp``."""
+    """Run a command in a child: ``unit FILE`` is one unit of a suite, all else is ``clsp``."""
     os.setpgid(0, 0)
     os.chdir(folder)
     resource.setrlimit(resource.RLIMIT_AS, (_ROOM, _ROOM))  # odd numbers may ask for all there is
@@ -79,7 +80,7 @@ def _body(words: Sequence[str], folder: Path, log: Path) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # nothing of the parent's is ended here
+        os._exit(code)  # without the parent's exit handlers
 
 
 class Running:
@@ -95,17 +96,17 @@ class Running:
         self._process.start()
 
     def join(self, seconds: float) -> None:
-        """Wait for so long, or until it has ended."""
+        """Wait for so many seconds, or until the command has ended."""
         self._process.join(seconds)
 
     def kill(self, after: float = 0.0) -> Told:
-        """SIGKILL the process, and it alone, after some seconds, if it has not ended by then."""
+        """Send SIGKILL to the process alone if it does not end within ``after`` seconds."""
         self._process.join(after)
         self._process.kill()
         return self._end()
 
     def wait(self, seconds: float) -> Told:
-        """Until it ends; with the processes it has started, it is killed when it takes longer."""
+        """Wait until the command ends; kill it and all that it started after ``seconds``."""
         self._process.join(seconds)
         late = self._process.is_alive()
         if late:
@@ -128,8 +129,8 @@ def start(words: Sequence[str], folder: Path, log: Path) -> Running:
 
     Args:
         words: what follows ``clsp``, or ``unit`` and the file that describes a unit of a suite.
-        folder: in which it runs.
-        log: folder for what it prints; of each process that runs at a time another one.
+        folder: folder in which it runs.
+        log: folder for what it prints; processes that run at the same time need different ones.
     """
     return Running(words, folder, log)
 

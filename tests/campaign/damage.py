@@ -1,4 +1,4 @@
-"""What happens to files and folders: each function damages one, as random numbers say."""
+"""Random damage to files and folders: each function does one kind, and says what it did."""
 
 import json
 import os
@@ -18,7 +18,7 @@ _DEPTH = 300_000
 
 
 def flip(file: Path, random_: random.Random) -> str:
-    """One bit of one byte."""
+    """Flip one bit of one byte."""
     content = bytearray(file.read_bytes())
     place = random_.randrange(len(content))
     content[place] ^= 1 << random_.randrange(8)
@@ -44,7 +44,7 @@ def _noise(file: Path, random_: random.Random) -> str:
 
 
 def _replace(file: Path, random_: random.Random) -> str:
-    """Something that is no file."""
+    """Put something in a file's place that is no readable file."""
     kind = random_.choice(("fifo", "folder", "link to nothing", "link to itself", "unreadable"))
     if kind == "unreadable":
         file.chmod(0)
@@ -65,7 +65,7 @@ def _absent(file: Path, random_: random.Random) -> str:
 
 
 def _stranger(file: Path, random_: random.Random) -> str:
-    """Something beside it that is not ours."""
+    """Put something beside a file that is not ours."""
     name = random_.choice(
         (".ipynb_checkpoints", ".Trash-1000", f"copy{file.suffix}", "a b ü", ".x")
     )
@@ -84,7 +84,7 @@ def _stranger(file: Path, random_: random.Random) -> str:
 
 
 def _places(content: Any) -> Iterator[tuple[Any, Any]]:
-    """(container, key) of everything in a JSON value."""
+    """Yield (container, key) of everything in a JSON value."""
     if isinstance(content, (dict, list)):
         for key in content if isinstance(content, dict) else range(len(content)):
             yield content, key
@@ -92,7 +92,7 @@ def _places(content: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _json(file: Path, random_: random.Random) -> str:
-    """Another value, another type, another name, or one without end."""
+    """Give something in a JSON file another value, type or name, or nest it without end."""
     content = json.loads(file.read_text())
     inside, key = random_.choice(list(_places(content)))
     kind = random_.choice(("value", "value", "value", "deep", "delete", "rename"))
@@ -137,5 +137,5 @@ _ALSO: dict[str, tuple[Callable[[Path, random.Random], str], ...]] = {
 
 
 def damage(file: Path, random_: random.Random) -> str:
-    """Damage a file, or what lies beside it; says how."""
+    """Damage a file, or what lies beside it, and say how."""
     return random_.choice((*_ANY, *_ALSO.get(file.suffix, ())))(file, random_)

@@ -1,4 +1,4 @@
-"""A few rounds of each campaign, and that they see what is broken."""
+"""Run a few rounds of each campaign, and check that campaigns see what is broken."""
 
 import random
 import re

@@ -13,13 +13,13 @@ _TASKS = {"knn", "linear"}
 
 
 def two(base: Base, random_: random.Random, where: Path, only: str | None = None) -> str:
-    """One round: two or three processes begin within a moment.
+    """Run one round: two or three processes that begin within a moment.
 
     Returns:
         What was done, for people.
 
     Raises:
-        Broken: one of them ends badly, what it made is not there, or the command refuses later.
+        Broken: one of them ends badly, its result is missing, or a command refuses afterwards.
     """
     work = WORKS[only or random_.choice(sorted(WORKS))]
     whole = base.undisturbed(work)[1]
@@ -44,7 +44,7 @@ def two(base: Base, random_: random.Random, where: Path, only: str | None = None
         if not wanted <= there:
             raise Broken(f"evaluations {sorted(wanted - there)} that were told are not recorded")
     if len({words[0] for words in good}) == len(work.commands):
-        base.check(work, where)  # what was made is whole before anything goes on with it
+        base.check(work, where)  # what was made must be whole before the commands run again
     for words in work.commands:
         base.command(words, where)
     base.check(work, where)

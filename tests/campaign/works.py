@@ -1,4 +1,4 @@
-"""What is tried: commands at tiny sizes, what they need beforehand, and what they must leave."""
+"""The commands that are tried, at tiny sizes: what they need, and what they must leave."""
 
 import hashlib
 import json
@@ -49,13 +49,13 @@ FIGURES = ("figures", str(RUNS), "--out", "figures", "--only", "epochs", "--limi
 
 @dataclass(frozen=True)
 class Work:
-    """A kind of command, and what it must leave whatever happens to it.
+    """Commands of one kind, and what they must leave whatever happens to them.
 
     Attributes:
-        name: of it.
-        commands: words of each; those of one work may run at the same time.
-        needs: what is copied of a :class:`Base`, by its path.
-        left: what a folder holds afterwards, as texts that can be compared.
+        name: its name.
+        commands: words of each command; those of one work may run at the same time.
+        needs: paths of what is copied from a :class:`Base`.
+        left: returns what a folder holds afterwards, as texts that can be compared.
         prepare: what else is done to a folder beforehand.
     """
 
@@ -78,7 +78,7 @@ def _weights(state: dict[str, torch.Tensor]) -> str:
 
 
 def store(folder: Path) -> dict[str, str]:
-    """Every file of a store: all bytes."""
+    """Return a hash of every file of a store."""
     files = (file for file in (folder / STORE).iterdir() if file.is_file())
     return {f"bytes of {file.name}": _hash(file.read_bytes()) for file in files}
 
@@ -97,7 +97,10 @@ def _evaluations(record: dict) -> str:
 
 
 def runs(folder: Path) -> dict[str, str]:
-    """Weights, curve and evaluations of every run; two that are the same are one."""
+    """Return weights, curve and evaluations of every run.
+
+    Of runs with the same method and seed, the last one found counts.
+    """
     out = {}
     for file in (folder).rglob("record.json"):
         record = json.loads(file.read_text())
@@ -124,7 +127,7 @@ def _figures(folder: Path) -> dict[str, str]:
 
 
 def forget(folder: Path) -> None:
-    """A run without a record and without features, as another program's checkpoint is."""
+    """Delete a run's record and features, as if its checkpoint were another program's."""
     for file in (folder / RUN).glob("*/record.json"):
         file.unlink()
     for kept in (folder / RUN).glob("*/features"):
@@ -155,7 +158,7 @@ class Base:
     """What commands begin from, and what they leave when nothing happens to them; made once.
 
     Attributes:
-        folder: where all of it lies.
+        folder: the folder that all of it lies in.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -163,7 +166,7 @@ class Base:
         self._made: set[str] = set()
 
     def command(self, words: tuple[str, ...], where: Path, seconds: float = 300) -> Told:
-        """Run a command to its good end."""
+        """Run a command and check that it ends well."""
         told = run(words, where, self.folder / "log", seconds)
         check_told(told, refusable=False)
         return told
@@ -184,7 +187,7 @@ class Base:
                 self.command(words, place)
 
     def copy(self, work: Work, where: Path) -> Path:
-        """A folder, empty before, with what a work needs."""
+        """Make a new folder with what a work needs; an old one is deleted."""
         shutil.rmtree(where, ignore_errors=True)
         where.mkdir(parents=True)
         for needed in work.needs:
@@ -194,7 +197,7 @@ class Base:
         return where
 
     def undisturbed(self, work: Work) -> tuple[dict[str, str], float]:
-        """What a work leaves, and the seconds that it takes."""
+        """Return what a work leaves when nothing happens to it, and the seconds that it takes."""
         if work.name not in self._left:
             where = self.copy(work, self.folder / f"undisturbed-{work.name}")
             self._seconds[work.name] = sum(self.command(w, where).seconds for w in work.commands)
@@ -202,7 +205,7 @@ class Base:
         return self._left[work.name], self._seconds[work.name]
 
     def check(self, work: Work, where: Path) -> None:
-        """Check that a folder holds what the undisturbed one does, and nothing unfinished.
+        """Check that a folder holds what the undisturbed one does, and no unfinished files.
 
         Raises:
             Broken: it does not.
