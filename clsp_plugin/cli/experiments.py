@@ -106,7 +106,7 @@ def run_experiment(verb: str, args: list[str]) -> None:
         # any error is one of theirs until the task has begun
         if composed and not isinstance(error, (HydraException, OmegaConfBaseException)):
             raise
-        raise ClspError(f"{composing(error)}.") from error
+        raise ClspError(f"{composing(error, folder)}.") from error
     finally:
         sys.argv = original
     if refused:

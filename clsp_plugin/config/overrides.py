@@ -108,8 +108,13 @@ def _as_text(value: str) -> str:
     return QuotedString(text=value, quote=Quote.single).with_quotes()
 
 
-def composing(error: Exception) -> str:
-    """Turn an error of Hydra, OmegaConf or PyYAML about a configuration into one sentence."""
+def composing(error: Exception, folder: Path) -> str:
+    """Turn an error of Hydra, OmegaConf or PyYAML about a configuration into one sentence.
+
+    Args:
+        error: what was raised.
+        folder: the directory of the configuration, whose files are searched for the one at fault.
+    """
     import yaml
 
     if isinstance(error, yaml.MarkedYAMLError):
@@ -119,10 +124,23 @@ def composing(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "The configuration is nested too deeply, or its defaults name each other in a circle"
     if isinstance(error, UnicodeDecodeError):
-        return "A file of the configuration is not text in UTF-8; save it as UTF-8"
+        file = _not_utf8(folder) or "A file of the configuration"
+        return f"{file} is not text in UTF-8; save it as UTF-8"
     if isinstance(error, KeyError):
         return f"The configuration lacks {error}"
     return _plain(error)
+
+
+def _not_utf8(folder: Path) -> Path | None:
+    """Return the first YAML file below a directory that is not text in UTF-8."""
+    for file in sorted(folder.rglob("*.yaml")):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return file
+        except OSError:
+            continue
+    return None
 
 
 def _plain(error: Any) -> str:

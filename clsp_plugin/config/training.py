@@ -1,6 +1,7 @@
 """Schemas of training configurations: solo-learn's YAML keys and ours, with types and ranges."""
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
@@ -359,6 +360,17 @@ def _scale_rates(cfg: DictConfig) -> None:
         scheduler.warmup_start_lr *= accumulated
 
 
+def _processes(number: int) -> int:
+    """Refuse more processes on the CPU than it has cores."""
+    cores = os.cpu_count() or 1
+    if number > cores:
+        raise ClspError(
+            f"devices={number} means {number} processes on the CPU, which has {cores} cores; set "
+            f"devices=1, or accelerator=gpu."
+        )
+    return number
+
+
 def trainer_kwargs(cfg: DictConfig) -> dict[str, Any]:
     """Return the arguments of Lightning's Trainer in a parsed configuration."""
     import torch
@@ -368,7 +380,7 @@ def trainer_kwargs(cfg: DictConfig) -> dict[str, Any]:
     cpu = cfg.accelerator == "cpu" or (cfg.accelerator == "auto" and not torch.cuda.is_available())
     if cpu:
         # solo-learn's YAMLs list GPU numbers; on the CPU, their count is the number of processes
-        kwargs["devices"] = num_devices(cfg)
+        kwargs["devices"] = _processes(num_devices(cfg))
         if str(cfg.precision) in ("16", "16-mixed"):
             raise ClspError(
                 f"precision={cfg.precision} needs a GPU; set precision=bf16-mixed or 32-true."

@@ -67,6 +67,7 @@ def check(cfg: DictConfig) -> None:
     if cfg.data.dataset not in DATASETS:
         name = cfg.data.dataset
         raise ClspError(f"data.dataset={name} is not known{nearest(name, DATASETS)}")
+    _check_generated(cfg)
     METHODS[cfg.method].add_and_assert_specific_cfg(cfg)
 
 
@@ -99,9 +100,9 @@ def pretrain(
     """
     check_launch()
     cfg = parse_cfg(given, METHODS)
+    _check_generated(cfg)
     real, val = load_splits(cfg.data)
     train, places = inflate(real, cfg.data)
-    _check_extra(cfg)
     cfg.data.num_classes = max(1, len(train.classes))
     cfg.data.mean, cfg.data.std = channel_statistics(cfg.data, cfg.augmentations)
     with ExitStack() as held:
@@ -176,9 +177,18 @@ def _check_batch(cfg: DictConfig, model: torch.nn.Module) -> None:
         )
 
 
-def _check_extra(cfg: DictConfig) -> None:
-    """Refuse ``data.extra`` for a method with a third view, which only real images have."""
+def _check_generated(cfg: DictConfig) -> None:
+    """Refuse generated images that the method would not use.
+
+    These are candidates for a method without a third view, and ``data.extra`` for one with it,
+    since only real images have candidates.
+    """
     third = issubclass(METHODS[cfg.method], SyntheticPositives)
+    if not third and cfg.synthetic.path is not None:
+        raise ClspError(
+            f"method={cfg.method} has no third view and would not use synthetic.path="
+            f"{cfg.synthetic.path}; take method=clsp_{cfg.method}, or set synthetic.path=null."
+        )
     if third and cfg.data.extra is not None and cfg.synthetic.weight > 0:
         raise ClspError(
             f"{cfg.method} makes a third view of every image and data.extra={cfg.data.extra} has "

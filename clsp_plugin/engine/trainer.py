@@ -87,8 +87,8 @@ class Finite(Callback):
             self._stop(trainer, "weights", "are", "from its last step on")
 
     def _check_losses(self, trainer: pl.Trainer) -> None:
-        # the mean, so that all processes stop if one has to; approximate if their steps differ
-        step = float(trainer.strategy.reduce(self._first, reduce_op="mean"))
+        # the largest of the processes (0 where all is well), so that all stop if one has to
+        step = float(trainer.strategy.reduce(self._first, reduce_op="max"))
         if step > 0:
             self._stop(trainer, "loss", "is", f"from step {step:.0f} on")
 

@@ -125,7 +125,7 @@ def _images_a_step(record: Record, batch: int) -> int | str:
     return batch * num_devices(asked) * record.config.get("num_nodes", 1)
 
 
-def check_recipes(members: Records, by: Sequence[str]) -> None:
+def check_recipes(members: Records) -> None:
     """Refuse to average records of one group with different recipes, such as two learning rates."""
     path, record = members[0]
     first = recipe(record)

@@ -85,7 +85,7 @@ def make_table(
         groups.setdefault(key, []).append((path, record))
     for members in groups.values():
         check_seeds(members)
-        check_recipes(members, by)
+        check_recipes(members)
     missing = _missing(groups, absent, by)
     rows = [
         row

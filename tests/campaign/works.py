@@ -97,10 +97,7 @@ def _evaluations(record: dict) -> str:
 
 
 def runs(folder: Path) -> dict[str, str]:
-    """Return weights, curve and evaluations of every run.
-
-    Of runs with the same method and seed, the last one found counts.
-    """
+    """Return weights, curve and evaluations of every run; a method and seed has one."""
     out = {}
     for file in (folder).rglob("record.json"):
         record = json.loads(file.read_text())
@@ -111,6 +108,8 @@ def runs(folder: Path) -> dict[str, str]:
             raise Broken(f"{file.parent} has {len(checkpoints)} checkpoints")
         state = torch.load(checkpoints[0], weights_only=True)["state_dict"]
         about = f"{record['method']}, seed {record['seed']}"
+        if f"weights of {about}" in out:
+            raise Broken(f"{folder} has two runs of {about}")
         out[f"weights of {about}"] = _weights(state)
         out[f"curve of {about}"] = json.dumps(curve, sort_keys=True)
         out[f"evaluations of {about}"] = _evaluations(record)

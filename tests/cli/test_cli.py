@@ -286,6 +286,17 @@ def test_a_configuration_that_was_changed_since_is_told(clsp, tmp_path):
     assert "(pretrain mine/simclr)" in clsp("table", "trained_models")[1]
 
 
+def test_a_file_of_a_group_that_is_not_utf8_is_named(clsp, tmp_path):
+    shutil.copytree(shipped() / "pretrain/digits", tmp_path / "mine")
+    file = tmp_path / "mine/augmentations/latin.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes("# größer\n- crop_size: 16\n".encode("latin-1"))
+    code, _, err = clsp("pretrain", "--config-path", "mine", "--config-name", "simclr",
+                        "augmentations=latin.yaml", *TINY)  # fmt: skip
+    assert code == 2
+    assert f"{file.name} is not text in UTF-8; save it as UTF-8." in err
+
+
 def test_a_place_that_cannot_be_written(clsp, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = clsp("denoiser", *TINY_DENOISER, "out=file/denoiser")

@@ -321,6 +321,10 @@ def test_a_loss_that_is_not_finite_is_an_error(images, tmp_path):
         train_denoiser(images, {**CFG, "lr": 1e38, "gradient_clip": 0, "warmup_steps": 0},
                        tmp_path / "out")  # fmt: skip
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ClspError) as refused:
+        train_denoiser(images, {**CFG, "lr": 1e4, "gradient_clip": 0, "warmup_steps": 0,
+                                "precision": "32-true"}, tmp_path / "out")  # fmt: skip
+    assert "use a smaller lr (it is 10000)" in str(refused.value)
 
 
 def test_a_training_that_was_stopped_is_not_written_as_whole(images, tmp_path):
