@@ -183,6 +183,6 @@ def test_candidates_belong_to_the_real_images_alone(tiny, store, extra_array):
 
 
 def test_candidates_that_no_method_would_use_are_refused(tiny, store):
-    with pytest.raises(ClspError, match="no third view .*; take method=clsp_byol, or set"):
+    with pytest.raises(ClspError, match=r"no third view .*; take method=clsp_byol, or set"):
         pretrain(tiny("byol", f"synthetic.path={store}"))
     pretrain(tiny("byol", "synthetic.path=null", "max_epochs=1"))

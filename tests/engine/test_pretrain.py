@@ -70,7 +70,9 @@ def test_a_complete_run_is_not_run_again(tiny, capsys):
 def test_a_run_killed_before_its_record_gets_it_from_the_checkpoint(
     tiny, store, monkeypatch, capsys, method
 ):
-    settings = ("auto_resume.enabled=True", f"synthetic.path={store}")
+    settings = ("auto_resume.enabled=True",)
+    if method.startswith("clsp_"):
+        settings += (f"synthetic.path={store}",)
     with monkeypatch.context() as patch:
         patch.delattr(Record, "save")
         with pytest.raises(AttributeError, match="save"):
