@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from clsp_plugin.data.digits import make_digits
@@ -49,6 +50,7 @@ DATASETS = tuple(sorted(MEAN_STD))
 _CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 _STL10 = "stl10_binary"
 _PATHS = "or set data.train_path and data.val_path"
+_MEASURED = 20  # photographs whose size is looked at
 _NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet100": 100}
 
 
@@ -254,8 +256,10 @@ def _load_folder(root: Path, name: str, data: Mapping[str, Any]) -> ImageArray:
             f"folders that hold one folder of images per class."
         )
     if data.get("no_labels", False):
-        images = torch.from_numpy(load_image_files(root, data.get("image_size")))
-        return ImageArray(images, torch.full((len(images),), -1), (), name)
+        images = load_image_files(root, data.get("image_size"))
+        if name.endswith("/train"):
+            _warn_of_shrinking(image_files(root), root, images.shape[1])
+        return ImageArray(torch.from_numpy(images), torch.full((len(images),), -1), (), name)
     files, targets, classes = class_folders(root)
     expected = _NUM_CLASSES.get(data["dataset"])
     if expected not in (None, len(classes)):
@@ -264,8 +268,25 @@ def _load_folder(root: Path, name: str, data: Mapping[str, Any]) -> ImageArray:
             f"point data.train_path and data.val_path at the folders that hold them, or set "
             f"data.dataset=custom."
         )
-    images = torch.from_numpy(_decode(files, data.get("image_size")))
-    return ImageArray(images, torch.tensor(targets), classes, name)
+    images = _decode(files, data.get("image_size"))
+    if name.endswith("/train"):
+        _warn_of_shrinking(files, root, images.shape[1])
+    return ImageArray(torch.from_numpy(images), torch.tensor(targets), classes, name)
+
+
+def _warn_of_shrinking(files: Sequence[Path], root: Path, image_size: int) -> None:
+    """Say so if photographs are scaled to less than half of their shorter side."""
+    sides = []
+    for file in files[:: max(1, len(files) // _MEASURED)]:
+        with Image.open(file) as image:  # they have been decoded, so they can be opened
+            sides.append(min(image.size))
+    side = sorted(sides)[len(sides) // 2]
+    if side > 2 * image_size:
+        rank_zero_only(print)(
+            f"Warning: the images in {root} have about {side} pixels on their shorter side and "
+            f"data.image_size={image_size} scales them to {image_size}x{image_size}. Set another "
+            f"data.image_size, or take a configuration of custom/, which are for photographs."
+        )
 
 
 def load_image_files(root: Path, image_size: int | None) -> np.ndarray:

@@ -97,6 +97,19 @@ def test_images_of_several_sizes_need_one(folders):
     assert array.size == (6, 6)
 
 
+@pytest.mark.parametrize("no_labels", [False, True])
+def test_photographs_that_are_shrunk_are_told_once(tmp_path, capsys, no_labels):
+    for split in ("train", "val"):
+        write_images(tmp_path / split / "dog", 5, size=(33, 50))
+    paths = {"train_path": str(tmp_path / "train"), "val_path": str(tmp_path / "val")}
+    for size, told in ((16, True), (17, False)):
+        for split in ("train", "val"):
+            load_images(data(**paths, image_size=size, no_labels=no_labels), split)
+        out = capsys.readouterr().out
+        assert out.count("about 33 pixels on their shorter side") == told
+        assert ("scales them to 16x16" in out) == told
+
+
 def test_fraction_is_stratified_and_always_the_same(tmp_path):
     write_images(tmp_path / "a", 20, seed=1)
     write_images(tmp_path / "b", 40, seed=2)
