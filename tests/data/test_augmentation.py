@@ -179,6 +179,22 @@ def test_refuses(path, value, message):
         AugmentationConfig.from_cfg(edited(path, value))
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop_size": "large"}, "crop_size: .*large"),
+        ({"crop_size": True}, "crop_size=True must be a number"),
+        ({"hue": 0.6}, "hue=0.6 must be at least 0 and at most 0.5"),
+        ({"crop_min_scale": 0.9, "crop_max_scale": 0.5}, "crop_min_scale=0.9 must be at most"),
+    ],
+)
+def test_refuses_them_in_python_too(values, message):
+    with pytest.raises(ClspError, match=message):
+        AugmentationConfig(**{"crop_size": 16, **values})
+    with pytest.raises(TypeError, match="crop_size"):
+        AugmentationConfig()
+
+
 def test_refuses_what_is_no_mapping_and_a_missing_size():
     with pytest.raises(ClspError, match="is not a block of settings"):
         AugmentationConfig.from_cfg([SOLO_LEARN])

@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import MISSING, DictConfig
 
-from clsp_plugin.config.rules import Rule, check_value, ranged
+from clsp_plugin.config.rules import Rule, ranged
 from clsp_plugin.config.typed import typed
 from clsp_plugin.errors import ClspError
 
@@ -39,7 +39,7 @@ class AugmentationConfig:
         ClspError: a value of the wrong type or out of its range.
     """
 
-    crop_size: int = ranged(MISSING, low=1)
+    crop_size: int = field(metadata={"rule": Rule(low=1)})
     num_crops: int = ranged(1, low=1)
     crop: bool = False
     crop_min_scale: float = ranged(0.08, _AREA)
@@ -57,12 +57,8 @@ class AugmentationConfig:
     flip_prob: float = ranged(0.0, _PROBABILITY)
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            check_value(
-                _NAMES.get(one.name, one.name),
-                getattr(self, one.name),
-                one.metadata.get("rule", Rule()),
-            )
+        for name, value in typed(vars(self), AugmentationConfig).items():
+            object.__setattr__(self, str(name), value)
         if self.crop_min_scale > self.crop_max_scale:
             raise ClspError(
                 f"rrc.crop_min_scale={self.crop_min_scale} must be at most "
@@ -123,30 +119,32 @@ _BLOCKS = {
     "equalization": {"prob": "equalize_prob"},
     "horizontal_flip": {"prob": "flip_prob"},
 }
-_NAMES = {name: f"{block}.{key}" for block, keys in _BLOCKS.items() for key, name in keys.items()}
+
+
+_FIELDS = {one.name: one for one in fields(AugmentationConfig)}
+_KINDS = get_type_hints(AugmentationConfig)
+
+
+def _key(key: str, of: str, default: Any) -> tuple[str, Any, Any]:
+    """A key of the YAML with the type and the range of a field of AugmentationConfig."""
+    kind = _KINDS[of] if default is not None else _KINDS[of] | None
+    return key, kind, field(default=default, metadata=_FIELDS[of].metadata)
 
 
 def _block(name: str) -> type:
-    """Return the schema of a block: its switch has to be given, the other keys may be left out."""
-    kinds = get_type_hints(AugmentationConfig)
-    switch, *others = _BLOCKS[name].items()
-    # some of solo-learn's files have `enabled` beside `prob`; only `prob` has an effect
-    idle = [] if switch[0] == "enabled" else [("enabled", bool | None, field(default=None))]
-    return make_dataclass(
-        name,
-        [
-            (switch[0], kinds[switch[1]], field(default=MISSING)),
-            *((key, kinds[of] | None, field(default=None)) for key, of in others),
-            *idle,
-        ],
-    )
+    """The schema of a block: its switch has to be given, the rest may be left out."""
+    (switch, of), *others = _BLOCKS[name].items()
+    keys = [_key(switch, of, MISSING), *(_key(key, of, None) for key, of in others)]
+    # `enabled` stands in some of solo-learn's files beside prob, which alone decides
+    idle = [] if switch == "enabled" else [("enabled", bool | None, field(default=None))]
+    return make_dataclass(name, [*keys, *idle])
 
 
 _PIPELINE = make_dataclass(
     "augmentation",
     [
-        ("crop_size", int, field(default=MISSING)),
-        ("num_crops", int, field(default=1)),
+        _key("crop_size", "crop_size", MISSING),
+        _key("num_crops", "num_crops", 1),
         # statistics of the data set, which the caller passes to BatchAugmentation
         ("mean", Any, field(default=None)),
         ("std", Any, field(default=None)),
