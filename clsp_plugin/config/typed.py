@@ -12,7 +12,7 @@ from clsp_plugin.config.plain import plain
 from clsp_plugin.config.rules import Rule, check_value
 from clsp_plugin.errors import ClspError, first_line, nearest, short
 
-__all__ = ["settings_of", "typed", "typed_block"]
+__all__ = ["settings_of", "typed", "with_block"]
 
 T = TypeVar("T")
 
@@ -121,21 +121,26 @@ def settings_of(schema: type[T], given: Mapping[str, Any] | DictConfig | T | Non
     )
 
 
-def typed_block(
-    given: Mapping[str, Any] | DictConfig | None, schema: type, name: str
-) -> DictConfig:
-    """Check a block of a larger configuration as in :func:`typed`.
+def with_block(cfg: DictConfig, name: str, schema: type) -> DictConfig:
+    """Check one block of a configuration as :func:`typed` does, and fill in its defaults.
 
     Args:
-        given: the block; None is an empty one.
+        cfg: the whole configuration; not changed.
+        name: name of the block, which may be missing or null.
         schema: its dataclass.
-        name: the name of the block, for messages.
+
+    Returns:
+        A copy of the configuration with a complete block.
 
     Raises:
         ClspError: see :func:`typed`.
     """
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    given = cfg.get(name)
     whole = make_dataclass("Block", [(name, schema, field(default_factory=schema))])
-    return typed({name: {} if given is None else given}, whole)[name]
+    cfg[name] = typed({name: {} if given is None else given}, whole)[name]
+    return cfg
 
 
 def _merged(schema: type, given: Mapping[str, Any]) -> DictConfig:

@@ -9,11 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig
 from torch import nn
 
 from clsp_plugin.config.rules import Rule, ranged
-from clsp_plugin.config.typed import typed_block
+from clsp_plugin.config.typed import with_block
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.backbones import build_backbone, of_method
@@ -154,10 +154,7 @@ class BaseMethod(JointForward, pl.LightningModule):
         Raises:
             ClspError: a setting is unknown, missing or not acceptable.
         """
-        cfg = cfg.copy()
-        OmegaConf.set_struct(cfg, False)
-        cfg.method_kwargs = typed_block(cfg.get("method_kwargs"), cls.Kwargs, "method_kwargs")
-        return cfg
+        return with_block(cfg, "method_kwargs", cls.Kwargs)
 
     def attach_images(self, array: ImageArray) -> None:
         """Receive the training images; a hook for methods that need more than the views."""

@@ -24,12 +24,12 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.candidates.third_view import ThirdView
 from clsp_plugin.config.training import Synthetic
-from clsp_plugin.config.typed import typed_block
+from clsp_plugin.config.typed import with_block
 from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
 from clsp_plugin.data.image_array import ImageArray
@@ -45,10 +45,7 @@ _PAPER_NAMES = {"mocov2plus": "mocov2"}
 
 def _with_defaults(cfg: DictConfig) -> DictConfig:
     """Return a copy of a configuration with its ``synthetic`` block completed and checked."""
-    cfg = cfg.copy()
-    OmegaConf.set_struct(cfg, False)
-    cfg.synthetic = typed_block(cfg.get("synthetic"), Synthetic, "synthetic")
-    return cfg
+    return with_block(cfg, "synthetic", Synthetic)
 
 
 if TYPE_CHECKING:
