@@ -255,23 +255,32 @@ def _load_folder(root: Path, name: str, data: Mapping[str, Any]) -> ImageArray:
             f"The image folder {root} does not exist; set data.train_path and data.val_path to "
             f"folders that hold one folder of images per class."
         )
+    classes: tuple[str, ...] = ()
     if data.get("no_labels", False):
-        images = load_image_files(root, data.get("image_size"))
-        if name.endswith("/train"):
-            _warn_of_shrinking(image_files(root), root, images.shape[1])
-        return ImageArray(torch.from_numpy(images), torch.full((len(images),), -1), (), name)
-    files, targets, classes = class_folders(root)
-    expected = _NUM_CLASSES.get(data["dataset"])
-    if expected not in (None, len(classes)):
-        raise ClspError(
-            f"{root} has {len(classes)} class folders, {data['dataset']} has {expected} classes; "
-            f"point data.train_path and data.val_path at the folders that hold them, or set "
-            f"data.dataset=custom."
-        )
-    images = _decode(files, data.get("image_size"))
+        files = _some_files(root)
+        labels = torch.full((len(files),), -1)
+    else:
+        files, targets, classes = class_folders(root)
+        labels = torch.tensor(targets)
+        expected = _NUM_CLASSES.get(data["dataset"])
+        if expected not in (None, len(classes)):
+            raise ClspError(
+                f"{root} has {len(classes)} class folders, {data['dataset']} has {expected} "
+                f"classes; point data.train_path and data.val_path at the folders that hold them, "
+                f"or set data.dataset=custom."
+            )
+    images = torch.from_numpy(_decode(files, data.get("image_size")))
     if name.endswith("/train"):
         _warn_of_shrinking(files, root, images.shape[1])
-    return ImageArray(torch.from_numpy(images), torch.tensor(targets), classes, name)
+    return ImageArray(images, labels, classes, name)
+
+
+def _some_files(root: Path) -> list[Path]:
+    """Return the images under a folder; refuse a folder that has none."""
+    files = image_files(root)
+    if not files:
+        raise ClspError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))}).")
+    return files
 
 
 def _warn_of_shrinking(files: Sequence[Path], root: Path, image_size: int) -> None:
@@ -300,10 +309,7 @@ def load_image_files(root: Path, image_size: int | None) -> np.ndarray:
         ClspError: there are no images, one is corrupt, or they have several sizes and
             ``image_size`` is None.
     """
-    files = image_files(root)
-    if not files:
-        raise ClspError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))}).")
-    return _decode(files, image_size)
+    return _decode(_some_files(root), image_size)
 
 
 def _decode(files: list[Path], image_size: int | None) -> np.ndarray:
