@@ -167,8 +167,11 @@ def write_results(plan: Plan, outcome: Outcome) -> str:
         The tables as Markdown.
     """
     # what a run measured before it failed is kept; the rest is absent
-    units = [*outcome.runs, *(unit for unit, _ in outcome.failures)]
-    found = {record: unit for unit in units if (record := unit.record) is not None}
+    found: dict[Path, Unit] = {}
+    for unit in [*outcome.runs, *(unit for unit, _ in outcome.failures if unit.record)]:
+        record = unit.record
+        assert record is not None  # those of `outcome.runs` are done
+        found[record] = unit
     records = find_records(found) if found else []
     told = Listing(
         list(plan.suite.vary),

@@ -254,8 +254,9 @@ class Pool:
 
 
 def _score(unit: Unit) -> str:
-    record = unit.record
-    if unit.kind != "run" or record is None:
+    if unit.kind != "run":
         return ""
+    record = unit.record
+    assert record is not None  # it is done
     scores = [(e["task"], e[e.get("metric") or "top1"]) for e in Record.load(record).evaluations]
     return "".join(f"{task} {score:.1f} %, " for task, score in scores if score is not None)
