@@ -1,7 +1,6 @@
 """Schemas of training configurations: solo-learn's YAML keys and ours, with types and ranges."""
 
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from clsp_plugin.config.rules import SEED, Rule, ranged
 from clsp_plugin.config.trainer_arguments import PRECISIONS, TrainerArguments, refuse_arguments
 from clsp_plugin.config.typed import typed
 from clsp_plugin.errors import ClspError, nearest, short
+from clsp_plugin.system.processes import cores
 
 __all__ = ["Data", "Pretrain", "Training", "parse_cfg", "trainer_kwargs", "training_cfg"]
 
@@ -362,10 +362,9 @@ def _scale_rates(cfg: DictConfig) -> None:
 
 def _processes(number: int) -> int:
     """Refuse more processes on the CPU than it has cores."""
-    cores = os.cpu_count() or 1
-    if number > cores:
+    if number > cores():
         raise ClspError(
-            f"devices={number} means {number} processes on the CPU, which has {cores} cores; set "
+            f"devices={number} means {number} processes on the CPU, which has {cores()} cores; set "
             f"devices=1, or accelerator=gpu."
         )
     return number

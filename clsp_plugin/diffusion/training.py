@@ -182,10 +182,10 @@ def _make_trainer(
     identity: dict[str, Any],
     callbacks: Sequence[Callback],
 ) -> Trainer:
-    advice = f"use a smaller lr (it is {settings.lr:g})"
+    advice = f"a smaller lr (it is {settings.lr:g})"
     if settings.precision != "32-true":
-        advice = f"use precision=32-true or a smaller lr (it is {settings.lr:g})"
-    finite = Finite("the denoiser", advice)
+        advice = f"precision=32-true or {advice}"
+    finite = Finite("the denoiser", f"use {advice}")
     callbacks = [
         finite,
         *callbacks,

@@ -15,6 +15,7 @@ import torch
 from clsp_plugin import __version__
 from clsp_plugin.records.numerics import numerics_of
 from clsp_plugin.system.memory import total_memory
+from clsp_plugin.system.processes import cores
 
 __all__ = ["SOURCE", "environment", "made_from"]
 
@@ -41,7 +42,7 @@ def environment(method: str | None = None, dataset: str | None = None) -> dict[s
     return {
         "hardware": {
             "cpu": _cpu_model(),
-            "cores": _cores(),
+            "cores": cores(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "memory_gib": None if total is None else round(total / 2**30, 1),
         },
@@ -70,12 +71,6 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _commit(package: Path) -> str | None:

@@ -4,7 +4,7 @@ import os
 
 from clsp_plugin.errors import ClspError, first_line, short
 
-__all__ = ["check_launch", "device_of", "is_first", "number_of", "process"]
+__all__ = ["check_launch", "cores", "device_of", "is_first", "number_of", "process"]
 
 # The variables that launchers set for their processes, each with its smallest valid number.
 _VARIABLES = {
@@ -70,6 +70,13 @@ def check_launch() -> None:
     for name, low in _VARIABLES.items():
         number_of(name, low)
     process()
+
+
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def is_first() -> bool:

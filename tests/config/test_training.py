@@ -65,7 +65,7 @@ def test_gpu_numbers_are_processes_on_the_cpu(tiny):
 
 
 def test_more_processes_than_cores_are_refused(tiny, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("clsp_plugin.config.training.cores", lambda: 2)
     for devices, number in (("99", 99), ("[0,1,2]", 3)):
         cfg = parse_cfg(tiny("simclr", f"devices={devices}", "accelerator=cpu"), METHODS)
         with pytest.raises(ClspError, match=f"{number} processes on the CPU, which has 2 cores"):
