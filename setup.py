@@ -70,7 +70,7 @@ setup(
         "scipy>=1.10",
         "matplotlib>=3.7",
         "numpy>=1.24",
-        "pydantic>=2.5",  # the types of what is read from JSON: records, manifests, args.json
+        "pydantic>=2.7",  # the types of what is read from JSON: records, manifests, args.json
         "pillow>=10.1",
         "torchmetrics>=0.11.4",  # the Frechet distance; solo-learn's kNN needs one below 0.12
         "tqdm>=4.64",  # progress of work that is not training
