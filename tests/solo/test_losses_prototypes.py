@@ -48,7 +48,8 @@ def test_swav(solo, views):
 
 def test_dino_with_its_center_and_temperatures(solo, tiny):
     warm = ("method_kwargs.warmup_teacher_temperature_epochs=3", "max_epochs=6",
-            "method_kwargs.num_prototypes=11")  # fmt: skip
+            "method_kwargs.num_prototypes=11", "method_kwargs.warmup_teacher_temperature=0.04",
+            "method_kwargs.teacher_temperature=0.07")  # fmt: skip
     cfg = parse_cfg(tiny("dino", *warm), METHODS)
     cfg.data.num_classes = 10
     ours = METHODS["dino"](cfg)
@@ -139,7 +140,11 @@ def compare_steps(ours, theirs):
 
 
 def test_training_step_of_swav(tiny, solo):
-    settings = ("method_kwargs.queue_size=32", "method_kwargs.epoch_queue_starts=0")
+    settings = (
+        "method_kwargs.queue_size=32",
+        "method_kwargs.epoch_queue_starts=0",
+        "method_kwargs.sk_epsilon=0.05",
+    )
     ours, theirs = pair("swav", tiny, solo, *settings)
     theirs.sk = solo("solo.utils.sinkhorn_knopp").SinkhornKnopp(3, 0.05, 1)
     queue = unit(2, 32, 8)
