@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from clsp_plugin.data.augmentation.config import AugmentationConfig
-from clsp_plugin.data.augmentation.pipeline import BatchAugmentation, can_compile
+from clsp_plugin.data.augmentation.pipeline import BatchAugmentation, can_compile_augmentation
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 
 SIZE, IMAGES = 32, 8192
@@ -147,7 +147,7 @@ def contestants(args: argparse.Namespace) -> dict[str, Callable[[], float]]:
         ),
         "batched, eager": lambda: batched_rate(eager, images, args),
     }
-    if can_compile(device):
+    if can_compile_augmentation(device):
         compiled = BatchAugmentation(CONFIG, MEAN, STD, compile=True)
         start = time.perf_counter()
         batched_rate(compiled, images, argparse.Namespace(**{**vars(args), "seconds": 0}))

@@ -13,7 +13,7 @@ import math
 
 import torch
 
-__all__ = ["Purpose", "derive_key", "key_normal", "key_uniform", "keys_for"]
+__all__ = ["Purpose", "derive_key", "key_normal", "key_uniform", "keys_for", "seed_generators"]
 
 
 class Purpose:
@@ -83,6 +83,19 @@ def keys_for(base: int | torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
     # unlike int64 tensors, Python's integers do not wrap around
     moved = _signed((base + _GOLDEN) & _MASK_64) if isinstance(base, int) else base + _GOLDEN
     return _mix(moved + _mix(indexes.to(torch.int64) + 1))
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators of torch that layers such as dropout draw from, on one device.
+
+    Args:
+        seed: any signed 64-bit integer; see :func:`derive_key`.
+        device: where the layers compute.
+    """
+    if device.type == "cpu":  # torch.manual_seed would take a millisecond to prepare for GPUs
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def _draws(keys: torch.Tensor, n: int) -> torch.Tensor:

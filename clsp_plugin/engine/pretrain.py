@@ -14,10 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from clsp_plugin.candidates.extra import inflate
 from clsp_plugin.config.plain import plain
 from clsp_plugin.config.training import parse_cfg, trainer_kwargs
-from clsp_plugin.data.augmentation.pipeline import can_compile
+from clsp_plugin.data.augmentation.pipeline import can_compile_augmentation
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import DATASETS, channel_statistics
-from clsp_plugin.data.keyed_random import Purpose, derive_key
+from clsp_plugin.data.keyed_random import Purpose, derive_key, seed_generators
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.splits import load_splits
 from clsp_plugin.engine.progress import Bar, History, quiet
@@ -80,7 +80,7 @@ class SeedSteps(Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         key = derive_key(module.cfg.seed, Purpose.TRAINING, trainer.current_epoch, batch_idx)
-        torch.manual_seed((key + trainer.global_rank) & 0x7FFFFFFF)
+        seed_generators((key + trainer.global_rank) & 0x7FFFFFFF, module.device)
 
 
 @quiet()
@@ -199,13 +199,14 @@ def _check_generated(cfg: DictConfig) -> None:
 def worth_compiling(cfg: DictConfig, num_images: int) -> bool:
     """Whether to compile the augmentation: as the configuration says; for ``auto``, in long runs.
 
-    It is long if at least ``_WORTH_COMPILING`` views are made; ``auto`` also needs a compiler.
+    It is long if at least ``_WORTH_COMPILING`` views are made; ``auto`` also needs a
+    compiler, and a torch that is new enough.
     """
     wanted = cfg.performance.compile_augmentation
     if wanted != "auto":
         return bool(wanted)
     views = num_images * cfg.max_epochs * (cfg.data.num_large_crops + cfg.data.num_small_crops + 1)
-    return views >= _WORTH_COMPILING and can_compile()
+    return views >= _WORTH_COMPILING and can_compile_augmentation()
 
 
 def make_trainer(

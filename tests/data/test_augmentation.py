@@ -15,7 +15,11 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from clsp_plugin.data.augmentation import operations, parameters
 from clsp_plugin.data.augmentation import pipeline as module
 from clsp_plugin.data.augmentation.config import AugmentationConfig
-from clsp_plugin.data.augmentation.pipeline import BatchAugmentation, can_compile
+from clsp_plugin.data.augmentation.pipeline import (
+    BatchAugmentation,
+    can_compile,
+    can_compile_augmentation,
+)
 from clsp_plugin.data.keyed_random import key_uniform, keys_for
 from clsp_plugin.errors import ClspError
 
@@ -657,7 +661,9 @@ def test_the_steps_are_one_graph():
     assert augmentation._compile
 
 
-@pytest.mark.skipif(not can_compile("cpu"), reason="no C++ compiler or no Python headers")
+@pytest.mark.skipif(
+    not can_compile_augmentation("cpu"), reason="no C++ compiler or Python headers, or an old torch"
+)
 def test_compiled_equals_eager():
     cfg = AugmentationConfig(
         crop_size=8, crop=True, jitter_prob=0.8, brightness=0.4, hue=0.1, flip_prob=0.5
@@ -689,6 +695,26 @@ def test_pickles_before_its_first_call():
     """Launchers that spawn processes send it along."""
     augmentation = pickle.loads(pickle.dumps(BatchAugmentation(SMOOTH, MEAN, STD, compile=True)))
     assert augmentation.cfg == SMOOTH
+
+
+@pytest.mark.parametrize(
+    ("version", "right"), [("2.6.0", False), ("2.8.0", False), ("2.9.1", True), ("2.11.0", True)]
+)
+def test_a_torch_that_compiles_wrongly_for_a_cpu_is_not_asked_to(monkeypatch, version, right):
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+    monkeypatch.setattr(module, "can_compile", lambda device: True)
+    assert can_compile_augmentation("cpu") is right
+    assert can_compile_augmentation("cuda")
+    images, keys = uint8_images(4, 32, 32, 3), make_keys(4)
+    expected = BatchAugmentation(SMOOTH, MEAN, STD)(images, keys)
+    augmentation = BatchAugmentation(SMOOTH, MEAN, STD, compile=True)
+    augmentation._compiled = lambda *args: torch.zeros_like(expected)
+    if right:
+        assert not augmentation(images, keys).any()
+        return
+    with pytest.warns(UserWarning, match=f"torch {version} compiles .* 2.9.1 or newer") as caught:
+        assert torch.equal(augmentation(images, keys), expected)
+    assert caught[0].filename == __file__
 
 
 def test_can_compile_looks_for_a_compiler(monkeypatch, tmp_path):

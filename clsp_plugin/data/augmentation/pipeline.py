@@ -38,7 +38,7 @@ from clsp_plugin.data.augmentation.operations import (
 from clsp_plugin.data.augmentation.parameters import Parameters, jitter_slots, sample_parameters
 from clsp_plugin.errors import ClspError
 
-__all__ = ["BatchAugmentation", "can_compile"]
+__all__ = ["BatchAugmentation", "can_compile", "can_compile_augmentation"]
 
 
 def _geometry(images: torch.Tensor, p: Parameters, cfg: AugmentationConfig) -> torch.Tensor:
@@ -135,8 +135,8 @@ class BatchAugmentation:
         mean, std: three numbers each, for pixels in [0, 1].
         compile: run the steps as one compiled graph, built at the first call and again for
             every new shape (on a CPU, large batches share one). That takes ten seconds or more,
-            so it pays off on longer runs (see :func:`can_compile`). If compilation fails, the
-            steps run eagerly after one warning.
+            so it pays off on longer runs (see :func:`can_compile_augmentation`). If that fails, or
+            torch is too old for it, the steps run eagerly after one warning.
 
     Raises:
         ClspError: a mean or std that is not three finite numbers, or a std that is not positive.
@@ -187,6 +187,13 @@ class BatchAugmentation:
             return self._run(images, p, self._mean, self._std, self.cfg)
 
     def _run(self, *args: Any) -> torch.Tensor:
+        if self._compile and not _compiled_rightly(args[0].device):
+            self._compile = False
+            warnings.warn(
+                f"torch {torch.__version__} compiles the augmentation wrongly for a CPU, so it "
+                f"runs uncompiled; {'.'.join(map(str, _RIGHT_ON_CPU))} or newer does not.",
+                stacklevel=3,
+            )
         if not self._compile:
             return augment_in_pieces(augment, *args)
         try:
@@ -241,6 +248,26 @@ def can_compile(device: torch.device | str | None = None) -> bool:
     if torch.device(device).type == "cuda":
         return find_spec("triton") is not None and _found("CC", ("gcc", "clang", "cc"))
     return _found("CXX", ("g++", "clang++", "c++", "cl"))
+
+
+# In the code that torch 2.6 to 2.8 generate for a CPU, a crop and a shift of hue in one graph write
+# outside of their memory. 2.9.1 is the oldest version that was seen not to.
+_RIGHT_ON_CPU = (2, 9, 1)
+
+
+def _compiled_rightly(device: torch.device) -> bool:
+    return device.type != "cpu" or torch.__version__ >= _RIGHT_ON_CPU
+
+
+def can_compile_augmentation(device: torch.device | str | None = None) -> bool:
+    """Whether :func:`can_compile` holds, and this version of torch compiles the augmentation right.
+
+    Args:
+        device: see :func:`can_compile`.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return _compiled_rightly(torch.device(device)) and can_compile(device)
 
 
 def _found(variable: str, names: Sequence[str]) -> bool:
