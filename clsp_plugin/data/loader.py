@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import lightning.pytorch as pl
@@ -191,10 +192,15 @@ class PretrainData(pl.LightningDataModule):
             places: int64 (B,), positions in the epoch, which key the random parameters.
         """
         epoch = self.trainer.current_epoch
-        out = []
-        for number, pipeline in enumerate(self.pipelines):
-            base = derive_key(self.seed, Purpose.AUGMENTATION, epoch, number)
-            out.append(pipeline(images, keys_for(base, places)))
+        keys = [
+            keys_for(derive_key(self.seed, Purpose.AUGMENTATION, epoch, number), places)
+            for number in range(len(self.pipelines))
+        ]
+        out: list[torch.Tensor] = []
+        for pipeline, group in groupby(self.pipelines):  # views of one pipeline at once
+            count = len(list(group))
+            together = torch.cat(keys[len(out) : len(out) + count])
+            out += pipeline(images.repeat(count, 1, 1, 1), together).chunk(count)
         return out
 
     def plain(self, images: torch.Tensor) -> torch.Tensor:

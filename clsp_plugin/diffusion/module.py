@@ -14,12 +14,20 @@ from lightning.pytorch import LightningModule
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from clsp_plugin.config.rules import SEED, ranged
-from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, key_uniform, keys_for
+from clsp_plugin.data.keyed_random import (
+    Purpose,
+    derive_key,
+    key_normal,
+    key_uniform,
+    keys_for,
+    seed_generators,
+)
 from clsp_plugin.diffusion.denoiser import UNetSettings
 from clsp_plugin.diffusion.interpolation import decode, encode, known, unknown
 from clsp_plugin.diffusion.precision import precision_name
 from clsp_plugin.diffusion.sampling import to_float
 from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, PREDICTIONS
+from clsp_plugin.methods.epoch_means import EpochMeans
 
 __all__ = ["DenoiserModule", "TrainingSettings"]
 
@@ -90,7 +98,7 @@ class TrainingSettings(UNetSettings):
         return min(self.ema_decay, (1 + step) / (10 + step)) if self.ema_warmup else self.ema_decay
 
 
-class DenoiserModule(LightningModule):
+class DenoiserModule(EpochMeans, LightningModule):
     """A denoiser in training.
 
     Random numbers are keyed by (seed, epoch, image index), those of dropout by (seed, epoch, batch,
@@ -183,7 +191,8 @@ class DenoiserModule(LightningModule):
         place = (_DROPOUT, self.current_epoch, batch_idx, self.global_rank)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(derive_key(self.settings.seed, Purpose.TRAINING, *place))
+            key = derive_key(self.settings.seed, Purpose.TRAINING, *place)
+            seed_generators(key, self.device)
             yield
 
     def training_step(
@@ -202,9 +211,7 @@ class DenoiserModule(LightningModule):
         with self._dropout_seed(batch_idx):
             estimate = self._estimate(x, noise, t, batch[0])
         loss = F.mse_loss(estimate.float(), target)
-        self._loss_sum += loss.detach()
-        self._batches += 1
-        self.log("loss", loss.detach(), prog_bar=True)
+        self.log_epoch(loss=loss)
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -226,13 +233,12 @@ class DenoiserModule(LightningModule):
         average(list(self.ema.parameters()), list(self.unet.parameters()), self.global_step)
 
     def on_train_epoch_start(self) -> None:
-        self._loss_sum = torch.zeros((), device=self.device)
-        self._batches = 0
+        super().on_train_epoch_start()
         self._start = time.perf_counter()
 
     def on_train_epoch_end(self) -> None:
-        mean = self.trainer.strategy.reduce(self._loss_sum / self._batches, reduce_op="mean")
-        self.losses.append(float(mean))
+        super().on_train_epoch_end()
+        self.losses.append(float(self.trainer.callback_metrics["loss"]))
         self.seconds += time.perf_counter() - self._start
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from clsp_plugin.errors import ClspError, Terminated, first_line
+from clsp_plugin.methods.epoch_means import EpochMeans
 from clsp_plugin.records.checkpoint import read_checkpoint
 from clsp_plugin.system.files import write_whole
 
@@ -33,6 +34,17 @@ class _WholeFiles(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
+class _Means(Callback):
+    """Logs the means of an epoch before other callbacks read them.
+
+    Lightning calls the callbacks at the end of an epoch before the module.
+    """
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if isinstance(module, EpochMeans):
+            module.log_means()
+
+
 def new_trainer(**kwargs: Any) -> pl.Trainer:
     """Make Lightning's trainer; by default it saves no checkpoints.
 
@@ -44,7 +56,8 @@ def new_trainer(**kwargs: Any) -> pl.Trainer:
     """
     kwargs = {"enable_checkpointing": False, "enable_model_summary": False, **kwargs}
     try:
-        return pl.Trainer(plugins=[_WholeFiles()], **kwargs)
+        callbacks = [_Means(), *kwargs.pop("callbacks", [])]
+        return pl.Trainer(plugins=[_WholeFiles()], callbacks=callbacks, **kwargs)
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         names = ("accelerator", "devices", "strategy", "precision")
         given = ", ".join(f"{name}={kwargs[name]}" for name in names if name in kwargs)

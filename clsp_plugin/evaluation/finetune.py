@@ -34,6 +34,7 @@ from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.features import load_labelled
 from clsp_plugin.evaluation.protocol import num_classes
 from clsp_plugin.methods.backbones import check_network, resolve_stem
+from clsp_plugin.methods.epoch_means import EpochMeans
 from clsp_plugin.methods.optim import build_optimizers
 from clsp_plugin.records.checkpoint import Checkpointer
 from clsp_plugin.system.processes import check_launch
@@ -101,7 +102,7 @@ def finetune_cfg(given: Mapping[str, Any], args: Mapping[str, Any]) -> DictConfi
     return cfg
 
 
-class _Classifier(pl.LightningModule):
+class _Classifier(EpochMeans, pl.LightningModule):
     """A backbone and a linear layer on it.
 
     Args:
@@ -129,10 +130,7 @@ class _Classifier(pl.LightningModule):
         logits = self.classifier(self.backbone(view)).float()
         loss = F.cross_entropy(logits, targets, label_smoothing=self.cfg.label_smoothing)
         accuracy = (logits.argmax(1) == targets).float().mean() * 100
-        self.log_dict(
-            {"train_loss": loss, "train_acc1": accuracy},
-            on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets),
-        )  # fmt: skip
+        self.log_epoch(train_loss=loss, train_acc1=accuracy)
         return loss
 
 

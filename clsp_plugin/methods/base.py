@@ -17,6 +17,7 @@ from clsp_plugin.config.typed import with_block
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.backbones import build_backbone, of_method
+from clsp_plugin.methods.epoch_means import EpochMeans
 from clsp_plugin.methods.joint import JointForward
 from clsp_plugin.methods.optim import build_optimizers, ema_tau, ema_update
 
@@ -95,7 +96,7 @@ def _classification(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, to
     }
 
 
-class BaseMethod(JointForward, pl.LightningModule):
+class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
     """A backbone, an online linear probe on its detached features, and their training steps.
 
     A batch is ``[indexes (B,), views, targets (B,)]``, where ``views`` is a list of tensors
@@ -237,10 +238,6 @@ class BaseMethod(JointForward, pl.LightningModule):
             train_class_loss=outs["loss"], train_acc1=outs["acc1"], train_acc5=outs["acc5"]
         )
         return outs
-
-    def log_epoch(self, **metrics: torch.Tensor | float) -> None:
-        """Log the means of metrics over an epoch and all processes."""
-        self.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True)
 
     def validation_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> None:
         """Log the probe's loss and accuracies on ``[images (B, 3, H, W), targets (B,)]``."""

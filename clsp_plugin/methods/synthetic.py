@@ -35,6 +35,7 @@ from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.alignment import alignment_loss
+from clsp_plugin.methods.epoch_means import EpochMeans
 from clsp_plugin.methods.joint import JointForward
 
 __all__ = ["SyntheticPositives", "register", "with_synthetic_positives"]
@@ -51,7 +52,9 @@ def _with_defaults(cfg: DictConfig) -> DictConfig:
 if TYPE_CHECKING:
     from clsp_plugin.methods.base import BaseMethod as _Method
 else:
-    _Method = JointForward
+
+    class _Method(JointForward, EpochMeans):
+        """What a method of another package lacks."""
 
 
 class SyntheticPositives(_Method):
@@ -178,7 +181,7 @@ class SyntheticPositives(_Method):
             out = self(third)
         alignment = self.alignment(self._first, out)
         self._first = {}
-        self.log("train_alignment", alignment, on_step=False, on_epoch=True, sync_dist=True)
+        self.log_epoch(train_alignment=alignment)
         return loss + self.weight_at(self.current_epoch) * alignment
 
     def weight_at(self, epoch: int) -> float:

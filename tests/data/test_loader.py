@@ -1,9 +1,15 @@
-"""Index batches: every image once, the order fixed by (seed, epoch), shared among processes."""
+"""Index batches, each image once in an order fixed by (seed, epoch); the views of a batch."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from clsp_plugin.data.loader import IndexBatches, index_loader
+from clsp_plugin.data.augmentation.config import AugmentationConfig
+from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
+from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
+from clsp_plugin.data.loader import IndexBatches, PretrainData, index_loader
 
 
 def epoch(batches, number):
@@ -48,3 +54,24 @@ def test_evaluation_order_is_natural_and_complete():
 def test_loader_hands_the_batches_on():
     batches = IndexBatches(10, 4, seed=None)
     assert [b.tolist() for b in index_loader(batches)] == [b.tolist() for b in batches]
+
+
+def test_views_are_those_of_each_pipeline_alone():
+    """Views of one pipeline are made together; each has the keys of its own number and image."""
+    images = torch.randint(0, 256, (6, 20, 20, 3), dtype=torch.uint8)
+    array = ImageArray(images, torch.zeros(6, dtype=torch.int64), ("a",), "random")
+    blocks = [
+        {"crop_size": 16, "num_crops": 2, "rrc": {"enabled": True}, "grayscale": {"prob": 0.5}},
+        {"crop_size": 16, "num_crops": 1, "rrc": {"enabled": True}},
+        {"crop_size": 8, "num_crops": 3, "rrc": {"enabled": True}},
+    ]
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
+    data = PretrainData(array, None, blocks, 4, 7, mean, std)
+    data.trainer = SimpleNamespace(current_epoch=5)
+    places = torch.tensor([3, 0, 5, 5])
+    views = data.views(images[places], places)
+    assert [view.shape[2] for view in views] == [16, 16, 16, 8, 8, 8]
+    for number, (view, block) in enumerate(zip(views, [0, 0, 1, 2, 2, 2], strict=True)):
+        alone = BatchAugmentation(AugmentationConfig.from_cfg(blocks[block]), mean, std)
+        keys = keys_for(derive_key(7, Purpose.AUGMENTATION, 5, number), places)
+        assert torch.equal(view, alone(images[places], keys)), number
