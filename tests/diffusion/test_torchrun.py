@@ -52,14 +52,13 @@ def test_a_denoiser_and_its_candidates(clsp, tmp_path):
     np.testing.assert_allclose(one["losses"], two["losses"], rtol=1e-4)
 
     clsp(1, "one", *GENERATE, "out=candidates")
-    clsp(2, "one", *GENERATE, "out=shared")
+    out = clsp(2, "one", *GENERATE, "out=shared", "export_npy=all.npy")
+    assert "once all are done, the same command in one process writes all.npy" in out
     folders = [tmp_path / "one" / name for name in ("candidates", "shared")]
     whole, shared = ({file.name: file.read_bytes() for file in f.iterdir()} for f in folders)
     assert len([name for name in whole if name.endswith(".npy") and name.startswith("shard-")]) == 5
     assert whole == shared
     assert CandidateStore(folders[1]).num_images == 48
 
-    out = clsp(2, "one", *GENERATE, "out=shared", "export_npy=all.npy")
-    assert "once all are done, the same command in one process writes all.npy" in out
     clsp(1, "one", *GENERATE, "out=shared", "export_npy=all.npy")
     assert np.load(tmp_path / "one/all.npy").shape == (48, 2, 16, 16, 3)

@@ -29,8 +29,9 @@ EARLIER = ("method_kwargs.mix_start_epoch=5",)
 BUDGET = {
     **dict.fromkeys(LEARNERS, QUARTER),
     **dict.fromkeys(("simclr_ft", "mocov2_ft"), (*QUARTER, *EARLIER)),
-    "barlow_twins": HALF,
-    **dict.fromkeys(("all4one", "byol", "nnbyol", "ressl"), ()),
+    **dict.fromkeys(("barlow_twins", "byol"), HALF),
+    "all4one": ("max_epochs=12",),
+    **dict.fromkeys(("nnbyol", "ressl"), ()),
 }
 K = 20
 # Percentage points. For two accuracies of 25 % on 1,000 images, two standard errors of the

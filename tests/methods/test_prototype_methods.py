@@ -28,7 +28,6 @@ def build(tiny):
         cfg.data.num_classes = 10
         torch.manual_seed(0)
         model = METHODS[method](cfg)
-        model.log_dict = model.log = lambda *args, **kwargs: None  # needs a trainer
         return model
 
     return make

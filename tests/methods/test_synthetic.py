@@ -59,7 +59,7 @@ def test_lambda_rises_from_nothing_over_the_warm_up(tiny, store, digits48, monke
     rise = [model.weight_at(epoch) for epoch in (0, 1, 3, 4, 9)]
     assert rise == pytest.approx([0, 0.2, 0.6, 0.8, 0.8])
     inputs, logged, losses = step_inputs(), {}, {}
-    model.log = lambda name, value, **kwargs: logged.update({name: value})
+    model.log_epoch = lambda **metrics: logged.update(metrics)
     model._third = lambda indexes, epoch, crop: inputs[1][0] * 0.5  # the same in every epoch
     for epoch in (0, 2):
         monkeypatch.setattr(type(model), "current_epoch", epoch)
@@ -75,7 +75,6 @@ def model_with(tiny, method, array, *overrides):
     cfg.data.num_classes = 10
     torch.manual_seed(0)
     model = METHODS[method](cfg)
-    model.log_dict = model.log = lambda *args, **kwargs: None
     model.attach(array, [0.5] * 3, [0.25] * 3)
     return model
 
@@ -110,7 +109,7 @@ def test_loss_is_the_base_s_plus_the_weighted_distance(tiny, store, digits48, ba
     else:
         distance = apart(*out["z"])
     pieces = {}
-    model.log_dict = lambda metrics, **kwargs: pieces.update(metrics)
+    model.log_epoch = lambda **metrics: pieces.update(metrics)
     loss = model.training_step(inputs, 0)
     expected = pieces["train_loss"] + pieces["train_class_loss"] + 0.7 * distance
     torch.testing.assert_close(loss, expected)
@@ -255,7 +254,6 @@ def test_works_over_a_class_that_is_not_the_engine_s(store, digits48):
     assert isinstance(model, ForeignMethod)
     assert isinstance(model, SyntheticPositives)
     assert model.cfg.foreign_default == 7
-    model.log = lambda *args, **kwargs: None
     model.attach(digits48, [0.5] * 3, [0.25] * 3)
     inputs = step_inputs()
     loss = model.training_step(inputs, 0)
