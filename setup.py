@@ -60,7 +60,7 @@ setup(
         # older ones run code of TorchScript files even with weights_only (CVE-2025-32434)
         "torch>=2.6",
         "torchvision>=0.21",
-        "lightning>=2.2",
+        "lightning>=2.4",  # ends with the code of SIGTERM, where older ones look like Ctrl-C
         "hydra-core>=1.3",
         "omegaconf>=2.3",
         "diffusers>=0.33",

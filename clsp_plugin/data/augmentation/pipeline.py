@@ -191,7 +191,7 @@ class BatchAugmentation:
             self._compile = False
             warnings.warn(
                 f"torch {torch.__version__} compiles the augmentation wrongly for a CPU, so it "
-                f"runs uncompiled; {'.'.join(map(str, _RIGHT_ON_CPU))} or newer does not.",
+                f"runs uncompiled; {_RIGHT_ON_CPU} or newer does not.",
                 stacklevel=3,
             )
         if not self._compile:
@@ -252,7 +252,7 @@ def can_compile(device: torch.device | str | None = None) -> bool:
 
 # In the code that torch 2.6 to 2.8 generate for a CPU, a crop and a shift of hue in one graph write
 # outside of their memory. 2.9.1 is the oldest version that was seen not to.
-_RIGHT_ON_CPU = (2, 9, 1)
+_RIGHT_ON_CPU = "2.9.1"
 
 
 def _compiled_rightly(device: torch.device) -> bool:
