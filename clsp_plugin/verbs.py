@@ -197,6 +197,18 @@ _TABLE = (
         experiment=False,
     ),
     Verb(
+        "configs",
+        "list the configurations that ship with the package",
+        "cli.configurations:configs",
+        experiment=False,
+    ),
+    Verb(
+        "show",
+        "a composed configuration, and where each setting comes from",
+        "cli.configurations:show",
+        experiment=False,
+    ),
+    Verb(
         "demo",
         "the whole of CLSP on the offline data set, in minutes",
         "cli.suites:demo",
