@@ -20,7 +20,7 @@ from clsp_plugin.data.images import DATASETS, channel_statistics
 from clsp_plugin.data.keyed_random import Purpose, derive_key, seed_generators
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.splits import load_splits
-from clsp_plugin.engine.progress import Bar, History, quiet
+from clsp_plugin.engine.progress import Bar, History, MetricsFile, quiet
 from clsp_plugin.engine.resume import Resumed, Start, find_start
 from clsp_plugin.engine.trainer import Finite, fit, new_trainer
 from clsp_plugin.errors import ClspError, nearest
@@ -234,7 +234,8 @@ def make_trainer(
     if start.checkpoint is not None:
         callbacks.append(Resumed(start))
     if cfg.checkpoint.enabled:
-        callbacks.append(saver)
+        histories = [one for one in callbacks if isinstance(one, History)]
+        callbacks += [saver, *(MetricsFile(one, start.run_dir) for one in histories)]
     kwargs = trainer_kwargs(cfg)
     kwargs.update(
         logger=_wandb(cfg, start) if cfg.wandb.enabled else False,

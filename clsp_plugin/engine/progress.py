@@ -1,17 +1,22 @@
 """The progress of a training: a bar on the screen, and the curve and times for the record."""
 
+import csv
+import io
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from tqdm.auto import tqdm
 
-__all__ = ["Bar", "History", "quiet"]
+from clsp_plugin.system.files import write_text
+
+__all__ = ["Bar", "History", "MetricsFile", "quiet"]
 
 # Warnings that Lightning gives in every run and that no user can act on.
 _NO_NEWS = (
@@ -146,3 +151,32 @@ class History(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.curve, self.seconds = list(state["curve"]), state["seconds"]
         self.about = {**state["about"], **self.about}
+
+
+class MetricsFile(Callback):
+    """Writes ``metrics.csv`` after every epoch, a line for each epoch so far.
+
+    To be called after the callback that makes the folder of the run: without a folder, as when no
+    checkpoints are saved, there is no file.
+
+    Args:
+        history: the collected metrics.
+        folder: the folder of the run.
+    """
+
+    def __init__(self, history: History, folder: Path):
+        self.history, self.folder = history, folder
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and self.folder.is_dir():
+            write_text(self.folder / "metrics.csv", _csv(self.history.curve))
+
+
+def _csv(rows: Sequence[Mapping[str, float]]) -> str:
+    """Return rows as CSV, with a column for every key of any row, empty where a row lacks it."""
+    out = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

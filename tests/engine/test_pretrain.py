@@ -1,5 +1,6 @@
 """A run stopped and continued is the run left alone; several processes are one batch."""
 
+import csv
 import json
 import os
 import subprocess
@@ -54,6 +55,21 @@ def test_continued_run_equals_an_uninterrupted_one(tiny, store, interrupt, metho
     assert different == []
     curves = [Record.load(f.record).curve for f in (alone, continued)]
     assert [row["train_loss"] for row in curves[0]] == [row["train_loss"] for row in curves[1]]
+
+
+def test_the_metrics_of_every_epoch_are_beside_the_checkpoint(tiny, interrupt, tmp_path):
+    """While a run goes on, and whole when it was continued."""
+    settings = ("max_epochs=4", "auto_resume.enabled=True", "data.num_val=20")
+    interrupt(tiny("simclr", *settings), epoch=2)
+    (file,) = tmp_path.rglob("metrics.csv")
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    finished = pretrain(tiny("simclr", *settings))
+    assert file.parent == finished.run_dir
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    curve = Record.load(finished.record).curve
+    assert [{key: float(value) for key, value in row.items()} for row in rows] == curve
+    assert {"epoch", "train_loss", "val_acc1"} <= rows[0].keys()
 
 
 def test_a_complete_run_is_not_run_again(tiny, capsys):
