@@ -25,7 +25,7 @@ from clsp_plugin.engine.resume import Resumed, Start, find_start
 from clsp_plugin.engine.trainer import Finite, fit, new_trainer
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.methods import METHODS
-from clsp_plugin.methods.backbones import check_network
+from clsp_plugin.methods.backbones import check_layout, check_network
 from clsp_plugin.methods.synthetic import SyntheticPositives
 from clsp_plugin.records.checkpoint import Checkpointer, load_args, read_checkpoint
 from clsp_plugin.records.environment import environment
@@ -151,6 +151,8 @@ def _train(
     history = History({"environment": around, "candidates": _candidates(model)})
     saver = Checkpointer(cfg, start.run_dir, {"images": train.identity}, held)
     trainer = make_trainer(cfg, start, saver, [bar, history], val is not None)
+    if not cfg.performance.disable_channel_last:
+        check_layout(model, trainer.strategy.root_device)
     keep_freed_memory(trainer.strategy.root_device)
     if start.checkpoint is not None and trainer.is_global_zero:
         print(start.told)

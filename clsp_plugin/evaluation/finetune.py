@@ -33,7 +33,7 @@ from clsp_plugin.engine.trainer import fit
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.features import load_labelled
 from clsp_plugin.evaluation.protocol import num_classes
-from clsp_plugin.methods.backbones import check_network, resolve_stem
+from clsp_plugin.methods.backbones import check_layout, check_network, resolve_stem
 from clsp_plugin.methods.epoch_means import EpochMeans
 from clsp_plugin.methods.optim import build_optimizers
 from clsp_plugin.records.checkpoint import Checkpointer
@@ -187,6 +187,8 @@ def _train_and_test(
     bar = Bar(f"fine-tune {cfg.pretrain_method}", ("train_loss", "train_acc1"))
     saver = Checkpointer(cfg, start.run_dir, identity, held)
     trainer = make_trainer(cfg, start, saver, [bar, history], False)
+    if not cfg.performance.disable_channel_last:
+        check_layout(model, trainer.strategy.root_device)
     if start.checkpoint is not None and trainer.is_global_zero:
         print(start.told)
     fit(trainer, model, data, start.checkpoint)

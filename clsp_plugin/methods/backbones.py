@@ -11,7 +11,7 @@ from torch import nn
 from clsp_plugin.config.rules import check_finite
 from clsp_plugin.errors import ClspError, nearest, short
 
-__all__ = ["build_backbone", "check_network", "of_method", "resolve_stem"]
+__all__ = ["build_backbone", "check_layout", "check_network", "of_method", "resolve_stem"]
 
 # solo-learn's names of models, and timm's names of the same models
 _ALIASES = {
@@ -141,6 +141,31 @@ def check_network(
             raise ClspError(f"{what} cannot work on {where}: {short(error)}") from error
         if features.ndim != 2 or 0 in features.shape:
             raise ClspError(f"{what} makes features of shape {tuple(features.shape)} of {where}.")
+
+
+def check_layout(module: nn.Module, device: torch.device) -> None:
+    """Refuse a network that a CPU cannot train with the channels as the last dimension in memory.
+
+    The gradient of a 1x1 convolution with a stride and with 2 to 6 input channels writes outside of
+    its memory there (seen with torch 2.6 and 2.14).
+
+    Args:
+        module: the network.
+        device: where it will be trained.
+
+    Raises:
+        ClspError: the network has such a convolution, and the device is a CPU.
+    """
+    for layer in module.modules() if device.type == "cpu" else ():
+        if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
+            continue
+        strided = layer.kernel_size == (1, 1) and max(layer.stride) > 1
+        if strided and 2 <= layer.in_channels <= 6:
+            raise ClspError(
+                f"The network has a 1x1 convolution with a stride and {layer.in_channels} input "
+                f"channels, whose gradient a CPU computes wrongly in the layout channels_last; set "
+                f"performance.disable_channel_last=True, or give at least 7 channels."
+            )
 
 
 def _without_content(module: nn.Module) -> nn.Module:

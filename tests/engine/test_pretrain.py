@@ -72,6 +72,13 @@ def test_the_metrics_of_every_epoch_are_beside_the_checkpoint(tiny, interrupt, t
     assert {"epoch", "train_loss", "val_acc1"} <= rows[0].keys()
 
 
+def test_narrow_networks_are_trained_in_the_layout_that_a_cpu_can(tiny):
+    narrow = ("backbone.kwargs.channels=[4,4,4,4]", "accelerator=cpu")
+    with pytest.raises(ClspError, match="disable_channel_last=True"):
+        pretrain(tiny("simclr", *narrow))
+    assert pretrain(tiny("simclr", *narrow, "performance.disable_channel_last=True")).record
+
+
 def test_a_complete_run_is_not_run_again(tiny, capsys):
     settings = ("auto_resume.enabled=True",)
     first = pretrain(tiny("simclr", *settings))

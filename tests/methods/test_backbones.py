@@ -5,7 +5,7 @@ import torch
 import torchvision
 
 from clsp_plugin.errors import ClspError
-from clsp_plugin.methods.backbones import build_backbone, of_method, resolve_stem
+from clsp_plugin.methods.backbones import build_backbone, check_layout, of_method, resolve_stem
 
 
 def test_resnet_is_torchvision_s_key_by_key():
@@ -64,3 +64,15 @@ def test_moco_v3_has_solo_learn_s_vision_transformers(method, heads):
     own = {"name": "vit_tiny", "kwargs": {"depth": 1, "num_heads": 4}}
     assert of_method(own, method) == own
     assert of_method({"name": "resnet18"}, method) == {"name": "resnet18"}
+
+
+@pytest.mark.parametrize(("channels", "refused"), [(1, False), (2, True), (6, True), (7, False)])
+def test_a_layout_in_which_a_cpu_writes_outside_of_its_memory(channels, refused):
+    block = {"name": "resnet18", "kwargs": {"channels": [channels, 8, 8, 8]}}
+    module, _ = build_backbone(block, "digits")
+    check_layout(module, torch.device("cuda"))
+    if not refused:
+        check_layout(module, torch.device("cpu"))
+        return
+    with pytest.raises(ClspError, match=f"{channels} input channels.*disable_channel_last=True"):
+        check_layout(module, torch.device("cpu"))
