@@ -51,13 +51,10 @@ def composed_with_sources(
             file = _told(Path(loaded.path.removeprefix("file://")) / name)
             for key in _settings(OmegaConf.to_container(loaded.config, resolve=False)):
                 _assign(sources, key, file)
-        for argument in given:
-            match = re.match(r"\+{0,2}([\w.]+)=", argument)
-            if match is None:
-                continue
-            for key in _settings(OmegaConf.to_container(cfg, resolve=False)):
-                if key == match[1] or key.startswith(f"{match[1]}."):
-                    _assign(sources, key, ARGUMENT)
+    typed = [match[1] for one in given if (match := re.match(r"\+{0,2}([\w.]+)=", one))]
+    for key in _settings(OmegaConf.to_container(cfg, resolve=False)):
+        if any(f"{key}.".startswith(f"{name}.") for name in typed):
+            _assign(sources, key, ARGUMENT)
     return cfg, sources
 
 
