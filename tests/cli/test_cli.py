@@ -3,14 +3,12 @@
 import json
 import shutil
 import signal
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from clsp_plugin import cli
 from clsp_plugin.cli import records
 from clsp_plugin.config.shipped import shipped
 from clsp_plugin.records import stale
@@ -23,24 +21,6 @@ TINY = [
 ]  # fmt: skip
 TINY_DENOISER = ["data.num_train=48", "block_out_channels=[8,8]", "max_epochs=1", "batch_size=16"]
 TINY_GENERATE = ["data.num_train=48", "num_candidates=2", "steps=2", "shard_size=20"]
-
-
-@pytest.fixture
-def clsp(tmp_path, monkeypatch, capfd):
-    """Run a command in an empty directory: ``clsp(*args) -> (exit code, output, errors)``."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["clsp", *map(str, args)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def the_run(root):

@@ -1,34 +1,16 @@
 """``clsp configs`` and ``clsp show``."""
 
 import re
-import sys
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from clsp_plugin.cli import main
 from clsp_plugin.config.compose import compose, names_of
 from clsp_plugin.config.shipped import shipped
 from clsp_plugin.verbs import EXPERIMENTS
 
 WHOLE = [(verb, name) for verb in EXPERIMENTS for name in names_of(verb)]
-
-
-@pytest.fixture
-def clsp(monkeypatch, capsys):
-    """Run a command in this process: ``clsp(*args) -> (code, output, errors)``."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["clsp", *args])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 def leaves(content, above=""):
