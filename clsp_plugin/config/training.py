@@ -137,10 +137,16 @@ class KnnEval:
 
 @dataclass
 class Performance:
-    """``compile_augmentation: auto`` compiles if there is a compiler and the run is long."""
+    """Settings of speed.
+
+    ``compile_augmentation: auto`` compiles if there is a compiler and the run is long.
+    ``compile_network`` compiles the backbone for training; the rounding of sums changes, so a run
+    has to be continued with the same value to give the same numbers.
+    """
 
     disable_channel_last: bool = False
     compile_augmentation: Any = "auto"
+    compile_network: bool = False
 
 
 @dataclass

@@ -90,7 +90,8 @@ def index_loader(batches: IndexBatches, num_images: int | None = None) -> DataLo
         num_images: length of the loader's ``dataset``; by default ``batches.num_images``.
     """
     dataset = _Passthrough(batches.num_images if num_images is None else num_images)
-    return DataLoader(dataset, sampler=batches, batch_size=None)
+    pinned = torch.cuda.is_available()  # so that the copy to a GPU does not wait for its work
+    return DataLoader(dataset, sampler=batches, batch_size=None, pin_memory=pinned)
 
 
 class PretrainData(pl.LightningDataModule):

@@ -1,5 +1,6 @@
 """``clsp pretrain``: from images to a checkpoint and a record."""
 
+import statistics
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from clsp_plugin.candidates.extra import inflate
 from clsp_plugin.config.plain import plain
 from clsp_plugin.config.training import parse_cfg, trainer_kwargs
-from clsp_plugin.data.augmentation.pipeline import can_compile_augmentation
+from clsp_plugin.data.augmentation.pipeline import can_compile, can_compile_augmentation
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import DATASETS, channel_statistics
 from clsp_plugin.data.keyed_random import Purpose, derive_key, seed_generators
@@ -137,6 +138,9 @@ def _train(
         min(cfg.optimizer.batch_size, len(train)),
     )  # fmt: skip
     _check_batch(cfg, model)
+    if cfg.performance.compile_network:
+        _check_compiler()
+        model.compile_networks()
     compiled = worth_compiling(cfg, len(train if places is None else places))
     model.attach_images(train)
     if isinstance(model, SyntheticPositives):
@@ -167,6 +171,14 @@ def _train(
         timings = {"last_start_seconds": time.perf_counter() - began}
         _save(_record(cfg, finished, history, train, timings), finished.record)
     return finished
+
+
+def _check_compiler() -> None:
+    if not can_compile():
+        raise ClspError(
+            "performance.compile_network=True needs a compiler and the headers of Python, which "
+            "are not here; install them, or leave the setting out."
+        )
 
 
 def _check_batch(cfg: DictConfig, model: torch.nn.Module) -> None:
@@ -318,7 +330,7 @@ def _record(
     train: ImageArray,
     timings: dict[str, float],
 ) -> Record:
-    about = history.about
+    about, seconds = history.about, sum(history.seconds)
     images = about["steps"] * cfg.optimizer.batch_size * about["processes"] * len(history.curve)
     return Record(
         method=cfg.method,
@@ -331,8 +343,10 @@ def _record(
         checkpoint=None if finished.checkpoint is None else finished.checkpoint.name,
         curve=history.curve,
         timings={
-            "train_seconds": history.seconds,
-            "images_per_second": images / max(history.seconds, 1e-9),
+            "train_seconds": seconds,
+            "images_per_second": images / max(seconds, 1e-9),
+            # the median leaves out what only some epochs do, such as compiling
+            "epoch_seconds": statistics.median(history.seconds),
             "processes": about["processes"],
             **timings,
         },

@@ -121,14 +121,14 @@ class History(Callback):
 
     Attributes:
         curve: the mean metrics of every epoch, kept when a run is continued.
-        seconds: time spent in epochs, kept as well.
+        seconds: the seconds of every epoch, kept as well.
         about: as given, with the number of ``steps`` per epoch and of ``processes`` at the last
             start.
     """
 
     def __init__(self, about: dict[str, Any] | None = None) -> None:
         self.curve: list[dict[str, float]] = []
-        self.seconds = 0.0
+        self.seconds: list[float] = []
         self.about: dict[str, Any] = dict(about or {})
         self._since: float | None = None
 
@@ -142,14 +142,15 @@ class History(Callback):
         # reading the metrics waits for the device, so the time below includes all of its work
         row = {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
         assert self._since is not None
-        self.seconds += time.perf_counter() - self._since
+        self.seconds.append(time.perf_counter() - self._since)
         self.curve.append({"epoch": trainer.current_epoch + 1, **row})
 
     def state_dict(self) -> dict[str, Any]:
         return {"curve": self.curve, "seconds": self.seconds, "about": self.about}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.curve, self.seconds = list(state["curve"]), state["seconds"]
+        self.curve, seconds = list(state["curve"]), state["seconds"]
+        self.seconds = [seconds] if isinstance(seconds, float) else list(seconds)  # once their sum
         self.about = {**state["about"], **self.about}
 
 

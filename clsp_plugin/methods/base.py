@@ -160,6 +160,10 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
     def attach_images(self, array: ImageArray) -> None:
         """Receive the training images; a hook for methods that need more than the views."""
 
+    def compile_networks(self) -> None:
+        """Compile the backbone for training steps; this happens at the first step."""
+        self.backbone.compile(dynamic=False)
+
     def add_head(self, name: str, head: nn.Module, **settings: Any) -> None:
         """Add a network, such as a projector, that the optimiser trains.
 
@@ -242,7 +246,8 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
     def validation_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> None:
         """Log the probe's loss and accuracies on ``[images (B, 3, H, W), targets (B,)]``."""
         X, targets = batch
-        out = _classification(self(X)["logits"], targets)
+        with torch.compiler.set_stance("force_eager"):  # no graph for each size of a batch
+            out = _classification(self(X)["logits"], targets)
         self.log_dict(
             {f"val_{key}": out[key] for key in ("loss", "acc1", "acc5")},
             on_epoch=True,
@@ -288,6 +293,10 @@ class BaseMomentumMethod(BaseMethod):
         _become_copy(momentum, getattr(self, name))
         setattr(self, f"momentum_{name}", momentum)
         self._twins.append(name)
+
+    def compile_networks(self) -> None:
+        super().compile_networks()
+        self.momentum_backbone.compile(dynamic=False)
 
     @property
     def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:

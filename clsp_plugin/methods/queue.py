@@ -78,12 +78,13 @@ class Queue(_Method):
                 (B, ...) of this process. The rows of all processes are entered, in the order of
                 the ranks.
         """
-        start = int(self.queue_ptr)
         for buffer, rows in buffers:
             rows = gather(rows.detach())
             assert self.queue_size % len(rows) == 0, (self.queue_size, len(rows))
-            buffer[start : start + len(rows)] = rows.to(buffer.dtype)
-        self.queue_ptr[0] = (start + len(rows)) % self.queue_size
+            # the position stays on the device: to read it, the host would wait for all work there
+            places = self.queue_ptr + torch.arange(len(rows), device=rows.device)
+            buffer.index_copy_(0, places, rows.to(buffer.dtype))
+        self.queue_ptr.add_(len(rows)).remainder_(self.queue_size)
 
 
 class NearestNeighbours(Queue):

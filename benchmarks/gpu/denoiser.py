@@ -1,0 +1,72 @@
+"""Training of the paper's denoiser: all of `clsp denoiser` against the bare network."""
+
+import time
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+
+from benchmarks.gpu.report import Rows
+from benchmarks.gpu.stage import Options
+from benchmarks.gpu.timing import rates, synchronize
+from clsp_plugin.diffusion.denoiser import build_unet
+from clsp_plugin.diffusion.training import train_denoiser
+
+
+class Epochs(Callback):
+    """Notes the seconds of every epoch."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        synchronize(pl_module.device)
+        self._began = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        synchronize(pl_module.device)
+        self.seconds.append(time.perf_counter() - self._began)
+
+
+def measure(options: Options, rows: Rows) -> None:
+    size, batch = options.pick(32, 16), options.pick(128, 4)
+    number = options.pick(6_400, 8)
+    network = {"block_out_channels": [8, 8], "layers_per_block": 1, "attention_resolutions": []}
+    network = network if options.small else {}
+    images = torch.randint(0, 256, (number, size, size, 3), dtype=torch.uint8)
+    for precision, expected in (("bf16-mixed", "4,000"), ("32-true", "2,000")):
+        epochs = Epochs()
+        train_denoiser(
+            images,
+            {**network, "max_epochs": 3, "batch_size": batch, "precision": precision,
+             "accelerator": options.accelerator},
+            options.out / f"denoiser-{precision}",
+            callbacks=[epochs],
+        )  # fmt: skip
+        whole = [number / seconds for seconds in epochs.seconds[1:]]
+        limit = bare(options, network, size, batch, precision)
+        rows.add(f"bare loop, {precision}, batch {batch}", limit, "images/s", expected)
+        hours = 2000 * 50_000 / max(whole) / 3600
+        rows.add(f"clsp denoiser, {precision}, batch {batch}", whole, "images/s", "0.9 of it",
+                 f"{max(whole) / max(limit):.2f} of the bare loop; the paper's 2000 epochs of "
+                 f"CIFAR-10: {hours:.1f} h; in nine minutes "
+                 f"{540 * max(whole) / 50_000:.0f} epochs")  # fmt: skip
+
+
+def bare(options: Options, network: dict, size: int, batch: int, precision: str) -> list[float]:
+    """Return images/s of forward, backward and optimiser on random data."""
+    unet = build_unet(size, network).to(options.device)
+    adam = torch.optim.Adam(unet.parameters(), lr=2e-4, fused=True)
+    x = torch.randn(batch, 3, size, size, device=options.device)
+    t = torch.randint(0, 1000, (batch,), device=options.device)
+
+    def step() -> None:
+        with torch.autocast(options.device.type, torch.bfloat16, enabled=precision != "32-true"):
+            estimate = unet(x, t).sample
+        loss = F.mse_loss(estimate.float(), x)
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        adam.step()
+
+    return rates(step, options.device, number=batch, steps=options.pick(20, 1))

@@ -1,0 +1,31 @@
+"""The tests marked ``gpu``: the device computes what the CPU computes."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+from benchmarks.gpu.report import Rows
+from benchmarks.gpu.stage import Options
+
+
+def measure(options: Options, rows: Rows) -> None:
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-q", "-rfE",
+               "-p", "no:cacheprovider"]  # fmt: skip
+    command += ["-k", "keyed"] if options.small else ["-n", "8"]
+    began = time.perf_counter()
+    done = subprocess.run(
+        command,
+        env={**os.environ, "CLSP_TEST_DEVICE": options.device.type},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    print(done.stdout[-20_000:])
+    seconds = time.perf_counter() - began
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)",
+                                                     done.stdout.splitlines()[-1])}  # fmt: skip
+    for word in ("passed", "failed", "skipped"):
+        rows.add(f"tests {word}", counts.get(word, 0), "", "none" if word == "failed" else "")
+    rows.add("time of the tests", seconds, "s", "60")
+    for line in re.findall(r"^(?:FAILED|ERROR) .*", done.stdout, re.M):
+        rows.add("failed", [], "", "", line.replace("|", " ")[:300])
