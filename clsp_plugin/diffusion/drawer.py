@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from clsp_plugin.config.rules import ranged
-from clsp_plugin.data.augmentation.pipeline import can_compile
+from clsp_plugin.diffusion.compiling import compile_blocks, to_compile
 from clsp_plugin.diffusion.interpolation import is_conditional
 from clsp_plugin.diffusion.sampling import (
     CandidateNoise,
@@ -52,9 +52,12 @@ class GenerationSettings(Sampling):
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         shard_size: images per shard of the store.
         channels_last: whether to keep the channels of a pixel side by side in memory; None does so
-            on a CUDA GPU only, since convolutions of few channels gain nothing from it on a CPU.
-        compile: compile the blocks of the denoiser, which takes a minute or more before the first
-            candidate. Like another batch size it changes the rounding of sums, and nothing else.
+            if the denoiser is compiled for a CUDA GPU. Elsewhere torch's normalisation of groups
+            copies such images back and forth.
+        compile: whether to compile the blocks of the denoiser, which takes half a minute or more
+            before the first candidate; None does so on a CUDA GPU for a store of at least ten
+            million candidates times steps. Like another batch size it changes the rounding of
+            sums, and nothing else.
     """
 
     num_candidates: int = ranged(8, low=1)
@@ -62,13 +65,12 @@ class GenerationSettings(Sampling):
     device: str = "auto"
     shard_size: int = ranged(1024, low=1)
     channels_last: Optional[bool] = None
-    compile: bool = False
+    compile: Optional[bool] = None
 
 
 # The batch size if none is given and memory allows it. A larger one is not faster on a CPU.
 _LARGEST_BATCH = {"cuda": 8192, "cpu": 256}
 _TRIED = 8  # batch size at which the memory of a step is measured
-_GRAPHS = 4096  # largest number of compiled graphs: one per block and batch size
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -163,32 +165,21 @@ class Drawer:
         self.scheduler = make_scheduler(
             scheduler_config, settings.steps, settings.clip, settings.sampler
         )
-        self.unet = self._prepared(unet)
+        passes = len(images) * settings.num_candidates * settings.steps
+        compiled = to_compile(settings.compile, self.device, passes)
+        self.unet = self._prepared(unet, compiled)
         self.ahead = 1 if self.device.type == "cuda" else 0
         keep_freed_memory(self.device)
         self.batch_size = settings.batch_size or self._largest_batch()
-        if settings.compile:
-            self._compile()
+        if compiled:
+            compile_blocks(self.unet)
 
-    def _prepared(self, unet: UNet2DModel) -> UNet2DModel:
+    def _prepared(self, unet: UNet2DModel, compiled: bool) -> UNet2DModel:
         """Return the denoiser on its device, in the memory layout that was asked for."""
         wanted = self.settings.channels_last
-        last = self.device.type == "cuda" if wanted is None else wanted
+        last = compiled and self.device.type == "cuda" if wanted is None else wanted
         layout = torch.channels_last if last else torch.contiguous_format
         return unet.to(self.device, memory_format=layout)
-
-    def _compile(self) -> None:
-        if not can_compile():
-            raise ClspError("compile=True needs a C++ compiler, and none is here; leave it out.")
-        # The graphs of all blocks of one class count together. Beyond the limit blocks would run
-        # uncompiled, which rounds differently.
-        limits = torch._dynamo.config
-        limits.cache_size_limit = max(limits.cache_size_limit, _GRAPHS)
-        limits.accumulated_cache_size_limit = max(limits.accumulated_cache_size_limit, _GRAPHS)
-        for block in (*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks):
-            # one graph per batch size: a graph for all sizes could round differently in a continued
-            # run, where the sizes come in another order
-            block.compile(dynamic=False)
 
     def _largest_batch(self) -> int:
         """Return the batch size if none is given: on a CPU by measurement, else a first try."""

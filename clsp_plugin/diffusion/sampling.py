@@ -34,6 +34,7 @@ from clsp_plugin.diffusion.schedulers import (
     _AncestralScheduler,
 )
 from clsp_plugin.errors import ClspError
+from clsp_plugin.system.devices import to_device
 
 __all__ = [
     "CandidateNoise",
@@ -227,13 +228,6 @@ def denoise(
     return x
 
 
-def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor to a device; the host does not wait for the copy."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
 def _fetch(*tensors: torch.Tensor) -> Callable[[], tuple[torch.Tensor, ...]]:
     """Begin to copy tensors from a device to the host; the returned function waits for them."""
     if tensors[0].device.type != "cuda":
@@ -290,18 +284,18 @@ def begin_candidates(
     check_weight(sampling.w)
     unet.eval()
     device = unet.device
-    x = to_float(_to_device(anchors, device))
-    numbers = _to_device(torch.as_tensor(list(candidates), dtype=torch.int64), device)
+    x = to_float(to_device(anchors, device))
+    numbers = to_device(torch.as_tensor(list(candidates), dtype=torch.int64), device)
     shape = tuple(x.shape[1:])
     noise = CandidateNoise(
-        sampling.seed, _to_device(indexes, device), numbers, shape, sampling.share_anchor
+        sampling.seed, to_device(indexes, device), numbers, shape, sampling.share_anchor
     )
     if not sampling.share_anchor:
         x = x.repeat_interleave(len(numbers), dim=0)
     own = None
     if is_conditional(unet):
         assert condition is not None, "a conditional denoiser needs the anchors' condition"
-        own = _to_device(condition, device).repeat_interleave(len(numbers), dim=0)
+        own = to_device(condition, device).repeat_interleave(len(numbers), dim=0)
     x = denoise(unet, scheduler, x, noise, sampling, condition=own)
     out = to_uint8(x).unflatten(0, (len(anchors), len(numbers)))
     wait = _fetch(out, torch.isfinite(x).flatten(1).all(1).view(len(anchors), -1).all(1))

@@ -25,6 +25,7 @@ from clsp_plugin.candidates.condition import check_condition, condition_digest
 from clsp_plugin.config.typed import settings_of
 from clsp_plugin.data.keyed_random import Purpose, derive_key
 from clsp_plugin.data.loader import IndexBatches, index_loader
+from clsp_plugin.diffusion.compiling import compile_blocks, to_compile
 from clsp_plugin.diffusion.denoiser import build_unet, check_absent, save_denoiser
 from clsp_plugin.diffusion.module import _WEIGHTS, DenoiserModule, TrainingSettings
 from clsp_plugin.diffusion.sample_sheets import SampleSheets
@@ -43,7 +44,15 @@ __all__ = ["RECORD", "train_denoiser"]
 RECORD = "training.json"
 # Settings that a resumed run may change, since they do not change what is learned.
 _FREE = frozenset(
-    {"checkpoint_every", "sample_every", "fid_images", "accelerator", "devices", "strategy"}
+    {
+        "checkpoint_every",
+        "sample_every",
+        "fid_images",
+        "accelerator",
+        "devices",
+        "strategy",
+        "compile",
+    }
 )
 
 
@@ -319,7 +328,11 @@ def _train(
                 )
             )
         trainer = _make_trainer(settings, workspace, identity, callbacks)
-        keep_freed_memory(trainer.strategy.root_device)
+        device = trainer.strategy.root_device
+        keep_freed_memory(device)
+        passes = 3 * len(images) * settings.max_epochs  # forward, and twice as much backward
+        if to_compile(settings.compile, device, passes if settings.renoise_middle == 0 else 0):
+            compile_blocks(module.unet)
         fit(trainer, module, _Data(images, settings), checkpoint)
     if len(module.losses) < settings.max_epochs:  # a callback may stop the training early
         raise ClspError(

@@ -57,8 +57,8 @@ def similarities(
     z = F.normalize(z.float(), dim=-1)
     all_z, all_indexes = gather(z), gather(indexes)
     logits = z @ all_z.T / temperature
-    row = torch.arange(len(z), device=z.device)
-    itself = torch.zeros_like(logits, dtype=torch.bool)
-    itself[row, row + rank() * len(z)] = True
+    # compared, not assigned: to assign a value at places would make the host wait for a GPU
+    row, column = (torch.arange(n, device=z.device) for n in logits.shape)
+    itself = (row + rank() * len(z))[:, None] == column[None, :]
     positive = (indexes[:, None] == all_indexes[None, :]) & ~itself
     return logits, positive, itself

@@ -125,6 +125,7 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
     def __init__(self, cfg: DictConfig):
         super().__init__()
         self._heads: dict[str, dict[str, Any]] = {}
+        self._compiled = False
         cfg = self.add_and_assert_specific_cfg(cfg)
         if cfg.data.num_small_crops and not self.takes_small_crops:
             raise ClspError(
@@ -162,6 +163,7 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
 
     def compile_networks(self) -> None:
         """Compile the backbone for training steps; this happens at the first step."""
+        self._compiled = True
         self.backbone.compile(dynamic=False)
 
     def add_head(self, name: str, head: nn.Module, **settings: Any) -> None:
@@ -246,7 +248,9 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
     def validation_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> None:
         """Log the probe's loss and accuracies on ``[images (B, 3, H, W), targets (B,)]``."""
         X, targets = batch
-        with torch.compiler.set_stance("force_eager"):  # no graph for each size of a batch
+        # no graph for each size of a batch
+        eager = torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
+        with eager:
             out = _classification(self(X)["logits"], targets)
         self.log_dict(
             {f"val_{key}": out[key] for key in ("loss", "acc1", "acc5")},

@@ -19,13 +19,15 @@ def whiten(x: torch.Tensor, eps: float = 0.0) -> torch.Tensor:
         eps: shrinkage of the covariance to the identity, in [0, 1].
 
     Returns:
-        float32, of the shape of ``x``.
+        float32, of the shape of ``x``; NaN where a covariance is not positive definite.
     """
     number, dim = x.shape[-2:]
     x = x - x.mean(dim=-2, keepdim=True)
     covariance = x.mT @ x / (number - 1)
     identity = torch.eye(dim, device=x.device)
-    factor = torch.linalg.cholesky((1 - eps) * covariance + eps * identity)
+    # torch.linalg.cholesky would make the host wait for a GPU, to raise an error
+    factor, failed = torch.linalg.cholesky_ex((1 - eps) * covariance + eps * identity)
+    factor = factor.masked_fill((failed != 0)[..., None, None], torch.nan)
     return torch.linalg.solve_triangular(factor, x.mT, upper=False).mT
 
 

@@ -14,6 +14,7 @@ from clsp_plugin.losses.alignment import alignment_loss
 from clsp_plugin.methods.base import WIDTH, BaseMethod, ProjectorKwargs, mlp
 from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.whitening import whiten
+from clsp_plugin.system.devices import to_device
 
 
 @register_method("wmse")
@@ -63,6 +64,7 @@ class WMSE(BaseMethod):
         for _ in range(kwargs.whitening_iters):
             # from the global generator, which the engine seeds for every step
             parts = torch.randperm(len(views[0])).view(-1, kwargs.whitening_size)
+            parts = to_device(parts, views[0].device)
             whitened = [whiten(z[parts], kwargs.whitening_eps).flatten(0, 1) for z in views]
             distances += [alignment_loss(w, v.detach()) for w, v in combinations(whitened, 2)]
         loss = torch.stack(distances).mean()

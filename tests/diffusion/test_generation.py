@@ -12,8 +12,8 @@ from torch import nn
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.candidates.writer import StoreWriter
 from clsp_plugin.config.typed import settings_of
+from clsp_plugin.diffusion import compiling, generation
 from clsp_plugin.diffusion import drawer as drawing
-from clsp_plugin.diffusion import generation
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser, save_denoiser
 from clsp_plugin.diffusion.generation import generate_candidates
 from clsp_plugin.diffusion.sampling import Sampling, sample_candidates
@@ -479,7 +479,7 @@ def test_every_size_of_batch_is_compiled(make_unet, monkeypatch):
 
     traced = functools.partialmethod(nn.Module.compile, backend=backend)
     monkeypatch.setattr(nn.Module, "compile", traced)
-    monkeypatch.setattr(drawing, "can_compile", lambda: True)
+    monkeypatch.setattr(compiling, "can_compile", lambda: True)
     torch.compiler.reset()
     unet = make_unet(16, block_out_channels=[8, 8, 8, 8])
     images, settings = torch.zeros(9, 16, 16, 3, dtype=torch.uint8), {**CFG, "num_candidates": 1}
@@ -502,7 +502,7 @@ def test_another_form_of_the_network_draws_the_same(
     # benchmarks/generation.py compares what comes out of it
     traced = functools.partialmethod(nn.Module.compile, backend="eager")
     monkeypatch.setattr(nn.Module, "compile", traced)
-    monkeypatch.setattr(drawing, "can_compile", lambda: True)
+    monkeypatch.setattr(compiling, "can_compile", lambda: True)
     cfg = {**CFG, "shard_size": 8, "batch_size": 16, "clip": True}
     for name, keys in (("plain", {}), ("other", change)):
         generate_candidates(images, "abc", denoiser, tmp_path / name, {**cfg, **keys})
@@ -513,7 +513,7 @@ def test_another_form_of_the_network_draws_the_same(
 
 
 def test_compiling_without_a_compiler_is_refused(images, denoiser, tmp_path, monkeypatch):
-    monkeypatch.setattr(drawing, "can_compile", lambda: False)
+    monkeypatch.setattr(compiling, "can_compile", lambda: False)
     with pytest.raises(ClspError, match=r"compile=True needs a C\+\+ compiler"):
         generate_candidates(images, "abc", denoiser, tmp_path / "s", {**CFG, "compile": True})
     assert not (tmp_path / "s").exists()

@@ -69,6 +69,10 @@ def exact(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
+# These draw from the device's own generator: dropout, and a permutation of the queue.
+DRAWN_THERE = ("all4one", "mocov2_ft")
+
+
 def uint8(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -93,7 +97,7 @@ def test_augmentation(device, exact, name, compiled):
     here = BatchAugmentation(PIPELINES[name], MEAN, STD)(images, keys)
     pipeline = BatchAugmentation(PIPELINES[name], MEAN, STD, compile=compiled)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # that compiling failed would be a warning
+        warnings.filterwarnings("error", "compiling the augmentation failed")
         there = pipeline(images.to(device), keys.to(device)).cpu()
     off = (here - there).abs() > 1e-3
     assert off.float().mean() < (0.01 if name == "jumps" else 1e-5)
@@ -200,7 +204,8 @@ def trained(tiny, write_store, tmp_path):
 def test_methods(exact, trained, name):
     here = trained(name, "accelerator=cpu")
     there = trained(name, ACCELERATOR)
-    assert there == pytest.approx(here, rel=2e-3, abs=1e-3)
+    if name not in DRAWN_THERE or not ON_GPU:
+        assert there == pytest.approx(here, rel=2e-3, abs=1e-3)
     half = trained(name, ACCELERATOR, "precision=bf16-mixed")
     assert half[0] == pytest.approx(here[0], rel=0.05, abs=0.05)
 
@@ -242,7 +247,8 @@ def test_the_host_never_waits_within_a_step(tiny, store, monkeypatch, name):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert waits.steps == 3
-    assert [f"{w.filename}:{w.lineno}" for w in told if "synchroniz" in str(w.message)] == []
+    waited = [w for w in told if "called a synchronizing" in str(w.message)]
+    assert [f"{w.filename}:{w.lineno}" for w in waited] == []
 
 
 def test_resume_is_exact(device, tiny, store, interrupt, monkeypatch):
@@ -265,7 +271,8 @@ def test_resume_is_exact(device, tiny, store, interrupt, monkeypatch):
 def test_denoiser_training(device, exact, tmp_path):
     images = uint8(16, 16, 16, 3)
     cfg = {"block_out_channels": [32, 32], "layers_per_block": 1, "attention_resolutions": [],
-           "max_epochs": 2, "batch_size": 16, "lr": 1e-4, "warmup_steps": 0}  # fmt: skip
+           "max_epochs": 2, "batch_size": 16, "lr": 1e-4, "warmup_steps": 0,
+           "dropout": 0.0}  # fmt: skip
     losses = {}
     for name in ("cpu", NAME):
         for precision in ("32-true", "bf16-mixed"):

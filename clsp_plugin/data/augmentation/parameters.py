@@ -9,7 +9,14 @@ import torch
 from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.data.keyed_random import key_uniform
 
-__all__ = ["Parameters", "blend_weights", "jitter_slots", "sample_parameters"]
+__all__ = [
+    "Parameters",
+    "blend_weights",
+    "jitter_slots",
+    "parameters_from",
+    "sample_parameters",
+    "uniform_numbers",
+]
 
 # The uniform numbers, by position, that each parameter uses. They are part of what a seed means:
 # only ever append.
@@ -52,7 +59,23 @@ def sample_parameters(
         height, width: size of the images, in pixels.
         slots: :func:`jitter_slots` of ``cfg``, on the device of ``keys``.
     """
-    u = key_uniform(keys, _DRAWS)
+    return parameters_from(uniform_numbers(keys), cfg, height, width, slots)
+
+
+def uniform_numbers(keys: torch.Tensor) -> torch.Tensor:
+    """Draw the numbers in [0, 1) that all parameters of an image are made of: (B, 34) float32."""
+    return key_uniform(keys, _DRAWS)
+
+
+def parameters_from(
+    u: torch.Tensor, cfg: AugmentationConfig, height: int, width: int, slots: torch.Tensor
+) -> Parameters:
+    """Make the parameters of a batch from its :func:`uniform_numbers`.
+
+    Args:
+        u: (B, 34) float32.
+        cfg, height, width, slots: see :func:`sample_parameters`.
+    """
     box = sample_boxes(u, height, width, cfg.crop_min_scale, cfg.crop_max_scale)
     order = (u[:, _ORDER] * 24).long()
     order = torch.where(u[:, _JITTER] < cfg.jitter_prob, order, 24)

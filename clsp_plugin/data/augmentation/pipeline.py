@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from os import environ
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -35,7 +34,13 @@ from clsp_plugin.data.augmentation.operations import (
     solarize,
     to_gray,
 )
-from clsp_plugin.data.augmentation.parameters import Parameters, jitter_slots, sample_parameters
+from clsp_plugin.data.augmentation.parameters import (
+    Parameters,
+    jitter_slots,
+    parameters_from,
+    sample_parameters,
+    uniform_numbers,
+)
 from clsp_plugin.errors import ClspError
 
 __all__ = ["BatchAugmentation", "can_compile", "can_compile_augmentation"]
@@ -93,6 +98,27 @@ def augment(
     if cfg.equalize_prob:
         x = _choose(p.equalize, equalize(x), x)
     return (x - mean) / std
+
+
+def draw_and_augment(
+    images: torch.Tensor,
+    u: torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    slots: torch.Tensor,
+    cfg: AugmentationConfig,
+) -> torch.Tensor:
+    """Make the parameters of a batch from its numbers and augment it; see :func:`augment`.
+
+    Args:
+        images: (B, H, W, 3) uint8.
+        u: (B, 34), see :func:`uniform_numbers`.
+        mean, std: (3, 1, 1), for pixels in [0, 1].
+        slots: :func:`jitter_slots` of ``cfg``.
+        cfg: the pipeline.
+    """
+    p = parameters_from(u, cfg, images.shape[1], images.shape[2], slots)
+    return augment(images, p, mean, std, cfg)
 
 
 _PIECE = 2**18  # pixels; 256 images of 32x32
@@ -179,15 +205,12 @@ class BatchAugmentation:
         if self._mean.device != images.device:
             self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
             self._slots = self._slots.to(images.device)
-        # Outside the compiled graph: the hash relies on integer products that wrap around, as
-        # they do in eager torch but not necessarily in compiled C++.
-        p = sample_parameters(keys, self.cfg, images.shape[1], images.shape[2], self._slots)
         # float32, whatever the precision of the training
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            return self._run(images, p, self._mean, self._std, self.cfg)
+            return self._run(images, keys)
 
-    def _run(self, *args: Any) -> torch.Tensor:
-        if self._compile and not _compiled_rightly(args[0].device):
+    def _run(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        if self._compile and not _compiled_rightly(images.device):
             self._compile = False
             warnings.warn(
                 f"torch {torch.__version__} compiles the augmentation wrongly for a CPU, so it "
@@ -195,19 +218,35 @@ class BatchAugmentation:
                 stacklevel=3,
             )
         if not self._compile:
-            return augment_in_pieces(augment, *args)
+            return self._augment(augment, images, keys)
         try:
-            if self._compiled is None:
-                self._compiled = torch.compile(augment, fullgraph=True, dynamic=False)
-            return augment_in_pieces(self._compiled, *args)
+            if images.device.type == "cuda":
+                self._compiled = self._compiled or _compiled(draw_and_augment)
+                u = uniform_numbers(keys)  # Triton takes no constants as large as those of the hash
+                return self._compiled(images, u, self._mean, self._std, self._slots, self.cfg)
+            self._compiled = self._compiled or _compiled(augment)
+            return self._augment(self._compiled, images, keys)
         except Exception as error:
-            result = augment_in_pieces(augment, *args)  # raises if the fault is not the compiler's
+            # this raises if the fault is not the compiler's
+            result = self._augment(augment, images, keys)
             self._compile, self._compiled = False, None
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(
                 f"compiling the augmentation failed, it runs uncompiled ({reason})", stacklevel=3
             )
             return result
+
+    def _augment(
+        self, augment: Callable[..., torch.Tensor], images: torch.Tensor, keys: torch.Tensor
+    ) -> torch.Tensor:
+        # Outside the compiled graph: the hash relies on integer products that wrap around, as they
+        # do in eager torch but not necessarily in compiled C++.
+        p = sample_parameters(keys, self.cfg, images.shape[1], images.shape[2], self._slots)
+        return augment_in_pieces(augment, images, p, self._mean, self._std, self.cfg)
+
+
+def _compiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def _statistic(name: str, values: Sequence[float]) -> torch.Tensor:
