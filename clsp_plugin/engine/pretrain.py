@@ -138,9 +138,6 @@ def _train(
         min(cfg.optimizer.batch_size, len(train)),
     )  # fmt: skip
     _check_batch(cfg, model)
-    if cfg.performance.compile_network:
-        _check_compiler()
-        model.compile_networks()
     compiled = worth_compiling(cfg, len(train if places is None else places))
     model.attach_images(train)
     if isinstance(model, SyntheticPositives):
@@ -157,6 +154,8 @@ def _train(
     trainer = make_trainer(cfg, start, saver, [bar, history], val is not None)
     if not cfg.performance.disable_channel_last:
         check_layout(model, trainer.strategy.root_device)
+    if _compiles_network(cfg, trainer, len(train if places is None else places)):
+        model.compile_networks()
     keep_freed_memory(trainer.strategy.root_device)
     if start.checkpoint is not None and trainer.is_global_zero:
         print(start.told)
@@ -171,14 +170,6 @@ def _train(
         timings = {"last_start_seconds": time.perf_counter() - began}
         _save(_record(cfg, finished, history, train, timings), finished.record)
     return finished
-
-
-def _check_compiler() -> None:
-    if not can_compile():
-        raise ClspError(
-            "performance.compile_network=True needs a compiler and the headers of Python, which "
-            "are not here; install them, or leave the setting out."
-        )
 
 
 def _check_batch(cfg: DictConfig, model: torch.nn.Module) -> None:
@@ -219,8 +210,31 @@ def worth_compiling(cfg: DictConfig, num_images: int) -> bool:
     wanted = cfg.performance.compile_augmentation
     if wanted != "auto":
         return bool(wanted)
+    return _is_long(cfg, num_images) and can_compile_augmentation()
+
+
+def _is_long(cfg: DictConfig, num_images: int) -> bool:
     views = num_images * cfg.max_epochs * (cfg.data.num_large_crops + cfg.data.num_small_crops + 1)
-    return views >= _WORTH_COMPILING and can_compile_augmentation()
+    return views >= _WORTH_COMPILING
+
+
+def _compiles_network(cfg: DictConfig, trainer: pl.Trainer, num_images: int) -> bool:
+    """Whether to compile the network: as the configuration says; for ``auto``, on one CUDA GPU.
+
+    Raises:
+        ClspError: it is to be compiled and there is no compiler.
+    """
+    wanted, device = cfg.performance.compile_network, trainer.strategy.root_device
+    if wanted == "auto":
+        measured = device.type == "cuda" and trainer.world_size == 1
+        measured = measured and cfg.backbone.name.startswith("resnet")
+        return measured and _is_long(cfg, num_images) and can_compile(device)
+    if wanted and not can_compile(device):
+        raise ClspError(
+            "performance.compile_network=True needs a compiler and the headers of Python, which "
+            "are not here; install them, or leave the setting out."
+        )
+    return bool(wanted)
 
 
 def make_trainer(

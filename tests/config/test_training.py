@@ -86,7 +86,8 @@ def test_more_processes_than_cores_are_refused(tiny, monkeypatch):
         ("knn_eval.enabled=True", "run `clsp knn`"),
         ("devices=many", "devices=many is neither"),
         ("augmentations.0.num_crops=1", "make 1 large crops"),
-        ("performance.compile_augmentation=maybe", "auto, True or False"),
+        ("performance.compile_augmentation=maybe", "compile_augmentation must be auto, True or"),
+        ("performance.compile_network=maybe", "compile_network must be auto, True or False"),
     ],
 )
 def test_bad_values_are_told(tiny, override, message):
