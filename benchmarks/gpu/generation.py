@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.generation import ours, plain
@@ -15,8 +16,9 @@ from benchmarks.gpu.report import Rows
 from benchmarks.gpu.stage import Options
 from benchmarks.gpu.timing import peak_flops, rates
 from clsp_plugin.data.augmentation.pipeline import can_compile
+from clsp_plugin.diffusion.compiling import compile_blocks
 from clsp_plugin.diffusion.denoiser import build_unet
-from clsp_plugin.diffusion.interpolation import decode, encode
+from clsp_plugin.diffusion.interpolation import decode, encode, interpolated_noise
 
 
 def measure(options: Options, rows: Rows) -> None:
@@ -69,11 +71,38 @@ def measure(options: Options, rows: Rows) -> None:
     for name, keys, expected in contestants:
         draw = ours(copy.deepcopy(unet), images, args, **keys)
         measured(name, draw, keys.get("steps", args.steps), expected)
+    forms(options, rows, unet, size)
     graphs(options, rows, copy.deepcopy(unet), size)
 
 
 @torch.no_grad()
-def operations(unet, size: int) -> dict[str, float]:
+def forms(options: Options, rows: Rows, unet: UNet2DModel, size: int) -> None:
+    """Compare forms of the network in one step of blended sampling, without the sampler."""
+    number = options.pick(1024, 2)
+    for name, last, compiled, expected in (
+        ("contiguous", False, False, "66"),
+        ("channels last", True, False, "53"),
+        ("channels last, compiled", True, True, "178"),
+    ):
+        if compiled and (options.small or not can_compile(options.device)):
+            continue
+        layout = torch.channels_last if last else torch.contiguous_format
+        form = copy.deepcopy(unet).to(memory_format=layout)
+        if compiled:
+            compile_blocks(form)
+        x = torch.randn(number, 3, size, size, device=options.device).to(memory_format=layout)
+
+        def step(form=form, x=x) -> torch.Tensor:
+            with torch.autocast(options.device.type, torch.bfloat16):
+                return interpolated_noise(form, x, x, 10, 0.1)
+
+        values = rates(step, options.device, number=number, steps=2, rounds=2, warm_up=2)
+        values = [value / 100 for value in values]
+        rows.add(f"network alone, bfloat16, {name}, 100 steps", values, "candidates/s", expected)
+
+
+@torch.no_grad()
+def operations(unet: UNet2DModel, size: int) -> dict[str, float]:
     """Count the operations of the encoder (done twice in a step) and of the decoder."""
     x = torch.randn(1, 3, size, size, device=unet.device)
     with FlopCounterMode(display=False) as first:
@@ -84,7 +113,7 @@ def operations(unet, size: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def graphs(options: Options, rows: Rows, unet, size: int) -> None:
+def graphs(options: Options, rows: Rows, unet: UNet2DModel, size: int) -> None:
     """Compare the network alone with and without a CUDA graph, in a small and a large batch."""
     if options.device.type != "cuda":
         return
