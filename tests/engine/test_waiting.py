@@ -1,0 +1,67 @@
+"""A training step asks the device for no value: on a GPU the host would wait for all its work.
+
+Here every operation of a step on the CPU is looked at; ``tests/gpu`` asks torch on a GPU.
+"""
+
+import traceback
+
+import pytest
+from lightning.pytorch.callbacks import Callback
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clsp_plugin.engine import pretrain as engine
+from clsp_plugin.methods import METHODS
+from clsp_plugin.methods.synthetic import SyntheticPositives
+
+# The shape or a number of the host depends on what these find.
+WAITING = {
+    "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2",
+    "aten::is_nonzero", "aten::equal",
+}  # fmt: skip
+# These ask for values that lie on the host: the steps of Adam, and a weight that is drawn there.
+ON_THE_HOST = ("optim/adam.py", "optim/optimizer.py", "losses/feature_transform.py")
+BASES = {name for name, cls in METHODS.items() if not issubclass(cls, SyntheticPositives)}
+
+
+class Watching(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.name in WAITING:
+            frames = [f for f in traceback.extract_stack() if f.filename != __file__]
+            ours = [f for f in frames if "clsp_plugin" in f.filename]
+            # the training step runs inside the optimiser's
+            if not any(f.filename.endswith(ON_THE_HOST) for f in (*frames[-3:], ours[-1])):
+                self.seen.append((function._schema.name, str(ours[-1])))
+        return function(*args, **(kwargs or {}))
+
+
+class Watched(Callback):
+    """Watches every step of an epoch after the first, with the making of its views."""
+
+    def __init__(self):
+        self.watching, self.on, self.steps = Watching(), False, 0
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.steps += 1
+        if self.on:
+            self.watching.__exit__(None, None, None)
+        self.on = not trainer.is_last_batch
+        if self.on:
+            self.watching.__enter__()
+
+
+@pytest.mark.parametrize("name", sorted({*BASES, "clsp_mocov2", "simclr_aug"}))
+def test_no_step_asks_for_a_value(tiny, store, monkeypatch, name):
+    watched, new = Watched(), engine.new_trainer
+
+    def new_trainer(**keys):
+        return new(**{**keys, "callbacks": [*keys["callbacks"], watched]})
+
+    monkeypatch.setattr(engine, "new_trainer", new_trainer)
+    given = [f"synthetic.path={store}"] if name.startswith("clsp_") else []
+    engine.pretrain(tiny(name, "max_epochs=1", "checkpoint.enabled=False", *given))
+    assert watched.steps == 3
+    assert watched.watching.seen == []
