@@ -172,6 +172,9 @@ def profiled(options: Options, rows: Rows) -> None:
     text = events.table(sort_by=key, row_limit=60, max_name_column_width=80)
     (options.out / "training-profile.txt").write_text(text)
     calls = {event.key: event.count for event in events}
+    operations = sum(count for name, count in calls.items() if name.startswith("aten::"))
+    note = "simclr_aug, with one validation; operators, those inside of others too"
+    rows.add("operators in a step", operations / steps, "", "5,000", note)
     on_device = [e for e in events if e.device_type.name == "CUDA"] if cuda else []
     kernels = sum(e.count for e in on_device) / steps
     if cuda:

@@ -281,6 +281,11 @@ class CandidateStore:
         parts = [torch.from_numpy(block.copy()) for block in self.blocks()]
         self._resident = torch.cat(parts).to(device)
 
+    @property
+    def resident(self) -> bool:
+        """Whether the candidates are on a device, by :meth:`load_to`."""
+        return self._resident is not None
+
     def choose(self, indexes: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
         """Draw which candidate each image gets in an epoch: int64 (B,), uniform over the K."""
         keys = keys_for(derive_key(seed, Purpose.CANDIDATE, epoch), indexes)

@@ -12,6 +12,7 @@ from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 from clsp_plugin.errors import ClspError
+from clsp_plugin.system.devices import to_device
 
 __all__ = ["SyntheticPositiveLoader", "ThirdView", "match"]
 
@@ -42,6 +43,7 @@ class ThirdView:
     ):
         self.source, self.augmentation = source, augmentation
         self.seed, self.rows = seed, rows
+        self._begun: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "ThirdView":
         """Move the source to a training GPU if it is small enough, in place.
@@ -52,6 +54,7 @@ class ThirdView:
             ClspError: a shard does not agree with its digest. This is checked when the store is
                 moved, and otherwise only up to 1 GiB, which takes a second or two to read.
         """
+        self._begun = None  # by a training that was broken off
         fits = device.type == "cuda" and (
             self.source.nbytes < 0.25 * torch.cuda.mem_get_info(device)[0]
         )
@@ -65,6 +68,22 @@ class ThirdView:
             self.rows = self.rows.to(device)
         return self
 
+    def begin(self, indexes: torch.Tensor, epoch: int, device: torch.device) -> None:
+        """Begin to load the images of the next batch, if they are read from the disk.
+
+        To be called while the indexes are still on the host: later the host would have to wait for
+        a GPU to read them.
+
+        Args:
+            indexes: int64 (B,), on the host, those of the next call of this object.
+            epoch: its epoch.
+            device: its device.
+        """
+        if isinstance(self.source, CandidateStore) and not self.source.resident:
+            assert self.rows is None
+            images = self.source.gather(indexes, self.source.choose(indexes, self.seed, epoch))
+            self._begun = to_device(images, device)
+
     def __call__(self, indexes: torch.Tensor, epoch: int, number: int) -> torch.Tensor:
         """Make the third views of a batch: float32 (B, 3, crop, crop), normalised.
 
@@ -77,7 +96,9 @@ class ThirdView:
         if self.rows is not None and self.rows.device != indexes.device:
             self.rows = self.rows.to(indexes.device)
         rows = indexes if self.rows is None else self.rows[indexes]
-        if isinstance(self.source, torch.Tensor):
+        if self._begun is not None:
+            images, self._begun = self._begun, None
+        elif isinstance(self.source, torch.Tensor):
             images = self.source[rows.to(self.source.device)].to(rows.device)
         else:
             images = self.source.gather(rows, self.source.choose(rows, self.seed, epoch))

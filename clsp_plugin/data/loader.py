@@ -1,7 +1,7 @@
 """Training batches: the host yields image indexes, the views are made on the training device."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -112,6 +112,8 @@ class PretrainData(pl.LightningDataModule):
         places: int64, index of the training image at each position of an epoch before shuffling;
             by default each image once. An image at several positions is augmented independently
             at each.
+        announce: called with the positions of every training batch, int64 (B,), while they are
+            on the host.
     """
 
     def __init__(
@@ -125,9 +127,10 @@ class PretrainData(pl.LightningDataModule):
         std: Sequence[float],
         compile: bool = False,
         places: torch.Tensor | None = None,
+        announce: Callable[[torch.Tensor], None] | None = None,
     ):
         super().__init__()
-        self.places = places
+        self.places, self.announce = places, announce
         self.arrays = {"train": train, "val": val}
         self.batch_size, self.seed = batch_size, seed
         self.mean, self.std = mean, std
@@ -173,6 +176,11 @@ class PretrainData(pl.LightningDataModule):
             array = self._array(split)
             self._resident[split] = (array.images.to(device), array.targets.to(device))
         return self._resident[split]
+
+    def on_before_batch_transfer(self, batch: torch.Tensor, dataloader_idx: int) -> torch.Tensor:
+        if self.announce is not None and self.trainer.training:
+            self.announce(batch)
+        return batch
 
     def on_after_batch_transfer(self, batch: torch.Tensor, dataloader_idx: int) -> list[Any]:
         if not self.trainer.training:

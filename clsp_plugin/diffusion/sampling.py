@@ -34,7 +34,7 @@ from clsp_plugin.diffusion.schedulers import (
     _AncestralScheduler,
 )
 from clsp_plugin.errors import ClspError
-from clsp_plugin.system.devices import to_device
+from clsp_plugin.system.devices import fetch, to_device
 
 __all__ = [
     "CandidateNoise",
@@ -228,23 +228,6 @@ def denoise(
     return x
 
 
-def _fetch(*tensors: torch.Tensor) -> Callable[[], tuple[torch.Tensor, ...]]:
-    """Begin to copy tensors from a device to the host; the returned function waits for them."""
-    if tensors[0].device.type != "cuda":
-        return lambda: tuple(tensor.cpu() for tensor in tensors)
-    there = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
-    for tensor, target in zip(tensors, there, strict=True):
-        target.copy_(tensor, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record(torch.cuda.current_stream(tensors[0].device))
-
-    def wait() -> tuple[torch.Tensor, ...]:
-        done.synchronize()
-        return tuple(there)
-
-    return wait
-
-
 def begin_candidates(
     unet: UNet2DModel,
     scheduler: Scheduler,
@@ -298,7 +281,7 @@ def begin_candidates(
         own = to_device(condition, device).repeat_interleave(len(numbers), dim=0)
     x = denoise(unet, scheduler, x, noise, sampling, condition=own)
     out = to_uint8(x).unflatten(0, (len(anchors), len(numbers)))
-    wait = _fetch(out, torch.isfinite(x).flatten(1).all(1).view(len(anchors), -1).all(1))
+    wait = fetch(out, torch.isfinite(x).flatten(1).all(1).view(len(anchors), -1).all(1))
 
     def finish() -> torch.Tensor:
         drawn, finite = wait()

@@ -147,6 +147,7 @@ def _train(
     data = PretrainData(
         train, val, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed,
         cfg.data.mean, cfg.data.std, compile=compiled, places=places,
+        announce=model.begin_view if isinstance(model, SyntheticPositives) else None,
     )  # fmt: skip
     around = environment(cfg.method, cfg.data.dataset)
     history = History({"environment": around, "candidates": _candidates(model)})
@@ -251,7 +252,8 @@ def make_trainer(
         validate: whether there are validation batches.
 
     Raises:
-        ClspError: this machine does not have the devices or the precision.
+        ClspError: this machine does not have the devices or the precision, or its processes cannot
+            synchronise their batch normalisation.
     """
     finite = Finite(
         cfg.method,
@@ -273,7 +275,14 @@ def make_trainer(
     )
     if not validate:
         kwargs["limit_val_batches"] = 0
-    return new_trainer(**kwargs)
+    trainer = new_trainer(**kwargs)
+    on_gpus = trainer.strategy.root_device.type == "cuda"
+    if cfg.sync_batchnorm and trainer.world_size > 1 and not on_gpus:
+        raise ClspError(
+            "sync_batchnorm=True needs GPUs; set sync_batchnorm=False, with which each of the "
+            f"{trainer.world_size} processes normalises its own images."
+        )
+    return trainer
 
 
 def _wandb(cfg: DictConfig, start: Start) -> Any:

@@ -1,6 +1,7 @@
 """Features of a frozen backbone, computed once and read by every evaluation."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from clsp_plugin.data.downstream import ImageStream
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.splits import load_splits
 from clsp_plugin.errors import ClspError
+from clsp_plugin.system.devices import fetch, to_device
 
 __all__ = ["Features", "extract_features", "input_size", "load_labelled"]
 
@@ -92,6 +94,14 @@ def extract_features(
     centre, scale = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
     backbone.to(device)
     views: tuple[list[torch.Tensor], ...] = ([], []) if flip else ([],)
+    begun: deque[Callable[[], tuple[torch.Tensor, ...]]] = deque()
+
+    def collect(most: int) -> None:
+        """Wait for the features of all batches but so many."""
+        while len(begun) > most:
+            for view, outputs in zip(views, begun.popleft()(), strict=True):
+                view.append(outputs.clone())  # not in pinned memory
+
     targets: list[torch.Tensor] = []
     batches = _batches(images, batch_size, num_workers)
     total = -(-len(images) // batch_size)
@@ -99,10 +109,15 @@ def extract_features(
         for pixels, labels in tqdm(batches, desc=desc, total=total, disable=not desc, unit="batch"):
             targets.append(labels)
             # NHWC in memory, seen as NCHW: that is what channels_last means
-            X = pixels.to(device).permute(0, 3, 1, 2).float().div_(255).sub_(centre).div_(scale)
-            for view, outputs in enumerate(views):
-                X = X.flip(3).contiguous(memory_format=torch.channels_last) if view else X
-                outputs.append(backbone(X).float().cpu())
+            X = to_device(pixels, centre.device).permute(0, 3, 1, 2)
+            X = X.float().div_(255).sub_(centre).div_(scale)
+            outputs = [backbone(X).float()]
+            if flip:
+                X = X.flip(3).contiguous(memory_format=torch.channels_last)
+                outputs.append(backbone(X).float())
+            begun.append(fetch(*outputs))
+            collect(1)  # meanwhile a GPU works on the next batch
+    collect(0)
     feats = torch.stack([torch.cat(view) for view in views])
     assert feats.ndim == 3, f"a backbone gives (B, D), this one {tuple(feats.shape[1:])}"
     if not bool(torch.isfinite(feats).all()):

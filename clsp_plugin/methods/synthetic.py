@@ -152,6 +152,15 @@ class SyntheticPositives(_Method):
             f"attach(images, mean, std) before fitting."
         )
 
+    def begin_view(self, indexes: torch.Tensor) -> None:
+        """Begin to load the third view of the next batch; see ``ThirdView.begin``.
+
+        Args:
+            indexes: int64 (B,), image indexes, on the host.
+        """
+        if self._third is not None:
+            self._third.begin(indexes, self.current_epoch, self.device)
+
     def synthetic_view(self, indexes: torch.Tensor) -> torch.Tensor:
         """Return the third view of a batch, on the batch's device: float32 (B, 3, crop, crop).
 

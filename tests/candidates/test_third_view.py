@@ -7,10 +7,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from clsp_plugin.candidates.store import CandidateStore
-from clsp_plugin.candidates.third_view import SyntheticPositiveLoader
+from clsp_plugin.candidates.third_view import SyntheticPositiveLoader, ThirdView
 from clsp_plugin.candidates.writer import export_npy
 from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
+from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.errors import ClspError
 
 PLAIN = AugmentationConfig.from_cfg({"rrc": {"enabled": False}, "crop_size": 16, "num_crops": 1})
@@ -122,3 +123,30 @@ def test_the_authors_array_is_taken_with_a_warning(store, digits48, augmentation
     few = DataLoader(Indexed(digits48.images[:40].numpy(), two_views), batch_size=8)
     with pytest.raises(ClspError, match=r"were made for 48 images of 16x16, .* 40 images"):
         SyntheticPositiveLoader(few, tmp_path / "all.npy", augmentation)
+
+
+def test_a_batch_that_was_begun_on_the_host_is_the_same(store, monkeypatch):
+    augmentation = BatchAugmentation(PLAIN, [0.0] * 3, [1 / 255] * 3)
+    third = ThirdView(CandidateStore(store), augmentation, seed=3)
+    first, second = torch.tensor([5, 0, 47, 21]), torch.tensor([1, 1, 30, 2])
+    expected = [third(first, 1, 2), third(second, 1, 2)]
+    begun = []
+    for indexes in (first, second):
+        third.begin(indexes, 1, torch.device("cpu"))
+        with monkeypatch.context() as patch:
+            patch.setattr(CandidateStore, "gather", None)  # nothing is left to be read
+            begun.append(third(indexes, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(expected, begun, strict=True))
+    assert torch.equal(third(first, 1, 2), expected[0])
+
+
+def test_training_begins_every_batch_on_the_host(store, tiny, monkeypatch):
+    begun, begin = [], ThirdView.begin
+
+    def spy(self, indexes, epoch, device):
+        begun.append((epoch, len(indexes)))
+        begin(self, indexes, epoch, device)
+
+    monkeypatch.setattr(ThirdView, "begin", spy)
+    pretrain(tiny("clsp_simclr", f"synthetic.path={store}", "checkpoint.enabled=False"))
+    assert begun == [(0, 16)] * 3 + [(1, 16)] * 3

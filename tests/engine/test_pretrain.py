@@ -218,6 +218,13 @@ def test_two_processes_give_the_loss_and_gradient_of_one_batch(tmp_path):
     assert parts.tolist() == list(range(8))
 
 
+def test_processes_without_gpus_cannot_synchronise_batch_normalisation(tmp_path, tiny):
+    two = ("devices=2", "accelerator=cpu", "strategy=ddp", "sync_batchnorm=True")
+    with pytest.raises(ClspError, match=r"needs GPUs; set sync_batchnorm=False, .* 2 processes"):
+        pretrain(tiny("simclr", *two))
+    assert not (tmp_path / "trained").exists()
+
+
 def test_two_processes_train(tmp_path, tiny):
     cfg = tiny("mocov2plus", "devices=2", "accelerator=cpu", "strategy=ddp")
     OmegaConf.save(cfg, tmp_path / "two.yaml")

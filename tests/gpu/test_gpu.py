@@ -113,6 +113,8 @@ def test_third_view_from_memory_and_from_disk(device, exact, store, digits48):
     expected = here(indexes, 1, 2)
     close(expected, there(indexes.to(device), 1, 2), atol=1e-4)
     close(expected, on_disk(indexes.to(device), 1, 2), atol=1e-4)
+    on_disk.begin(indexes, 1, device)
+    close(expected, on_disk(indexes.to(device), 1, 2), atol=1e-4)
 
 
 @pytest.fixture
