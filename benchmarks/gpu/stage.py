@@ -61,7 +61,8 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     args = parser.parse_args()
     measure = importlib.import_module(f"benchmarks.gpu.{args.stage}").measure
-    sys.stdin.readline()
+    if not sys.stdin.readline():  # the process that started this one has ended
+        return
     device = torch.device(args.device)
     rows = Rows(args.out / f"{args.stage}.json", about(device))
     measure(Options(device, args.small, args.out), rows)

@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import time
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +31,6 @@ from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.epoch_means import EpochMeans
 
 __all__ = ["DenoiserModule", "TrainingSettings"]
-
-# ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
 # Random streams of a training. They are part of what a seed means: never renumber.
 _WEIGHTS, _DROPOUT, _CHOICES, _NOISE, _RENOISED, _RENOISE, _UNCONDITIONED = range(7)
@@ -65,9 +63,8 @@ class TrainingSettings(UNetSettings):
             that the first weights do not dominate after a short run.
         horizontal_flip: probability of mirroring an image. Set it to 0 for images with writing.
         precision: Lightning's name: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-        compile: whether to compile the blocks of the network; None does so on a CUDA GPU if the
-            training is long (``images * epochs`` of 3.3 million) and ``renoise_middle`` is 0. It
-            changes the rounding of sums.
+        compile: whether to compile the blocks of the network. It changes the rounding of sums, and
+            which features dropout drops. ``renoise_middle`` must be 0.
         accelerator: accelerator of Lightning's trainer.
         devices: devices of Lightning's trainer.
         strategy: strategy of Lightning's trainer.
@@ -89,7 +86,7 @@ class TrainingSettings(UNetSettings):
     ema_warmup: bool = True
     horizontal_flip: float = ranged(0.5, low=0, high=1)
     precision: Any = "32-true"
-    compile: Optional[bool] = None
+    compile: bool = False
     accelerator: str = "auto"
     devices: Any = 1
     strategy: str = "auto"

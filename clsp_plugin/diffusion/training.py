@@ -330,8 +330,7 @@ def _train(
         trainer = _make_trainer(settings, workspace, identity, callbacks)
         device = trainer.strategy.root_device
         keep_freed_memory(device)
-        passes = 3 * len(images) * settings.max_epochs  # forward, and twice as much backward
-        if to_compile(settings.compile, device, passes if settings.renoise_middle == 0 else 0):
+        if to_compile(settings.compile, device, passes=0):  # never by itself: not measured yet
             compile_blocks(module.unet)
         fit(trainer, module, _Data(images, settings), checkpoint)
     if len(module.losses) < settings.max_epochs:  # a callback may stop the training early

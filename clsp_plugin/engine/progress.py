@@ -150,7 +150,9 @@ class History(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.curve, seconds = list(state["curve"]), state["seconds"]
-        self.seconds = [seconds] if isinstance(seconds, float) else list(seconds)  # once their sum
+        if isinstance(seconds, float):  # of older checkpoints: the sum
+            seconds = [seconds / max(1, len(self.curve))] * len(self.curve)
+        self.seconds = list(seconds)
         self.about = {**state["about"], **self.about}
 
 
