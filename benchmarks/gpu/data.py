@@ -1,24 +1,20 @@
 """The data path: views that are made in a second, for CIFAR and for photographs."""
 
+import dataclasses
 import time
 
 import torch
 
+from benchmarks.augmentation import CONFIG as CIFAR
+from benchmarks.augmentation import MEAN, STD
 from benchmarks.gpu.report import Rows
 from benchmarks.gpu.stage import Options
 from benchmarks.gpu.timing import rates, synchronize
-from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.data.augmentation.pipeline import BatchAugmentation, can_compile_augmentation
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
-COLOURS = {
-    "crop": True, "jitter_prob": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4,
-    "hue": 0.1, "grayscale_prob": 0.2, "flip_prob": 0.5,
-}  # fmt: skip
-CIFAR = AugmentationConfig(crop_size=32, **COLOURS)
-PHOTOGRAPHS = AugmentationConfig(
-    crop_size=224, **COLOURS, interpolation="bicubic", blur_prob=0.5, solarize_prob=0.1
+PHOTOGRAPHS = dataclasses.replace(
+    CIFAR, crop_size=224, interpolation="bicubic", blur_prob=0.5, solarize_prob=0.1
 )
 
 

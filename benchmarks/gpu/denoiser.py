@@ -9,7 +9,6 @@ from lightning.pytorch.callbacks import Callback
 from benchmarks.gpu.report import Rows
 from benchmarks.gpu.stage import Options
 from benchmarks.gpu.timing import rates, synchronize
-from clsp_plugin.data.augmentation.pipeline import can_compile
 from clsp_plugin.diffusion.denoiser import build_unet
 from clsp_plugin.diffusion.training import train_denoiser
 
@@ -36,7 +35,7 @@ def measure(options: Options, rows: Rows) -> None:
     network = network if options.small else {}
     images = torch.randint(0, 256, (number, size, size, 3), dtype=torch.uint8)
     runs = [("bf16-mixed", False, "4,000"), ("32-true", False, "2,000")]
-    if can_compile(options.device) and not options.small:
+    if options.compiles:
         runs.insert(1, ("bf16-mixed", True, "8,000"))
     for precision, compiled, expected in runs:
         name = f"{precision}{', compiled' if compiled else ''}, batch {batch}"

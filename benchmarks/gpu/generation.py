@@ -15,7 +15,6 @@ from benchmarks.generation import ours, plain
 from benchmarks.gpu.report import Rows
 from benchmarks.gpu.stage import Options
 from benchmarks.gpu.timing import peak_flops, rates
-from clsp_plugin.data.augmentation.pipeline import can_compile
 from clsp_plugin.diffusion.compiling import compile_blocks
 from clsp_plugin.diffusion.denoiser import build_unet
 from clsp_plugin.diffusion.interpolation import decode, encode, interpolated_noise
@@ -42,7 +41,7 @@ def measure(options: Options, rows: Rows) -> None:
         ("ours, bfloat16", half, "80"),
         ("ours, bfloat16 and shared anchors", {**half, "share_anchor": True}, "90"),
     ]
-    if can_compile(options.device) and not options.small:
+    if options.compiles:
         fast = {**half, "share_anchor": True, "compile": True}
         contestants[2:2] = [
             ("ours, bfloat16, compiled", {**half, "compile": True}, "180"),
@@ -84,7 +83,7 @@ def forms(options: Options, rows: Rows, unet: UNet2DModel, size: int) -> None:
         ("channels last", True, False, "53"),
         ("channels last, compiled", True, True, "178"),
     ):
-        if compiled and (options.small or not can_compile(options.device)):
+        if compiled and not options.compiles:
             continue
         layout = torch.channels_last if last else torch.contiguous_format
         form = copy.deepcopy(unet).to(memory_format=layout)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.augmentation import processor
 from benchmarks.gpu.report import Rows
+from clsp_plugin.data.augmentation.pipeline import can_compile
 
 __all__ = ["Options"]
 
@@ -34,6 +36,11 @@ class Options:
         """Lightning's name of the device."""
         return "gpu" if self.device.type == "cuda" else "cpu"
 
+    @property
+    def compiles(self) -> bool:
+        """Whether to measure what is compiled, which takes minutes."""
+        return not self.small and can_compile(self.device)
+
     def pick(self, full: int, small: int) -> int:
         """Return one of two sizes."""
         return small if self.small else full
@@ -43,7 +50,7 @@ def about(device: torch.device) -> dict[str, str]:
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
-    cpu = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    cpu = f"{processor()}, {torch.get_num_threads()} threads"
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "torch": torch.__version__,

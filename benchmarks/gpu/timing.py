@@ -5,13 +5,9 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.augmentation import synchronize
+
 __all__ = ["peak_flops", "rates", "synchronize"]
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for a device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def rates(

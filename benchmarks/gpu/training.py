@@ -21,7 +21,7 @@ from clsp_plugin.candidates.manifest import StoreManifest
 from clsp_plugin.candidates.writer import StoreWriter
 from clsp_plugin.config.compose import compose
 from clsp_plugin.config.training import parse_cfg
-from clsp_plugin.data.augmentation.pipeline import can_compile, can_compile_augmentation
+from clsp_plugin.data.augmentation.pipeline import can_compile_augmentation
 from clsp_plugin.data.images import load_images
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.methods import METHODS
@@ -123,7 +123,7 @@ def measure(options: Options, rows: Rows) -> None:
     path = store(options, configuration(options, "cifar/clsp_simclr").data)
     given = f"synthetic.path={path}"
     compared(options, rows, given, peak, compiled=False)
-    if can_compile(options.device) and not options.small:
+    if options.compiles:
         compared(options, rows, given, peak, compiled=True)
     base = whole(options, "cifar/simclr")
     rows.add("clsp pretrain, simclr, network eager", base, "images/s", "1.5 of clsp_simclr")

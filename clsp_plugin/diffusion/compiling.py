@@ -14,13 +14,14 @@ _GRAPHS = 4096  # largest number of compiled graphs: one per block and batch siz
 _WORTH = 10_000_000
 
 
-def to_compile(wanted: bool | None, device: torch.device, passes: int) -> bool:
+def to_compile(wanted: bool | None, device: torch.device, passes: int = 0) -> bool:
     """Return whether to compile a denoiser.
 
     Args:
         wanted: the setting; None compiles on a CUDA GPU, if it pays and there is a compiler.
         device: where the denoiser computes.
-        passes: how often an image goes through the network in all of the work.
+        passes: how often an image goes through the network in all of the work; without it, nothing
+            is compiled that is not wanted.
 
     Raises:
         ClspError: it is wanted and there is no compiler.

@@ -330,7 +330,7 @@ def _train(
         trainer = _make_trainer(settings, workspace, identity, callbacks)
         device = trainer.strategy.root_device
         keep_freed_memory(device)
-        if to_compile(settings.compile, device, passes=0):  # never by itself: not measured yet
+        if to_compile(settings.compile, device):
             compile_blocks(module.unet)
         fit(trainer, module, _Data(images, settings), checkpoint)
     if len(module.losses) < settings.max_epochs:  # a callback may stop the training early

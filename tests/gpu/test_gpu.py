@@ -108,7 +108,7 @@ def test_third_view_from_memory_and_from_disk(device, exact, store, digits48):
     indexes = torch.tensor([5, 0, 47, 21, 5])
     here = ThirdView(CandidateStore(store), BatchAugmentation(pipeline, MEAN, STD), 3)
     there = ThirdView(CandidateStore(store), BatchAugmentation(pipeline, MEAN, STD), 3).to(device)
-    assert (there.source._resident is not None) == ON_GPU
+    assert there.source.resident == ON_GPU
     on_disk = ThirdView(CandidateStore(store), BatchAugmentation(pipeline, MEAN, STD), 3)
     expected = here(indexes, 1, 2)
     close(expected, there(indexes.to(device), 1, 2), atol=1e-4)
@@ -152,7 +152,7 @@ def test_candidates(device, exact, unet, change):
             assert off.mean() < 3
 
 
-def test_generation_continues_with_the_same_bytes(device, unet, tmp_path, monkeypatch):
+def test_generation_continues_with_the_same_bytes(unet, tmp_path):
     """Drawn at once, and drawn in two parts: the store has the same bytes."""
     save_denoiser(unet, tmp_path / "denoiser")
     images = uint8(8, 16, 16, 3)
