@@ -78,6 +78,7 @@ setup(
     extras_require={
         "fid": ["torch-fidelity"],  # the Inception network of `clsp inspect --fid`
         "wandb": ["wandb"],
+        "pandas": ["pandas"],  # clsp_plugin.read_records
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",  # tests whose inputs are many
@@ -86,6 +87,8 @@ setup(
             "mypy>=1.11",
             "import-linter>=2",
             "torch-fidelity",  # see fid
+            "pandas",
+            "datasets",  # Hugging Face's, whose objects are taken as images
             "setuptools>=70.1",  # from which on it builds wheels alone; installations are tested
         ],
     },

@@ -22,6 +22,7 @@ from clsp_plugin.data.folders import (
     to_pixels,
 )
 from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.objects import given_images
 from clsp_plugin.errors import ClspError, first_line, nearest
 from clsp_plugin.system.memory import total_memory
 
@@ -104,6 +105,9 @@ def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
             corrupt, ...
     """
     assert split in ("train", "val")
+    given, array = given_images(split)
+    if given:
+        return array if array is None else _part_of(array, data, split)
     dataset = data["dataset"]
     if dataset not in DATASETS:
         raise ClspError(f"data.dataset={dataset} is not known{nearest(dataset, DATASETS)}")
@@ -129,6 +133,11 @@ def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
                 return None
             raise ClspError("data.train_path is not set; name the folder of your images.")
         array = _load_folder(Path(path), f"{dataset}/{split}", data)
+    return _part_of(array, data, split)
+
+
+def _part_of(array: ImageArray, data: Mapping[str, Any], split: str) -> ImageArray:
+    """Return the part of the training images that ``fraction`` asks for; all test images."""
     fraction = float(data.get("fraction", -1))
     return _fraction(array, fraction) if split == "train" and fraction > 0 else array
 

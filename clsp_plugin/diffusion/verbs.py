@@ -1,11 +1,12 @@
 """The commands ``clsp denoiser`` and ``clsp generate``: their configurations and their output."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from clsp_plugin.candidates.condition import condition_digest, load_condition
@@ -94,6 +95,7 @@ def denoiser(
     *,
     title: str = "train the denoiser",
     frechet: Callable[[str, torch.Tensor, Any], Callable[[torch.Tensor], float]] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train a denoiser on the training images and write it in diffusers' format.
 
@@ -104,6 +106,7 @@ def denoiser(
         title: label of the progress bar.
         frechet: function of ``fid``, the training images and their ``data`` block; it returns a
             function from samples to their Frechet distance from these images.
+        callbacks: further callbacks of Lightning.
 
     Returns:
         The content of ``training.json``.
@@ -125,7 +128,7 @@ def denoiser(
         settings,
         own["out"],
         condition=load_condition(condition, array),
-        callbacks=[Bar(title, metrics=("loss",))],
+        callbacks=[Bar(title, metrics=("loss",)), *callbacks],
         score=score,
     )
     trained = f"{record['epochs']} epochs, {record['seconds']:.0f} s"

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.candidates.extra import inflate
@@ -86,7 +88,12 @@ class SeedSteps(Callback):
 
 @quiet()
 def pretrain(
-    given: DictConfig, *, title: str | None = None, position: int | None = None
+    given: DictConfig,
+    *,
+    title: str | None = None,
+    position: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> Finished:
     """Pre-train as a configuration says, or continue an unfinished run of this configuration.
 
@@ -94,6 +101,8 @@ def pretrain(
         given: solo-learn's keys and ours, see ``config.training.Pretrain``.
         title: the text in front of the progress bar.
         position: the line of the bar, when several processes show one each.
+        callbacks: further callbacks of Lightning.
+        loggers: further loggers of Lightning.
 
     Raises:
         ClspError: the configuration, the images, the candidates or the record of the run to be
@@ -113,14 +122,15 @@ def pretrain(
             print(f"Already complete: {start.checkpoint} (auto_resume.enabled=False trains anew).")
             return _complete(cfg, start, train)
         bar = Bar(title or f"pre-train {cfg.method}", position=position)
-        return _train(cfg, start, (train, val, places), bar, held)
+        return _train(cfg, start, (train, val, places), [bar, *callbacks], loggers, held)
 
 
 def _train(
     cfg: DictConfig,
     start: Start,
     images: tuple[ImageArray, ImageArray | None, torch.Tensor | None],
-    bar: Bar,
+    callbacks: list[Callback],
+    loggers: Sequence[Logger],
     held: ExitStack,
 ) -> Finished:
     """Train from a start on.
@@ -152,7 +162,7 @@ def _train(
     around = environment(cfg.method, cfg.data.dataset)
     history = History({"environment": around, "candidates": _candidates(model)})
     saver = Checkpointer(cfg, start.run_dir, {"images": train.identity}, held)
-    trainer = make_trainer(cfg, start, saver, [bar, history], val is not None)
+    trainer = make_trainer(cfg, start, saver, [*callbacks, history], val is not None, loggers)
     if not cfg.performance.disable_channel_last:
         check_layout(model, trainer.strategy.root_device)
     if _compiles_network(cfg, trainer, len(train if places is None else places)):
@@ -239,7 +249,12 @@ def _compiles_network(cfg: DictConfig, trainer: pl.Trainer, num_images: int) -> 
 
 
 def make_trainer(
-    cfg: DictConfig, start: Start, saver: Checkpointer, callbacks: list[Callback], validate: bool
+    cfg: DictConfig,
+    start: Start,
+    saver: Checkpointer,
+    callbacks: list[Callback],
+    validate: bool,
+    loggers: Sequence[Logger] = (),
 ) -> pl.Trainer:
     """Make Lightning's trainer for a complete configuration.
 
@@ -250,6 +265,7 @@ def make_trainer(
         callbacks: further callbacks, besides those that seed the steps, check that numbers are
             finite, and continue from a checkpoint.
         validate: whether there are validation batches.
+        loggers: loggers, besides the configured one.
 
     Raises:
         ClspError: this machine does not have the devices or the precision, or its processes cannot
@@ -268,7 +284,7 @@ def make_trainer(
         callbacks += [saver, *(MetricsFile(one, start.run_dir) for one in histories)]
     kwargs = trainer_kwargs(cfg)
     kwargs.update(
-        logger=_wandb(cfg, start) if cfg.wandb.enabled else False,
+        logger=[*([_wandb(cfg, start)] if cfg.wandb.enabled else []), *loggers] or False,
         callbacks=callbacks,
         use_distributed_sampler=False,  # the loader already divides the order among processes
         num_sanity_val_steps=0,

@@ -1,11 +1,12 @@
 """Frechet distances between sets of images, and ``clsp denoiser`` with those of its samples."""
 
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch import nn
 from torchmetrics import Metric
@@ -80,13 +81,14 @@ def _frechet_metric(feature: int | nn.Module) -> Metric:
     return metric.to(device_name()) if isinstance(feature, int) else metric
 
 
-def denoiser(given: DictConfig) -> dict[str, Any]:
+def denoiser(given: DictConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Run ``clsp denoiser`` with ``fid``: ``inception``, or an encoder for Frechet distances.
 
     Args:
         given: see :func:`clsp_plugin.diffusion.verbs.denoiser`.
+        callbacks: further callbacks of Lightning.
     """
-    return train(given, frechet=_of_samples)
+    return train(given, frechet=_of_samples, callbacks=callbacks)
 
 
 def _of_samples(
