@@ -77,7 +77,11 @@ setup(
     ],
     extras_require={
         "fid": ["torch-fidelity"],  # the Inception network of `clsp inspect --fid`
+        # loggers of a training; metrics.csv needs none
+        "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],
+        "mlflow": ["mlflow"],
+        "trackio": ["trackio"],
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",  # tests whose inputs are many
@@ -86,6 +90,10 @@ setup(
             "mypy>=1.11",
             "import-linter>=2",
             "torch-fidelity",  # see fid
+            "tensorboard",
+            "wandb",
+            "mlflow-skinny",  # mlflow without its server
+            "trackio",
             "setuptools>=70.1",  # from which on it builds wheels alone; installations are tested
         ],
     },
