@@ -106,7 +106,7 @@ def _lines(metrics: Path) -> list[dict[str, float]]:
         raise ClspError(
             f"{metrics} is damaged ({error}); the next epoch writes it anew."
         ) from error
-    if not all("epoch" in row for row in rows):
+    if not rows or not all("epoch" in row for row in rows):
         raise ClspError(f"{metrics} is no file of metrics of a training: it names no epochs.")
     return rows
 
