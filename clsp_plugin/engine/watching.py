@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from clsp_plugin.engine.progress import History
 from clsp_plugin.losses.alignment import alignment_loss
+from clsp_plugin.losses.distributed import gather
 from clsp_plugin.methods.base import spread
 from clsp_plugin.methods.epoch_means import EpochMeans
 
@@ -127,9 +128,9 @@ class Watching(Callback):
         found: dict[str, Any] = {}
         positives, module.positives = getattr(module, "positives", None), []
         if positives:
-            pairs = [_of_all(module, features) for features in positives]
+            pairs = [gather(features) for features in positives]
             found["train_views_alignment"] = alignment_loss(*pairs)
-        kept = {name: _of_all(module, torch.cat(parts)) for name, parts in self._kept.items()}
+        kept = {name: gather(torch.cat(parts)) for name, parts in self._kept.items()}
         self._kept = {}
         for name, features in kept.items():
             found[f"val_{name}_spread"] = spread([features])
@@ -137,11 +138,6 @@ class Watching(Callback):
             found["val_rankme"] = rankme(kept["feats"])
             found["val_uniformity"] = uniformity(kept["feats"])
         return found
-
-
-def _of_all(module: pl.LightningModule, rows: torch.Tensor) -> torch.Tensor:
-    """Return the rows (N, D) of all processes, of which each has as many."""
-    return module.all_gather(rows).flatten(0, -2)
 
 
 def _rates(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:

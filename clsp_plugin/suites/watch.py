@@ -115,17 +115,15 @@ def _one(training: Training) -> View:
 def _progress(training: Training) -> str:
     of = "" if training.epochs is None else f" of {training.epochs}"
     parts = [f"epoch {training.done}{of}"]
-    for name, unit in (("loss", "loss"), ("val_acc1", "% on validation images")):
-        value = training.last("loss", "train_loss") if name == "loss" else training.last(name)
-        if value is not None:
-            parts.append(f"loss {_short(value)}" if name == "loss" else f"{value:.1f} {unit}")
-    speed = training.last("images_per_second")
-    if speed is not None:
-        parts.append(f"{speed:,.0f} images/s")
     if training.left is not None:
         parts.append(f"about {duration(training.left)} left")
     elif not training.ended:
         parts.append(f"last epoch {duration(training.age)} ago")
+    loss, accuracy = training.last("loss", "train_loss"), training.last("val_acc1")
+    parts += [] if loss is None else [f"loss {_short(loss)}"]
+    parts += [] if accuracy is None else [f"val_acc1 {accuracy:.1f}"]
+    speed = training.last("images_per_second")
+    parts += [] if speed is None else [f"{speed:,.0f} images/s"]
     return ", ".join(parts)
 
 
@@ -192,11 +190,11 @@ def _training(path: Path) -> Training | None:
 
 
 def _score(training: Training | None) -> str:
-    value = None if training is None else training.last("val_acc1")
-    if value is not None:
-        return f"{value:.1f} % on validation images"
-    value = None if training is None else training.last("loss")
-    return "" if value is None else f"loss {_short(value)}"
+    for name in ("val_acc1", "loss"):
+        value = None if training is None else training.last(name)
+        if value is not None:
+            return f"{name} {_short(value)}"
+    return ""
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

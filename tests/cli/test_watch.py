@@ -41,7 +41,7 @@ def test_a_real_run(tiny, clsp, tmp_path):
         code, out, _ = clsp("watch", place, "--once")
         assert code == 0
         assert re.search(r"simclr on digits, done, in .*offline-", out)
-        assert re.search(r"epoch 2 of 2, loss [\d.]+, [\d.]+ % on validation .*, \d+ images/s", out)
+        assert re.search(r"epoch 2 of 2, loss [\d.]+, val_acc1 [\d.]+, \d+ images/s", out)
         assert re.search(r"(?m)^  val_rankme +[\d.]+  ([▁▂▃▄▅▆▇█]{2}|[_.=+*#@-]{2})$", out)
     assert content(tmp_path) == before
 
@@ -53,7 +53,7 @@ def test_a_running_one_and_its_time_left(tmp_path):
     assert view.running
     assert "simclr on digits, running" in view.text
     assert re.search(
-        r"epoch 4 of 10, loss 3.6, 14.0 % .*, 1,500 images/s, about 1[0-2] s", view.text
+        r"epoch 4 of 10, about 1[0-2] s left, loss 3.6, val_acc1 14.0, 1,500 images/s", view.text
     )
     assert not show(folder).running
     assert "stopped" in show(folder).text  # its lock is left by a process that was killed
@@ -79,7 +79,7 @@ def test_a_denoiser_in_training_is_found_by_its_out(tmp_path):
     with locked(folder / "lock"):
         text = show(tmp_path / "denoisers/mine").text
     assert "denoiser mine, running" in text
-    assert "epoch 2 of 400, loss 0.25, about 11.1 h left" in text
+    assert "epoch 2 of 400, about 11.1 h left, loss 0.25" in text
 
 
 @pytest.mark.parametrize(
