@@ -77,7 +77,11 @@ setup(
     ],
     extras_require={
         "fid": ["torch-fidelity"],  # the Inception network of `clsp inspect --fid`
+        # loggers of a training; metrics.csv needs none
+        "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],
+        "mlflow": ["mlflow"],
+        "trackio": ["trackio"],
         "pandas": ["pandas"],  # clsp_plugin.read_records
         "test": [
             "pytest>=8",
@@ -87,6 +91,10 @@ setup(
             "mypy>=1.11",
             "import-linter>=2",
             "torch-fidelity",  # see fid
+            "tensorboard",
+            "wandb",
+            "mlflow-skinny",  # mlflow without its server
+            "trackio",
             "pandas",
             "datasets",  # Hugging Face's, whose objects are taken as images
             "setuptools>=70.1",  # from which on it builds wheels alone; installations are tested

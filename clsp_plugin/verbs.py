@@ -188,6 +188,12 @@ _TABLE = (
         "cli.suites:bench",
         experiment=False,
     ),
+    Verb(
+        "watch",
+        "show a running suite or training in the terminal",
+        "cli.suites:watch",
+        experiment=False,
+    ),
     Verb("table", "turn the records of runs into a table", "cli.records:table", experiment=False),
     Verb("figures", "draw what the records of runs say", "cli.records:figures", experiment=False),
     Verb(

@@ -121,6 +121,20 @@ def test_the_page_on_transfer(place, monkeypatch, capfd):
     assert "transfer of simclr_clsp_cifar10 to dtd: top-1" in out
 
 
+def test_the_page_on_watching(place, monkeypatch, capfd):
+    for line in commands("docs/watching.md"):
+        run_clsp(shlex.split(line), monkeypatch)
+    out = capfd.readouterr().out
+    assert out.count("simclr on digits, done") == 2  # the output is no terminal
+    assert list(place.glob("trained_models/simclr/*/tensorboard/*/events*"))
+    assert list(place.glob("denoisers/*.tensorboard/*/events*"))
+    (metrics,) = place.glob("trained_models/simclr/*/metrics.csv")
+    text = (ROOT / "docs/watching.md").read_text()
+    names = metrics.read_text().split("\n")[0].split(",")
+    ours = {name for name in names if "acc5" not in name and name not in ("epoch", "val_loss")}
+    assert {name for name in ours if f"`{name}`" not in text} == {"train_class_loss"}
+
+
 def module_of(path):
     """A file of tests as a module, for what it writes."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)

@@ -1,4 +1,4 @@
-"""``clsp bench``, ``demo`` and ``doctor``."""
+"""``clsp bench``, ``demo``, ``watch`` and ``doctor``."""
 
 import argparse
 import re
@@ -10,7 +10,7 @@ from clsp_plugin.config.rules import SEED, Rule, check_value
 from clsp_plugin.config.shipped import shipped
 from clsp_plugin.errors import ClspError, short
 
-__all__ = ["bench", "demo", "doctor"]
+__all__ = ["bench", "demo", "doctor", "watch"]
 
 
 def bench(args: list[str]) -> None:
@@ -80,6 +80,31 @@ def demo(args: list[str]) -> None:
     from clsp_plugin.suites.demo import demo as run_demo
 
     run_demo(options.out, seeds=options.seeds, scale=options.scale)
+
+
+def watch(args: list[str]) -> None:
+    """Run ``clsp watch`` with the arguments that follow it."""
+    parser = argparse.ArgumentParser(
+        prog="clsp watch",
+        description="Show how a training or a suite goes: epochs, losses, accuracy, images a "
+        "second, time left. It reads what they write and writes nothing itself.",
+        epilog="On a terminal the view is drawn anew until nothing runs any more, or Ctrl-C.",
+    )
+    parser.add_argument(
+        "folder", type=Path, help="of a run, of several, of a denoiser (its out) or of a suite"
+    )
+    parser.add_argument("--once", action="store_true", help="print one view and end")
+    parser.add_argument(
+        "--every", type=float, default=2.0, help="seconds between two views (default 2)"
+    )
+    options = parser.parse_args(args)
+    check_value("--every", options.every, Rule(low=0.1, high=3600))
+    from clsp_plugin.suites.watch import show, watch_folder
+
+    if options.once or not sys.stdout.isatty():
+        print(show(options.folder).text)
+    else:
+        watch_folder(options.folder, options.every)
 
 
 def doctor(args: list[str]) -> None:

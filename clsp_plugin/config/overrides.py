@@ -21,6 +21,8 @@ TEXTS = frozenset({
     "condition", "denoiser", "dir", "entity", "extra", "name", "out", "path",
     "pretrained_feature_extractor", "project", "resume_from_checkpoint", "train_path", "val_path",
 })  # fmt: skip
+# Keys that take several names with commas between them, as well as a list.
+_LISTS = frozenset({"logger"})
 _KEY = re.compile(r"(\+{0,2})([A-Za-z_][\w.]*)")
 _QUOTED = re.compile(r"\s*(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")\s*", re.DOTALL)
 
@@ -86,6 +88,8 @@ def _for_hydra(key: str, value: str, multirun: bool) -> str:
             ) from error
         return _as_text(value)
     if isinstance(read, Sweep):
+        if key in _LISTS:
+            return f"[{value}]"
         if multirun:
             return value
         if not is_text:

@@ -51,7 +51,6 @@ _INSTEAD = {
     "limit_predict_batches": "nothing is predicted while training",
     "val_check_interval": "validation follows an epoch; check_val_every_n_epoch makes it rarer",
     "default_root_dir": "checkpoint.dir says where runs are written",
-    "logger": "wandb.enabled=True logs to Weights & Biases",
     "enable_checkpointing": "checkpoint.enabled says it",
     "barebones": "for a quick look set max_epochs=1 and data.fraction",
 }

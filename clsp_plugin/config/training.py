@@ -9,6 +9,7 @@ from typing import Any, Optional
 from lightning.pytorch import Trainer
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from clsp_plugin.config.loggers import logger_names
 from clsp_plugin.config.plain import plain
 from clsp_plugin.config.rules import SEED, Rule, ranged
 from clsp_plugin.config.trainer_arguments import PRECISIONS, TrainerArguments, refuse_arguments
@@ -187,6 +188,7 @@ class Training:
     resume_from_checkpoint: Optional[str] = None
     performance: Performance = field(default_factory=Performance)
     wandb: Wandb = field(default_factory=Wandb)
+    logger: Any = "csv"
     max_epochs: int = ranged(MISSING, low=1)
     seed: int = ranged(5, SEED)
     devices: Any = "auto"
@@ -267,6 +269,7 @@ def training_cfg(cfg: Mapping[str, Any] | DictConfig, schema: type[Training]) ->
     typed({key: cfg[key] for key in passed if key in cfg}, TrainerArguments)
     _check_ranges(cfg)
     _scale_rates(cfg)
+    cfg.logger = logger_names([*logger_names(cfg.logger), *["wandb"] * cfg.wandb.enabled])
     if cfg.optimizer.name in ("sgd", "lars"):
         cfg.optimizer.kwargs = {"momentum": 0.9, **cfg.optimizer.kwargs}
     return cfg

@@ -13,6 +13,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from lightning.pytorch import LightningModule
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from clsp_plugin.config.loggers import logger_names
 from clsp_plugin.config.rules import SEED, ranged
 from clsp_plugin.data.keyed_random import (
     Purpose,
@@ -71,6 +72,7 @@ class TrainingSettings(UNetSettings):
         checkpoint_every: epochs between checkpoints.
         sample_every: epochs between sheets of samples in ``<out>.samples``; 0 draws none.
         fid_images: number of samples drawn for the Frechet distance, if one is asked for.
+        logger: where the numbers of every epoch go; see ``config.loggers.logger_names``.
     """
 
     seed: int = ranged(0, SEED)
@@ -93,9 +95,11 @@ class TrainingSettings(UNetSettings):
     checkpoint_every: int = ranged(50, low=1)
     sample_every: int = ranged(0, low=0)
     fid_images: int = ranged(1000, low=2)
+    logger: Any = "csv"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "precision", precision_name(self.precision))
+        object.__setattr__(self, "logger", logger_names(self.logger))
         if self.compile and self.renoise_middle:
             raise ClspError(
                 "compile=True makes a graph for each size of a batch, and with renoise_middle "
@@ -240,6 +244,9 @@ class DenoiserModule(EpochMeans, LightningModule):
         super().optimizer_step(*args, **kwargs)
         average = get_ema_multi_avg_fn(self.settings.ema_decay_at(self.global_step))
         average(list(self.ema.parameters()), list(self.unet.parameters()), self.global_step)
+
+    def watched(self) -> dict[str, float]:
+        return {"ema_decay": self.settings.ema_decay_at(self.global_step - 1)}
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()

@@ -13,6 +13,8 @@ from PIL import Image
 
 from clsp_plugin.diffusion.sampling import Sampling, sample_candidates
 from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, make_scheduler
+from clsp_plugin.engine.pictures import side_by_side
+from clsp_plugin.engine.progress import History
 from clsp_plugin.system.files import write_whole
 
 __all__ = ["SampleSheets"]
@@ -36,6 +38,7 @@ class SampleSheets(Callback):
         score: function of samples, uint8 (M, H, W, 3), such as their Frechet distance from the
             training images.
         num_scored: M, the number of samples to score.
+        history: receives the picture ``samples``, and the score as ``frechet``.
     """
 
     def __init__(
@@ -46,9 +49,11 @@ class SampleSheets(Callback):
         *,
         score: Callable[[torch.Tensor], float] | None = None,
         num_scored: int = 1000,
+        history: History | None = None,
     ):
         self.folder, self.every = folder, every
         self.score, self.num_scored = score, num_scored
+        self.history = history or History()
         self.scheduler = make_scheduler(
             {**LINEAR_BETAS, "prediction_type": prediction},
             _UNCONDITIONAL.steps,
@@ -89,9 +94,8 @@ class SampleSheets(Callback):
 
     def _write_sheet(self, module: LightningModule, done: int) -> None:
         drawn = self._draw(module, _ROWS * _COLUMNS)
-        size = drawn.shape[1]
-        grid = drawn.view(_ROWS, _COLUMNS, size, size, 3).permute(0, 2, 1, 3, 4)
-        sheet = grid.reshape(_ROWS * size, _COLUMNS * size, 3).numpy()
+        sheet = side_by_side(drawn.unflatten(0, (_ROWS, _COLUMNS)).numpy())
+        self.history.pictures["samples"] = sheet
         Image.fromarray(sheet).save(self.folder / f"epoch-{done:05d}.png")
 
     def _write_score(
@@ -99,6 +103,7 @@ class SampleSheets(Callback):
     ) -> None:
         began = time.perf_counter()
         distance = score(self._draw(module, self.num_scored))
+        self.history.add(frechet=distance)
         row = {"epoch": done, "frechet": f"{distance:.4f}", "samples": self.num_scored}
         row |= {"seconds": f"{time.perf_counter() - began:.1f}"}
         file, rows = self.folder / "scores.csv", []

@@ -29,19 +29,24 @@ from clsp_plugin.diffusion.compiling import compile_blocks, to_compile
 from clsp_plugin.diffusion.denoiser import build_unet, check_absent, save_denoiser
 from clsp_plugin.diffusion.module import _WEIGHTS, DenoiserModule, TrainingSettings
 from clsp_plugin.diffusion.sample_sheets import SampleSheets
-from clsp_plugin.engine.progress import quiet
+from clsp_plugin.engine.loggers import NOTES, Run, attach_loggers, check_installed
+from clsp_plugin.engine.progress import METRICS, History, MetricsFile, metrics_csv, quiet
 from clsp_plugin.engine.trainer import Finite, fit, new_trainer
+from clsp_plugin.engine.watching import Watching
 from clsp_plugin.errors import ClspError
 from clsp_plugin.records.checkpoint import read_checkpoint
 from clsp_plugin.records.lock import one_training
 from clsp_plugin.system.files import write_text
 from clsp_plugin.system.json_files import read_json
 from clsp_plugin.system.memory import keep_freed_memory
+from clsp_plugin.system.processes import is_first
 
-__all__ = ["RECORD", "train_denoiser"]
+__all__ = ["RECORD", "SETTINGS", "train_denoiser"]
 
 # The file beside a denoiser's weights that says how they were trained.
 RECORD = "training.json"
+# The file in the folder of an unfinished training that says with which settings it runs.
+SETTINGS = "settings.json"
 # Settings that a resumed run may change, since they do not change what is learned.
 _FREE = frozenset(
     {
@@ -52,6 +57,7 @@ _FREE = frozenset(
         "devices",
         "strategy",
         "compile",
+        "logger",
     }
 )
 
@@ -93,12 +99,14 @@ class _LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint after the mod
     def __init__(self, workspace: Path, identity: dict[str, Any], every: int):
         self.workspace, self.identity, self.every = workspace, identity, every
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            write_text(self.workspace / SETTINGS, json.dumps(self.identity, indent=2))
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         done = trainer.current_epoch + 1
         if done % self.every and done != trainer.max_epochs:
             return
-        if trainer.is_global_zero:  # not earlier: without a checkpoint they are of no use
-            write_text(self.workspace / "settings.json", json.dumps(self.identity, indent=2))
         trainer.save_checkpoint(self.workspace / "last.ckpt")
 
 
@@ -145,7 +153,7 @@ def _find_checkpoint(workspace: Path, identity: dict[str, Any]) -> Path | None:
     try:
         advice = "nothing else knows what that training was of."
         before = read_json(
-            workspace / "settings.json", dict[str, Any], "the settings of a training", advice
+            workspace / SETTINGS, dict[str, Any], "the settings of a training", advice
         )
         read_checkpoint(checkpoint)
     except (ClspError, FileNotFoundError) as error:
@@ -189,6 +197,7 @@ def _make_trainer(
     settings: TrainingSettings,
     workspace: Path,
     identity: dict[str, Any],
+    history: History,
     callbacks: Sequence[Callback],
 ) -> Trainer:
     advice = f"a smaller lr (it is {settings.lr:g})"
@@ -197,7 +206,10 @@ def _make_trainer(
     finite = Finite("the denoiser", f"use {advice}")
     callbacks = [
         finite,
+        Watching(history),
         *callbacks,
+        history,
+        MetricsFile(history, workspace),
         _LastCheckpoint(workspace, identity, settings.checkpoint_every),
     ]
     if not any(isinstance(callback, ProgressBar) for callback in callbacks):
@@ -278,9 +290,11 @@ def train_denoiser(
     Raises:
         ClspError: a setting is not valid, ``out`` holds something else, an unfinished training
             has other settings or a damaged file, the loss is not finite, the devices are not
-            available, another process runs the same training, or a callback stopped it early.
+            available, a logger cannot be opened, another process runs the same training, or a
+            callback stopped it early.
     """
     settings = settings_of(TrainingSettings, cfg)
+    check_installed(settings.logger)
     out = Path(out)
     size = _check_images(images)
     if condition is not None:
@@ -296,10 +310,20 @@ def train_denoiser(
     workspace.mkdir(parents=True, exist_ok=True)
     try:
         with one_training(workspace, "wait for it, or choose another out="):
-            return _train(images, module, settings, identity, workspace, out, callbacks, score)
+            try:
+                return _train(images, module, settings, identity, workspace, out, callbacks, score)
+            finally:
+                _leave(workspace)
     finally:
         with contextlib.suppress(OSError):  # if not empty, it is kept to continue the training
             workspace.rmdir()
+
+
+def _leave(workspace: Path) -> None:
+    """Delete what is of no use without a checkpoint, if there is none."""
+    if is_first() and not (workspace / "last.ckpt").exists():
+        for name in (SETTINGS, METRICS, NOTES):
+            (workspace / name).unlink(missing_ok=True)
 
 
 def _train(
@@ -314,6 +338,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train in a workspace, from its checkpoint if it has one; see :func:`train_denoiser`."""
     checkpoint = _find_checkpoint(workspace, identity)
+    history = History()
     with quiet():
         callbacks = list(callbacks or ())
         if settings.sample_every:
@@ -325,9 +350,14 @@ def _train(
                     settings.prediction,
                     score=score,
                     num_scored=settings.fid_images,
+                    history=history,
                 )
             )
-        trainer = _make_trainer(settings, workspace, identity, callbacks)
+        trainer = _make_trainer(settings, workspace, identity, history, callbacks)
+        run = Run(workspace, out.name, identity, out.with_name(f"{out.name}.tensorboard"))
+        if checkpoint is not None:
+            run.read()
+        attach_loggers(trainer, history, settings.logger, run)
         device = trainer.strategy.root_device
         keep_freed_memory(device)
         if to_compile(settings.compile, device):
@@ -340,7 +370,7 @@ def _train(
         )
     record = _record(module, identity, trainer.global_step)
     if trainer.is_global_zero:
-        files = {RECORD: json.dumps(record, indent=2)}
+        files = {RECORD: json.dumps(record, indent=2), METRICS: metrics_csv(history)}
         save_denoiser(module.ema, out, prediction=settings.prediction, files=files)
         shutil.rmtree(workspace, ignore_errors=True)  # everything needed is in out
     trainer.strategy.barrier()

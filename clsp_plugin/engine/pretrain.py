@@ -23,9 +23,12 @@ from clsp_plugin.data.images import DATASETS, channel_statistics
 from clsp_plugin.data.keyed_random import Purpose, derive_key, seed_generators
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.splits import load_splits
+from clsp_plugin.engine.loggers import Run, attach_loggers, check_installed
+from clsp_plugin.engine.pictures import ViewSheet
 from clsp_plugin.engine.progress import Bar, History, MetricsFile, quiet
 from clsp_plugin.engine.resume import Resumed, Start, find_start
 from clsp_plugin.engine.trainer import Finite, fit, new_trainer
+from clsp_plugin.engine.watching import Watching
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.backbones import check_layout, check_network
@@ -70,6 +73,7 @@ def check(cfg: DictConfig) -> None:
     if cfg.data.dataset not in DATASETS:
         name = cfg.data.dataset
         raise ClspError(f"data.dataset={name} is not known{nearest(name, DATASETS)}")
+    check_installed(cfg.logger)
     _check_generated(cfg)
     METHODS[cfg.method].add_and_assert_specific_cfg(cfg)
 
@@ -110,6 +114,7 @@ def pretrain(
     """
     check_launch()
     cfg = parse_cfg(given, METHODS)
+    check_installed(cfg.logger)
     _check_generated(cfg)
     real, val = load_splits(cfg.data)
     train, places = inflate(real, cfg.data)
@@ -262,29 +267,30 @@ def make_trainer(
         cfg: the configuration, of any ``config.training.Training``, with ``method``.
         start: where the training begins.
         saver: the callback that saves checkpoints, which is used if ``checkpoint.enabled``.
-        callbacks: further callbacks, besides those that seed the steps, check that numbers are
-            finite, and continue from a checkpoint.
+        callbacks: further callbacks, a ``History`` among them, besides those that seed the steps,
+            check that numbers are finite, continue from a checkpoint, and log.
         validate: whether there are validation batches.
-        loggers: loggers, besides the configured one.
+        loggers: loggers, besides the configured ones.
 
     Raises:
-        ClspError: this machine does not have the devices or the precision, or its processes cannot
-            synchronise their batch normalisation.
+        ClspError: this machine does not have the devices or the precision, its processes cannot
+            synchronise their batch normalisation, or a logger cannot be opened.
     """
     finite = Finite(
         cfg.method,
         f"give a smaller optimizer.lr (it is {cfg.optimizer.lr:g} after scaling), a longer "
         f"scheduler.warmup_epochs, a larger temperature where there is one, or precision=32-true",
     )
-    callbacks = [SeedSteps(), finite, *callbacks]
+    (history,) = (one for one in callbacks if isinstance(one, History))
+    callbacks = [SeedSteps(), finite, Watching(history), *callbacks]
     if start.checkpoint is not None:
         callbacks.append(Resumed(start))
     if cfg.checkpoint.enabled:
-        histories = [one for one in callbacks if isinstance(one, History)]
-        callbacks += [saver, *(MetricsFile(one, start.run_dir) for one in histories)]
+        callbacks.append(saver)
+    callbacks.append(MetricsFile(history, start.run_dir))
     kwargs = trainer_kwargs(cfg)
     kwargs.update(
-        logger=[*([_wandb(cfg, start)] if cfg.wandb.enabled else []), *loggers] or False,
+        logger=False,
         callbacks=callbacks,
         use_distributed_sampler=False,  # the loader already divides the order among processes
         num_sanity_val_steps=0,
@@ -298,30 +304,30 @@ def make_trainer(
             "sync_batchnorm=True needs GPUs; set sync_batchnorm=False, with which each of the "
             f"{trainer.world_size} processes normalises its own images."
         )
+    _attach_loggers(trainer, cfg, start, saver, history, loggers)
     return trainer
 
 
-def _wandb(cfg: DictConfig, start: Start) -> Any:
-    try:
-        import wandb  # noqa: F401
-    except ImportError:
-        raise ClspError(
-            "wandb.enabled=True but wandb is not installed; `pip install wandb` or set "
-            "wandb.enabled=False."
-        ) from None
-    from lightning.pytorch.loggers import WandbLogger
-
-    args = load_args(start.run_dir)  # None for a new run, even if it continues a checkpoint
-    logger = WandbLogger(
-        name=cfg.name,
-        project=cfg.wandb.project,
-        entity=cfg.wandb.entity,
-        offline=cfg.wandb.offline,
-        id=(args or {}).get("wandb_run_id"),
-        resume="allow",
-    )
-    logger.log_hyperparams(plain(cfg))
-    return logger
+def _attach_loggers(
+    trainer: pl.Trainer,
+    cfg: DictConfig,
+    start: Start,
+    saver: Checkpointer,
+    history: History,
+    more: Sequence[Logger],
+) -> None:
+    folder = start.run_dir
+    wandb = {key: cfg.wandb[key] for key in ("project", "entity", "offline")}
+    run = Run(folder, cfg.name, plain(cfg), folder / "tensorboard", wandb)
+    run.read()
+    known = (load_args(folder) or {}).get("wandb_run_id")
+    if known is not None:  # of a run that had no notes yet
+        run.noted.setdefault("wandb", {"run": known, "epochs": start.done})
+    if cfg.checkpoint.enabled and "tensorboard" in cfg.logger and trainer.is_global_zero:
+        saver.claim()  # TensorBoard's files begin with the training
+    attach_loggers(trainer, history, cfg.logger, run, more)
+    if trainer.loggers:
+        trainer.callbacks.insert(0, ViewSheet(history))
 
 
 def _candidates(model: pl.LightningModule) -> dict[str, Any] | None:

@@ -5,18 +5,23 @@ import io
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from tqdm.auto import tqdm
 
+from clsp_plugin.data.loader import IndexBatches
 from clsp_plugin.system.files import write_text
 
-__all__ = ["Bar", "History", "MetricsFile", "quiet"]
+__all__ = ["METRICS", "Bar", "History", "MetricsFile", "metrics_csv", "quiet"]
+
+METRICS = "metrics.csv"
 
 # Warnings that Lightning gives in every run and that no user can act on.
 _NO_NEWS = (
@@ -122,28 +127,48 @@ class History(Callback):
     Attributes:
         curve: the mean metrics of every epoch, kept when a run is continued.
         seconds: the seconds of every epoch, kept as well.
-        about: as given, with the number of ``steps`` per epoch and of ``processes`` at the last
-            start.
+        about: as given, with the number of ``steps`` per epoch, of ``processes`` and of ``images``
+            per epoch at the last start.
+        pictures: of the epoch that ends, by name: uint8 (H, W, 3).
     """
 
     def __init__(self, about: dict[str, Any] | None = None) -> None:
         self.curve: list[dict[str, float]] = []
         self.seconds: list[float] = []
         self.about: dict[str, Any] = dict(about or {})
+        self.pictures: dict[str, np.ndarray] = {}
+        self._added: dict[str, torch.Tensor | float] = {}
         self._since: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.about |= {"steps": trainer.num_training_batches, "processes": trainer.world_size}
+        batches = getattr(trainer.train_dataloader, "sampler", None)
+        each = batches.batch_size if isinstance(batches, IndexBatches) else 0
+        self.about["images"] = self.about["steps"] * each * trainer.world_size
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.pictures, self._added = {}, {}
         self._since = time.perf_counter()
+
+    def add(self, **metrics: torch.Tensor | float) -> None:
+        """Add metrics to those of the epoch that ends, before this callback collects them."""
+        self._added |= metrics
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # reading the metrics waits for the device, so the time below includes all of its work
-        row = {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
+        metrics = {**trainer.callback_metrics, **self._added}
+        row = {name: float(value) for name, value in sorted(metrics.items())}
         assert self._since is not None
         self.seconds.append(time.perf_counter() - self._since)
         self.curve.append({"epoch": trainer.current_epoch + 1, **row})
+
+    def rows(self) -> list[dict[str, float]]:
+        """Return the curve with the ``seconds`` and ``images_per_second`` of every epoch."""
+        images = self.about.get("images") or 0
+        return [
+            {**row, "seconds": seconds, "images_per_second": images / max(seconds, 1e-9)}
+            for row, seconds in zip(self.curve, self.seconds, strict=True)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         return {"curve": self.curve, "seconds": self.seconds, "about": self.about}
@@ -172,12 +197,15 @@ class MetricsFile(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.is_global_zero and self.folder.is_dir():
-            write_text(self.folder / "metrics.csv", _csv(self.history.curve))
+            write_text(self.folder / METRICS, metrics_csv(self.history))
 
 
-def _csv(rows: Sequence[Mapping[str, float]]) -> str:
-    """Return rows as CSV, with a column for every key of any row, empty where a row lacks it."""
-    out = io.StringIO()
+def metrics_csv(history: History) -> str:
+    """Return a line for every epoch, with a column for every metric of any epoch.
+
+    A metric that an epoch lacks is empty in its line.
+    """
+    out, rows = io.StringIO(), history.rows()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()

@@ -26,6 +26,7 @@ from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.splits import named_images
+from clsp_plugin.engine.loggers import check_installed
 from clsp_plugin.engine.pretrain import make_trainer, worth_compiling
 from clsp_plugin.engine.progress import Bar, History, quiet
 from clsp_plugin.engine.resume import find_start
@@ -154,6 +155,7 @@ def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | Non
     Raises:
         ClspError: the images have no labels or are too few for a batch, or training diverged.
     """
+    check_installed(cfg.logger)
     train, test = _labelled(cfg.data)
     (block,) = cfg.augmentations
     block.crop_size = block.get("crop_size") or train.size[0]

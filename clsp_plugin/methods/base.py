@@ -104,6 +104,7 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
 
     Attributes:
         takes_small_crops: whether the method can use small crops (multi-crop).
+        positives: the features (B, D) of the two large views in the last training step.
         prediction: for a method that compares a prediction from one view with another view's
             ``z``, the key of that prediction in the output of ``forward``; None for a method that
             compares ``z`` with ``z``. A synthetic positive is compared in the same way.
@@ -142,6 +143,7 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
         self.num_large_crops: int = cfg.data.num_large_crops
         self.num_small_crops: int = cfg.data.num_small_crops
         self.num_crops = self.num_large_crops + self.num_small_crops
+        self.positives: list[torch.Tensor] = []
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
@@ -238,6 +240,7 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
         for view in views[self.num_large_crops :]:
             for key, value in self.multicrop_forward(view).items():
                 outs[key].append(value)
+        self.positives = [feats.detach() for feats in outs["feats"][:2]]
         for key in ("loss", "acc1", "acc5"):
             outs[key] = sum(outs[key]) / self.num_large_crops
         self.log_epoch(
@@ -245,19 +248,28 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
         )
         return outs
 
-    def validation_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> None:
-        """Log the probe's loss and accuracies on ``[images (B, 3, H, W), targets (B,)]``."""
+    def validation_step(
+        self, batch: Sequence[torch.Tensor], batch_idx: int
+    ) -> dict[str, torch.Tensor]:
+        """Log the probe's loss and accuracies on ``[images (B, 3, H, W), targets (B,)]``.
+
+        Returns:
+            What :meth:`forward` makes of the images.
+        """
         X, targets = batch
         # no graph for each size of a batch
         eager = torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
         with eager:
-            out = _classification(self(X)["logits"], targets)
+            outputs = self(X)
+        out = _classification(outputs["logits"], targets)
         self.log_dict(
             {f"val_{key}": out[key] for key in ("loss", "acc1", "acc5")},
             on_epoch=True,
             sync_dist=True,
             batch_size=len(targets),
+            logger=self.for_loggers,
         )
+        return outputs
 
 
 class BaseMomentumMethod(BaseMethod):

@@ -20,6 +20,9 @@ class EpochMeans(_Module):
     of the epoch; its own ``log(on_epoch=True)`` would take about a millisecond of every step.
     """
 
+    # False where a callback passes the metrics to the loggers, and Lightning must not do it too;
+    # otherwise Lightning does what it does by default
+    for_loggers: bool | None = None
     _sums: dict[str, tuple[torch.Tensor, int]] | None = None  # of each metric, and its count
 
     def log_epoch(self, **metrics: torch.Tensor | float) -> None:
@@ -33,12 +36,19 @@ class EpochMeans(_Module):
             total, count = sums.get(name, (0.0, 0))
             sums[name] = (total + value, count + 1)
 
+    def watched(self) -> dict[str, float]:
+        """Return settings that change from epoch to epoch, as they are in the current one."""
+        return {}
+
     def log_means(self) -> None:
         """Give Lightning the means of the epoch, if there are any that it does not have yet."""
         sums, self._sums = self._sums, None
         if sums:
             means = {name: total / count for name, (total, count) in sums.items()}
-            self.log_dict(means, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+            self.log_dict(
+                means, on_step=False, on_epoch=True, sync_dist=True, batch_size=1,
+                logger=self.for_loggers,
+            )  # fmt: skip
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()

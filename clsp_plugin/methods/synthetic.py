@@ -203,6 +203,9 @@ class SyntheticPositives(_Method):
         warmup = self.cfg.synthetic.warmup_epochs
         return self._weight * min(1.0, epoch / warmup if warmup else 1.0)
 
+    def watched(self) -> dict[str, float]:
+        return {**super().watched(), "synthetic_weight": self.weight_at(self.current_epoch)}
+
     def alignment(
         self, first: dict[str, torch.Tensor], third: dict[str, torch.Tensor]
     ) -> torch.Tensor:

@@ -21,6 +21,7 @@ from typing import Any, Optional
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
 from clsp_plugin.config.plain import plain
@@ -52,8 +53,8 @@ _BOUND = "clsp_plugin"
 # Settings of where and how fast a run is computed, not what: they may differ when it goes on.
 _MAY_DIFFER = {
     "accelerator", "auto_resume", "auto_umap", "checkpoint", "dali", "debug_augmentations",
-    "devices", "name", "num_nodes", "performance", "resume_from_checkpoint", "strategy", "wandb",
-    "wandb_run_id",
+    "devices", "logger", "name", "num_nodes", "performance", "resume_from_checkpoint", "strategy",
+    "wandb", "wandb_run_id",
 }  # fmt: skip
 # Where the images lie, which may be another place when a run is evaluated.
 _PLACES = {"train_path", "val_path", "num_workers"}
@@ -331,7 +332,7 @@ def _is_last(trainer: pl.Trainer) -> bool:
 class Checkpointer(Callback):
     """Saves a checkpoint every so many epochs and after the last, whole or not at all.
 
-    The directory of a new run is created when its first file is written.
+    The directory of a new run is created when its first file is written, or claimed before.
 
     Args:
         cfg: the parsed configuration, written to ``args.json``.
@@ -351,11 +352,20 @@ class Checkpointer(Callback):
         existing = sorted(self.run_dir.glob("*.ckpt"), key=epoch_of)
         self.last: Path | None = existing[-1] if existing else None
         self._args: dict[str, Any] | None = None
+        self._claimed = False
+
+    def claim(self) -> None:
+        """Make the directory of a new run, if it is not made yet, and lock it."""
+        if self.last is None and not self._claimed:
+            self.run_dir.mkdir(parents=True)  # fails if it exists: then it is another run's
+            self.held.enter_context(one_training(self.run_dir))
+            self._claimed = True
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # through JSON and back, so that the digest is that of the file's content
         args = json.loads(json.dumps(plain(self.cfg)))
-        self._args = {**args, "wandb_run_id": getattr(trainer.logger, "version", None)}
+        runs = (one.version for one in trainer.loggers if isinstance(one, WandbLogger))
+        self._args = {**args, "wandb_run_id": next(runs, None)}
         if trainer.is_global_zero and self.last is not None:
             self._write_args()
 
@@ -371,8 +381,7 @@ class Checkpointer(Callback):
         if epoch % self.cfg.checkpoint.frequency and not _is_last(trainer):
             return
         if trainer.is_global_zero and self.last is None:
-            self.run_dir.mkdir(parents=True)  # fails if it exists: then it is another run's
-            self.held.enter_context(one_training(self.run_dir))
+            self.claim()
             self._write_args()
         path = self.run_dir / f"{self.cfg.name}-{self.run_dir.name}-ep={epoch}.ckpt"
         trainer.save_checkpoint(path)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.config.compose import compose
@@ -31,11 +31,13 @@ from clsp_plugin.records.recipe import Records
 from clsp_plugin.records.record import INDEX, Record, find_records
 from clsp_plugin.suites.launchers import check_launcher, launch
 from clsp_plugin.suites.planner import make_plan
-from clsp_plugin.suites.pool import Pool, Rates, default_jobs, duration
+from clsp_plugin.suites.pool import Pool, Rates, default_jobs
 from clsp_plugin.suites.report import write_report
 from clsp_plugin.suites.suite import read_suite
 from clsp_plugin.suites.unit import Plan, Unit
+from clsp_plugin.suites.watch import PLAN
 from clsp_plugin.system.alone import alone
+from clsp_plugin.system.durations import duration
 from clsp_plugin.system.files import unfinished, write_text
 from clsp_plugin.system.json_files import read_json
 from clsp_plugin.tables.formats import FORMATS, csv_cell
@@ -142,7 +144,20 @@ def _claimed(plan: Plan) -> Iterator[None]:
     with alone(plan.out, f"runs the suite in {plan.out}"):
         _check_claim(plan)
         write_text(plan.out / _SUITE, json.dumps({"suite": plan.name}))
+        write_text(plan.out / PLAN, json.dumps({"units": _units(plan)}, indent=1))
         yield
+
+
+def _units(plan: Plan) -> list[dict[str, Any]]:
+    """Return what `clsp watch` has to know of the units of a plan."""
+    return [
+        {
+            "label": unit.label,
+            "path": Path(os.path.relpath(unit.path, plan.out)).as_posix(),
+            "steps": {step.key: step.verb for step in unit.steps},
+        }
+        for unit in plan.units
+    ]
 
 
 def _check_claim(plan: Plan) -> None:

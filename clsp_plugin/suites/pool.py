@@ -18,9 +18,10 @@ from clsp_plugin.records.record import Record
 from clsp_plugin.suites.unit import Plan, Step, Unit, notes_of
 from clsp_plugin.suites.worker import describe
 from clsp_plugin.system.child import environment_of_a_child
+from clsp_plugin.system.durations import duration
 from clsp_plugin.system.files import write_text
 
-__all__ = ["Child", "Pool", "Rates", "default_jobs", "duration"]
+__all__ = ["Child", "Pool", "Rates", "default_jobs"]
 
 _POLL = 0.5  # seconds
 _TAIL = 8192  # bytes at the end of a log, in which the last state of a bar lies
@@ -33,12 +34,6 @@ def default_jobs() -> int:
     Networks this small gain more from processes than from threads.
     """
     return 1 if torch.cuda.is_available() else min(os.cpu_count() or 1, 8)
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Rates:

@@ -68,8 +68,11 @@ def test_the_metrics_of_every_epoch_are_beside_the_checkpoint(tiny, interrupt, t
     assert file.parent == finished.run_dir
     rows = list(csv.DictReader(file.read_text().splitlines()))
     curve = Record.load(finished.record).curve
-    assert [{key: float(value) for key, value in row.items()} for row in rows] == curve
-    assert {"epoch", "train_loss", "val_acc1"} <= rows[0].keys()
+    times = {"seconds", "images_per_second"}
+    assert [{k: float(v) for k, v in row.items() if k not in times} for row in rows] == curve
+    assert {"epoch", "train_loss", "val_acc1", *times} <= rows[0].keys()
+    for row in rows:
+        assert float(row["images_per_second"]) == pytest.approx(48 / float(row["seconds"]))
 
 
 def test_narrow_networks_are_trained_in_the_layout_that_a_cpu_can(tiny):
