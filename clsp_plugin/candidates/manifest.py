@@ -45,9 +45,11 @@ class StoreManifest:
         clip: whether each sampling step clipped its estimate of the image to [-1, 1].
         share_anchor: whether the K candidates of an anchor shared one noised anchor per step.
         shard_size: images per shard.
-        guidance: strength of the guidance by the anchors' condition; 0 for an unconditional
-            denoiser.
+        guidance: strength of the guidance by the anchors' condition, or by the anchor itself if
+            ``middle`` is ``view``; else 0.
         condition: digest of the condition that the denoiser got; None for an unconditional one.
+        middle: ``view`` if the denoiser was trained to take from an anchor what it shares with
+            other views of it (``middle=view``); None if middle features were blended.
     """
 
     num_images: int
@@ -68,6 +70,7 @@ class StoreManifest:
     shard_size: int
     guidance: float = 0.0
     condition: str | None = None
+    middle: str | None = None
 
     @property
     def num_shards(self) -> int:

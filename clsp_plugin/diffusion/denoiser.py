@@ -35,6 +35,7 @@ __all__ = [
     "AuthorsConditionalUNet",
     "FeatureConditionalUNet",
     "UNetSettings",
+    "ViewUNet",
     "build_unet",
     "check_absent",
     "denoiser_hash",
@@ -118,6 +119,7 @@ def build_unet(
     *,
     num_classes: int | None = None,
     num_features: int | None = None,
+    of_view: bool = False,
 ) -> UNet2DModel:
     """Make an untrained denoiser.
 
@@ -127,6 +129,7 @@ def build_unet(
         num_classes: number of classes of a class-conditional denoiser; the embedding has one row
             more, for no class.
         num_features: number of features per image that a denoiser is conditioned on.
+        of_view: whether its middle feature will be that of another view; not with a condition.
 
     Returns:
         A ``UNet2DModel``; with the defaults and 32 pixels, that of ``google/ddpm-cifar10-32``
@@ -146,8 +149,8 @@ def build_unet(
             f"{image_size} pixels; choose among them, or give an empty list."
         )
     attention = [resolution in settings.attention_resolutions for resolution in resolutions]
-    assert num_classes is None or num_features is None
-    network = FeatureConditionalUNet if num_features else UNet2DModel
+    assert (num_classes is not None) + (num_features is not None) + of_view <= 1
+    network = FeatureConditionalUNet if num_features else ViewUNet if of_view else UNet2DModel
     return network(
         sample_size=image_size,
         block_out_channels=settings.block_out_channels,
@@ -208,8 +211,21 @@ class FeatureConditionalUNet(UNet2DModel):
     functools.update_wrapper(__init__, UNet2DModel.__init__)  # diffusers reads its signature
 
 
+class ViewUNet(UNet2DModel):
+    """A network that was trained to take the middle feature of another view of the image.
+
+    It has the layers of ``UNet2DModel``; the name tells whoever draws with it how to.
+    """
+
+    def __init__(self, *args: Any, **keys: Any):
+        super().__init__(*args, **keys)
+
+    functools.update_wrapper(__init__, UNet2DModel.__init__)  # diffusers reads its signature
+
+
 _NETWORKS = {
-    cls.__name__: cls for cls in (UNet2DModel, AuthorsConditionalUNet, FeatureConditionalUNet)
+    cls.__name__: cls
+    for cls in (UNet2DModel, AuthorsConditionalUNet, FeatureConditionalUNet, ViewUNet)
 }
 
 

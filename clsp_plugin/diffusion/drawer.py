@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from clsp_plugin.config.rules import ranged
 from clsp_plugin.diffusion.compiling import compile_blocks, to_compile
+from clsp_plugin.diffusion.denoiser import ViewUNet
 from clsp_plugin.diffusion.interpolation import is_conditional
 from clsp_plugin.diffusion.sampling import (
     CandidateNoise,
@@ -90,13 +91,22 @@ def _checked_condition(
     """Return the images' classes or features if the denoiser takes them, otherwise None.
 
     Raises:
-        ClspError: they do not fit the denoiser, or an unconditional one is to be guided.
+        ClspError: they do not fit the denoiser, an unconditional one is to be guided, or one with
+            the middle feature of a view is to blend it.
     """
+    if isinstance(unet, ViewUNet):
+        if settings.w not in (0.0, 1.0):
+            raise ClspError(
+                f"This denoiser was trained with middle=view and takes its middle feature from the "
+                f"anchor alone, so w={settings.w:g} does not fit; set w=0, or w=1 for images "
+                f"without an anchor."
+            )
+        return None
     if not is_conditional(unet):
         if settings.guidance:
             raise ClspError(
-                f"guidance={settings.guidance:g} needs a conditional denoiser, and this one is "
-                f"not; leave it out."
+                f"guidance={settings.guidance:g} needs a conditional denoiser or one with "
+                f"middle=view, and this one is neither; leave it out."
             )
         return None
     takes = unet.class_embedding

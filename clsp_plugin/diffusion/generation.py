@@ -17,7 +17,7 @@ from clsp_plugin.candidates.condition import condition_digest
 from clsp_plugin.candidates.manifest import MANIFEST, StoreManifest
 from clsp_plugin.candidates.writer import Left, StoreWriter, left_to_draw, replace_begun
 from clsp_plugin.config.typed import settings_of
-from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
+from clsp_plugin.diffusion.denoiser import ViewUNet, denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.drawer import Drawer, FoundBatch, GenerationSettings
 from clsp_plugin.diffusion.interpolation import is_conditional
 from clsp_plugin.errors import ClspError
@@ -51,6 +51,7 @@ def _manifest(
     denoiser: str,
     settings: GenerationSettings,
     condition: str | None,
+    middle: str | None,
 ) -> StoreManifest:
     return StoreManifest(
         num_images=len(images),
@@ -71,6 +72,7 @@ def _manifest(
         shard_size=settings.shard_size,
         guidance=settings.guidance,
         condition=condition,
+        middle=middle,
     )
 
 
@@ -169,7 +171,8 @@ def _prepared(
     drawer = Drawer(images, unet, scheduler_config, batch.settings, condition)
     digest = None if drawer.condition is None else condition_digest(drawer.condition)
     name = denoiser_hash(unet, scheduler_config)
-    manifest = _manifest(images, fingerprint, dataset, name, settings, digest)
+    middle = "view" if isinstance(unet, ViewUNet) else None
+    manifest = _manifest(images, fingerprint, dataset, name, settings, digest, middle)
     return drawer, manifest, batch
 
 

@@ -29,6 +29,8 @@ __all__ = [
     "known",
     "masked_middle",
     "unknown",
+    "viewed_middle",
+    "viewed_noise",
 ]
 
 
@@ -206,6 +208,40 @@ def interpolated_noise(
             h_anchor = h_anchor.repeat_interleave(candidates, dim=0)
         h = w * h + (1.0 - w) * h_anchor
     return decode(unet, h, skips, emb)
+
+
+def viewed_middle(unet: UNet2DModel, images: torch.Tensor) -> torch.Tensor:
+    """Return the middle feature of images without noise, (B, 3, H, W), at step 0: (B, C, h, w)."""
+    return encode(unet, images, 0)[0]
+
+
+def viewed_noise(
+    unet: UNet2DModel, x_t: torch.Tensor, h: torch.Tensor, t: int, guidance: float
+) -> torch.Tensor:
+    r"""Estimate the noise in a sample with the middle feature of a whole anchor, and guided by it.
+
+    .. math:: (1 + g) \, decode(h^a, skips(x_t)) - g \, decode(0, skips(x_t))
+
+    For denoisers that were trained with ``middle=view``. The anchor's feature is that of
+    :func:`viewed_middle`, the same at every step; the sample's own middle feature is not used.
+
+    Args:
+        unet: such a ``UNet2DModel``.
+        x_t: the samples being denoised, float (B * K, 3, H, W), the K candidates of an anchor
+            side by side.
+        h: the anchors' middle features, (B, C, h, w) or (B * K, C, h, w).
+        t: the step, in 0 .. T - 1.
+        guidance: g, at least 0; 0 gives the estimate without guidance.
+
+    Returns:
+        The noise estimate (B * K, 3, H, W), or the velocity if that is what the UNet predicts.
+    """
+    _, skips, emb = encode(unet, x_t, t)
+    h = h.repeat_interleave(len(x_t) // len(h), dim=0)
+    estimate = decode(unet, h, skips, emb)
+    if guidance == 0:
+        return estimate
+    return (1 + guidance) * estimate - guidance * decode(unet, torch.zeros_like(h), skips, emb)
 
 
 def guided_noise(

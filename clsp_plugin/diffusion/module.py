@@ -24,17 +24,18 @@ from clsp_plugin.data.keyed_random import (
     seed_generators,
 )
 from clsp_plugin.diffusion.denoiser import UNetSettings
-from clsp_plugin.diffusion.interpolation import decode, encode, known, unknown
+from clsp_plugin.diffusion.interpolation import decode, encode, known, unknown, viewed_middle
 from clsp_plugin.diffusion.precision import precision_name
 from clsp_plugin.diffusion.sampling import to_float
 from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, PREDICTIONS
+from clsp_plugin.diffusion.views import other_view
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.epoch_means import EpochMeans
 
 __all__ = ["DenoiserModule", "TrainingSettings"]
 
 # Random streams of a training. They are part of what a seed means: never renumber.
-_WEIGHTS, _DROPOUT, _CHOICES, _NOISE, _RENOISED, _RENOISE, _UNCONDITIONED = range(7)
+_WEIGHTS, _DROPOUT, _CHOICES, _NOISE, _RENOISED, _RENOISE, _UNCONDITIONED, _VIEW = range(8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,12 @@ class TrainingSettings(UNetSettings):
             trains for denoising only; after a short training the skip connections then decide
             everything, and candidates do not show what their anchors show. Above 0, training takes
             up to one and a half times as long.
+        middle: what the middle feature is computed from: ``sample``, the noisy image itself, as in
+            the paper; or ``view``, another view of the image, without noise (see
+            :func:`~clsp_plugin.diffusion.views.other_view`), so that candidates take from their
+            anchor only what it shares with its views. Candidates are then drawn with ``w=0``.
+        middle_dropout: with ``middle=view``, probability that an image gets no middle feature
+            (zeros), which makes guidance by the anchor possible.
         condition_dropout: probability that a conditional denoiser does not get the condition of an
             image, which makes guidance possible; 0.1 in the paper's second recipe.
         ema_decay: decay of the moving average of the weights; the average is what is saved.
@@ -83,6 +90,8 @@ class TrainingSettings(UNetSettings):
     gradient_clip: float = ranged(1.0, low=0)
     prediction: str = ranged("epsilon", choices=PREDICTIONS)
     renoise_middle: float = ranged(0.0, low=0, high=1)
+    middle: str = ranged("sample", choices=("sample", "view"))
+    middle_dropout: float = ranged(0.1, low=0, high=1)
     condition_dropout: float = ranged(0.1, low=0, high=1)
     ema_decay: float = ranged(0.9999, low=0, high=1)
     ema_warmup: bool = True
@@ -104,6 +113,11 @@ class TrainingSettings(UNetSettings):
             raise ClspError(
                 "compile=True makes a graph for each size of a batch, and with renoise_middle "
                 "above 0 there are many; leave one of the two out."
+            )
+        if self.middle == "view" and self.renoise_middle:
+            raise ClspError(
+                f"renoise_middle={self.renoise_middle:g} is for middle=sample; with middle=view "
+                f"the middle feature is always that of another view. Set renoise_middle=0."
             )
 
     def ema_decay_at(self, step: int) -> float:
@@ -182,6 +196,9 @@ class DenoiserModule(EpochMeans, LightningModule):
     ) -> torch.Tensor:
         """Return the network's prediction; some middle features are computed from other noise."""
         x_t, given = self._noisy(x, noise, t), self._given(indexes)
+        if self.settings.middle == "view":
+            _, skips, emb = encode(self.unet, x_t, t, given)
+            return decode(self.unet, self._viewed(x, indexes), skips, emb)
         if self.settings.renoise_middle == 0.0:
             return self.unet(x_t, t, given).sample
         choices, noises = (
@@ -197,6 +214,14 @@ class DenoiserModule(EpochMeans, LightningModule):
             other = encode(self.unet, self._noisy(x[rows], fresh, t[rows]), t[rows], own)[0]
             h = h.index_copy(0, rows, other)
         return decode(self.unet, h, skips, emb)
+
+    def _viewed(self, x: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
+        """Return middle features of other views of the images, some of them set to zero."""
+        stream = Purpose.TRAINING, _VIEW, self.current_epoch
+        keys = keys_for(derive_key(self.settings.seed, *stream), indexes)
+        h = viewed_middle(self.unet, other_view(x, keys))
+        dropped = key_uniform(keys, 1)[:, 0] < self.settings.middle_dropout
+        return h.masked_fill(dropped[:, None, None, None], 0.0)
 
     @contextlib.contextmanager
     def _dropout_seed(self, batch_idx: int) -> Iterator[None]:

@@ -20,12 +20,15 @@ from diffusers import (
 
 from clsp_plugin.config.rules import SEED, ranged
 from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, keys_for
+from clsp_plugin.diffusion.denoiser import ViewUNet
 from clsp_plugin.diffusion.interpolation import (
     check_unet,
     check_weight,
     guided_noise,
     interpolated_noise,
     is_conditional,
+    viewed_middle,
+    viewed_noise,
 )
 from clsp_plugin.diffusion.precision import PRECISIONS, precision_name
 from clsp_plugin.diffusion.schedulers import (
@@ -73,6 +76,8 @@ class Sampling:
         guidance: strength of the guidance by the anchors' condition, 0 to 100, for a conditional
             denoiser, see :func:`~clsp_plugin.diffusion.interpolation.guided_noise`; the authors'
             second recipe is ``w=1 guidance=1.8 eta=1``, in which only the anchor's label is used.
+            For a denoiser with ``middle=view``, strength of the guidance by the anchor, see
+            :func:`~clsp_plugin.diffusion.interpolation.viewed_noise`.
     """
 
     w: float = ranged(0.1, low=0, high=1)
@@ -209,13 +214,20 @@ def denoise(
     if isinstance(scheduler, DPMSolverMultistepScheduler):  # reset: it remembers earlier steps
         scheduler.set_timesteps(timesteps=scheduler.timesteps.tolist())
     x = noise.sample(scheduler.config.num_train_timesteps)
+    middle = None
+    if isinstance(unet, ViewUNet):
+        assert sampling.w in (0.0, 1.0), "the anchor's middle feature, or none"
+        with _autocast(x.device, sampling.precision):
+            middle = viewed_middle(unet, anchors) * (1.0 - sampling.w)
     for t in scheduler.timesteps[:num_steps].tolist():
         x_anchor = anchors
-        if sampling.w < 1.0:  # an unconditional sample never looks at the anchor
+        if sampling.w < 1.0 and middle is None:  # an unconditional sample never looks at the anchor
             a = scheduler.alphas_cumprod[t]
             x_anchor = a.sqrt() * anchors + (1 - a).sqrt() * noise.anchor(t)
         with _autocast(x.device, sampling.precision):
-            if condition is None:
+            if middle is not None:
+                estimate = viewed_noise(unet, x, middle, t, sampling.guidance)
+            elif condition is None:
                 estimate = interpolated_noise(unet, x, x_anchor, t, sampling.w)
             else:
                 estimate = guided_noise(

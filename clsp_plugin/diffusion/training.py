@@ -134,6 +134,8 @@ def _identity(
     """Return the settings and data that identify a training, as they are read back from JSON."""
     kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in _FREE}
     kept |= {"num_images": len(images), "images": images_digest(images)}
+    if settings.middle == "sample":  # as in trainings from before there was another
+        del kept["middle"], kept["middle_dropout"]
     if condition is None:
         del kept["condition_dropout"]
     else:
@@ -183,7 +185,9 @@ def _reason(error: Exception) -> str:
 def _make_module(
     image_size: int, settings: TrainingSettings, condition: torch.Tensor | None = None
 ) -> DenoiserModule:
-    keys = {}
+    keys: dict[str, Any] = {"of_view": settings.middle == "view"}
+    if condition is not None and keys["of_view"]:
+        raise ClspError("middle=view goes without a condition; leave one of the two out.")
     if condition is not None and condition.ndim == 2:
         keys["num_features"] = condition.shape[1]
     elif condition is not None:

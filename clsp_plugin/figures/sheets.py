@@ -23,11 +23,12 @@ def store_caption(manifest: StoreManifest) -> str:
     held = f"store of {manifest.num_images:,} images with {manifest.num_candidates} candidates each"
     if is_oracle(manifest):
         return f"no denoiser, {manifest.denoiser}, {held}"
-    told = ""
+    told = f"w = {manifest.w:g} ({100 * (1 - manifest.w):g} % anchor in the middle features), "
     if manifest.condition is not None:
-        told = f"told the anchor's condition, guidance = {manifest.guidance:g}, "
+        told += f"told the anchor's condition, guidance = {manifest.guidance:g}, "
+    elif manifest.middle == "view" and manifest.w == 0:
+        told = f"what views of the anchor share, guidance = {manifest.guidance:g}, "
     return (
-        f"w = {manifest.w:g} ({100 * (1 - manifest.w):g} % anchor in the middle features), "
         f"{told}{manifest.sampler.upper()}, {manifest.steps} steps, eta = {manifest.eta:g}, "
         f"denoiser {manifest.denoiser[:12]}, {held}"
     )

@@ -13,7 +13,7 @@ from diffusers import UNet2DModel
 from clsp_plugin.candidates.condition import condition_digest
 from clsp_plugin.candidates.manifest import StoreManifest
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser
+from clsp_plugin.diffusion.denoiser import ViewUNet, denoiser_hash, load_denoiser
 from clsp_plugin.diffusion.sampling import Sampling, sample_candidates
 from clsp_plugin.diffusion.schedulers import make_scheduler
 from clsp_plugin.errors import ClspError
@@ -47,6 +47,11 @@ def denoiser_of(
         raise ClspError(
             "The store was made with another condition; give --condition what `clsp generate` was "
             "given as condition=."
+        )
+    if isinstance(unet, ViewUNet):
+        raise ClspError(
+            "--denoiser shows what w and the blended middle feature do, and this denoiser "
+            "(middle=view) blends none; leave it out."
         )
     return unet.to(device_name()), config
 

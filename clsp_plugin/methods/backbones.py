@@ -180,12 +180,14 @@ def _without_content(module: nn.Module) -> nn.Module:
 
 
 def _replace_stem(module: nn.Module, stem: Mapping[str, Any], name: str) -> None:
-    conv = getattr(module, "conv1", None)
-    if not isinstance(conv, nn.Conv2d) or not hasattr(module, "maxpool"):
+    before = getattr(module, "conv1", None)
+    if isinstance(before, nn.Sequential):  # timm's deep stem, whose width can be set
+        before = before[-1]
+    if not isinstance(before, nn.Conv2d) or not hasattr(module, "maxpool"):
         raise ClspError(f"backbone.stem is for ResNets; {name} has no such stem: remove the key.")
     conv = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
+        3,
+        before.out_channels,
         kernel_size=stem["kernel_size"],
         stride=stem["stride"],
         padding=stem["padding"],

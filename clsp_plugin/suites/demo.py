@@ -5,11 +5,12 @@ from pathlib import Path
 from clsp_plugin.config.compose import compose
 from clsp_plugin.errors import ClspError
 from clsp_plugin.suites.bench import bench
+from clsp_plugin.suites.suite import read_suite
 
 __all__ = ["demo"]
 
 
-def demo(out: Path, seeds: int = 2, scale: float = 1.0) -> None:
+def demo(out: Path, seeds: int = 3, scale: float = 1.0) -> None:
     """Run everything once and write a table and pictures; continues where it was stopped.
 
     Args:
@@ -31,11 +32,13 @@ def demo(out: Path, seeds: int = 2, scale: float = 1.0) -> None:
 
 
 def _sizes(scale: float) -> list[str]:
-    training = compose("pretrain", "digits/simclr").max_epochs
-    denoiser = compose("denoiser", "digits/denoiser").max_epochs
+    _, suite = read_suite("digits")
+    own = suite.datasets.digits
+    training = compose("pretrain", f"{own.configs}/{suite.methods[0]}", list(suite.overrides))
+    denoiser = compose("denoiser", own.candidates.denoiser)
     return [
         f"data.num_train={max(160, round(2000 * scale))}",
         f"data.num_val={max(100, round(1000 * scale))}",
-        f"max_epochs={max(1, round(training * scale))}",
-        f"denoiser.max_epochs={max(1, round(denoiser * scale))}",
+        f"max_epochs={max(1, round(training.max_epochs * scale))}",
+        f"denoiser.max_epochs={max(1, round(denoiser.max_epochs * scale))}",
     ]

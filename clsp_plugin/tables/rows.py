@@ -81,6 +81,7 @@ class Cell:
         changed: configurations that have other settings today than when a number was made.
         failed: number of seeds that were wanted and have no number.
         paths: paths of the records.
+        seeds: a seed to its accuracy, in percent.
     """
 
     n: int
@@ -90,13 +91,17 @@ class Cell:
     changed: tuple[str, ...] = ()
     failed: int = 0
     paths: tuple[Path, ...] = ()
+    seeds: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, values: Sequence[float], **more: Any) -> "Cell":
+    def of(cls, seeds: Mapping[int, float], **more: Any) -> "Cell":
+        """Average the accuracies of some seeds, in percent."""
+        values = list(seeds.values())
         return cls(
             len(values),
             statistics.fmean(values) if values else None,
             statistics.stdev(values) if len(values) > 1 else None,
+            seeds=seeds,
             **more,
         )
 
@@ -232,7 +237,7 @@ def _cell(members: Records, task: str, protocol: str, target: str, failed: int) 
     check_alike(latest, f"latest {TASKS[task]}")
     made = [(dict(members)[path], evaluation) for path, evaluation in latest]
     return Cell.of(
-        [_number(path, e) for path, e in latest],
+        {dict(members)[path].seed: _number(path, e) for path, e in latest},
         stale=any(is_stale(record, evaluation) for record, evaluation in made),
         changed=tuple(changed(*zip(*made, strict=True))) if made else (),
         failed=failed,

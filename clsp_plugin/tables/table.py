@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import ttest_ind_from_stats
+from scipy.stats import ttest_1samp, ttest_ind
 
 from clsp_plugin.evaluation.protocol import PROTOCOLS
 from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
@@ -164,7 +164,7 @@ class Table:
         return [*names, *(f"paper {name}".strip() for name in names)]
 
     def _best(self, lines: Mapping, column: str, task: str) -> tuple | None:
-        """Return the line that is above all others of a column by Welch's t-test, or None."""
+        """Return the line that is above all others of a column by a t-test, or None."""
         cells = {key: rows[column].cells[task] for key, rows in lines.items() if column in rows}
         cells = {key: cell for key, cell in cells.items() if cell.mean is not None}
         if len(cells) < 2:
@@ -180,7 +180,7 @@ class Table:
         line = [*(GridCell(str(part)) for part in key), GridCell(_range(counts))]
         for column in columns:
             row = rows.get(column)
-            ours = [row.cells[task] if row else Cell.of([]) for task in self.tasks]
+            ours = [row.cells[task] if row else Cell.of({}) for task in self.tasks]
             for task, cell in zip(self.tasks, ours, strict=True):
                 text = cell.text(self.decimals, count=bool(cell.n) and len(counts) > 1)
                 bold = best[column, task] is not None and best[column, task] == key
@@ -232,12 +232,19 @@ class Table:
         names = list(dict.fromkeys(row.name for row in self.rows))
         return [f"Method: {names[0]}."] * (self.layout == "ablation" and len(names) == 1)
 
-    @staticmethod
-    def _test(any_bold: bool) -> str:
-        test = f"Welch's t-test over seeds, two-sided p < {_LEVEL}"
+    def _test(self, any_bold: bool) -> str:
+        seeds = {
+            frozenset(cell.seeds)
+            for row in self.rows
+            for task in self.tasks
+            if (cell := row.cells[task]).n
+        }
+        kind = "paired t-test" if len(seeds) == 1 else (
+            "t-test, paired where both have the same seeds and else Welch's,")  # fmt: skip
+        test = f"{kind} over seeds, two-sided p < {_LEVEL}"
         if any_bold:
             return f"Bold: above every other number of its column ({test} against each)."
-        return f"No number is bold: none is above every other of its column by {test}."
+        return f"No number is bold: none is above every other of its column by a {test}."
 
     def _budget(self, row: Row) -> str:
         """Return a row's budget, without what is in a column.
@@ -281,15 +288,25 @@ class Table:
 
 
 def _above(best: Cell, other: Cell) -> bool:
-    """Whether a mean is above another one by Welch's t-test; False where one has no spread."""
-    if best.std is None or other.std is None or best.std == other.std == 0:
+    """Whether a mean is above another one by a t-test over seeds.
+
+    The test is paired where both have the same seeds, since runs of one seed share their first
+    weights, the order of the images and their views; otherwise it is Welch's. False where there
+    is no spread to hold the difference against.
+    """
+    if best.n < 2 or other.n < 2:
         return False
-    assert best.mean is not None  # what has a spread has a mean
-    assert other.mean is not None
-    p = ttest_ind_from_stats(
-        best.mean, best.std, best.n, other.mean, other.std, other.n, equal_var=False
-    ).pvalue
-    return bool(best.mean > other.mean and p < _LEVEL)
+    if best.seeds.keys() == other.seeds.keys():
+        differences = [best.seeds[seed] - other.seeds[seed] for seed in best.seeds]
+        if len(set(differences)) == 1:
+            return False
+        result = ttest_1samp(differences, 0.0)
+    else:
+        if best.std == other.std == 0:
+            return False
+        ours, theirs = (list(cell.seeds.values()) for cell in (best, other))
+        result = ttest_ind(ours, theirs, equal_var=False)
+    return bool(result.statistic > 0 and result.pvalue < _LEVEL)
 
 
 def _range(counts: Iterable[int]) -> str:

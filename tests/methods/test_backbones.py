@@ -39,6 +39,22 @@ def test_any_timm_model():
     assert module(torch.randn(2, 3, 64, 64)).shape == (2, dim)
 
 
+def test_a_stem_of_another_width_is_one_convolution():
+    stem = {"kernel_size": 3, "stride": 2, "padding": 1, "max_pool": False}
+    kwargs = {
+        "channels": [16, 32, 64, 128],
+        "layers": [1] * 4,
+        "stem_type": "deep",
+        "stem_width": 8,
+    }
+    module, features = build_backbone(
+        {"name": "resnet18", "kwargs": kwargs, "stem": stem}, "digits"
+    )
+    assert isinstance(module.conv1, torch.nn.Conv2d)
+    assert (module.conv1.in_channels, module.conv1.out_channels) == (3, 16)
+    assert module(torch.rand(2, 3, 16, 16)).shape == (2, features)
+
+
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [

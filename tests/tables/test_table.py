@@ -445,20 +445,32 @@ def seeds(method, *values, **changes):
 
 
 def test_bold_only_where_the_difference_exceeds_the_noise():
-    clear = [*seeds("simclr", 60, 61, 62), *seeds("byol", 70, 71, 72)]
+    clear = [*seeds("simclr", 60, 61, 62), *seeds("byol", 70, 72, 71)]
     assert [row[2] for row in body(make_table(clear))[1:]] == ["61.0 ± 1.0", "**71.0 ± 1.0**"]
-    assert "Welch's t-test over seeds, two-sided p < 0.05 against each" in (
+    assert "(paired t-test over seeds, two-sided p < 0.05 against each)" in (
         make_table(clear).to_markdown()
     )
-    # Welch's t of 60, 61, 62 against 61, 62, 63 is -1 / sqrt(2 / 3): p = 0.29
-    noise = [*seeds("simclr", 60, 61, 62), *seeds("byol", 61, 62, 63)]
+    # paired t of the differences 0, 1, 2 is sqrt(3): p = 0.23
+    noise = [*seeds("simclr", 60, 61, 62), *seeds("byol", 60, 62, 64)]
     assert "**" not in make_table(noise).to_markdown()
     assert "No number is bold" in make_table(noise).to_markdown()
     # one row that is not told apart is enough
     third = [*clear, *seeds("dcl", 69, 70, 72)]
     assert "**" not in make_table(third).to_markdown()
-    # and so is one that has no spread
+    # and so is one that has no spread, or differences that have none
     assert "**" not in make_table([*clear, *seeds("dcl", 10)]).to_markdown()
+    assert "**" not in make_table([*clear, *seeds("dcl", 60, 62, 61)]).to_markdown()
+
+
+def test_runs_of_the_same_seeds_are_compared_in_pairs():
+    # the seeds differ by more than the methods do: t = 1.5 / 0.1 * sqrt(3) of 1.4, 1.5, 1.6
+    paired = [*seeds("simclr", 50, 60, 70), *seeds("byol", 51.4, 61.6, 71.5)]
+    assert "**61.5" in make_table(paired).to_markdown()
+    # with another seed in its place there are no pairs, and Welch's t is 0.18
+    other = [*paired[:5], run("byol", 7, evaluations(71.5))]
+    text = make_table(other).to_markdown()
+    assert "**" not in text
+    assert "a t-test, paired where both have the same seeds and else Welch's, over seeds" in text
 
 
 def test_stale_numbers_are_marked():
