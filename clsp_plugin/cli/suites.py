@@ -70,7 +70,7 @@ def demo(args: list[str]) -> None:
         "evaluate them and write a table and pictures; continues where it was stopped.",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where to write")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each method (default 3)")
+    parser.add_argument("--seeds", type=int, default=4, help="runs of each method (default 4)")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="size of everything; 0.05 is a quick look"
     )

@@ -10,7 +10,7 @@ from clsp_plugin.suites.suite import read_suite
 __all__ = ["demo"]
 
 
-def demo(out: Path, seeds: int = 3, scale: float = 1.0) -> None:
+def demo(out: Path, seeds: int = 4, scale: float = 1.0) -> None:
     """Run everything once and write a table and pictures; continues where it was stopped.
 
     Args:
