@@ -295,6 +295,8 @@ def make_trainer(
 def _attach_loggers(
     trainer: pl.Trainer, cfg: DictConfig, start: Start, saver: Checkpointer, history: History
 ) -> None:
+    if cfg.logger == ["csv"]:
+        return
     folder = start.run_dir
     wandb = {key: cfg.wandb[key] for key in ("project", "entity", "offline")}
     run = Run(folder, cfg.name, plain(cfg), folder / "tensorboard", wandb)
