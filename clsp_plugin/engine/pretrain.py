@@ -316,6 +316,8 @@ def _attach_loggers(
     history: History,
     more: Sequence[Logger],
 ) -> None:
+    if cfg.logger == ["csv"]:
+        return
     folder = start.run_dir
     wandb = {key: cfg.wandb[key] for key in ("project", "entity", "offline")}
     run = Run(folder, cfg.name, plain(cfg), folder / "tensorboard", wandb)

@@ -116,7 +116,8 @@ class Watching(Callback):
             rows = outputs.get(name)
             if isinstance(rows, torch.Tensor) and rows.ndim == 2:
                 # the numbers of rows are on the host, so it does not wait
-                self._kept.setdefault(name, []).append(rows[:: max(1, len(rows) // each)][:each])
+                some = rows[:: max(1, len(rows) // each)][:each].clone()  # the others are freed
+                self._kept.setdefault(name, []).append(some)
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
