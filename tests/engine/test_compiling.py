@@ -12,8 +12,10 @@ from torch import nn
 from clsp_plugin.config.training import parse_cfg
 from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.data.splits import load_splits
+from clsp_plugin.diffusion.module import TrainingSettings
 from clsp_plugin.engine import compiling
 from clsp_plugin.engine.pretrain import pretrain
+from clsp_plugin.engine.progress import History
 from clsp_plugin.engine.resume import Start, find_start
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods import METHODS
@@ -107,3 +109,15 @@ def test_a_checkpoint_says_what_was_compiled(tiny, monkeypatch, again):
         cfg.data.num_classes = 10
         cfg.data.mean, cfg.data.std = channel_statistics(cfg.data, cfg.augmentations)
         assert find_start(cfg, {"images": train.identity}, held).compiled == expected
+
+
+def test_a_denoiser_is_not_compiled_for_renoised_parts_of_batches():
+    with pytest.raises(ClspError, match=r"compile=True .* renoise_middle above 0 .* leave one"):
+        TrainingSettings(compile=True, renoise_middle=0.5)
+    assert TrainingSettings(compile=True).compile
+
+
+def test_an_older_checkpoint_has_the_sum_of_the_seconds():
+    history = History()
+    history.load_state_dict({"curve": [{"epoch": 1}, {"epoch": 2}], "seconds": 5.0, "about": {}})
+    assert history.seconds == [2.5, 2.5]
