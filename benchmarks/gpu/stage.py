@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.augmentation import processor
 from benchmarks.gpu.report import Rows
-from clsp_plugin.data.augmentation.pipeline import can_compile
+from clsp_plugin.system.compiling import can_compile
 
 __all__ = ["Options"]
 

@@ -141,8 +141,9 @@ class Performance:
     """Settings of speed.
 
     ``compile_augmentation: auto`` compiles if there is a compiler and the run is long.
-    ``compile_network`` compiles the backbone for training, which changes the rounding of sums;
-    ``auto`` compiles a ResNet in a long run on one CUDA GPU, where it was measured to be faster.
+    ``compile_network`` compiles the backbone for training, which changes the rounding of sums and
+    what a dropout inside of it drops; ``auto`` compiles a ResNet in a long run on one CUDA GPU,
+    where it was measured to be faster. A run that goes on stays with ``auto`` as it was.
     """
 
     disable_channel_last: bool = False

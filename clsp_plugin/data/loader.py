@@ -45,7 +45,9 @@ class IndexBatches(Sampler[torch.Tensor]):
             the natural order and every image, with a short last batch.
         rank: number of this process.
         world_size: number of processes; together they see every image of an epoch at most once
-            when shuffled, at least once otherwise.
+            when shuffled, exactly once otherwise. They have equally many batches; when not
+            shuffled these may differ by an image, and those of a process may be empty if there
+            are fewer images than processes.
     """
 
     def __init__(
@@ -74,23 +76,28 @@ class IndexBatches(Sampler[torch.Tensor]):
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         order = self._order()
-        step = self.batch_size * self.world_size
         if self.seed is None and self.world_size > 1:
-            order = order.repeat(2)[: len(self) * step]  # all processes need equally many batches
+            # all processes need equally many batches, and none of them an image twice
+            yield from order[self.rank :: self.world_size].tensor_split(len(self))
+            return
+        step = self.batch_size * self.world_size
         for number in range(len(self)):
             batch = order[number * step : (number + 1) * step]
             yield batch[self.rank :: self.world_size]
 
 
-def index_loader(batches: IndexBatches, num_images: int | None = None) -> DataLoader:
+def index_loader(
+    batches: IndexBatches, device: torch.device, num_images: int | None = None
+) -> DataLoader:
     """Return a loader of index batches; training gathers the images on its own device.
 
     Args:
         batches: the batches that it yields.
+        device: where the batches go.
         num_images: length of the loader's ``dataset``; by default ``batches.num_images``.
     """
     dataset = _Passthrough(batches.num_images if num_images is None else num_images)
-    pinned = torch.cuda.is_available()  # so that the copy to a GPU does not wait for its work
+    pinned = device.type == "cuda"  # so that the copy to a GPU does not wait for its work
     return DataLoader(dataset, sampler=batches, batch_size=None, pin_memory=pinned)
 
 
@@ -163,7 +170,7 @@ class PretrainData(pl.LightningDataModule):
                 f"{self.batch_size} x {self.trainer.world_size} processes; set a smaller "
                 f"optimizer.batch_size."
             )
-        return index_loader(batches, num_images)
+        return index_loader(batches, self.trainer.strategy.root_device, num_images)
 
     def train_dataloader(self) -> DataLoader:
         return self._batches("train", shuffle=True)

@@ -3,10 +3,7 @@
 import torch
 from diffusers import UNet2DModel
 
-from clsp_plugin.data.augmentation.pipeline import can_compile
-from clsp_plugin.errors import ClspError
-
-__all__ = ["compile_blocks", "to_compile"]
+__all__ = ["compile_blocks", "pays"]
 
 _GRAPHS = 4096  # largest number of compiled graphs: one per block and batch size
 # Passes of one image through the network from which on compiling pays on a GPU. It takes half a
@@ -14,23 +11,14 @@ _GRAPHS = 4096  # largest number of compiled graphs: one per block and batch siz
 _WORTH = 10_000_000
 
 
-def to_compile(wanted: bool | None, device: torch.device, passes: int = 0) -> bool:
-    """Return whether to compile a denoiser.
+def pays(device: torch.device, passes: int) -> bool:
+    """Return whether compiling a denoiser pays.
 
     Args:
-        wanted: the setting; None compiles on a CUDA GPU, if it pays and there is a compiler.
         device: where the denoiser computes.
-        passes: how often an image goes through the network in all of the work; without it, nothing
-            is compiled that is not wanted.
-
-    Raises:
-        ClspError: it is wanted and there is no compiler.
+        passes: how often an image goes through the network in all of the work.
     """
-    if wanted and not can_compile():
-        raise ClspError("compile=True needs a C++ compiler, and none is here; leave it out.")
-    if wanted is not None:
-        return wanted
-    return device.type == "cuda" and passes >= _WORTH and can_compile(device)
+    return device.type == "cuda" and passes >= _WORTH
 
 
 def compile_blocks(unet: UNet2DModel) -> None:

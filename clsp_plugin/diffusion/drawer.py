@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from clsp_plugin.config.rules import ranged
-from clsp_plugin.diffusion.compiling import compile_blocks, to_compile
+from clsp_plugin.diffusion.compiling import compile_blocks, pays
 from clsp_plugin.diffusion.denoiser import ViewUNet
 from clsp_plugin.diffusion.interpolation import is_conditional
 from clsp_plugin.diffusion.sampling import (
@@ -27,6 +27,7 @@ from clsp_plugin.diffusion.sampling import (
 )
 from clsp_plugin.diffusion.schedulers import make_scheduler
 from clsp_plugin.errors import ClspError, first_line, short
+from clsp_plugin.system.compiling import to_compile
 from clsp_plugin.system.files import write_whole
 from clsp_plugin.system.memory import available_memory, in_bytes, keep_freed_memory, memory_of
 from clsp_plugin.system.processes import device_of, number_of
@@ -176,12 +177,16 @@ class Drawer:
             scheduler_config, settings.steps, settings.clip, settings.sampler
         )
         passes = len(images) * settings.num_candidates * settings.steps
-        compiled = to_compile(settings.compile, self.device, passes)
+        compiled = to_compile(
+            settings.compile, self.device, "compile", pays=pays(self.device, passes)
+        )
         self.unet = self._prepared(unet, compiled)
         self.ahead = 1 if self.device.type == "cuda" else 0
         keep_freed_memory(self.device)
         self.batch_size = settings.batch_size or self._largest_batch()
         if compiled:
+            # the batch that fits is found first: there is a graph for every size that is tried
+            self._fitting(lambda: self._try_steps(1, self.batch_size))
             compile_blocks(self.unet)
 
     def _prepared(self, unet: UNet2DModel, compiled: bool) -> UNet2DModel:

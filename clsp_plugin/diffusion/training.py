@@ -25,7 +25,7 @@ from clsp_plugin.candidates.condition import check_condition, condition_digest
 from clsp_plugin.config.typed import settings_of
 from clsp_plugin.data.keyed_random import Purpose, derive_key
 from clsp_plugin.data.loader import IndexBatches, index_loader
-from clsp_plugin.diffusion.compiling import compile_blocks, to_compile
+from clsp_plugin.diffusion.compiling import compile_blocks
 from clsp_plugin.diffusion.denoiser import build_unet, check_absent, save_denoiser
 from clsp_plugin.diffusion.module import _WEIGHTS, DenoiserModule, TrainingSettings
 from clsp_plugin.diffusion.sample_sheets import SampleSheets
@@ -36,6 +36,7 @@ from clsp_plugin.engine.watching import Watching
 from clsp_plugin.errors import ClspError
 from clsp_plugin.records.checkpoint import read_checkpoint
 from clsp_plugin.records.lock import one_training
+from clsp_plugin.system.compiling import to_compile
 from clsp_plugin.system.files import write_text
 from clsp_plugin.system.json_files import read_json
 from clsp_plugin.system.memory import keep_freed_memory
@@ -82,9 +83,8 @@ class _Data(LightningDataModule):
                 f"processes; it counts the images of all of them."
             )
         each = min(batch_size, len(self.images)) // world_size
-        return index_loader(
-            IndexBatches(len(self.images), each, self.settings.seed, rank, world_size)
-        )
+        batches = IndexBatches(len(self.images), each, self.settings.seed, rank, world_size)
+        return index_loader(batches, self.trainer.strategy.root_device)
 
     def on_after_batch_transfer(
         self, indexes: torch.Tensor, dataloader_idx: int
@@ -364,7 +364,7 @@ def _train(
         attach_loggers(trainer, history, settings.logger, run)
         device = trainer.strategy.root_device
         keep_freed_memory(device)
-        if to_compile(settings.compile, device):
+        if to_compile(settings.compile, device, "compile"):
             compile_blocks(module.unet)
         fit(trainer, module, _Data(images, settings), checkpoint)
     if len(module.losses) < settings.max_epochs:  # a callback may stop the training early

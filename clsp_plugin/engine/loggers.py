@@ -19,13 +19,18 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
 
+from clsp_plugin.config.plain import plain
+from clsp_plugin.engine.pictures import ViewSheet
 from clsp_plugin.engine.progress import History
+from clsp_plugin.engine.resume import Start
 from clsp_plugin.errors import ClspError, first_line
+from clsp_plugin.records.checkpoint import Checkpointer, load_args
 from clsp_plugin.system.files import write_text
 from clsp_plugin.system.json_files import read_json
 
-__all__ = ["NOTES", "Journal", "Run", "attach_loggers", "check_installed"]
+__all__ = ["NOTES", "Journal", "Run", "attach_loggers", "check_installed", "log_training"]
 
 NOTES = "loggers.json"
 _PROJECT = "clsp"
@@ -216,6 +221,41 @@ def attach_loggers(
     if opened:
         trainer.loggers = list(opened.values())
         trainer.callbacks.append(Journal(run, history, opened))
+
+
+def log_training(
+    trainer: pl.Trainer,
+    cfg: DictConfig,
+    start: Start,
+    saver: Checkpointer,
+    history: History,
+    more: Sequence[Logger] = (),
+) -> None:
+    """Attach the loggers of a pre-training or a fine-tuning, once nothing else can be refused.
+
+    Args:
+        trainer: the trainer.
+        cfg: the configuration, of any ``config.training.Training``.
+        start: where the training begins.
+        saver: the callback that saves checkpoints.
+        history: lines and pictures.
+        more: further loggers, open already.
+
+    Raises:
+        ClspError: see :func:`_open_loggers`.
+    """
+    folder = start.run_dir
+    wandb = {key: cfg.wandb[key] for key in ("project", "entity", "offline")}
+    run = Run(folder, cfg.name, plain(cfg), folder / "tensorboard", wandb)
+    run.read()
+    known = (load_args(folder) or {}).get("wandb_run_id")
+    if known is not None:  # of a run that had no notes yet
+        run.noted.setdefault("wandb", {"run": known, "epochs": start.done})
+    if cfg.checkpoint.enabled and "tensorboard" in cfg.logger and trainer.is_global_zero:
+        saver.claim()  # TensorBoard's files begin with the training
+    attach_loggers(trainer, history, cfg.logger, run, more)
+    if trainer.loggers:
+        trainer.callbacks.insert(0, ViewSheet(history))
 
 
 class Journal(Callback):

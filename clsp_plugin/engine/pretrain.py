@@ -17,14 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from clsp_plugin.candidates.extra import inflate
 from clsp_plugin.config.plain import plain
 from clsp_plugin.config.training import parse_cfg, trainer_kwargs
-from clsp_plugin.data.augmentation.pipeline import can_compile, can_compile_augmentation
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import DATASETS, channel_statistics
 from clsp_plugin.data.keyed_random import Purpose, derive_key, seed_generators
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.splits import load_splits
-from clsp_plugin.engine.loggers import Run, attach_loggers, check_installed
-from clsp_plugin.engine.pictures import ViewSheet
+from clsp_plugin.engine.compiling import parts_to_compile
+from clsp_plugin.engine.loggers import check_installed, log_training
 from clsp_plugin.engine.progress import Bar, History, MetricsFile, quiet
 from clsp_plugin.engine.resume import Resumed, Start, find_start
 from clsp_plugin.engine.trainer import Finite, fit, new_trainer
@@ -33,17 +32,14 @@ from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.backbones import check_layout, check_network
 from clsp_plugin.methods.synthetic import SyntheticPositives
-from clsp_plugin.records.checkpoint import Checkpointer, load_args, read_checkpoint
+from clsp_plugin.records.checkpoint import Checkpointer, read_checkpoint
 from clsp_plugin.records.environment import environment
 from clsp_plugin.records.record import RECORD, Record, check_record
 from clsp_plugin.system.files import locked
 from clsp_plugin.system.memory import keep_freed_memory
 from clsp_plugin.system.processes import check_launch
 
-__all__ = ["Finished", "check", "make_trainer", "pretrain", "worth_compiling"]
-
-# Compiling takes about half a minute; it pays from about this many augmented images on.
-_WORTH_COMPILING = 3_000_000
+__all__ = ["Finished", "check", "make_trainer", "pretrain"]
 
 
 @dataclass
@@ -153,26 +149,31 @@ def _train(
         min(cfg.optimizer.batch_size, len(train)),
     )  # fmt: skip
     _check_batch(cfg, model)
-    compiled = worth_compiling(cfg, len(train if places is None else places))
+    history = History({"environment": environment(cfg.method, cfg.data.dataset)})
+    saver = Checkpointer(cfg, start.run_dir, {"images": train.identity}, held)
+    trainer = make_trainer(cfg, start, saver, [*callbacks, history], val is not None)
+    device = trainer.strategy.root_device
+    compiled = saver.compiled = parts_to_compile(
+        cfg, device, processes=trainer.world_size, start=start,
+        num_images=len(train if places is None else places),
+    )  # fmt: skip
+    if compiled["network"]:
+        model.compile_networks()
     model.attach_images(train)
     if isinstance(model, SyntheticPositives):
-        model.attach(train, cfg.data.mean, cfg.data.std, compile=compiled)
+        model.attach(train, cfg.data.mean, cfg.data.std, compile=compiled["augmentation"])
     if val is not None:  # resized to the size of the views, as in an evaluation
         val = val.squared(cfg.augmentations[0].crop_size or val.size[0])
     data = PretrainData(
         train, val, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed,
-        cfg.data.mean, cfg.data.std, compile=compiled, places=places,
+        cfg.data.mean, cfg.data.std, compile=compiled["augmentation"], places=places,
         announce=model.begin_view if isinstance(model, SyntheticPositives) else None,
     )  # fmt: skip
-    around = environment(cfg.method, cfg.data.dataset)
-    history = History({"environment": around, "candidates": _candidates(model)})
-    saver = Checkpointer(cfg, start.run_dir, {"images": train.identity}, held)
-    trainer = make_trainer(cfg, start, saver, [*callbacks, history], val is not None, loggers)
+    history.about["candidates"] = _candidates(model)
     if not cfg.performance.disable_channel_last:
-        check_layout(model, trainer.strategy.root_device)
-    if _compiles_network(cfg, trainer, len(train if places is None else places)):
-        model.compile_networks()
-    keep_freed_memory(trainer.strategy.root_device)
+        check_layout(model, device)
+    keep_freed_memory(device)
+    log_training(trainer, cfg, start, saver, history, loggers)
     if start.checkpoint is not None and trainer.is_global_zero:
         print(start.told)
     began = time.perf_counter()
@@ -217,49 +218,12 @@ def _check_generated(cfg: DictConfig) -> None:
         )
 
 
-def worth_compiling(cfg: DictConfig, num_images: int) -> bool:
-    """Whether to compile the augmentation: as the configuration says; for ``auto``, in long runs.
-
-    It is long if at least ``_WORTH_COMPILING`` views are made; ``auto`` also needs a
-    compiler, and a torch that is new enough.
-    """
-    wanted = cfg.performance.compile_augmentation
-    if wanted != "auto":
-        return bool(wanted)
-    return _is_long(cfg, num_images) and can_compile_augmentation()
-
-
-def _is_long(cfg: DictConfig, num_images: int) -> bool:
-    views = num_images * cfg.max_epochs * (cfg.data.num_large_crops + cfg.data.num_small_crops + 1)
-    return views >= _WORTH_COMPILING
-
-
-def _compiles_network(cfg: DictConfig, trainer: pl.Trainer, num_images: int) -> bool:
-    """Whether to compile the network: as the configuration says; for ``auto``, on one CUDA GPU.
-
-    Raises:
-        ClspError: it is to be compiled and there is no compiler.
-    """
-    wanted, device = cfg.performance.compile_network, trainer.strategy.root_device
-    if wanted == "auto":
-        measured = device.type == "cuda" and trainer.world_size == 1
-        measured = measured and cfg.backbone.name.startswith("resnet")
-        return measured and _is_long(cfg, num_images) and can_compile(device)
-    if wanted and not can_compile(device):
-        raise ClspError(
-            "performance.compile_network=True needs a compiler and the headers of Python, which "
-            "are not here; install them, or leave the setting out."
-        )
-    return bool(wanted)
-
-
 def make_trainer(
     cfg: DictConfig,
     start: Start,
     saver: Checkpointer,
     callbacks: list[Callback],
     validate: bool,
-    loggers: Sequence[Logger] = (),
 ) -> pl.Trainer:
     """Make Lightning's trainer for a complete configuration.
 
@@ -270,7 +234,6 @@ def make_trainer(
         callbacks: further callbacks, a ``History`` among them, besides those that seed the steps,
             check that numbers are finite, continue from a checkpoint, and log.
         validate: whether there are validation batches.
-        loggers: loggers, besides the configured ones.
 
     Raises:
         ClspError: this machine does not have the devices or the precision, its processes cannot
@@ -304,32 +267,7 @@ def make_trainer(
             "sync_batchnorm=True needs GPUs; set sync_batchnorm=False, with which each of the "
             f"{trainer.world_size} processes normalises its own images."
         )
-    _attach_loggers(trainer, cfg, start, saver, history, loggers)
     return trainer
-
-
-def _attach_loggers(
-    trainer: pl.Trainer,
-    cfg: DictConfig,
-    start: Start,
-    saver: Checkpointer,
-    history: History,
-    more: Sequence[Logger],
-) -> None:
-    if cfg.logger == ["csv"]:
-        return
-    folder = start.run_dir
-    wandb = {key: cfg.wandb[key] for key in ("project", "entity", "offline")}
-    run = Run(folder, cfg.name, plain(cfg), folder / "tensorboard", wandb)
-    run.read()
-    known = (load_args(folder) or {}).get("wandb_run_id")
-    if known is not None:  # of a run that had no notes yet
-        run.noted.setdefault("wandb", {"run": known, "epochs": start.done})
-    if cfg.checkpoint.enabled and "tensorboard" in cfg.logger and trainer.is_global_zero:
-        saver.claim()  # TensorBoard's files begin with the training
-    attach_loggers(trainer, history, cfg.logger, run, more)
-    if trainer.loggers:
-        trainer.callbacks.insert(0, ViewSheet(history))
 
 
 def _candidates(model: pl.LightningModule) -> dict[str, Any] | None:

@@ -66,6 +66,7 @@ class Start:
         done: the number of epochs that the checkpoint has completed.
         complete: whether no epoch is left to train.
         other: whether the settings differ from the checkpoint's, or the checkpoint's are unknown.
+        compiled: which parts of the training were compiled; None if the checkpoint does not say.
     """
 
     run_dir: Path
@@ -73,6 +74,7 @@ class Start:
     done: int = 0
     complete: bool = False
     other: bool = False
+    compiled: dict[str, bool] | None = None
 
     @property
     def source(self) -> Path:
@@ -166,7 +168,8 @@ def _newest(cfg: DictConfig, identity: Mapping[str, Any], besides: Path | None) 
             continue
         done = _done(content, checkpoint)
         complete = done >= cfg.max_epochs
-        return Start(checkpoint.parent, checkpoint, done, complete)
+        compiled = _compiled(content)
+        return Start(checkpoint.parent, checkpoint, done, complete, compiled=compiled)
     return None
 
 
@@ -211,6 +214,12 @@ def _of_settings(cfg: DictConfig) -> Iterator[Path]:
 
 def _container(cfg: DictConfig) -> dict[str, Any]:
     return json.loads(json.dumps(plain(cfg)))
+
+
+def _compiled(content: Any) -> dict[str, bool] | None:
+    """Return which parts of a checkpoint's training were compiled; None if it does not say."""
+    said = bound(content).get("compiled")
+    return said if isinstance(said, dict) else None
 
 
 def _of_others(content: Any, identity: Mapping[str, Any]) -> list[str]:
@@ -260,7 +269,8 @@ def _named(cfg: DictConfig, identity: Mapping[str, Any]) -> Start:
     if changed:
         was = ", ".join(f"{key}={value!r}" for key, value in changed.items())
         _say(f"The settings of the configuration hold from epoch {done + 1} on; before: {was}.")
-    return Start(new_run_dir(cfg), checkpoint, done, other=changed is None or bool(changed))
+    new, compiled = changed is None or bool(changed), _compiled(content)
+    return Start(new_run_dir(cfg), checkpoint, done, other=new, compiled=compiled)
 
 
 def _changed(

@@ -26,8 +26,9 @@ from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.splits import named_images
-from clsp_plugin.engine.loggers import check_installed
-from clsp_plugin.engine.pretrain import make_trainer, worth_compiling
+from clsp_plugin.engine.compiling import parts_to_compile
+from clsp_plugin.engine.loggers import check_installed, log_training
+from clsp_plugin.engine.pretrain import make_trainer
 from clsp_plugin.engine.progress import Bar, History, quiet
 from clsp_plugin.engine.resume import find_start
 from clsp_plugin.engine.trainer import fit
@@ -38,6 +39,7 @@ from clsp_plugin.methods.backbones import check_layout, check_network, resolve_s
 from clsp_plugin.methods.epoch_means import EpochMeans
 from clsp_plugin.methods.optim import build_optimizers
 from clsp_plugin.records.checkpoint import Checkpointer
+from clsp_plugin.system.compiling import uncompiled
 from clsp_plugin.system.processes import check_launch
 
 __all__ = ["Finetune", "finetune_cfg", "train_and_test"]
@@ -181,22 +183,30 @@ def _train_and_test(
     check_network(cfg.backbone, backbone, sizes, min(cfg.optimizer.batch_size, len(train)))
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
-    data = PretrainData(
-        train, None, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed,
-        cfg.data.mean, cfg.data.std, compile=worth_compiling(cfg, len(train)),
-    )  # fmt: skip
     history = History()
     bar = Bar(f"fine-tune {cfg.pretrain_method}", ("train_loss", "train_acc1"))
     saver = Checkpointer(cfg, start.run_dir, identity, held)
     trainer = make_trainer(cfg, start, saver, [bar, history], False)
+    device = trainer.strategy.root_device
+    compiled = saver.compiled = parts_to_compile(
+        cfg, device, processes=trainer.world_size, num_images=len(train), start=start
+    )
+    if compiled["network"]:
+        backbone.compile(dynamic=False)
+    data = PretrainData(
+        train, None, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed,
+        cfg.data.mean, cfg.data.std, compile=compiled["augmentation"],
+    )  # fmt: skip
     if not cfg.performance.disable_channel_last:
-        check_layout(model, trainer.strategy.root_device)
+        check_layout(model, device)
+    log_training(trainer, cfg, start, saver, history)
     if start.checkpoint is not None and trainer.is_global_zero:
         print(start.told)
     fit(trainer, model, data, start.checkpoint)
     if not trainer.is_global_zero:
         return None
-    top1, top5 = _accuracy(model, test, trainer.strategy.root_device)
+    with uncompiled(compiled["network"]):
+        top1, top5 = _accuracy(model, test, device)
     return {
         "task": "finetune",
         "protocol": "strict",

@@ -20,6 +20,7 @@ from clsp_plugin.methods.backbones import build_backbone, of_method
 from clsp_plugin.methods.epoch_means import EpochMeans
 from clsp_plugin.methods.joint import JointForward
 from clsp_plugin.methods.optim import build_optimizers, ema_tau, ema_update
+from clsp_plugin.system.compiling import uncompiled
 
 __all__ = ["WIDTH", "BaseMethod", "BaseMomentumMethod", "ProjectorKwargs", "mlp", "spread"]
 
@@ -257,18 +258,11 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
             What :meth:`forward` makes of the images.
         """
         X, targets = batch
-        # no graph for each size of a batch
-        eager = torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
-        with eager:
+        with uncompiled(self._compiled):
             outputs = self(X)
         out = _classification(outputs["logits"], targets)
-        self.log_dict(
-            {f"val_{key}": out[key] for key in ("loss", "acc1", "acc5")},
-            on_epoch=True,
-            sync_dist=True,
-            batch_size=len(targets),
-            logger=self.for_loggers,
-        )
+        means = {f"val_{key}": out[key] for key in ("loss", "acc1", "acc5")}
+        self.add_to_validation(len(targets), **means)
         return outputs
 
 

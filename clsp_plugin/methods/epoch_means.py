@@ -14,7 +14,7 @@ else:
 
 
 class EpochMeans(_Module):
-    """Mixin of a LightningModule that logs the means of metrics over each epoch.
+    """Mixin of a LightningModule that logs the means of metrics over each epoch and validation.
 
     Each step only adds the metrics to sums on the device. Lightning gets the means once, at the end
     of the epoch; its own ``log(on_epoch=True)`` would take about a millisecond of every step.
@@ -49,6 +49,34 @@ class EpochMeans(_Module):
                 means, on_step=False, on_epoch=True, sync_dist=True, batch_size=1,
                 logger=self.for_loggers,
             )  # fmt: skip
+
+    def add_to_validation(self, number: int, **metrics: torch.Tensor) -> None:
+        """Log means over all images of a validation, of all processes.
+
+        Lightning's own ``log(sync_dist=True)`` would be wrong where the processes do not have
+        equally many images: it rounds their mean number.
+
+        Args:
+            number: how many images the metrics are means of; may be 0.
+            metrics: scalars. All processes have to log the same ones.
+        """
+        for name, value in metrics.items():
+            total, count = self._validated.get(name, (0.0, 0))
+            self._validated[name] = (total + value.detach().float() * number, count + number)
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._validated: dict[str, tuple[torch.Tensor, int]] = {}
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        means = {}
+        for name, (total, count) in self._validated.items():
+            counts = torch.tensor(count, device=total.device)
+            both = (self.trainer.strategy.reduce(part, reduce_op="sum") for part in (total, counts))
+            means[name] = torch.div(*both)
+        if means:
+            self.log_dict(means, sync_dist=True, batch_size=1, logger=self.for_loggers)
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()

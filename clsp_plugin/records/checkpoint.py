@@ -342,6 +342,7 @@ class Checkpointer(Callback):
 
     Attributes:
         last: the newest checkpoint of this run, None if there is none.
+        compiled: which parts of the training are compiled; a checkpoint says so.
     """
 
     def __init__(
@@ -351,6 +352,7 @@ class Checkpointer(Callback):
         self.identity, self.held = dict(identity), held
         existing = sorted(self.run_dir.glob("*.ckpt"), key=epoch_of)
         self.last: Path | None = existing[-1] if existing else None
+        self.compiled: dict[str, bool] = {}
         self._args: dict[str, Any] | None = None
         self._claimed = False
 
@@ -374,7 +376,8 @@ class Checkpointer(Callback):
 
     def on_save_checkpoint(self, trainer, module, checkpoint: dict[str, Any]) -> None:
         assert self._args is not None  # the training has started
-        checkpoint[_BOUND] = {"args": _digest(self._args), **self.identity}
+        known = {"args": _digest(self._args), "compiled": self.compiled}
+        checkpoint[_BOUND] = {**known, **self.identity}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch

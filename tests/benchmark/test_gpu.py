@@ -13,7 +13,8 @@ STAGES = ["tests", "training", "data", "generation", "denoiser", "evaluation"]
 def gpu(out, *args):
     python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", "benchmarks/gpu.sh", str(out), "--device", "cpu", "--small", *args],
+        ["bash", "benchmarks/gpu.sh", str(out), "--device", "cpu", "--small", "--minutes", "7",
+         *args],
         cwd=ROOT, env={**os.environ, "PATH": python}, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
 

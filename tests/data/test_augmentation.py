@@ -17,7 +17,6 @@ from clsp_plugin.data.augmentation import pipeline as module
 from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.data.augmentation.pipeline import (
     BatchAugmentation,
-    can_compile,
     can_compile_augmentation,
 )
 from clsp_plugin.data.keyed_random import key_uniform, keys_for
@@ -715,29 +714,6 @@ def test_a_torch_that_compiles_wrongly_for_a_cpu_is_not_asked_to(monkeypatch, ve
     with pytest.warns(UserWarning, match=f"torch {version} compiles .* 2.9.1 or newer") as caught:
         assert torch.equal(augmentation(images, keys), expected)
     assert caught[0].filename == __file__
-
-
-def test_can_compile_looks_for_a_compiler(monkeypatch, tmp_path):
-    (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(module.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    compiler = tmp_path / "g++"
-    compiler.touch(mode=0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    assert can_compile("cpu")
-    monkeypatch.setenv("CXX", "g++ -m64")
-    assert can_compile("cpu")
-    monkeypatch.setenv("CXX", "no-such-compiler -m64")
-    assert not can_compile("cpu")
-    monkeypatch.delenv("CXX")
-    compiler.unlink()
-    assert not can_compile("cpu")
-    assert not can_compile("cuda")
-
-
-def test_can_compile_needs_the_headers_of_python(monkeypatch, tmp_path):
-    monkeypatch.setattr(module.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    assert not can_compile()
 
 
 def test_solo_learn_s_idle_key_is_read_and_must_agree():

@@ -11,6 +11,9 @@ from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 from clsp_plugin.data.loader import IndexBatches, PretrainData, index_loader
 
+IMAGES = torch.randint(0, 256, (6, 20, 20, 3), dtype=torch.uint8)
+ARRAY = ImageArray(IMAGES, torch.zeros(6, dtype=torch.int64), ("a",), "random")
+
 
 def epoch(batches, number):
     batches.set_epoch(number)
@@ -48,18 +51,43 @@ def test_evaluation_order_is_natural_and_complete():
     assert [b.tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     parts = [list(IndexBatches(10, 4, None, rank, 2)) for rank in range(2)]
     assert len(parts[0]) == len(parts[1])
-    assert set(torch.cat([*parts[0], *parts[1]]).tolist()) == set(range(10))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("num_images", [1, 2, 8, 9, 10, 17, 24, 33])
+def test_processes_see_every_image_of_an_evaluation_once(num_images, world):
+    batches = [IndexBatches(num_images, 4, None, rank, world) for rank in range(world)]
+    parts = [list(each) for each in batches]
+    assert [len(part) for part in parts] == [len(each) for each in batches]
+    assert len({len(part) for part in parts}) == 1  # they wait for each other in every batch
+    sizes = [len(batch) for part in parts for batch in part]
+    assert max(sizes) <= 4
+    assert min(sizes) >= 1 or num_images < world
+    seen = torch.cat([batch for part in parts for batch in part])
+    assert sorted(seen.tolist()) == list(range(num_images))
 
 
 def test_loader_hands_the_batches_on():
     batches = IndexBatches(10, 4, seed=None)
-    assert [b.tolist() for b in index_loader(batches)] == [b.tolist() for b in batches]
+    loader = index_loader(batches, torch.device("cpu"))
+    assert [b.tolist() for b in loader] == [b.tolist() for b in batches]
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda:0", True)])
+def test_memory_is_pinned_for_the_gpu_in_use_alone(monkeypatch, device, pinned):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    data = PretrainData(
+        ARRAY, ARRAY, [{"crop_size": 8, "num_crops": 1}], 2, 0, (0.5,) * 3, (1,) * 3
+    )
+    root = SimpleNamespace(root_device=torch.device(device))
+    data.trainer = SimpleNamespace(strategy=root, global_rank=0, world_size=1)
+    assert data.train_dataloader().pin_memory is pinned
+    assert data.val_dataloader().pin_memory is pinned
 
 
 def test_views_are_those_of_each_pipeline_alone():
     """Views of one pipeline are made together; each has the keys of its own number and image."""
-    images = torch.randint(0, 256, (6, 20, 20, 3), dtype=torch.uint8)
-    array = ImageArray(images, torch.zeros(6, dtype=torch.int64), ("a",), "random")
+    array, images = ARRAY, ARRAY.images
     blocks = [
         {"crop_size": 16, "num_crops": 2, "rrc": {"enabled": True}, "grayscale": {"prob": 0.5}},
         {"crop_size": 16, "num_crops": 1, "rrc": {"enabled": True}},

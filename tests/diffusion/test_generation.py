@@ -3,6 +3,7 @@
 import functools
 import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from torch import nn
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.candidates.writer import StoreWriter
 from clsp_plugin.config.typed import settings_of
-from clsp_plugin.diffusion import compiling, generation
 from clsp_plugin.diffusion import drawer as drawing
+from clsp_plugin.diffusion import generation
 from clsp_plugin.diffusion.denoiser import denoiser_hash, load_denoiser, save_denoiser
 from clsp_plugin.diffusion.generation import generate_candidates
 from clsp_plugin.diffusion.sampling import Sampling, sample_candidates
 from clsp_plugin.diffusion.schedulers import make_scheduler
 from clsp_plugin.errors import ClspError
+from clsp_plugin.system import compiling
 from clsp_plugin.system.processes import _gpu
 
 CFG = {"num_candidates": 2, "steps": 2, "batch_size": 6, "shard_size": 5, "device": "cpu"}
@@ -469,18 +471,48 @@ def test_a_denoiser_of_another_size(images, unet, size, tmp_path):
         generate_candidates(images, "abc", tmp_path / "other", tmp_path / "s", CFG)
 
 
-@torch._dynamo.config.patch(cache_size_limit=8)  # torch's own; timm sets another
-def test_every_size_of_batch_is_compiled(make_unet, monkeypatch):
-    compiled = []
+@pytest.fixture
+def compiled(monkeypatch):
+    """The graphs that are compiled; they run as they were traced."""
+    graphs = []
 
     def backend(graph, inputs):
-        compiled.append(graph)
+        graphs.append(graph)
         return graph.forward
 
     traced = functools.partialmethod(nn.Module.compile, backend=backend)
     monkeypatch.setattr(nn.Module, "compile", traced)
-    monkeypatch.setattr(compiling, "can_compile", lambda: True)
+    monkeypatch.setattr(compiling, "can_compile", lambda device: True)
     torch.compiler.reset()
+    return graphs
+
+
+def test_only_the_size_that_fits_is_compiled(make_unet, compiled):
+    """Each size of a batch has graphs of its own, and making them takes half a minute."""
+    unet = make_unet(16, block_out_channels=[8, 8], attention_resolutions=[])
+    images = torch.zeros(8, 16, 16, 3, dtype=torch.uint8)
+    settings = drawing.GenerationSettings(
+        **{**CFG, "num_candidates": 1, "compile": True, "batch_size": 8, "shard_size": 8}
+    )
+    sizes = []
+
+    def fail(module, args):  # after the blocks, as where the memory of a GPU runs out
+        sizes.append(len(args[0]))
+        if sizes[-1] > 2:
+            cuda_error()
+
+    unet.conv_out.register_forward_pre_hook(fail)
+    drawing.Drawer(images, unet, {}, settings).draw(0, 8, range(1))
+    assert {8, 4, 2} == set(sizes)
+    first = len(compiled)
+    compiled.clear()
+    torch.compiler.reset()
+    drawing.Drawer(images, unet, {}, replace(settings, batch_size=2)).draw(0, 8, range(1))
+    assert first == len(compiled) > 0
+
+
+@torch._dynamo.config.patch(cache_size_limit=8)  # torch's own; timm sets another
+def test_every_size_of_batch_is_compiled(make_unet, compiled):
     unet = make_unet(16, block_out_channels=[8, 8, 8, 8])
     images, settings = torch.zeros(9, 16, 16, 3, dtype=torch.uint8), {**CFG, "num_candidates": 1}
     settings = drawing.GenerationSettings(**{**settings, "compile": True, "batch_size": 9})
@@ -502,7 +534,7 @@ def test_another_form_of_the_network_draws_the_same(
     # benchmarks/generation.py compares what comes out of it
     traced = functools.partialmethod(nn.Module.compile, backend="eager")
     monkeypatch.setattr(nn.Module, "compile", traced)
-    monkeypatch.setattr(compiling, "can_compile", lambda: True)
+    monkeypatch.setattr(compiling, "can_compile", lambda device: True)
     cfg = {**CFG, "shard_size": 8, "batch_size": 16, "clip": True}
     for name, keys in (("plain", {}), ("other", change)):
         generate_candidates(images, "abc", denoiser, tmp_path / name, {**cfg, **keys})
@@ -513,7 +545,7 @@ def test_another_form_of_the_network_draws_the_same(
 
 
 def test_compiling_without_a_compiler_is_refused(images, denoiser, tmp_path, monkeypatch):
-    monkeypatch.setattr(compiling, "can_compile", lambda: False)
+    monkeypatch.setattr(compiling, "can_compile", lambda device: False)
     with pytest.raises(ClspError, match=r"compile=True needs a C\+\+ compiler"):
         generate_candidates(images, "abc", denoiser, tmp_path / "s", {**CFG, "compile": True})
     assert not (tmp_path / "s").exists()

@@ -38,8 +38,8 @@ def test_two_processes_train_as_one_with_the_double_batch(tiny, tmp_path, write_
     folder.mkdir()
     alone = {}
     for name in NAMES:
-        # validation images that do not fill the batches of all processes would be seen twice
-        cfg = tiny(name, "data.num_train=32", "data.num_val=32", "max_epochs=2", "devices=1",
+        # validation images that do not fill the batches of all processes; each is to count once
+        cfg = tiny(name, "data.num_train=32", "data.num_val=45", "max_epochs=2", "devices=1",
                    "accelerator=cpu", "optimizer.batch_size=32", "scheduler.warmup_epochs=0",
                    "checkpoint.keep_prev=True")  # fmt: skip
         if name.startswith("clsp_"):
@@ -61,6 +61,9 @@ def test_two_processes_train_as_one_with_the_double_batch(tiny, tmp_path, write_
         for first, second in zip(one["curve"], two["curve"], strict=True):
             for key in (key for key in first if "loss" in key or key == "train_alignment"):
                 assert second[key] == pytest.approx(first[key], rel=1e-3, abs=1e-4), (name, key)
+            for curve in (first, second):  # percents of 45 images
+                hits = curve["val_acc5"] * 45 / 100
+                assert hits == pytest.approx(round(hits), abs=1e-3), name
         for key, value in one["state"].items():
             if not key.startswith(("queue", "memory")):  # these are in the order of the processes
                 other = two["state"][key]

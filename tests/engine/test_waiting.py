@@ -4,9 +4,11 @@ Here every operation of a step on the CPU is looked at; ``tests/gpu`` asks torch
 """
 
 import traceback
+from contextlib import ExitStack
 
 import pytest
 from lightning.pytorch.callbacks import Callback
+from torch._C import _len_torch_dispatch_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clsp_plugin.engine import pretrain as engine
@@ -42,15 +44,16 @@ class Watched(Callback):
     """Watches every step of an epoch after the first, with the making of its views."""
 
     def __init__(self):
-        self.watching, self.on, self.steps = Watching(), False, 0
+        self.watching, self.steps, self.entered = Watching(), 0, ExitStack()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         self.steps += 1
-        if self.on:
-            self.watching.__exit__(None, None, None)
-        self.on = not trainer.is_last_batch
-        if self.on:
-            self.watching.__enter__()
+        self.entered.close()
+        if not trainer.is_last_batch:
+            self.entered.enter_context(self.watching)
+
+    def on_exception(self, trainer, module, exception):
+        self.entered.close()
 
 
 @pytest.mark.parametrize("name", sorted({*BASES, "clsp_mocov2", "simclr_aug"}))
@@ -65,3 +68,20 @@ def test_no_step_asks_for_a_value(tiny, store, monkeypatch, name):
     engine.pretrain(tiny(name, "max_epochs=1", "checkpoint.enabled=False", *given))
     assert watched.steps == 3
     assert watched.watching.seen == []
+
+
+def test_watching_ends_with_a_step_that_fails(tiny, monkeypatch):
+    """Otherwise the tests after it would be watched too."""
+    watched, new = Watched(), engine.new_trainer
+
+    def fail(self, trainer, module, outputs, batch, batch_idx):
+        raise RuntimeError("a step failed")
+
+    dying = type("Dying", (Callback,), {"on_train_batch_end": fail})()
+    monkeypatch.setattr(
+        engine, "new_trainer", lambda **keys: new(**{**keys, "callbacks": [watched, dying]})
+    )
+    with pytest.raises(RuntimeError, match="a step failed"):
+        engine.pretrain(tiny("simclr", "max_epochs=1", "checkpoint.enabled=False"))
+    assert watched.steps == 1
+    assert _len_torch_dispatch_stack() == 0

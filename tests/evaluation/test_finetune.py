@@ -1,10 +1,12 @@
 """Fine-tuning: it learns, chooses nothing, continues, and refuses what it cannot run."""
 
 import json
+from functools import partialmethod
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from clsp_plugin.config.compose import compose
 from clsp_plugin.config.training import parse_cfg
@@ -16,6 +18,7 @@ from clsp_plugin.evaluation.verbs import finetune, linear
 from clsp_plugin.methods import METHODS
 from clsp_plugin.records.checkpoint import load_args
 from clsp_plugin.records.record import Record, find_records
+from clsp_plugin.system import compiling
 from clsp_plugin.tables.make import make_table
 
 SHORT = ("optimizer.batch_size=16", "max_epochs=2", "accelerator=cpu")
@@ -158,6 +161,23 @@ def test_what_is_trained_with(run, tune):
     assert block["rrc"] == own["rrc"]
     assert block["crop_size"] == own["crop_size"]
     assert "color_jitter" not in block
+
+
+def test_its_network_is_compiled(tune, monkeypatch):
+    """For the steps alone: the test images would need a graph for each size of a batch."""
+    sizes = []
+
+    def backend(graph, inputs):
+        sizes.append([len(one) for one in inputs if one.shape[1:] == (3, 16, 16)])
+        return graph.forward
+
+    plain = tune()
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    monkeypatch.setattr(compiling, "can_compile", lambda device: True)
+    compiled = tune("auto_resume.enabled=False", "performance.compile_network=True")
+    assert sizes == [[16]]
+    assert compiled["curve"][0]["train_loss"] == pytest.approx(plain["curve"][0]["train_loss"])
+    assert weights(compiled["checkpoint"]).keys() == weights(plain["checkpoint"]).keys()
 
 
 REFUSED = {

@@ -12,13 +12,8 @@ which is why the result differs from that of a pipeline of PIL images. Each step
 """
 
 import math
-import shutil
-import sysconfig
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
-from os import environ
-from pathlib import Path
 
 import torch
 
@@ -42,8 +37,9 @@ from clsp_plugin.data.augmentation.parameters import (
     uniform_numbers,
 )
 from clsp_plugin.errors import ClspError
+from clsp_plugin.system.compiling import can_compile
 
-__all__ = ["BatchAugmentation", "can_compile", "can_compile_augmentation"]
+__all__ = ["BatchAugmentation", "can_compile_augmentation"]
 
 
 def _geometry(images: torch.Tensor, p: Parameters, cfg: AugmentationConfig) -> torch.Tensor:
@@ -271,24 +267,6 @@ def _check_batch(images: torch.Tensor, keys: torch.Tensor) -> None:
         raise ClspError(f"keys are on {keys.device}, images on {images.device}; move one of them")
 
 
-def can_compile(device: torch.device | str | None = None) -> bool:
-    """Whether ``torch.compile`` has what it needs on this machine. Nothing is compiled.
-
-    It needs a compiler (C++ for the CPU; C and Triton for CUDA) and the headers of Python, which
-    the compiled code includes.
-
-    Args:
-        device: the device to compile for; by default CUDA if available, otherwise the CPU.
-    """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
-        return False
-    if torch.device(device).type == "cuda":
-        return find_spec("triton") is not None and _found("CC", ("gcc", "clang", "cc"))
-    return _found("CXX", ("g++", "clang++", "c++", "cl"))
-
-
 # In the code that torch 2.6 to 2.8 generate for a CPU, a crop and a shift of hue in one graph write
 # outside of their memory. 2.9.1 is the oldest version that was seen not to.
 _RIGHT_ON_CPU = "2.9.1"
@@ -298,17 +276,10 @@ def _compiled_rightly(device: torch.device) -> bool:
     return device.type != "cpu" or torch.__version__ >= _RIGHT_ON_CPU
 
 
-def can_compile_augmentation(device: torch.device | str | None = None) -> bool:
-    """Whether :func:`can_compile` holds, and this version of torch compiles the augmentation right.
+def can_compile_augmentation(device: torch.device | str) -> bool:
+    """Whether ``torch.compile`` has what it needs, and this torch compiles the augmentation right.
 
     Args:
-        device: see :func:`can_compile`.
+        device: the device to compile for, or its name.
     """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return _compiled_rightly(torch.device(device)) and can_compile(device)
-
-
-def _found(variable: str, names: Sequence[str]) -> bool:
-    names = [environ[variable].split()[0]] if environ.get(variable, "").strip() else names
-    return any(shutil.which(name) for name in names)
