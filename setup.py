@@ -83,6 +83,11 @@ setup(
         "mlflow": ["mlflow"],
         "trackio": ["trackio"],
         "pandas": ["pandas"],  # clsp_plugin.read_records
+        "onnx": [
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+        ],  # `clsp export --format onnx`
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",  # tests whose inputs are many
@@ -96,6 +101,10 @@ setup(
             "mlflow-skinny",  # mlflow without its server
             "trackio",
             "pandas",
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+            "transformers",  # reads exported backbones
             "datasets",  # Hugging Face's, whose objects are taken as images
             "setuptools>=70.1",  # from which on it builds wheels alone; installations are tested
         ],

@@ -176,6 +176,12 @@ _TABLE = (
         experiment=False,
     ),
     Verb(
+        "export",
+        "write a checkpoint's backbone for timm, transformers, torchvision or ONNX",
+        "cli.export:export",
+        experiment=False,
+    ),
+    Verb(
         "inspect",
         "what a candidate store holds, and how good it is",
         "cli.stores:inspect",

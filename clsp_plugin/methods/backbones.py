@@ -11,7 +11,14 @@ from torch import nn
 from clsp_plugin.config.rules import check_finite
 from clsp_plugin.errors import ClspError, nearest, short
 
-__all__ = ["build_backbone", "check_layout", "check_network", "of_method", "resolve_stem"]
+__all__ = [
+    "build_backbone",
+    "check_layout",
+    "check_network",
+    "of_method",
+    "resolve_stem",
+    "timm_model",
+]
 
 # solo-learn's names of models, and timm's names of the same models
 _ALIASES = {
@@ -66,6 +73,27 @@ def resolve_stem(backbone: Mapping[str, Any], dataset: str) -> dict[str, Any] | 
     return None
 
 
+def timm_model(backbone: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return timm's name of a backbone and the arguments of its constructor.
+
+    Raises:
+        ClspError: the name is not known.
+    """
+    name = _ALIASES.get(backbone["name"], backbone["name"])
+    if not timm.is_model(name):
+        raise ClspError(
+            f"backbone.name={short(backbone['name'])} is not a model of timm"
+            f"{nearest(name, timm.list_models()) if len(name) > 2 else ''}"
+        )
+    kwargs = dict(backbone.get("kwargs") or {})
+    if name.startswith("resnet"):
+        # torchvision's initialisation, which solo-learn and the authors use
+        kwargs.setdefault("zero_init_last", False)
+    if backbone["name"] in _ALIASES and name.startswith("vit"):
+        kwargs.setdefault("dynamic_img_size", True)  # small crops have fewer patches
+    return name, kwargs
+
+
 def build_backbone(backbone: Mapping[str, Any], dataset: str) -> tuple[nn.Module, int]:
     """Make a backbone without its classifier.
 
@@ -81,18 +109,7 @@ def build_backbone(backbone: Mapping[str, Any], dataset: str) -> tuple[nn.Module
         ClspError: the name is unknown, timm refuses the arguments, or a stem is given for an
             architecture other than ResNet.
     """
-    name = _ALIASES.get(backbone["name"], backbone["name"])
-    if not timm.is_model(name):
-        raise ClspError(
-            f"backbone.name={short(backbone['name'])} is not a model of timm"
-            f"{nearest(name, timm.list_models()) if len(name) > 2 else ''}"
-        )
-    kwargs = dict(backbone.get("kwargs") or {})
-    if name.startswith("resnet"):
-        # torchvision's initialisation, which solo-learn and the authors use
-        kwargs.setdefault("zero_init_last", False)
-    if backbone["name"] in _ALIASES and name.startswith("vit"):
-        kwargs.setdefault("dynamic_img_size", True)  # small crops have fewer patches
+    name, kwargs = timm_model(backbone)
     check_finite("backbone.kwargs", kwargs)
     try:
         module = timm.create_model(name, num_classes=0, **kwargs)

@@ -1,0 +1,1 @@
+"""Backbones written in the formats of other libraries."""
