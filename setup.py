@@ -83,11 +83,8 @@ setup(
         "mlflow": ["mlflow"],
         "trackio": ["trackio"],
         "pandas": ["pandas"],  # clsp_plugin.read_records
-        "onnx": [
-            "onnx",
-            "onnxscript",
-            "onnxruntime",
-        ],  # `clsp export --format onnx`
+        # `clsp export --format onnx`, and what runs it
+        "onnx": ["onnx", "onnxscript", "onnxruntime"],
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",  # tests whose inputs are many
