@@ -97,6 +97,9 @@ setup(
             "trackio",
             "pandas",
             "datasets",  # Hugging Face's, whose objects are taken as images
+            # docs/loops.md; stable-pretraining is tested where it is installed, because it adds
+            # callbacks to every Trainer of an environment
+            "lightly",
             "setuptools>=70.1",  # from which on it builds wheels alone; installations are tested
         ],
     },
