@@ -103,6 +103,9 @@ setup(
             "onnxruntime",
             "transformers",  # reads exported backbones
             "datasets",  # Hugging Face's, whose objects are taken as images
+            # docs/loops.md; stable-pretraining is tested where it is installed, because it adds
+            # callbacks to every Trainer of an environment
+            "lightly",
             "setuptools>=70.1",  # from which on it builds wheels alone; installations are tested
         ],
     },

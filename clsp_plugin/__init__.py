@@ -9,6 +9,8 @@ __all__ = [
     "CandidateStore",
     "ClspError",
     "Run",
+    "SyntheticViews",
+    "alignment_loss",
     "evaluate",
     "generate",
     "load_backbone",
@@ -29,12 +31,16 @@ if TYPE_CHECKING:
         train_denoiser,
     )
     from clsp_plugin.candidates.store import CandidateStore
+    from clsp_plugin.candidates.synthetic_views import SyntheticViews
     from clsp_plugin.errors import ClspError
+    from clsp_plugin.losses.alignment import alignment_loss
     from clsp_plugin.methods.synthetic import with_synthetic_positives
 
 _ELSEWHERE = {
     "CandidateStore": "candidates.store",
     "ClspError": "errors",
+    "SyntheticViews": "candidates.synthetic_views",
+    "alignment_loss": "losses.alignment",
     "with_synthetic_positives": "methods.synthetic",
 }
 

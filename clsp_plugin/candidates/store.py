@@ -9,6 +9,7 @@ number and the others still the old one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,11 @@ class CandidateStore:
             )
         self._starts = np.cumsum([0, *sizes])
         self._resident: torch.Tensor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a pickled memory map is a copy of the file, and spawned workers of a DataLoader get one
+        again = partial(CandidateStore, partial=self.partial)
+        return again, (self.path, self.num_candidates, self.data)
 
     def _open_npy(self) -> np.ndarray:
         array = map_npy(self.path, "name another file, or a candidate store.")

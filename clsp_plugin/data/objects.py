@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from clsp_plugin.data.folders import reading, to_pixels
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.errors import ClspError, short
 
-__all__ = ["as_images", "given_images", "images_given"]
+__all__ = ["as_images", "given_images", "images_given", "read_item"]
 
 # Names of the columns of a data set whose items are mappings, the first that is there.
 _IMAGES = ("image", "img", "images", "pixel_values")
@@ -79,8 +80,8 @@ def as_images(source: Any, image_size: int | None = None, name: str = "data") ->
     out: np.ndarray | None = None
     for index in range(number):
         where = f"Item {index} of {name}"
-        image, label = _parts(source[index], where)
-        pixels = _pixels(image, image_size, where)
+        image, targets[index] = read_item(source[index], where)
+        pixels = reading(where, partial(to_pixels, image, image_size))
         if out is None:
             out = np.empty((number, *pixels.shape), np.uint8)
         if pixels.shape != out.shape[1:]:
@@ -90,9 +91,22 @@ def as_images(source: Any, image_size: int | None = None, name: str = "data") ->
                 f"size."
             )
         out[index] = pixels
-        targets[index] = _label(label, where)
     assert out is not None
     return ImageArray(torch.from_numpy(out), targets, _classes(source, targets, name), name)
+
+
+def read_item(item: Any, where: str) -> tuple[Image.Image, int]:
+    """Return the image of a data set object's item and its label, -1 without one.
+
+    Args:
+        item: see :func:`as_images`.
+        where: name of the item, for messages.
+
+    Raises:
+        ClspError: as :func:`as_images`.
+    """
+    image, label = _parts(item, where)
+    return _picture(image, where), _label(label, where)
 
 
 def _parts(item: Any, where: str) -> tuple[Any, Any]:
@@ -110,8 +124,8 @@ def _parts(item: Any, where: str) -> tuple[Any, Any]:
     return item, None
 
 
-def _pixels(image: Any, image_size: int | None, where: str) -> np.ndarray:
-    """Convert an image to uint8 (H, W, 3)."""
+def _picture(image: Any, where: str) -> Image.Image:
+    """Convert an image to one of Pillow's."""
     if isinstance(image, torch.Tensor):
         if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
             image = image.permute(1, 2, 0)
@@ -136,7 +150,7 @@ def _pixels(image: Any, image_size: int | None, where: str) -> np.ndarray:
             f"{where} is a {type(image).__name__} and no image; give a PIL image, an array or "
             f"a tensor."
         )
-    return reading(f"{where}", lambda: to_pixels(image, image_size))
+    return image
 
 
 def _label(label: Any, where: str) -> int:
