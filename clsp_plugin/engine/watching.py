@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from clsp_plugin.engine.progress import History
 from clsp_plugin.losses.alignment import alignment_loss
-from clsp_plugin.losses.distributed import gather
+from clsp_plugin.losses.distributed import as_many, gather
 from clsp_plugin.methods.base import spread
 from clsp_plugin.methods.epoch_means import EpochMeans
 
@@ -131,7 +131,7 @@ class Watching(Callback):
         if positives:
             pairs = [gather(features) for features in positives]
             found["train_views_alignment"] = alignment_loss(*pairs)
-        kept = {name: gather(torch.cat(parts)) for name, parts in self._kept.items()}
+        kept = {name: gather(as_many(torch.cat(parts))) for name, parts in self._kept.items()}
         self._kept = {}
         for name, features in kept.items():
             found[f"val_{name}_spread"] = spread([features])

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.nn.functional import all_gather
 
-__all__ = ["average", "gather", "rank", "world_size"]
+__all__ = ["as_many", "average", "gather", "rank", "world_size"]
 
 
 def _active() -> bool:
@@ -27,6 +27,19 @@ def average(x: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(x)
         x /= dist.get_world_size()
     return x
+
+
+def as_many(x: torch.Tensor) -> torch.Tensor:
+    """Return the first rows of a tensor, as many as every process has, so that they can be gathered.
+
+    Args:
+        x: (B, ...), where B may differ between processes.
+    """
+    if not _active():
+        return x
+    number = torch.tensor(len(x), device=x.device)
+    dist.all_reduce(number, op=dist.ReduceOp.MIN)
+    return x[: int(number)]
 
 
 def gather(x: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Generated images beside the real ones: what is loaded, how often it counts, what is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -146,6 +148,7 @@ def test_refuses_replication_alone_or_below_one(digits48, extra_array):
 
 class _Trainer:
     training, current_epoch, global_rank, world_size = True, 0, 0, 1
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
 
 
 def test_a_repeated_image_is_augmented_anew_and_keeps_its_index(tiny, digits48, extra_array):

@@ -215,7 +215,11 @@ def test_the_batch_size_counts_all_processes_and_is_at_most_the_data(images):
     def batches(rank, world_size, batch_size):
         settings = settings_of(TrainingSettings, {**CFG, "batch_size": batch_size})
         data = training._Data(images, settings)
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+        data.trainer = SimpleNamespace(
+            global_rank=rank,
+            world_size=world_size,
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        )
         return [batch.tolist() for batch in data.train_dataloader()]
 
     whole = batches(0, 1, 6)
