@@ -30,7 +30,7 @@ def average(x: torch.Tensor) -> torch.Tensor:
 
 
 def as_many(x: torch.Tensor) -> torch.Tensor:
-    """Return the first rows of a tensor, as many as every process has, so that they can be gathered.
+    """Return the first rows of a tensor, as many as every process has, for :func:`gather`.
 
     Args:
         x: (B, ...), where B may differ between processes.
