@@ -82,7 +82,8 @@ setup(
         "wandb": ["wandb"],
         "mlflow": ["mlflow"],
         "trackio": ["trackio"],
-        "pandas": ["pandas"],  # clsp_plugin.read_records
+        "pandas": ["pandas", "pyarrow"],  # clsp_plugin.read_records, `clsp embed --table`
+        "transformers": ["transformers"],  # encoders that are named hf:NAME
         # `clsp export --format onnx`, and what runs it
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
         "test": [
@@ -98,10 +99,11 @@ setup(
             "mlflow-skinny",  # mlflow without its server
             "trackio",
             "pandas",
+            "pyarrow",
             "onnx",
             "onnxscript",
             "onnxruntime",
-            "transformers",  # reads exported backbones
+            "transformers",  # reads exported backbones; encoders
             "datasets",  # Hugging Face's, whose objects are taken as images
             # docs/loops.md; stable-pretraining is tested where it is installed, because it adds
             # callbacks to every Trainer of an environment

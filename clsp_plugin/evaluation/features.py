@@ -1,7 +1,7 @@
 """Features of a frozen backbone, computed once and read by every evaluation."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from clsp_plugin.data.splits import load_splits
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.devices import fetch, to_device
 
-__all__ = ["Features", "extract_features", "input_size", "load_labelled"]
+__all__ = ["Features", "extract_features", "load_labelled"]
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,6 @@ def _evaluating(module: nn.Module):
             part.training = training
 
 
-def input_size(args: Mapping[str, Any]) -> int | None:
-    """Return the side in pixels of the images that a configuration trains on; None if not given."""
-    return (args.get("augmentations") or [{}])[0].get("crop_size")
-
-
 def extract_features(
     backbone: nn.Module,
     images: ImageArray | ImageStream,
@@ -71,6 +66,7 @@ def extract_features(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     flip: bool,
+    squared: Callable[[torch.Tensor], torch.Tensor] | None = None,
     num_workers: int = 0,
     desc: str = "",
 ) -> Features:
@@ -85,6 +81,8 @@ def extract_features(
         batch_size: images per forward pass.
         device: where the backbone runs; the features come back to the CPU.
         flip: whether view 1, the horizontal mirror image, is computed too.
+        squared: brings images in memory to the size that the backbone takes, a batch at a time:
+            uint8 (B, H, W, 3) to (B, S, S, 3); None for images as they are.
         num_workers: processes that read a stream of images; none for 0.
         desc: title of the progress bar; no bar if empty.
 
@@ -108,6 +106,8 @@ def extract_features(
     with torch.no_grad(), _evaluating(backbone):
         for pixels, labels in tqdm(batches, desc=desc, total=total, disable=not desc, unit="batch"):
             targets.append(labels)
+            if squared is not None and isinstance(images, ImageArray):
+                pixels = squared(pixels)
             # NHWC in memory, seen as NCHW: that is what channels_last means
             X = to_device(pixels, centre.device).permute(0, 3, 1, 2)
             X = X.float().div_(255).sub_(centre).div_(scale)

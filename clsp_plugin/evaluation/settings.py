@@ -22,11 +22,14 @@ PROBE_RATE = Rule(above=0, high=RATE.high)
 class _Evaluation:
     """Settings that the linear probe and kNN share.
 
+    ``pretrained_feature_extractor`` is a checkpoint, the directory of a run, or an encoder from
+    elsewhere, see ``evaluation.encoders``; ``record_dir`` is the folder of the record of the last.
     ``data`` is that of the pre-training, with what is given here on top. ``cache`` keeps features
     beside the checkpoint; see ``evaluation.cache``.
     """
 
     pretrained_feature_extractor: str = MISSING
+    record_dir: Optional[str] = None
     protocol: str = "strict"
     data: dict[str, Any] = field(default_factory=dict)
     batch_size: int = ranged(256, low=1)
@@ -74,10 +77,12 @@ class Transfer:
 
     It evaluates on one ``dataset`` or on several ``datasets``, by default those that the paper has
     for the data set of the pre-training. ``l2`` and ``max_iter`` belong to the strict protocol,
-    ``flip``, ``lr``, ``max_epochs`` and ``lr_decay_steps`` to the paper's.
+    ``flip``, ``lr``, ``max_epochs`` and ``lr_decay_steps`` to the paper's. ``record_dir`` is the
+    folder of the record of an encoder from elsewhere.
     """
 
     pretrained_feature_extractor: str = MISSING
+    record_dir: Optional[str] = None
     protocol: str = "strict"
     dataset: Optional[str] = None
     datasets: list[str] = field(default_factory=list)

@@ -12,12 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.errors import ClspError, first_line, nearest
 from clsp_plugin.evaluation.backbone import load_backbone
-from clsp_plugin.evaluation.features import input_size
-from clsp_plugin.export import architectures
+from clsp_plugin.evaluation.preparation import preparation_of
 from clsp_plugin.export.card import model_card
+from clsp_plugin.methods import architectures
 from clsp_plugin.methods.backbones import of_method, resolve_stem, timm_model
 
 __all__ = ["FORMATS", "Exported", "export_backbone"]
@@ -74,7 +73,7 @@ def _timm(given: Exported, out: Path) -> str:
     }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     _save(given, out)
-    first = ["import clsp_plugin.export.architectures  # a ResNet with this stem"] * own
+    first = ["import clsp_plugin.methods.architectures  # a ResNet with this stem"] * own
     return "\n".join(
         [
             "import timm",
@@ -193,9 +192,9 @@ def _read(checkpoint: str | Path) -> tuple[Exported, Path]:
     module, args, file = load_backbone(checkpoint)
     block = of_method(args["backbone"], args["method"])
     name, kwargs = timm_model(block)
-    mean, std = channel_statistics(args["data"], args.get("augmentations"))
+    prepare = preparation_of(args)
     stem = resolve_stem(block, args["data"]["dataset"])
-    size = input_size(args) or 224
+    size, mean, std = prepare.image_size or 224, list(prepare.mean), list(prepare.std)
     kwargs = {key: value for key, value in kwargs.items() if key != "pretrained"}
     return Exported(module.eval(), args, name, kwargs, stem, size, mean, std), file
 

@@ -63,10 +63,10 @@ def settings(record: Record) -> dict[str, Any]:
 
 
 def check_seeds(members: Records) -> None:
-    """Refuse two records of one group with the same seed."""
+    """Refuse two records of one group with the same seed, which encoders from elsewhere lack."""
     seen: dict[int, Path] = {}
     for path, record in members:
-        if record.seed in seen:
+        if record.seed in seen and not record.from_elsewhere:
             raise ClspError(
                 f"{seen[record.seed]} and {path} are both of {record.method} on {record.dataset} "
                 f"with seed {record.seed} and the same budget; leave one of them out."

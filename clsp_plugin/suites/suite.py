@@ -100,6 +100,8 @@ class Suite:
         datasets: names of files in ``scripts/bench/dataset``; or names to the content of such
             files.
         methods: names of configurations or of variants.
+        encoders: encoders from elsewhere to evaluate beside them, such as ``timm:resnet18``; see
+            ``evaluation.encoders``.
         variants: a name to a configuration and overrides, for methods that are run in several ways.
         seeds: seeds of pre-training.
         overrides: overrides of every run.
@@ -113,6 +115,7 @@ class Suite:
     title: str = MISSING
     datasets: Any = MISSING
     methods: list[str] = MISSING
+    encoders: list[str] = field(default_factory=list)
     variants: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = ranged([0, 1, 2], SEED)
     overrides: list[str] = field(default_factory=list)

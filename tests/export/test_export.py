@@ -121,7 +121,7 @@ def test_the_card_says_what_the_run_was(tmp_path, monkeypatch):
     assert "1 epochs, 40 images, seed 3." in card
     assert "--config-name custom/simclr" in card
     assert "| kNN | custom | strict |" in card
-    assert "clsp_plugin.export.architectures" not in card
+    assert "clsp_plugin.methods.architectures" not in card
     config = json.loads((tmp_path / "a/config.json").read_text())
     assert config["architecture"] == "resnet18"
     assert config["pretrained_cfg"]["input_size"] == [3, 16, 16]
