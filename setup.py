@@ -84,6 +84,7 @@ setup(
         "trackio": ["trackio"],
         "pandas": ["pandas", "pyarrow"],  # clsp_plugin.read_records, `clsp embed --table`
         "transformers": ["transformers"],  # encoders that are named hf:NAME
+        "datasets": ["datasets"],  # candidate stores for the Hugging Face hub
         # `clsp export --format onnx`, and what runs it
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
         "test": [

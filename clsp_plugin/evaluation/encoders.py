@@ -104,8 +104,8 @@ def load_encoder(
         )
     if not Path(encoder).exists() and not Path(encoder).suffix and "/" not in str(encoder):
         raise ClspError(
-            f"{encoder} is neither a checkpoint nor the directory of a run, and torchvision has no "
-            f"network of this name; others are {', '.join(f'{kind}:NAME' for kind in ENCODERS)}."
+            f"There is no checkpoint at {encoder}, and torchvision has no network of this name; "
+            f"others are named {', '.join(f'{kind}:NAME' for kind in ENCODERS)}."
         )
     backbone, args, checkpoint = load_backbone(encoder, data)
     return Frozen(

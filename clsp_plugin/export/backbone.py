@@ -1,8 +1,6 @@
 """Write the backbone of a checkpoint as timm, transformers, torchvision or ONNX read it."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from clsp_plugin.errors import ClspError, first_line, nearest
 from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.preparation import preparation_of
 from clsp_plugin.export.card import model_card
+from clsp_plugin.export.folder import made_whole
 from clsp_plugin.methods import architectures
 from clsp_plugin.methods.backbones import of_method, resolve_stem, timm_model
 
@@ -170,21 +169,12 @@ def export_backbone(checkpoint: str | Path, out: str | Path, format: str = "timm
     """
     if format not in FORMATS:
         raise ClspError(f"--format {format} is not known{nearest(format, FORMATS)}")
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ClspError(f"{out} is there already; name another --out, or delete it.")
-    given, file = _read(checkpoint)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        made = Path(folder) / "whole"
-        made.mkdir()
+    with made_whole(out) as made:
+        given, file = _read(checkpoint)
         load = FORMATS[format](given, made)
         card = model_card(given.args, file, format, load, given.size, given.mean, given.std)
         (made / "README.md").write_text(card, encoding="utf-8")
-        if out.is_dir():
-            out.rmdir()  # an empty one
-        shutil.move(made, out)
-    return out
+    return Path(out)
 
 
 def _read(checkpoint: str | Path) -> tuple[Exported, Path]:

@@ -317,9 +317,10 @@ class _Planner:
             if verb == "transfer":
                 self._targets(composed, cfg.data.dataset)
             asked = _hash(verb, plain(composed))
-            if images is not None:
-                own = {"datasets": targets_of(complete(Transfer, composed), cfg.data.dataset)}
-                where |= own if verb == "transfer" else images
+            if images is not None and verb == "transfer":
+                where["datasets"] = targets_of(complete(Transfer, composed), cfg.data.dataset)
+            elif images is not None:
+                where |= images
             # the data sets of a transfer have no numerics of their own
             on = OmegaConf.select(composed, "data.dataset") or cfg.data.dataset
             versions = numerics_of(verb, None if verb == "transfer" else on)

@@ -1,7 +1,11 @@
 """Encoders that were trained elsewhere, as their own libraries write them."""
 
 import json
+import re
+import shlex
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -32,9 +36,11 @@ from clsp_plugin import cli
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.encoders import load_encoder
+from clsp_plugin.evaluation.settings import Knn, Linear, Transfer
 from clsp_plugin.export.backbone import export_backbone
 from clsp_plugin.records.record import ELSEWHERE, Record
 
+ROOT = Path(__file__).parents[2]
 TIMM = "test_resnet.r160_in1k"  # timm's own small network for tests
 TORCHVISION = "shufflenet_v2_x0_5"
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -222,7 +228,7 @@ def test_it_judges_candidates_and_embeds(caches, write_store, digits48, monkeypa
         ("torchvision:resnet81", "torchvision has no network resnet81; did you mean"),
         (f"{TORCHVISION}@V9", "has no weights V9"),
         (f"torchvision:{TORCHVISION}@V9", "has no weights V9"),
-        ("resnet81", "others are timm:NAME, hf:NAME, torchvision:NAME"),
+        ("resnet81", "others are named timm:NAME, hf:NAME, torchvision:NAME"),
     ],
 )
 def test_what_is_not_there_is_refused(caches, name, message):
@@ -241,3 +247,20 @@ def test_weights_that_a_network_lacks_are_not_made_up(tmp_path):
     (tmp_path / "other/config.json").write_text("{}")
     with pytest.raises(ClspError, match="neither `architecture` nor `model_type`"):
         load_encoder(tmp_path / "other")
+
+
+def test_the_page_on_encoders(caches, monkeypatch, tmp_path):
+    """Its snippet of Python runs on what its commands write; its names are those that there are."""
+    text = (ROOT / "docs/encoders.md").read_text()
+    for split, name in (("train", "train.npz"), ("val", "test.npz")):
+        clsp_does(monkeypatch, "embed", f"timm:{TIMM}", "data.num_train=48", "data.num_val=20",
+                  "--table", "--split", split, "--out", name)  # fmt: skip
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code.replace("max_iter=1000", "C=1e-6"), {})
+    commands = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)[0].splitlines()
+    named = set(re.findall(r"timm:([\w.]+)", text)) - {"NAME"}
+    assert all(timm.list_pretrained(f"{name.split('.')[0]}*") for name in named)
+    for words in map(shlex.split, commands):
+        keys = {word.partition("=")[0] for word in words[2:] if "=" in word and "." not in word}
+        schema = {"knn": Knn, "linear": Linear, "transfer": Transfer}.get(words[1])
+        assert schema is None or keys <= {field.name for field in fields(schema)}
