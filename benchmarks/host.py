@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from omegaconf import OmegaConf
@@ -68,26 +69,33 @@ def main() -> None:
     torch.set_num_threads(1)
     few, many = args.epochs
     for batch in args.batch:
-        step, alone, whole = bare(args.config_name, batch), [], []
-        step()
+        measure(args.config_name, batch, args.rounds, few, many)
 
-        def run(epochs: int, batch: int = batch) -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                given = settings(batch, epochs, folder)
-                pretrain(compose("pretrain", args.config_name, given))
 
-        for _ in range(args.rounds):
-            steps = STEPS * (many - few)
-            alone.append(1000 * processor_seconds(lambda: [step() for _ in range(steps)]) / steps)
-            seconds = [processor_seconds(lambda n=n: run(n)) for n in (few, many)]
-            whole.append(1000 * (seconds[1] - seconds[0]) / steps)
-        ours = [a - b for a, b in zip(whole, alone, strict=True)]
-        for name, values in (("bare loop", alone), ("clsp pretrain", whole), ("ours", ours)):
-            low, high = min(values), max(values)
-            print(
-                f"batch {batch}, {name}: {statistics.median(values):.1f} "
-                f"({low:.1f}..{high:.1f}) ms of a processor a step"
-            )
+def measure(name: str, batch: int, rounds: int, few: int, many: int) -> None:
+    """Print the processor's milliseconds a step of both, and their difference."""
+    step, steps = bare(name, batch), STEPS * (many - few)
+    step()
+
+    def loop() -> None:
+        for _ in range(steps):
+            step()
+
+    def run(epochs: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            pretrain(compose("pretrain", name, settings(batch, epochs, folder)))
+
+    alone, whole = [], []
+    for _ in range(rounds):
+        alone.append(1000 * processor_seconds(loop) / steps)
+        short, long = (processor_seconds(partial(run, epochs)) for epochs in (few, many))
+        whole.append(1000 * (long - short) / steps)
+    ours = [a - b for a, b in zip(whole, alone, strict=True)]
+    for what, values in (("bare loop", alone), ("clsp pretrain", whole), ("ours", ours)):
+        print(
+            f"batch {batch}, {what}: {statistics.median(values):.1f} "
+            f"({min(values):.1f}..{max(values):.1f}) ms of a processor a step"
+        )
 
 
 if __name__ == "__main__":

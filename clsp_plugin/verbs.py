@@ -183,7 +183,7 @@ _TABLE = (
     ),
     Verb(
         "import-candidates",
-        "make a candidate store of an exported one",
+        "make a candidate store of an exported one, or of images of another generator",
         "cli.export:import_candidates",
         experiment=False,
     ),

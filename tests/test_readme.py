@@ -29,6 +29,7 @@ SMALL = {
     "transfer": ["l2=[0.1,1]", "num_workers=0"],
     "finetune": ["max_epochs=1", "optimizer.batch_size=16"],
     "inspect": ["data.num_train=48"],
+    "import-candidates": ["data.num_train=48"],
     "bench": ["--dry-run"],  # the demo is one that runs
     "figures": ["--limit", "20"],
     "report": ["--limit", "20"],
@@ -99,6 +100,8 @@ def test_commands_run_in_their_order(place, monkeypatch, capfd):
 
 def test_the_page_on_candidates(place, monkeypatch, capfd):
     make_authors_checkpoint(place / "ckpt_ema_1999_.pt")
+    (place / "other").mkdir()
+    np.savez(place / "other/candidates.npz", images=np.zeros((48, 2, 16, 16, 3), np.uint8))
     for line in commands("docs/candidates.md"):
         run_clsp(shlex.split(line), monkeypatch)
     out = capfd.readouterr().out

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from clsp_plugin.candidates.manifest import MANIFEST
+from clsp_plugin.cli.arguments import add_images, data_of
 from clsp_plugin.errors import ClspError
 
 __all__ = ["export", "import_candidates"]
@@ -57,16 +58,32 @@ def import_candidates(args: list[str]) -> None:
     """Run ``clsp import-candidates`` with the arguments that follow it."""
     parser = argparse.ArgumentParser(
         prog="clsp import-candidates",
-        description="Make a candidate store of what `clsp export STORE` wrote.",
+        description="Make a candidate store of what `clsp export STORE` wrote, or of the images "
+        "that another generator drew for the training images.",
     )
-    parser.add_argument("source", help="the folder, or hf:USER/NAME of the Hugging Face hub")
+    parser.add_argument(
+        "source",
+        help="a folder that was exported, or hf:USER/NAME of the Hugging Face hub; a folder of "
+        "images that are named like those they belong to (cat/7_0.png), or a .npy or .npz of uint8 "
+        "(N, K, H, W, 3), for the images that data.key=value say",
+    )
+    add_images(parser, "generate")
     parser.add_argument("--out", type=Path, required=True, help="directory of the store")
-    options = parser.parse_args(args)
+    parser.add_argument("--num-candidates", type=int, help="only the first of each image")
+    parser.add_argument("--name", help="of the generator (default: the source's)")
+    options = parser.parse_intermixed_args(args)
 
+    from clsp_plugin.candidates.imported import import_drawn
+    from clsp_plugin.data.images import load_images
     from clsp_plugin.export.hub import from_hub
-    from clsp_plugin.export.store import import_store
+    from clsp_plugin.export.store import import_store, is_exported_store
 
     source = options.source
     if source.startswith("hf:"):
         source = from_hub(source.removeprefix("hf:"), "dataset")
-    print(import_store(source, options.out))
+    if is_exported_store(source):
+        print(import_store(source, options.out))
+        return
+    data = data_of("generate", options.config_name or "cifar/generate", options.data)
+    array = load_images(data, "train")
+    print(import_drawn(source, array, data, options.out, options.num_candidates, options.name))
