@@ -21,6 +21,7 @@ from torch import nn
 
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.config.compose import compose
+from clsp_plugin.config.overrides import TEXTS, literal, quoted
 from clsp_plugin.config.shipped import fingerprint
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.objects import as_images, images_given
@@ -291,7 +292,7 @@ def _composed(
     test: ImageArray | None = None,
 ) -> Iterator[DictConfig]:
     """Compose a configuration for images, and restore the caller's random generators afterwards."""
-    overrides = [f"{key}={_typed(value)}" for key, value in (settings or {}).items()]
+    overrides = [_typed(key, value) for key, value in (settings or {}).items()]
     cfg = compose(verb, config, overrides)
     OmegaConf.set_struct(cfg, False)
     source = made_from(config, overrides, fingerprint(cfg))
@@ -303,19 +304,22 @@ def _composed(
         yield cfg
 
 
-def _typed(value: Any) -> str:
-    """Return a value as it is typed in ``key=value``."""
+def _typed(key: str, value: Any) -> str:
+    """Return a setting as it is typed, ``key=value``."""
+    if isinstance(value, Path) or (isinstance(value, str) and key.rpartition(".")[2] in TEXTS):
+        return literal(key, str(value))
+    return f"{key}={_value(value)}"
+
+
+def _value(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_typed(part)}" for key, part in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_value(part)}" for key, part in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_quoted(part) for part in value) + "]"
+        return "[" + ", ".join(_item(part) for part in value) + "]"
     return str(value)
 
 
-def _quoted(value: Any) -> str:
-    if isinstance(value, (str, Path)):
-        text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{text}'"
-    return _typed(value)
+def _item(value: Any) -> str:
+    return quoted(str(value)) if isinstance(value, (str, Path)) else _value(value)

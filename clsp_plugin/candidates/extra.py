@@ -6,6 +6,7 @@ weaker than without generated images.
 """
 
 import errno
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,10 @@ def _load(path: Path, data: Mapping[str, Any]) -> torch.Tensor:
     elif path.is_dir():
         return torch.from_numpy(load_image_files(path, data.get("image_size")))
     else:
+        command = shlex.join(["clsp", "generate", "w=1", f"out={path}"])
         raise ClspError(
             f"There is nothing at data.extra={path}; name a folder of images, a .npy or .npz "
-            f"array or a candidate store (`clsp generate w=1 out={path}` makes one of "
-            f"unconditional samples)."
+            f"array or a candidate store (`{command}` makes one of unconditional samples)."
         )
     return torch.from_numpy(np.ascontiguousarray(array).reshape(-1, *array.shape[-3:]))
 

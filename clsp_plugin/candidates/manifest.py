@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ class StoreManifest:
 
 
 def generate_command(path: str | Path, data: Mapping[str, Any] | None = None) -> str:
-    """Return the command that makes a store, for error messages.
+    """Return the command that makes a store, quoted for a shell, for error messages.
 
     Args:
         path: the store's directory.
@@ -139,4 +140,5 @@ def generate_command(path: str | Path, data: Mapping[str, Any] | None = None) ->
     if data.get("dataset", "digits") == "digits":
         keys, config = (*keys, "num_train", "seed"), "digits"
     given = [f"data.{key}={data[key]}" for key in keys if data.get(key) not in (None, -1)]
-    return " ".join(["clsp generate --config-name", f"{config}/generate", *given, f"out={path}"])
+    words = ["clsp", "generate", "--config-name", f"{config}/generate", *given, f"out={path}"]
+    return shlex.join(words)

@@ -9,7 +9,7 @@ import os
 import sys
 
 from clsp_plugin.config.compose import DEFAULT_DATASET, locate, names_of, source_of
-from clsp_plugin.config.overrides import composing, hydra_overrides
+from clsp_plugin.config.overrides import as_typed, composing, hydra_overrides
 from clsp_plugin.config.shipped import fingerprint
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.processes import check_launch
@@ -79,7 +79,7 @@ def run_experiment(verb: str, args: list[str]) -> None:
     def run(cfg):
         composed.append(True)
         sys.argv = original  # a launcher of further processes repeats these
-        given = HydraConfig.get().overrides.task
+        given = [as_typed(override, folder) for override in HydraConfig.get().overrides.task]
         OmegaConf.set_struct(cfg, False)
         try:
             with files_told(), made_from(source, given, fingerprint(cfg)):

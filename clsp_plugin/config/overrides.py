@@ -14,11 +14,11 @@ from typing import Any
 from clsp_plugin.config.shipped import shared, takes_shared
 from clsp_plugin.errors import ClspError, short
 
-__all__ = ["TEXTS", "composing", "hydra_overrides"]
+__all__ = ["TEXTS", "as_typed", "composing", "hydra_overrides", "literal", "quoted"]
 
 # The last parts of keys that take a free text: a path or a name.
 TEXTS = frozenset({
-    "condition", "denoiser", "dir", "entity", "extra", "name", "out", "path",
+    "condition", "denoiser", "dir", "entity", "export_npy", "extra", "fid", "name", "out", "path",
     "pretrained_feature_extractor", "project", "record_dir", "resume_from_checkpoint", "train_path",
     "val_path",
 })  # fmt: skip
@@ -57,6 +57,27 @@ def hydra_overrides(args: Sequence[str], folder: Path, multirun: bool = False) -
         own = bool(groups) or name == "hydra" or name.startswith("hydra.")
         out.append(f"{plus or ('' if own else '++')}{name}={value}")
     return out
+
+
+def as_typed(override: str, folder: Path) -> str:
+    """Return an override in Hydra's grammar as a person types it, for records and messages.
+
+    Args:
+        override: one that :func:`hydra_overrides` made.
+        folder: the folder of the configuration.
+
+    Returns:
+        ``key=value`` that :func:`hydra_overrides` translates to the override.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    plain = override.removeprefix("++")
+    key, _, value = plain.partition("=")
+    forms = [plain]
+    if _QUOTED.fullmatch(value):
+        text = OverridesParser.create().parse_override(f"key={value}").value()
+        forms = [f"{key}={text}", plain]
+    return next((form for form in forms if hydra_overrides([form], folder) == [override]), override)
 
 
 def _check_group(folders: Sequence[Path], name: str, value: str) -> None:
@@ -102,15 +123,27 @@ def _for_hydra(key: str, value: str, multirun: bool) -> str:
     return _as_text(value) if is_text or isinstance(read, str) else value
 
 
-def _as_text(value: str) -> str:
-    """Quote a text for Hydra, unless Hydra reads it literally without quotes."""
+def literal(key: str, text: str) -> str:
+    """Return the ``key=value`` that :func:`hydra_overrides` reads as a text, whatever it is."""
+    is_text = key.rpartition(".")[2] in TEXTS
+    plain = is_text and _for_hydra(key, text, multirun=False) == _as_text(text)
+    return f"{key}={text if plain else quoted(text)}"
+
+
+def quoted(text: str) -> str:
+    """Quote a text for Hydra, which then reads it literally, except for ``${...}``."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
+    return QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
+def _as_text(value: str) -> str:
+    """Quote a text for Hydra, unless Hydra reads it literally without quotes."""
     if not value or re.fullmatch(r"[A-Za-z_/][\w./-]*", value, re.ASCII):
         words = ("true", "false", "null", "inf", "nan")
         if value.lower() not in words:
             return value
-    return QuotedString(text=value, quote=Quote.single).with_quotes()
+    return quoted(value)
 
 
 def composing(error: Exception, folder: Path) -> str:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 from torch import nn
-from tqdm import tqdm
 
 from clsp_plugin.config.rules import ranged
 from clsp_plugin.diffusion.compiling import compile_blocks, pays
@@ -31,6 +30,7 @@ from clsp_plugin.system.compiling import to_compile
 from clsp_plugin.system.files import write_whole
 from clsp_plugin.system.memory import available_memory, in_bytes, keep_freed_memory, memory_of
 from clsp_plugin.system.processes import device_of, number_of
+from clsp_plugin.system.progress import Progress
 
 __all__ = ["Drawer", "FoundBatch", "GenerationSettings"]
 
@@ -215,7 +215,7 @@ class Drawer:
         batch = int(min(largest, max(1, 0.75 * share * tried / max(1, needed))))
         batch = 2 ** (batch.bit_length() - 1)  # so that another run most likely finds the same
         if batch < largest:
-            tqdm.write(f"There is memory for batch_size={batch} ({in_bytes(free)} are free).")
+            Progress.write(f"There is memory for batch_size={batch} ({in_bytes(free)} are free).")
         return batch
 
     def _begin(self, indexes: torch.Tensor, candidates: range) -> Callable[[], torch.Tensor]:
@@ -237,7 +237,7 @@ class Drawer:
                 f"image ({short(first_line(error))}); free some, or use another device=."
             ) from error
         self.batch_size = (self.batch_size + 1) // 2
-        tqdm.write(f"Out of memory: continuing with batch_size={self.batch_size}.")
+        Progress.write(f"Out of memory: continuing with batch_size={self.batch_size}.")
 
     def _fitting(self, attempt: Callable[..., T], *args: Any) -> T:
         """Call a function; while memory runs out, halve the batch size and call it again."""

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import UNet2DModel
-from tqdm import tqdm
 
 from clsp_plugin.candidates.condition import condition_digest
 from clsp_plugin.candidates.manifest import MANIFEST, StoreManifest
@@ -23,6 +22,7 @@ from clsp_plugin.diffusion.interpolation import is_conditional
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.memory import in_bytes
 from clsp_plugin.system.processes import process
+from clsp_plugin.system.progress import Progress
 
 __all__ = ["estimate_generation", "generate_candidates"]
 
@@ -272,7 +272,7 @@ def generate_candidates(
     if not (Path(out) / MANIFEST).exists():  # in a store, leftovers are deleted before the check
         _check_room(left, Path(out))
     if replace_begun(out, manifest):
-        tqdm.write(f"{out} was begun with other settings and had no candidates: begun anew.")
+        Progress.write(f"{out} was begun with other settings and had no candidates: begun anew.")
     writer = StoreWriter(out, manifest, digests)
     try:
         drawn = _draw_into(writer, drawer, batch, rank, world_size, desc)
@@ -294,7 +294,7 @@ def _draw_into(
         writer.extend()
         work = _work(writer, rank, world_size)
         total = sum(stop - start for _, start, stop, _ in work)
-        bar = tqdm(total=total, desc=desc, unit="image", disable=rank != 0)
+        bar = Progress(total=total, desc=desc, unit="image", disable=rank != 0)
         with bar, _writing(writer) as shards:
 
             def done(number: int) -> None:

@@ -18,7 +18,7 @@ import diffusers
 import lightning
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from torch.utils.data import DataLoader
 
 from clsp_plugin.candidates.condition import check_condition, condition_digest
@@ -30,7 +30,7 @@ from clsp_plugin.diffusion.denoiser import build_unet, check_absent, save_denois
 from clsp_plugin.diffusion.module import _WEIGHTS, DenoiserModule, TrainingSettings
 from clsp_plugin.diffusion.sample_sheets import SampleSheets
 from clsp_plugin.engine.loggers import NOTES, Run, attach_loggers, check_installed
-from clsp_plugin.engine.progress import METRICS, History, MetricsFile, metrics_csv, quiet
+from clsp_plugin.engine.progress import METRICS, Bar, History, MetricsFile, metrics_csv, quiet
 from clsp_plugin.engine.trainer import Finite, fit, new_trainer
 from clsp_plugin.engine.watching import Watching
 from clsp_plugin.errors import ClspError
@@ -217,7 +217,7 @@ def _make_trainer(
         _LastCheckpoint(workspace, identity, settings.checkpoint_every),
     ]
     if not any(isinstance(callback, ProgressBar) for callback in callbacks):
-        callbacks.append(TQDMProgressBar())
+        callbacks.append(Bar("train the denoiser", metrics=("loss",)))
     return new_trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,

@@ -14,10 +14,10 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from tqdm.auto import tqdm
 
 from clsp_plugin.data.loader import IndexBatches
 from clsp_plugin.system.files import write_text
+from clsp_plugin.system.progress import Progress
 
 __all__ = ["METRICS", "Bar", "History", "MetricsFile", "metrics_csv", "quiet"]
 
@@ -69,7 +69,7 @@ class Bar(ProgressBar):
     ):
         super().__init__()
         self.title, self.metrics, self.position = title, metrics, position
-        self._bar: tqdm | None = None
+        self._bar: Progress | None = None
         self._enabled = True
 
     def disable(self) -> None:
@@ -82,7 +82,7 @@ class Bar(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self._enabled:
             steps = trainer.num_training_batches
-            self._bar = tqdm(
+            self._bar = Progress(
                 total=trainer.max_epochs * steps,
                 initial=trainer.current_epoch * steps,
                 desc=self.title,

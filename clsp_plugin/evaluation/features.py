@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from clsp_plugin.data.downstream import ImageStream
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.splits import load_splits
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.devices import fetch, to_device
+from clsp_plugin.system.progress import Progress
 
 __all__ = ["Features", "extract_features", "load_labelled"]
 
@@ -104,7 +104,8 @@ def extract_features(
     batches = _batches(images, batch_size, num_workers)
     total = -(-len(images) // batch_size)
     with torch.no_grad(), _evaluating(backbone):
-        for pixels, labels in tqdm(batches, desc=desc, total=total, disable=not desc, unit="batch"):
+        bar = Progress(batches, desc=desc, total=total, disable=not desc, unit="batch")
+        for pixels, labels in bar:
             targets.append(labels)
             if squared is not None and isinstance(images, ImageArray):
                 pixels = squared(pixels)

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 from clsp_plugin.data.keyed_random import Purpose, derive_key, key_uniform, keys_for
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.features import Features
+from clsp_plugin.system.progress import Progress
 
 __all__ = ["Probe", "train_probe"]
 
@@ -167,7 +167,7 @@ def train_probe(
     weight, bias = start[:, :-1].repeat(len(lrs), 1), start[:, -1:].repeat(len(lrs), 1)
     rates = torch.tensor(lrs, device=start.device)[:, None, None]
     with _threads(len(weight) // _ROWS_A_THREAD):
-        for epoch in tqdm(range(epochs), desc=desc, disable=not desc, unit="epoch"):
+        for epoch in Progress(range(epochs), desc=desc, disable=not desc, unit="epoch"):
             rate = rates * 0.1 ** sum(milestone <= epoch for milestone in milestones)
             for x, y in _batches(train, epoch, batch_size, seed):
                 _step(weight, bias, x, y, rate)

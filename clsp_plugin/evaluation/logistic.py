@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.features import Features
+from clsp_plugin.system.progress import Progress
 
 __all__ = ["L2", "Classifier", "fit_logistic"]
 
@@ -92,7 +92,7 @@ def fit_logistic(
     x = x - centre
     weight, bias = x.new_zeros(classes, train.dim), x.new_zeros(classes)
     out = {}
-    for value in tqdm(values, desc=desc, disable=not desc, unit="fit"):
+    for value in Progress(values, desc=desc, disable=not desc, unit="fit"):
         converged = _minimise(weight, bias, x, y, value, max_iter)
         shifted = bias - weight @ centre
         out[value] = Classifier(weight.cpu().clone(), shifted.cpu(), converged)

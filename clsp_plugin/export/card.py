@@ -1,6 +1,7 @@
 """The model card of an exported backbone, made from the record of its run."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,8 @@ def _trained(args: Mapping[str, Any], record: Record | None) -> str:
     images = "" if record.num_train is None else f", {record.num_train:,} images"
     how = [f"{record.epochs} epochs{images}, seed {record.seed}."]
     if record.source:
-        words = [f"--config-name {record.source['config']}", *record.source["overrides"]]
-        how.append(f"Command: `clsp pretrain {' '.join(words)}`.")
+        given = ["--config-name", record.source["config"], *record.source["overrides"]]
+        how.append(f"Command: `{shlex.join(['clsp', 'pretrain', *given])}`.")
     if record.candidates:
         how.append(f"Candidates: denoiser {record.candidates['denoiser'][:12]}.")
     version = record.versions.get("clsp_plugin", "of unknown version")

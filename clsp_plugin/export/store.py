@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from clsp_plugin import __version__
 from clsp_plugin.candidates.manifest import MANIFEST, StoreManifest
@@ -25,6 +24,7 @@ from clsp_plugin.errors import ClspError, first_line
 from clsp_plugin.export.folder import made_whole
 from clsp_plugin.system.arrays import read_npy
 from clsp_plugin.system.digests import digest_path
+from clsp_plugin.system.progress import Progress
 
 __all__ = ["export_store", "import_store", "is_exported_store"]
 
@@ -84,7 +84,7 @@ def export_store(path: str | Path, out: str | Path) -> Path:
     )
     with made_whole(out) as made:
         (made / "data").mkdir()
-        for shard in tqdm(range(manifest.num_shards), desc="export", unit="shard"):
+        for shard in Progress(range(manifest.num_shards), desc="export", unit="shard"):
             first, last = manifest.shard_range(shard)
             images = store.images(range(first, last))
             content = dict(zip(_COLUMNS, (list(range(first, last)), _encoded(images)), strict=True))
@@ -176,7 +176,7 @@ def import_store(folder: str | Path, out: str | Path) -> str:
     advice = "get the folder again."
     writer = StoreWriter(out, manifest, read_npy(own, advice) if own.is_file() else None)
     with writer.lock():
-        for shard, first, last in tqdm(writer.missing(), desc="import", unit="shard"):
+        for shard, first, last in Progress(writer.missing(), desc="import", unit="shard"):
             file = _file(folder, shard, manifest.num_shards)
             if not file.is_file():
                 raise ClspError(f"{file} is missing; {advice}")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from clsp_plugin.config.overrides import quoted
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.suites.pool import Child
 from clsp_plugin.suites.unit import Plan, Unit
@@ -88,8 +89,8 @@ def _multirun(
     sys.argv = [
         "clsp-bench", "--multirun", f"hydra/launcher={launcher}",
         f"+parent={os.getpid() if launcher in _OF_THIS_PROCESS else 'null'}",
-        "+unit=" + ",".join(map(_quoted, files)), f"+folder={_quoted(os.getcwd())}",
-        f"hydra.sweep.dir={_quoted(str((plan.out / 'launcher').resolve()))}",
+        "+unit=" + ",".join(map(quoted, files)), f"+folder={quoted(os.getcwd())}",
+        f"hydra.sweep.dir={quoted(str((plan.out / 'launcher').resolve()))}",
         "hydra.output_subdir=null", "hydra/hydra_logging=disabled", "hydra/job_logging=disabled",
         *(f"++{setting}" for setting in settings),  # ++, as launchers may not list all of theirs
     ]  # fmt: skip
@@ -103,11 +104,6 @@ def _multirun(
         if before is None:
             del os.environ["HYDRA_FULL_ERROR"]
     return None
-
-
-def _quoted(text: str) -> str:
-    """Quote any text as one value of Hydra's grammar."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def run_file(cfg: DictConfig) -> None:

@@ -1,5 +1,6 @@
 """Make the plan of a suite: which units it needs, where they lie, and what each runs."""
 
+import glob
 import hashlib
 import itertools
 import json
@@ -136,7 +137,7 @@ class _Planner:
             begin = f"{label}-{config}-"
             older = [
                 p
-                for p in path.parent.glob(f"{begin}*")
+                for p in path.parent.glob(f"{glob.escape(begin)}*")
                 if (p / "done.json").exists() and self.taken(p.name.removeprefix(begin), version)
             ]
             path = max(older, key=lambda p: p.stat().st_mtime, default=path)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from clsp_plugin.records.record import Record
 from clsp_plugin.suites.unit import Plan, Step, Unit, notes_of
@@ -20,11 +19,12 @@ from clsp_plugin.suites.worker import describe
 from clsp_plugin.system.child import environment_of_a_child
 from clsp_plugin.system.durations import duration
 from clsp_plugin.system.files import write_text
+from clsp_plugin.system.progress import LINES_EVERY, Progress
 
 __all__ = ["Child", "Pool", "Rates", "default_jobs"]
 
 _POLL = 0.5  # seconds
-_TAIL = 8192  # bytes at the end of a log, in which the last state of a bar lies
+_TAIL = 8192  # bytes at the end of a log, in which the last line of progress lies
 _TELLING = 0.02  # share of a step after which the time of the rest is estimated
 
 
@@ -88,7 +88,7 @@ def _kinds(config: str | None) -> list[str | None]:
 
 
 class Child:
-    """The process of a unit; its progress is read from the last state of its progress bar."""
+    """The process of a unit; how far it is, is read from the last line of its progress."""
 
     def __init__(self, unit: Unit):
         self.unit, self.began = unit, time.perf_counter()
@@ -96,7 +96,7 @@ class Child:
         (unit.path / "failed.json").unlink(missing_ok=True)
         self.log = unit.path / "log.txt"
         self._step, self._since = next(iter(unit.missing), None), self.began
-        environment = {**environment_of_a_child(), "PYTHONUNBUFFERED": "1"}
+        environment = {**environment_of_a_child(), "PYTHONUNBUFFERED": "1", LINES_EVERY: "2"}
         if not torch.cuda.is_available():
             # the number of threads changes the last bits of sums: results must not depend on --jobs
             environment.setdefault("OMP_NUM_THREADS", "1")
@@ -166,10 +166,10 @@ class Pool:
     def run(self) -> dict[Path, str]:
         """Run the units; return the directories of those that failed, each with the reason."""
         done = len(self.plan.units) - len(self.waiting)
-        bar = tqdm(
+        bar = Progress(
             total=len(self.plan.units), initial=done, desc=self.plan.name, unit="unit",
             dynamic_ncols=True, bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}",
-            disable=None,  # drawn on a terminal only; the lines of ended units are always printed
+            line_format="{desc}: {n_fmt}/{total_fmt} {elapsed}{postfix}",
         )  # fmt: skip
         with bar, self._ended():
             while self.waiting or self.running:
@@ -181,7 +181,7 @@ class Pool:
                 bar.set_postfix_str(self._status())
         return self.failed
 
-    def _drop_hopeless(self, bar: tqdm) -> None:
+    def _drop_hopeless(self, bar: Progress) -> None:
         for unit in list(self.waiting):
             broken = [path for path in unit.needs if path in self.failed]
             if broken:
@@ -194,7 +194,7 @@ class Pool:
                 self.waiting.remove(unit)
                 self.running.append(Child(unit))
 
-    def _end(self, child: Child, bar: tqdm) -> None:
+    def _end(self, child: Child, bar: Progress) -> None:
         self.running.remove(child)
         reason = child.failure()
         if reason is not None:
@@ -206,7 +206,7 @@ class Pool:
         seconds = duration(time.perf_counter() - child.began)
         self._tell(child.unit, None, bar, f"{_score(child.unit)}{seconds}")
 
-    def _tell(self, unit: Unit, reason: str | None, bar: tqdm, what: str = "") -> None:
+    def _tell(self, unit: Unit, reason: str | None, bar: Progress, what: str = "") -> None:
         """Print a line for a unit that ended, with the number of units that have ended."""
         bar.update()
         if reason is not None:

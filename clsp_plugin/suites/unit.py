@@ -1,6 +1,7 @@
 """What a suite runs: units of steps, each in a directory with notes of what was done in it."""
 
 import json
+import shlex
 import sys
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 from pydantic import ConfigDict, with_config
 from typing_extensions import NotRequired, TypedDict
 
+from clsp_plugin.config.overrides import literal
 from clsp_plugin.errors import ClspError
 from clsp_plugin.records.record import Record
 from clsp_plugin.suites.suite import EVALUATIONS
@@ -51,14 +53,21 @@ class Step:
 
     @property
     def command(self) -> str:
-        """The command line that does the same by hand."""
+        """The command line that does the same by hand, quoted for a shell."""
         if self.verb == "inspect":
             data = (override for override in self.overrides if override.startswith("data."))
-            words = ["clsp inspect", self.paths["store"], *data, "--config-name", self.config]
+            words = ["clsp", "inspect", self.paths["store"], *data, "--config-name", self.config]
             judge = ["--encoder", self.paths["encoder"]] if "encoder" in self.paths else ["--fid"]
-            return " ".join([*words, "--out", self.paths["out"], *judge])
-        paths = (f"{key}={value}" for key, value in self.paths.items())
-        return " ".join(["clsp", self.verb, "--config-name", self.config, *self.overrides, *paths])
+            return shlex.join([*words, "--out", self.paths["out"], *judge])
+        paths = (
+            literal(key, value)
+            if isinstance(value, str)
+            else f"{key}={'null' if value is None else value}"
+            for key, value in self.paths.items()
+        )
+        return shlex.join(
+            ["clsp", self.verb, "--config-name", self.config, *self.overrides, *paths]
+        )
 
 
 def notes_of(path: Path) -> dict[str, dict[str, Any]]:
