@@ -12,6 +12,7 @@ VERSION = next(
     for line in (ROOT / "clsp_plugin" / "__init__.py").read_text().splitlines()
     if line.startswith("__version__")
 )
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
 
 
 class BuildWithScripts(build_py):
@@ -85,7 +86,9 @@ setup(
         "pandas": ["pandas"],  # clsp_plugin.read_records
         # `clsp export --format onnx`, and what runs it
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
+        "docs": DOCS,  # mkdocs.yml
         "test": [
+            *DOCS,
             "pytest>=8",
             "hypothesis>=6.100",  # tests whose inputs are many
             "pytest-xdist>=3",

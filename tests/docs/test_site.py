@@ -1,0 +1,79 @@
+"""The documentation site: it builds without a warning, and its links lead somewhere."""
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the site, built as `mkdocs build --strict` builds it."""
+    out = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+class Links(HTMLParser):
+    """What a page links to, and what it loads by itself."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.links, self.loaded, self.ids = set(), set(), set()
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids.add(attrs.get("id"))
+        if tag == "a" and attrs.get("href"):
+            self.links.add(attrs["href"])
+        loads = tag in ("script", "img", "iframe") or attrs.get("rel") in ("stylesheet", "icon")
+        if loads and (attrs.get("src") or attrs.get("href")):
+            self.loaded.add(attrs.get("src") or attrs.get("href"))
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    return {page: Links(page) for page in site.rglob("*.html") if page.name != "404.html"}
+
+
+def test_links_lead_to_pages_and_headings(site, pages):
+    seen = 0
+    for page, found in pages.items():
+        for link in found.links | found.loaded:
+            parts = urlparse(link)
+            if parts.scheme or not (parts.path or parts.fragment):
+                continue
+            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            target /= "index.html" if target.is_dir() else ""
+            assert target.is_file(), (page, link)
+            if target in pages and parts.fragment and not parts.fragment.startswith("__"):
+                assert unquote(parts.fragment) in pages[target].ids, (page, link)
+            seen += 1
+    assert seen > 500
+
+
+def test_nothing_is_loaded_from_elsewhere(site, pages):
+    for page, found in pages.items():
+        assert not {link for link in found.loaded if urlparse(link).netloc}, page
+    for style in site.rglob("*.css"):
+        assert not re.findall(r"url\(\"?(?:https?:)?//", style.read_text(encoding="utf-8")), style
+
+
+def test_the_first_page_is_the_readme(site):
+    text = re.sub(r"<[^>]*>", "", (site / "index.html").read_text(encoding="utf-8"))
+    for heading in re.findall(r"^## (.*)", (ROOT / "README.md").read_text(), re.MULTILINE):
+        assert heading in text
+    assert "mkdocs serve" in text
