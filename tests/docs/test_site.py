@@ -10,6 +10,8 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
+import clsp_plugin
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -77,3 +79,33 @@ def test_the_first_page_is_the_readme(site):
     for heading in re.findall(r"^## (.*)", (ROOT / "README.md").read_text(), re.MULTILINE):
         assert heading in text
     assert "mkdocs serve" in text
+
+
+def test_the_api_has_every_public_name_method_and_loss(pages, site):
+    ids = set().union(*(found.ids for page, found in pages.items() if page.parent.name == "api"))
+    assert {f"clsp_plugin.{name}" for name in clsp_plugin.__all__} <= ids
+    methods = {
+        f"clsp_plugin.methods.{file.stem}.{name}"
+        for file in (ROOT / "clsp_plugin/methods").glob("*.py")
+        for name in re.findall(r"^@register_method\(.*\)\nclass (\w+)", file.read_text(), re.M)
+    }
+    assert len(methods) > 20
+    assert methods <= ids
+    losses = {
+        name
+        for file in (ROOT / "clsp_plugin/losses").glob("*.py")
+        for name in re.findall(r"^def ([a-z]\w+_loss)\(", file.read_text(), re.M)
+    }
+    assert losses <= {str(name).rsplit(".", 1)[-1] for name in ids}
+
+
+def test_docstrings_are_markdown(site):
+    for page in (site / "api").glob("*.html"):
+        text = re.sub(
+            r"<details class=\"mkdocstrings-source\">.*?</details>",
+            "",
+            page.read_text(encoding="utf-8"),
+            flags=re.S,
+        )
+        assert not re.findall(r":(?:func|class|meth):`|``|::</p>", text), page
+        assert "<autoref" not in text, page
