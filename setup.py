@@ -86,7 +86,8 @@ setup(
         "pandas": ["pandas"],  # clsp_plugin.read_records
         # `clsp export --format onnx`, and what runs it
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
-        "docs": DOCS,  # mkdocs.yml
+        # mkdocs.yml; the last two run a notebook of docs/tutorials anew
+        "docs": [*DOCS, "ipykernel", "nbclient"],
         "test": [
             *DOCS,
             "pytest>=8",

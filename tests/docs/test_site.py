@@ -1,30 +1,46 @@
 """The documentation site: it builds without a warning, and its links lead somewhere."""
 
-import os
+import logging
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+from mkdocs.exceptions import Abort
 
 import clsp_plugin
 
 ROOT = Path(__file__).parents[2]
 
 
+class Told(logging.Handler):
+    """Collects the warnings of a build."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.warnings = []
+
+    def emit(self, record):
+        self.warnings.append(record.getMessage())
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The folder of the site, built as `mkdocs build --strict` builds it."""
-    out = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    out, told = tmp_path_factory.mktemp("site"), Told()
+    logging.getLogger("mkdocs").addHandler(told)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_MKDOCS_2_WARNING", "1")
+        config = load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(out))
+        try:
+            build(config)
+        except Abort:
+            pytest.fail("\n".join(told.warnings))
+        finally:
+            logging.getLogger("mkdocs").removeHandler(told)
     return out
 
 
