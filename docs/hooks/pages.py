@@ -22,6 +22,7 @@ OUTSIDE = {
 }
 _LINK = re.compile(r"\[([^][]*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 _CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.MULTILINE | re.DOTALL)
+_SHOWN_SOURCE = '<details class="mkdocstrings-source"'
 log = logging.getLogger("mkdocs.hooks.pages")
 
 
@@ -49,6 +50,11 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
     return _outside_code(
         markdown, lambda text: _LINK.sub(lambda match: _link(match, here, files), text)
     )
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Leave the source code in the pages of the API out of the search."""
+    return html.replace(_SHOWN_SOURCE, f"{_SHOWN_SOURCE} data-search-exclude")
 
 
 def _source(page: str) -> str:

@@ -313,7 +313,7 @@ def _table(keys: Sequence[Key]) -> Iterator[str]:
 def page(name: str) -> str:
     """Return one page of the reference as Markdown."""
     title, text, sections = PAGES[name]
-    lines = [f"# {title}", "", text, ""]
+    lines = ["---", "search: {boost: 2}", "---", "", f"# {title}", "", text, ""]
     for section in sections():
         lines += [f"## {section.title}", "", section.text, ""]
         lines += [*_table(section.keys), ""] if section.keys else []

@@ -1,5 +1,6 @@
 """The documentation site: it builds without a warning, and its links lead somewhere."""
 
+import json
 import logging
 import re
 from html.parser import HTMLParser
@@ -117,11 +118,16 @@ def test_the_api_has_every_public_name_method_and_loss(pages, site):
 
 def test_docstrings_are_markdown(site):
     for page in (site / "api").glob("*.html"):
-        text = re.sub(
-            r"<details class=\"mkdocstrings-source\">.*?</details>",
-            "",
-            page.read_text(encoding="utf-8"),
-            flags=re.S,
-        )
+        text = page.read_text(encoding="utf-8")
+        source = r'<details class="mkdocstrings-source".*?</details>'
+        text = re.sub(source, "", text, flags=re.DOTALL)
         assert not re.findall(r":(?:func|class|meth):`|``|::</p>", text), page
         assert "<autoref" not in text, page
+
+
+def test_the_search_finds_settings_and_no_source_code(site):
+    index = json.loads((site / "search/search_index.json").read_text(encoding="utf-8"))
+    texts = {entry["location"]: entry["text"] for entry in index["docs"]}
+    assert "synthetic.weight" in texts["configuration/pretrain.html#synthetic"]
+    api = {where: text for where, text in texts.items() if where.startswith("api/")}
+    assert not [where for where, text in api.items() if "def __init__" in text]
