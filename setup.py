@@ -12,6 +12,7 @@ VERSION = next(
     for line in (ROOT / "clsp_plugin" / "__init__.py").read_text().splitlines()
     if line.startswith("__version__")
 )
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
 
 
 class BuildWithScripts(build_py):
@@ -87,7 +88,10 @@ setup(
         "datasets": ["datasets"],  # candidate stores for the Hugging Face hub
         # `clsp export --format onnx`, and what runs it
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
+        # mkdocs.yml; the last two run a notebook of docs/tutorials anew
+        "docs": [*DOCS, "ipykernel", "nbclient"],
         "test": [
+            *DOCS,
             "pytest>=8",
             "hypothesis>=6.100",  # tests whose inputs are many
             "pytest-xdist>=3",

@@ -15,14 +15,17 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("barlow_twins")
 class BarlowTwins(BaseMethod):
-    """Moves the correlation of the two views' features to the identity; see :func:`barlow_loss`.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector), ``lamb``
-    (weight of the off-diagonal, default 0.0051), ``scale_loss`` (factor, default 0.024).
-    """
+    """Moves the correlation of the two views' features to the identity; see :func:`barlow_loss`."""
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of Barlow Twins.
+
+        Attributes:
+            lamb: weight of the correlations between different features.
+            scale_loss: factor of the loss.
+        """
+
         lamb: float = ranged(0.0051)
         scale_loss: float = ranged(0.024)
 

@@ -30,7 +30,12 @@ WIDTH = Rule(low=1, high=2**24)  # a wider layer would not fit on any device
 
 @dataclass
 class ProjectorKwargs:
-    """The sizes of a projector's hidden and output layers; both are required settings."""
+    """The sizes of a projector, which have no default.
+
+    Attributes:
+        proj_hidden_dim: width of the hidden layers.
+        proj_output_dim: width of the output.
+    """
 
     proj_hidden_dim: int = ranged(MISSING, WIDTH)
     proj_output_dim: int = ranged(MISSING, WIDTH)
@@ -122,7 +127,7 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
 
     @dataclass
     class Kwargs:
-        pass
+        """No settings."""
 
     def __init__(self, cfg: DictConfig):
         super().__init__()

@@ -18,9 +18,6 @@ class BYOL(BaseMomentumMethod):
     """A predictor on each view regresses the momentum embedding of every other view.
 
     ``loss = sum over large crops v and other crops u of 2 - 2 cos(p_u, z'_v)``.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim``, ``pred_hidden_dim`` (sizes of the
-    projector and the predictor).
     """
 
     takes_small_crops = True
@@ -28,6 +25,12 @@ class BYOL(BaseMomentumMethod):
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of BYOL.
+
+        Attributes:
+            pred_hidden_dim: width of the predictor's hidden layer.
+        """
+
         pred_hidden_dim: int = ranged(MISSING, WIDTH)
 
     def __init__(self, cfg: DictConfig):

@@ -19,13 +19,18 @@ from clsp_plugin.methods.registry import register_method
 class MoCoV2Plus(Queue, BaseMomentumMethod):
     """Contrasts each view's query with the other view's key and past keys, which are queued.
 
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
-    ``temperature`` (default 0.2), ``queue_size`` (default 65536; a multiple of the batch of all
-    processes). See :func:`info_nce_loss` for the formula.
+    See :func:`info_nce_loss` for the formula.
     """
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of MoCo v2+.
+
+        Attributes:
+            temperature: temperature of the similarities.
+            queue_size: past keys that are kept; a multiple of the batch of all processes.
+        """
+
         temperature: float = ranged(0.2, above=0)
         queue_size: int = ranged(65536, low=1)
 

@@ -15,16 +15,18 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("simclr")
 class SimCLR(BaseMethod):
-    """Attracts views of one image, repels all others; see :func:`nt_xent_loss` for the formula.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
-    ``temperature`` (default 0.2).
-    """
+    """Attracts views of one image, repels all others; see :func:`nt_xent_loss` for the formula."""
 
     takes_small_crops = True
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of SimCLR.
+
+        Attributes:
+            temperature: temperature of the similarities.
+        """
+
         temperature: float = ranged(0.2, above=0)
 
     def __init__(self, cfg: DictConfig):

@@ -17,15 +17,19 @@ from clsp_plugin.methods.whitening import IterNorm
 
 @register_method("vibcreg")
 class VIbCReg(BaseMethod):
-    """Makes views agree and features vary without correlation; see :func:`vibcreg_loss`.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
-    ``sim_loss_weight`` (default 25), ``var_loss_weight`` (25), ``cov_loss_weight`` (200),
-    ``iternorm`` (whether the projector ends in :class:`IterNorm`, default False).
-    """
+    """Makes views agree and features vary without correlation; see :func:`vibcreg_loss`."""
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of VIbCReg.
+
+        Attributes:
+            sim_loss_weight: weight of the distance of the views.
+            var_loss_weight: weight of the variance term.
+            cov_loss_weight: weight of the correlation term.
+            iternorm: whether the projector ends in iterative whitening.
+        """
+
         sim_loss_weight: float = ranged(25.0)
         var_loss_weight: float = ranged(25.0)
         cov_loss_weight: float = ranged(200.0)

@@ -15,14 +15,18 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("vicreg")
 class VICReg(BaseMethod):
-    """Makes views agree and features vary without covariance; see :func:`vicreg_loss`.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
-    ``sim_loss_weight`` (default 25), ``var_loss_weight`` (25), ``cov_loss_weight`` (1).
-    """
+    """Makes views agree and features vary without covariance; see :func:`vicreg_loss`."""
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of VICReg.
+
+        Attributes:
+            sim_loss_weight: weight of the distance of the views.
+            var_loss_weight: weight of the variance term.
+            cov_loss_weight: weight of the covariance term.
+        """
+
         sim_loss_weight: float = ranged(25.0)
         var_loss_weight: float = ranged(25.0)
         cov_loss_weight: float = ranged(1.0)

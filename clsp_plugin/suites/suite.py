@@ -34,8 +34,10 @@ __all__ = ["Suite", "read_suite"]
 class _Candidates:
     """How candidates are made.
 
-    ``denoiser`` is a configuration of ``clsp denoiser``, or None where ``generate``, a
-    configuration of ``clsp generate``, names a denoiser itself.
+    Attributes:
+        denoiser: a configuration of ``clsp denoiser``; null where that of ``generate`` names a
+            denoiser itself.
+        generate: a configuration of ``clsp generate``.
     """
 
     denoiser: Optional[str] = None
@@ -66,9 +68,12 @@ class _DataSet:
 
 @dataclass
 class _Variant:
-    """A method with settings of its own: a configuration of ``configs``, and overrides.
+    """A method with settings of its own.
 
-    ``candidates`` says how its candidates are made, where that is not as for the data set.
+    Attributes:
+        config: name of a configuration in the data set's ``configs``.
+        overrides: overrides of its runs.
+        candidates: how its candidates are made, where that is not as for the data set.
     """
 
     config: str = MISSING
@@ -78,7 +83,13 @@ class _Variant:
 
 @dataclass
 class _Table:
-    """How tables are laid out; ``layout`` is one of ``LAYOUTS``, or several, each a table."""
+    """How tables are laid out.
+
+    Attributes:
+        layout: a layout of ``clsp table --layout``, or a list of several, each a table.
+        protocol: ``strict`` or ``paper``.
+        published: whether the paper's numbers stand beside ours where it has them.
+    """
 
     layout: Any = "main"
     protocol: str = "strict"
