@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 VERSION = next(
     line.split('"')[1]
-    for line in (ROOT / "clsp_plugin" / "__init__.py").read_text().splitlines()
+    for line in (ROOT / "clsp_plugin" / "__init__.py").read_text(encoding="utf-8").splitlines()
     if line.startswith("__version__")
 )
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
@@ -33,7 +33,7 @@ setup(
     name="clsp-plugin",
     version=VERSION,
     description="Contrastive learning with synthetic positives, as a plugin and on its own.",
-    long_description=(ROOT / "README.md").read_text(),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     license_files=["LICENSE"],

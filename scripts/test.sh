@@ -8,4 +8,4 @@ ruff check .
 ruff format --check .
 lint-imports
 mypy
-exec python -m pytest -n "$(nproc)" "$@"
+exec python -m pytest -n "$(nproc 2>/dev/null || sysctl -n hw.ncpu)" "$@"

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 
@@ -165,6 +164,8 @@ def no_file_to_open(tmp_path):
 
     @contextlib.contextmanager
     def exhausted():
+        import resource
+
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         opened = []
         try:

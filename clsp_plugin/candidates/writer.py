@@ -16,7 +16,8 @@ from clsp_plugin.candidates.manifest import MANIFEST, StoreManifest
 from clsp_plugin.candidates.store import DIGESTS, CandidateStore, map_shard, shard_path
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.digests import check_whole, digest_path, named_by, write_digest
-from clsp_plugin.system.files import locked, unfinished, write_whole
+from clsp_plugin.system.files import unfinished, write_whole
+from clsp_plugin.system.locks import locked, unlink_held
 
 __all__ = ["Left", "StoreWriter", "check_export", "export_npy", "left_to_draw", "replace_begun"]
 
@@ -50,7 +51,7 @@ def _without_shards(path: Path) -> bool:
 
 
 def _taken(path: Path, lock: Path) -> ClspError:
-    who = lock.read_text(errors="replace") if lock.exists() else ""
+    who = lock.read_text(encoding="utf-8", errors="replace") if lock.exists() else ""
     return ClspError(
         f"{path} is being written by another `clsp generate`"
         f"{f' ({who})' if who else ''}; wait for it, or give this one another out=."
@@ -256,9 +257,10 @@ class StoreWriter:
         with contextlib.ExitStack() as held:
             if not held.enter_context(locked(own)):
                 raise _taken(self.path, own)
-            held.callback(own.unlink, missing_ok=True)
+            held.callback(unlink_held, own)
             with self._room():
-                own.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+                who = f"process {os.getpid()} on {socket.gethostname()}"
+                own.write_text(who, encoding="utf-8")
             with locked(self.path, wait=True):
                 # before this lock was held, replace_begun may have replaced the manifest
                 _check_same(self.path, self.manifest)
@@ -275,7 +277,7 @@ class StoreWriter:
             if not free:
                 raise _taken(self.path, lock)
             if alone:
-                lock.unlink(missing_ok=True)
+                unlink_held(lock)
 
     def _clear(self, rank: int, world_size: int) -> None:
         """Delete the incomplete files of this process's shards that a killed process left."""
@@ -330,9 +332,10 @@ class StoreWriter:
         have = self.present(shard)
         if have == self.manifest.num_candidates:
             return  # another process was faster, and drew the same candidates
-        if have:
-            before = map_shard(self.path, shard, self.manifest)
-            candidates = np.concatenate([before, candidates], axis=1)
+        if have:  # the map ends here: Windows replaces no file that is mapped
+            candidates = np.concatenate(
+                [map_shard(self.path, shard, self.manifest), candidates], axis=1
+            )
         assert candidates.dtype == np.uint8
         assert candidates.shape == self.manifest.shard_shape(shard)
         path, candidates = shard_path(self.path, shard), np.ascontiguousarray(candidates)

@@ -10,7 +10,8 @@ __all__ = ["abandon", "flush", "prepare"]
 def prepare() -> None:
     """Print a character that the terminal's encoding lacks as ``?``, instead of failing."""
     if sys.stdin is None:
-        sys.stdin = open(os.devnull)  # noqa: SIM115  stdin is closed, and libraries look at it
+        # stdin is closed, and libraries look at it
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -33,4 +34,4 @@ def abandon() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         except (OSError, ValueError, AttributeError):
             continue
-    sys.exit(128 + signal.SIGPIPE)
+    sys.exit(128 + getattr(signal, "SIGPIPE", 13))  # Windows has no such signal

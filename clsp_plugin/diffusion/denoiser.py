@@ -415,7 +415,7 @@ def save_denoiser(
                 f"{path} could not be written ({error}); make room, or choose another place."
             ) from error
         for name, text in (files or {}).items():
-            (temporary / name).write_text(text)
+            (temporary / name).write_text(text, encoding="utf-8")
         nested = temporary / "unet"
         write_digests(nested / _DIGESTS, sorted(nested.glob("*.safetensors")))
         try:

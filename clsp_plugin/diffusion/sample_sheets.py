@@ -108,7 +108,7 @@ class SampleSheets(Callback):
         row |= {"seconds": f"{time.perf_counter() - began:.1f}"}
         file, rows = self.folder / "scores.csv", []
         if file.exists():  # a resumed training may repeat an epoch
-            with open(file, newline="") as lines:
+            with open(file, encoding="utf-8", newline="") as lines:
                 rows = [line for line in csv.DictReader(lines) if int(line["epoch"]) < done]
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")

@@ -35,7 +35,7 @@ from clsp_plugin.methods.synthetic import SyntheticPositives
 from clsp_plugin.records.checkpoint import Checkpointer, read_checkpoint
 from clsp_plugin.records.environment import environment
 from clsp_plugin.records.record import RECORD, Record, check_record
-from clsp_plugin.system.files import locked
+from clsp_plugin.system.locks import locked
 from clsp_plugin.system.memory import keep_freed_memory
 from clsp_plugin.system.processes import check_launch
 

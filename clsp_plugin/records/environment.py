@@ -67,7 +67,7 @@ def _version(name: str) -> str | None:
 
 def _cpu_model() -> str:
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -85,7 +85,7 @@ def _commit(package: Path) -> str | None:
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(package), *arguments]
         done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=20, env=clean
+            command, capture_output=True, encoding="utf-8", check=True, timeout=20, env=clean
         )
         return done.stdout.strip()
 
@@ -93,7 +93,7 @@ def _commit(package: Path) -> str | None:
         git("ls-files", "--error-unmatch", "__init__.py")
         commit = git("rev-parse", "HEAD")
         dirty = git("status", "--porcelain", "--", ".")
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, UnicodeDecodeError, subprocess.SubprocessError):
         return None
     return f"{commit}-dirty" if dirty else commit
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clsp_plugin.errors import ClspError
-from clsp_plugin.system.files import locked, unfinished
+from clsp_plugin.system.files import unfinished
+from clsp_plugin.system.locks import locked, unlink_held
 from clsp_plugin.system.processes import is_first
 
 __all__ = ["one_training"]
@@ -41,4 +42,4 @@ def one_training(
             yield
         finally:
             with contextlib.suppress(OSError):  # the disk may have become read-only
-                path.unlink(missing_ok=True)
+                unlink_held(path)

@@ -12,8 +12,9 @@ from typing import Any
 from clsp_plugin.errors import ClspError
 from clsp_plugin.records.environment import SOURCE
 from clsp_plugin.records.numerics import numerics_of
-from clsp_plugin.system.files import locked, write_whole
+from clsp_plugin.system.files import write_whole
 from clsp_plugin.system.json_files import checked, read_json
+from clsp_plugin.system.locks import locked
 
 __all__ = [
     "ELSEWHERE",

@@ -97,7 +97,9 @@ def _examine_host(report: Report, folder: Path, on_cpu: bool) -> None:
         return
     report.facts["solo-learn"] = f"the clone in {folder.resolve()}" if clone else "installed"
     command = [sys.executable, "-W", "ignore", "-c", _LOOK]
-    out = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    out = subprocess.run(
+        command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     counts = [line.split()[1:] for line in out.stdout.splitlines() if line.startswith("METHODS")]
     if not counts:
         reason = (out.stderr.strip().splitlines() or ["it ended without a word"])[-1]

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from clsp_plugin.errors import ClspError
-from clsp_plugin.system.files import locked
 from clsp_plugin.system.json_files import read_json
+from clsp_plugin.system.locks import is_locked
 
-__all__ = ["Training", "is_locked", "read_note", "read_training"]
+__all__ = ["Training", "read_note", "read_training"]
 
 _RECENT = 5  # epochs whose time tells how long the next ones take
 
@@ -144,15 +144,3 @@ def read_note(file: Path) -> dict[str, Any] | None:
         return read_json(file, dict[str, Any], "a note of a training or a suite", "look at it")
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def is_locked(lock: Path) -> bool:
-    """Whether a process holds a lock; where the system has no locks, whether its file is there."""
-    try:
-        import fcntl  # noqa: F401
-    except ImportError:
-        return lock.is_file()
-    if not lock.exists():
-        return False
-    with locked(lock, shared=True) as free:  # a shared lock creates nothing
-        return not free

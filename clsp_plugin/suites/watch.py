@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from clsp_plugin.errors import ClspError, Terminated
-from clsp_plugin.suites.trainings import Training, is_locked, read_note, read_training
+from clsp_plugin.suites.trainings import Training, read_note, read_training
 from clsp_plugin.system.durations import duration
 from clsp_plugin.system.json_files import checked
+from clsp_plugin.system.locks import is_locked
 
 __all__ = ["PLAN", "View", "show", "watch_folder"]
 

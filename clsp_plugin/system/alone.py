@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from clsp_plugin.system.files import locked
+from clsp_plugin.system.locks import locked
 
 __all__ = ["alone"]
 

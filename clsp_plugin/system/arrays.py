@@ -16,6 +16,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from clsp_plugin.errors import ClspError
+from clsp_plugin.system.c_library import c_function
 
 __all__ = ["map_npy", "read_npy", "read_npz"]
 
@@ -84,21 +85,21 @@ def _header(path: Path, file: BinaryIO, advice: str) -> _Header:
 def _mapped(file: BinaryIO, size: int):
     """Return a whole file as a read-only buffer, which does not keep the file open."""
     # before Python 3.13, its own mapping keeps the file open as long as the mapping lives
-    if os.name == "nt":
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    system = ctypes.CDLL(None, use_errno=True)
-    system.mmap.restype = ctypes.c_void_p
-    system.mmap.argtypes = (
+    begin, end = c_function("mmap"), c_function("munmap")
+    if begin is None or end is None:  # Windows, where the file cannot be replaced meanwhile
+        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    begin.restype = ctypes.c_void_p
+    begin.argtypes = (
         ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
     )  # fmt: skip
-    system.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-    address = system.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+    end.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    address = begin(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
     if address in (None, ctypes.c_void_p(-1).value):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), file.name)
     buffer = (ctypes.c_ubyte * size).from_address(address)
     # not at the end of the process, when the buffer may still be in use
-    weakref.finalize(buffer, system.munmap, address, size).atexit = False
+    weakref.finalize(buffer, end, address, size).atexit = False
     return buffer
 
 

@@ -29,7 +29,12 @@ def end_with_parent() -> None:
     The parent's number is read from the environment: if the parent is gone before this process can
     ask for its number, the system has given it another parent by then. Processes that this one
     starts are told its number in the same way.
+
+    On Windows it goes on to its end: a parent's number stays the same there when the parent is
+    gone, and the ``python`` of a virtual environment is a process of its own between the two.
     """
+    if os.name == "nt":
+        return
     parent = int(os.environ.get(_PARENT, os.getppid()))
     os.environ[_PARENT] = str(os.getpid())
 

@@ -133,7 +133,7 @@ def changed_files(listing: Path) -> list[str]:
     The listing's own name is among them where it is damaged itself.
     """
     folder, changed = listing.parent, []
-    for line in listing.read_text(errors="replace").splitlines():
+    for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
         found = re.fullmatch(r"([0-9a-f]{32})  ([\w-][\w.-]*(?:/[\w-][\w.-]*)*)", line)
         if found is None:
             changed.append(listing.name)

@@ -1,17 +1,19 @@
-"""Files that appear whole or not at all, and locks on them."""
+"""Files that appear whole or not at all."""
 
-import contextlib
-import errno
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from clsp_plugin.errors import ClspError
 
-__all__ = ["check_regular", "locked", "unfinished", "write_text", "write_whole"]
+__all__ = ["check_regular", "unfinished", "write_text", "write_whole"]
+
+# Seconds in which to try again to replace a file: Windows refuses it while anybody has it open.
+_PATIENCE = 2.0 if os.name == "nt" else 0.0
 
 
 def check_regular(path: str | Path) -> None:
@@ -40,13 +42,24 @@ def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        _replace(temporary, target)
     except OSError as error:
         if error.errno is not None and error.filename is None:  # without a name, as of a full disk
             error.filename = str(target)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return os.replace(temporary, target)
+        except PermissionError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.05)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -74,54 +87,3 @@ def unfinished(folder: Path, target: str = "*") -> Iterator[Path]:
         target: pattern of its name.
     """
     return folder.glob(f".{target}.*.*.tmp")
-
-
-def _is_at(number: int, path: Path) -> bool:
-    """Whether an open file, given by its descriptor, is still the one at a path."""
-    try:
-        return os.path.samestat(os.fstat(number), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[bool]:
-    """Hold the lock of a file or folder until the block or the process ends, however it ends.
-
-    Where the system or the file system has no locks, the lock counts as free.
-
-    Args:
-        path: what to lock; an empty file is created if there is nothing, but not for a shared lock.
-        shared: whether others may hold it too that also ask for a shared lock; otherwise a single
-            process holds it.
-        wait: whether to wait until it is free.
-
-    Yields:
-        Whether the lock was free.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield True
-        return
-    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    mode = os.O_RDONLY if shared or path.is_dir() else os.O_RDWR | os.O_CREAT
-    with contextlib.ExitStack() as opened:
-        while True:
-            free = True
-            try:
-                number = os.open(path, mode, 0o666)
-            except FileNotFoundError:
-                if not shared:
-                    raise
-                break
-            opened.callback(os.close, number)
-            try:
-                fcntl.flock(number, how)
-            except OSError as error:
-                free = error.errno not in (errno.EAGAIN, errno.EACCES)
-            if not free or _is_at(number, path):
-                break
-            # the last holder deleted the file after it was opened here: its lock keeps nobody out
-            opened.pop_all().close()
-        yield free

@@ -1,23 +1,16 @@
 """Main memory (RAM): how much there is, how much work needs, and the reuse of freed memory."""
 
-import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from clsp_plugin.system.c_library import c_function
+
 __all__ = ["available_memory", "in_bytes", "keep_freed_memory", "memory_of", "total_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # constants of malloc.h
-
-
-def _libc(name: str) -> Callable[..., int] | None:
-    """Return a function of glibc, or None where there is another C library."""
-    try:
-        return getattr(ctypes.CDLL(None), name)
-    except (AttributeError, OSError, TypeError):
-        return None
 
 
 def keep_freed_memory(device: torch.device) -> None:
@@ -30,7 +23,7 @@ def keep_freed_memory(device: torch.device) -> None:
         device: the device that computes; nothing is done unless it is the CPU and the C library is
             glibc.
     """
-    mallopt = _libc("mallopt")
+    mallopt = c_function("mallopt")
     if device.type != "cpu" or mallopt is None:
         return
     mallopt(_TRIM_THRESHOLD, 2**31 - 1)
@@ -41,8 +34,9 @@ def keep_freed_memory(device: torch.device) -> None:
 def _resident() -> int | None:
     """Return the bytes of memory that this process has now; None without Linux' /proc."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-    except (OSError, ValueError, IndexError):
+        pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
+        return int(pages) * os.sysconf("SC_PAGESIZE")
+    except (AttributeError, OSError, ValueError, IndexError):
         return None
 
 
@@ -58,7 +52,7 @@ def memory_of(work: Callable[[], object]) -> int | None:
     Returns:
         The bytes; None, and the work is not done, where there is no Linux or no glibc.
     """
-    trim = _libc("malloc_trim")
+    trim = c_function("malloc_trim")
     if trim is None or _resident() is None:
         return None
     trim(0)
@@ -85,7 +79,7 @@ def available_memory(root: Path = Path("/")) -> int | None:
         The bytes, or None where Linux does not tell them.
     """
     try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
         found = [free["MemAvailable"] * 1024]
     except (OSError, ValueError, KeyError, IndexError):
@@ -104,7 +98,10 @@ _GROUP_FILES = {
 def _left_in_groups(root: Path) -> list[int]:
     """Return the bytes that the limit of each control group of this process leaves."""
     try:
-        rows = [row.split(":", 2) for row in (root / "proc/self/cgroup").read_text().splitlines()]
+        rows = [
+            row.split(":", 2)
+            for row in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        ]
     except OSError:
         return []
     left = []
@@ -119,10 +116,11 @@ def _left_in_groups(root: Path) -> list[int]:
             limit, used, files = _GROUP_FILES[version]
             try:
                 stat = dict(
-                    line.split() for line in (folder / "memory.stat").read_text().splitlines()
+                    line.split()
+                    for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
                 )
-                taken = int((folder / used).read_text()) - int(stat.get(files, 0))
-                left.append(max(0, int((folder / limit).read_text()) - taken))
+                taken = int((folder / used).read_text(encoding="utf-8")) - int(stat.get(files, 0))
+                left.append(max(0, int((folder / limit).read_text(encoding="utf-8")) - taken))
             except (OSError, ValueError):  # without a limit, the file says "max"
                 continue
     return left

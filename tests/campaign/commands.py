@@ -63,7 +63,11 @@ def _body(words: Sequence[str], folder: Path, log: Path) -> None:
     for number, name in ((1, "out"), (2, "err")):
         file = os.open(log / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
-        setattr(sys, f"std{name}", io.TextIOWrapper(io.FileIO(number, "w", closefd=False)))
+        setattr(
+            sys,
+            f"std{name}",
+            io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding="utf-8"),
+        )
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     code = 1
     try:

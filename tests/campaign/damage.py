@@ -93,7 +93,7 @@ def _places(content: Any) -> Iterator[tuple[Any, Any]]:
 
 def _json(file: Path, random_: random.Random) -> str:
     """Give something in a JSON file another value, type or name, or nest it without end."""
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     inside, key = random_.choice(list(_places(content)))
     kind = random_.choice(("value", "value", "value", "deep", "delete", "rename"))
     if kind == "delete":
@@ -104,12 +104,12 @@ def _json(file: Path, random_: random.Random) -> str:
         inside[key] = "DEEP" if kind == "deep" else random_.choice(_ODD)
         kind = repr(inside[key])
     deep = "[" * _DEPTH + "]" * _DEPTH
-    file.write_text(json.dumps(content).replace('"DEEP"', deep))
+    file.write_text(json.dumps(content).replace('"DEEP"', deep), encoding="utf-8")
     return f"{key}: {kind}"
 
 
 def _yaml(file: Path, random_: random.Random) -> str:
-    lines = file.read_text().splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     number = random_.randrange(len(lines))
     kind = random_.choice(("tab", "twice", "value", "value", "delete", "utf-16", "deep", "anchor"))
     name, colon, _ = lines[number].partition(":")

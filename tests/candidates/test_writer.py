@@ -1,7 +1,7 @@
 """Writing a store: alone, continued, extended, and refused where there is no room."""
 
+import contextlib
 import errno
-import fcntl
 import os
 import threading
 import time
@@ -15,7 +15,7 @@ from clsp_plugin.candidates.manifest import StoreManifest
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.candidates.writer import StoreWriter, check_export, export_npy
 from clsp_plugin.errors import ClspError
-from clsp_plugin.system.files import locked
+from clsp_plugin.system.locks import locked
 
 
 def test_another_manifest_overwrites_nothing(store):
@@ -180,22 +180,22 @@ def test_no_room_for_the_authors_array(store, tmp_path, monkeypatch):
 
 
 def test_a_lock_that_was_deleted_meanwhile_is_none(store, monkeypatch):
-    manifest, flock, others = StoreManifest.load(store), fcntl.flock, []
-    own = store / ".0-of-1.lock"
+    manifest, own, opened = StoreManifest.load(store), store / ".0-of-1.lock", os.open
+    with contextlib.ExitStack() as other:
 
-    def race(file, how):
-        flock(file, how)
-        if not others:  # between opening and locking, its holder ended and another one began
-            own.unlink()
-            others.append(os.open(own, os.O_RDWR | os.O_CREAT))
-            flock(others[0], how)
+        def race(path, *args):
+            number = opened(path, *args)
+            if path == own:  # before it can be locked, its holder ends and another one begins
+                monkeypatch.undo()
+                own.unlink()
+                assert other.enter_context(locked(own))
+            return number
 
-    monkeypatch.setattr(fcntl, "flock", race)
-    with (
-        pytest.raises(ClspError, match="is being written by another"),
-        StoreWriter(store, manifest).lock(0, 1),
-    ):
-        pass
-    os.close(others[0])
+        monkeypatch.setattr(os, "open", race)
+        with (
+            pytest.raises(ClspError, match="is being written by another"),
+            StoreWriter(store, manifest).lock(0, 1),
+        ):
+            pass
     with StoreWriter(store, manifest).lock(0, 1):
         pass

@@ -16,7 +16,7 @@ from clsp_plugin.suites.planner import make_plan
 from clsp_plugin.suites.suite import read_suite
 from clsp_plugin.suites.trainings import read_training
 from clsp_plugin.suites.watch import show
-from clsp_plugin.system.files import locked
+from clsp_plugin.system.locks import locked
 
 HEAD = "epoch,train_loss,val_acc1,seconds,images_per_second\n"
 

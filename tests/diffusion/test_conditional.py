@@ -186,7 +186,7 @@ def test_a_distance_beside_every_sheet(tmp_path):
             array.images, {**cfg, **keys}, tmp_path / name, condition=array.targets, score=score
         )
     assert asked == [((20, 8, 8, 3), torch.uint8)] * 2
-    with open(tmp_path / "scored.samples/scores.csv") as file:
+    with open(tmp_path / "scored.samples/scores.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["epoch"], row["samples"]) for row in rows] == [("2", "20"), ("4", "20")]
     assert 0 < float(rows[1]["frechet"]) < 255

@@ -18,7 +18,7 @@ from clsp_plugin.diffusion.interpolation import decode, encode
 from clsp_plugin.diffusion.module import DenoiserModule, TrainingSettings
 from clsp_plugin.diffusion.training import train_denoiser
 from clsp_plugin.errors import ClspError
-from clsp_plugin.system.files import locked
+from clsp_plugin.system.locks import locked
 
 CFG = {
     "block_out_channels": [8, 16],

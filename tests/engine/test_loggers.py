@@ -28,7 +28,7 @@ DENOISER = {
 
 def lines(folder):
     """What ``metrics.csv`` has."""
-    with open(folder / "metrics.csv", newline="") as file:
+    with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

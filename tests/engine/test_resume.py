@@ -19,7 +19,7 @@ from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.optim import WarmupCosine, at_step
 from clsp_plugin.records.checkpoint import read_checkpoint
 from clsp_plugin.records.record import Record, add_evaluation
-from clsp_plugin.system.files import locked
+from clsp_plugin.system.locks import locked
 
 AGAIN = "auto_resume.enabled=True"
 EVALUATION = {"task": "knn", "protocol": "strict", "dataset": "digits", "epoch": 2, "top1": 10.0,

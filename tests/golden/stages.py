@@ -434,7 +434,7 @@ def main(out: str, *wanted: str) -> None:
             found[stage] = measure(stage)
         except Exception as error:  # anything may be missing in another commit
             found[stage] = f"{type(error).__name__}: {error}"
-    Path(out).write_text(json.dumps(found))
+    Path(out).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

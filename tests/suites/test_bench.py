@@ -38,6 +38,7 @@ from clsp_plugin.suites.pool import Rates
 from clsp_plugin.suites.suite import read_suite
 from clsp_plugin.suites.unit import Unit
 from clsp_plugin.suites.worker import _alone, run_unit
+from clsp_plugin.system.locks import is_locked
 from clsp_plugin.tables.make import listing, make_table
 from clsp_plugin.tables.published import PAPER_NAMES, load
 
@@ -466,14 +467,7 @@ def until(true, seconds=120):
 
 
 def locked(unit):
-    import fcntl
-
-    with open(unit / "lock") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    return is_locked(unit / "lock")
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,12 @@ def test_no_process_outlives_its_parent(tmp_path, how, early):
 def _alive(file):
     """Whether the process runs; one that nobody waits for is a zombie at most."""
     try:
-        state = Path(f"/proc/{file.read_text()}/stat").read_text().rpartition(")")[2].split()[0]
+        state = (
+            Path(f"/proc/{file.read_text()}/stat")
+            .read_text(encoding="utf-8")
+            .rpartition(")")[2]
+            .split()[0]
+        )
     except FileNotFoundError:
         return False
     return state not in "ZX"
