@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any, Optional
 
@@ -17,11 +17,20 @@ from clsp_plugin.config.typed import typed
 from clsp_plugin.errors import ClspError, nearest, short
 from clsp_plugin.system.processes import cores
 
-__all__ = ["Data", "Pretrain", "Training", "parse_cfg", "trainer_kwargs", "training_cfg"]
+__all__ = [
+    "Data",
+    "Pretrain",
+    "Synthetic",
+    "Training",
+    "parse_cfg",
+    "trainer_kwargs",
+    "training_cfg",
+]
 
 _LARGEST_SIDE = 4096  # pixels
 # A larger learning rate is a mistake: the largest in use, of LARS and linear probes, are below 100.
 RATE = Rule(low=0, high=10_000)
+USES = ("align", "replace", "view", "multi")
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
@@ -153,11 +162,33 @@ class Performance:
 
 @dataclass
 class Synthetic:
+    """Synthetic positives: where they are, what they are used for, and how strongly.
+
+    ``methods.synthetic`` says what each use computes. ``weight`` is lambda where candidates have a
+    term of their own; 0 trains without candidates, whatever their use.
+    """
+
     path: Optional[str] = None
     num_candidates: Optional[int] = ranged(None, low=1)
+    use: str = ranged("align", choices=USES)
+    probability: float = ranged(1.0, low=0, high=1)
+    per_step: int = ranged(2, low=0)
+    temperature: float = ranged(0.2, above=0)
     warmup_epochs: int = ranged(0, low=0)
     weight: float = ranged(1.0, low=0)
     augmentation: Optional[dict[str, Any]] = None
+
+    @classmethod
+    def completed(cls, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return a block with what it lacks, such as one that an older version saved."""
+        return {**asdict(cls()), **(given or {})}
+
+    @classmethod
+    def candidates_used(cls, given: Mapping[str, Any] | None) -> bool:
+        """Whether a block, which need not be complete, leaves candidates anything to do."""
+        block = cls.completed(given)
+        amount = {"replace": block["probability"], "multi": block["per_step"]}
+        return block["weight"] != 0 and amount.get(block["use"]) != 0
 
 
 @dataclass

@@ -105,6 +105,7 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
 
     Attributes:
         takes_small_crops: whether the method can use small crops (multi-crop).
+        takes_more_views: whether the loss takes more than two large views.
         positives: the features (B, D) of the two large views in the last training step.
         prediction: for a method that compares a prediction from one view with another view's
             ``z``, the key of that prediction in the output of ``forward``; None for a method that
@@ -117,6 +118,7 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
     """
 
     takes_small_crops = False
+    takes_more_views = False
     prediction: str | None = None
     numerics = 1
 

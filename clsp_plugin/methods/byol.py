@@ -23,7 +23,7 @@ class BYOL(BaseMomentumMethod):
     projector and the predictor).
     """
 
-    takes_small_crops = True
+    takes_small_crops = takes_more_views = True
     prediction = "p"
 
     @dataclass

@@ -70,7 +70,7 @@ class CLGAN(SimCLR):
     64).
     """
 
-    takes_small_crops = False
+    takes_small_crops = takes_more_views = False
 
     @dataclass
     class Kwargs(SimCLR.Kwargs):

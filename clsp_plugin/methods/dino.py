@@ -66,7 +66,7 @@ class DINO(BaseMomentumMethod):
     (default 0).
     """
 
-    takes_small_crops = True
+    takes_small_crops = takes_more_views = True
     center: torch.Tensor
 
     @dataclass

@@ -21,7 +21,7 @@ class SimCLR(BaseMethod):
     ``temperature`` (default 0.2).
     """
 
-    takes_small_crops = True
+    takes_small_crops = takes_more_views = True
 
     @dataclass
     class Kwargs(ProjectorKwargs):

@@ -32,6 +32,8 @@ class WMSE(BaseMethod):
     process), ``whitening_eps`` (shrinkage of the covariance to the identity, default 0).
     """
 
+    takes_more_views = True
+
     @dataclass
     class Kwargs(ProjectorKwargs):
         whitening_iters: int = ranged(1, low=0)

@@ -1,0 +1,295 @@
+"""What is done with synthetic positives: each use's formula, its draws, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clsp_plugin.candidates.store import CandidateStore
+from clsp_plugin.config.training import Synthetic, parse_cfg
+from clsp_plugin.engine.pretrain import check, pretrain
+from clsp_plugin.errors import ClspError
+from clsp_plugin.losses.nt_xent import nt_xent_loss
+from clsp_plugin.losses.pairs import mean_over_pairs
+from clsp_plugin.losses.vicreg import vicreg_loss
+from clsp_plugin.methods import METHODS
+from clsp_plugin.methods.synthetic import SyntheticPositives
+from clsp_plugin.records.recipe import recipe
+from clsp_plugin.records.record import Record
+
+BASES = sorted(name for name in METHODS if not issubclass(METHODS[name], SyntheticPositives))
+TAKE_MORE = [name for name in BASES if METHODS[name].takes_more_views]
+
+
+def weights(finished):
+    return torch.load(finished.checkpoint, weights_only=True)["state_dict"]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def model_with(tiny, method, array, *overrides):
+    cfg = parse_cfg(tiny(method, *overrides), METHODS)
+    cfg.data.num_classes = 10
+    torch.manual_seed(0)
+    model = METHODS[method](cfg)
+    model.attach(array, [0.5] * 3, [0.25] * 3)
+    model.logged = {}
+    model.log_epoch = lambda **metrics: model.logged.update(metrics)
+    return model
+
+
+def step_inputs(size=16):
+    generator = torch.Generator().manual_seed(3)
+    views = [torch.randn(size, 3, 16, 16, generator=generator) for _ in range(2)]
+    return [torch.arange(size), views, torch.arange(size) % 10]
+
+
+NOTHING = {
+    "replace": ("synthetic.use=replace", "synthetic.probability=0"),
+    "multi": ("synthetic.use=multi", "synthetic.per_step=0"),
+}
+
+
+@pytest.mark.parametrize(
+    ("base", "uses"),
+    [("simclr", ["replace", "multi"]), ("mocov2plus", ["replace"]), ("byol", ["multi"])],
+)
+def test_with_nothing_to_do_it_is_the_base_method_to_the_last_bit(tiny, base, uses):
+    short = ("max_epochs=1", "data.num_val=10")
+    plain = weights(pretrain(tiny(base, *short)))
+    for use in uses:  # no store is looked for
+        assert equal(weights(pretrain(tiny(f"clsp_{base}", *short, *NOTHING[use]))), plain)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("synthetic.use=replace", "synthetic.probability=0.5"),
+        ("synthetic.use=multi", "synthetic.per_step=2", "joint_forward=True"),
+    ],
+)
+def test_a_run_that_goes_on_equals_one_left_alone(tiny, store, interrupt, tmp_path, settings):
+    given = (*settings, f"synthetic.path={store}", "max_epochs=2", "auto_resume.enabled=True")
+    whole = weights(pretrain(tiny("clsp_simclr", *given)))
+    cfg = tiny("clsp_simclr", *given, f"checkpoint.dir={tmp_path / 'second'}")
+    interrupt(cfg, epoch=1)
+    assert equal(weights(pretrain(cfg)), whole)
+
+
+def test_the_candidate_takes_the_place_of_view_2(tiny, store, digits48):
+    given = (f"synthetic.path={store}", "synthetic.use=replace")
+    model = model_with(tiny, "clsp_simclr", digits48, *given, "synthetic.probability=0.4")
+    indexes, views, targets = step_inputs(48)
+    third = model.synthetic_view(indexes)
+    replaced = model.replace_second(indexes, views, third)
+    is_third = (replaced[1] == third).flatten(1).all(1)
+    is_second = (replaced[1] == views[1]).flatten(1).all(1)
+    assert (is_third ^ is_second).all()
+    assert 8 < is_third.sum() < 31  # of 48, at 0.4
+    assert replaced[0] is views[0]
+    part = torch.tensor([40, 3, 7])  # whatever batch they are in
+    again = model.replace_second(part, [v[part] for v in views], third[part])
+    assert torch.equal(again[1], replaced[1][part])
+    base = model_with(tiny, "simclr_aug", digits48, "synthetic.weight=0")
+    base.load_state_dict(model.state_dict())
+    loss = model.training_step([indexes, views, targets], 0)
+    assert torch.equal(loss, base.training_step([indexes, replaced, targets], 0))
+    always = model_with(tiny, "clsp_simclr", digits48, *given)
+    assert torch.equal(always.replace_second(indexes, views, third)[1], third)
+
+
+def test_which_images_are_replaced_changes_from_epoch_to_epoch(tiny, store, digits48, monkeypatch):
+    given = (f"synthetic.path={store}", "synthetic.use=replace", "synthetic.probability=0.3")
+    model = model_with(tiny, "clsp_simclr", digits48, *given, "synthetic.warmup_epochs=2")
+    indexes = torch.arange(48)
+    empty = torch.zeros(48, 1, 1, 1)
+    drawn = []
+    for epoch in range(202):
+        monkeypatch.setattr(type(model), "current_epoch", epoch)
+        drawn.append(model.replace_second(indexes, [empty, empty], empty + 1)[1].flatten())
+    drawn = torch.stack(drawn)
+    assert drawn[0].sum() == 0  # the probability rises from 0
+    # 9,600 draws of 0.3: standard error 0.5 %
+    assert drawn[2:].mean().item() == pytest.approx(0.3, abs=0.02)
+    assert (drawn[2:].mean(0) - 0.3).abs().max() < 0.13  # of every image: 4 standard errors
+
+
+def test_a_replacing_view_is_augmented_as_view_2(tiny, store, digits48):
+    blocks = [{"rrc": {"enabled": False}, "crop_size": 16, "num_crops": 1} for _ in range(2)]
+    blocks[1]["horizontal_flip"] = {"prob": 1.0}
+    flips = {}
+    for use in ("align", "replace"):
+        cfg = tiny("clsp_simclr", f"synthetic.path={store}", f"synthetic.use={use}")
+        cfg.augmentations = blocks
+        cfg = parse_cfg(cfg, METHODS)
+        cfg.data.num_classes = 10
+        model = METHODS["clsp_simclr"](cfg)
+        model.attach(digits48, [0.0] * 3, [1.0] * 3)
+        flips[use] = model.synthetic_view(torch.arange(4))
+    torch.testing.assert_close(flips["replace"], flips["align"].flip(-1))
+
+
+def embeddings(model, views):
+    return [model.forward(view) for view in views]
+
+
+def test_a_third_view_is_one_of_the_method_s_own(tiny, store, digits48):
+    given = (f"synthetic.path={store}", "synthetic.use=view", "joint_forward=False")
+    indexes, views, targets = step_inputs()
+    for name in ("simclr", "vicreg", "byol"):
+        model = model_with(tiny, f"clsp_{name}", digits48, *given)
+        reference = copy.deepcopy(model)
+        model.training_step([indexes, views, targets], 0)
+        outs = embeddings(reference, [*views, reference.synthetic_view(indexes)])
+        z = [out["z"] for out in outs]
+        if name == "simclr":
+            expected = nt_xent_loss(torch.cat(z), indexes.repeat(3), 0.2)
+        elif name == "vicreg":
+            expected = mean_over_pairs(vicreg_loss, z)
+        else:  # the momentum network is still the network itself
+            pairs = [(u, v) for u in range(3) for v in range(3) if u != v]
+            cosines = [F.cosine_similarity(outs[u]["p"], z[v], dim=1).mean() for u, v in pairs]
+            expected = sum(2 - 2 * cosine for cosine in cosines)
+        torch.testing.assert_close(model.logged["train_loss"], expected.detach())
+        assert (model.num_crops, model.num_large_crops) == (2, 2)
+
+
+@pytest.mark.parametrize("name", TAKE_MORE)
+def test_methods_that_take_more_views_learn_from_a_third(tiny, store, digits48, name):
+    given = (f"synthetic.path={store}", "synthetic.use=view", "joint_forward=True")
+    model = model_with(tiny, f"clsp_{name}", digits48, *given)
+    reference = copy.deepcopy(model)
+    inputs = step_inputs()
+    torch.manual_seed(1)
+    loss = model.training_step(inputs, 0)
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    first = inputs[1][0]
+    reference._third = lambda indexes, epoch, place: 3 * first  # another third view
+    torch.manual_seed(1)
+    assert abs(reference.training_step(inputs, 0) - loss) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["simclr", "byol"])
+def test_one_candidate_s_multi_positive_loss_is_nt_xent_of_views_1_and_3(
+    tiny, store, digits48, name
+):
+    given = (f"synthetic.path={store}", "synthetic.use=multi", "synthetic.per_step=1")
+    model = model_with(
+        tiny, f"clsp_{name}", digits48, *given, "synthetic.temperature=0.3", "synthetic.weight=0.7",
+        "joint_forward=False",
+    )  # fmt: skip
+    reference = copy.deepcopy(model)
+    inputs = step_inputs()
+    loss = model.training_step(inputs, 0)
+    first, third = embeddings(reference, [inputs[1][0], reference.synthetic_view(inputs[0])])
+    term = nt_xent_loss(torch.cat([first["z"], third["z"]]), inputs[0].repeat(2), 0.3)
+    torch.testing.assert_close(model.logged["train_multi_positive"], term)
+    own = model.logged["train_loss"] + model.logged["train_class_loss"]
+    torch.testing.assert_close(loss, own + 0.7 * term)
+
+
+def test_several_candidates_are_different_and_all_are_positives(tiny, store, digits48):
+    given = (f"synthetic.path={store}", "synthetic.use=multi", "synthetic.per_step=3")
+    model = model_with(tiny, "clsp_simclr", digits48, *given, "joint_forward=False")
+    reference = copy.deepcopy(model)
+    inputs = step_inputs(8)
+    model.training_step(inputs, 0)
+    third = reference.synthetic_views(inputs[0])
+    assert len(third) == 3
+    z = torch.cat([out["z"] for out in embeddings(reference, [inputs[1][0], *third])])
+    z = F.normalize(z, dim=1)
+    terms = []
+    for i in range(32):
+        others = [j for j in range(32) if j != i]
+        total = sum(torch.exp(z[i] @ z[j] / 0.2) for j in others)
+        positives = [j for j in others if j % 8 == i % 8]
+        assert len(positives) == 3
+        terms += [-torch.log(torch.exp(z[i] @ z[j] / 0.2) / total) / 3 for j in positives]
+    torch.testing.assert_close(model.logged["train_multi_positive"], sum(terms) / 32)
+
+
+def test_candidates_of_a_step_are_drawn_without_repetition(store):
+    opened = CandidateStore(store)
+    indexes = torch.arange(48)
+    draws = torch.stack([opened.choose_several(indexes, 0, epoch, 3) for epoch in range(200)])
+    assert (draws.sort(-1).values == torch.arange(3)).all()
+    orders = (draws * torch.tensor([9, 3, 1])).sum(-1).flatten().unique(return_counts=True)[1]
+    # 9,600 draws of 6 orders: 1,600 each, standard deviation 37
+    assert len(orders) == 6
+    assert (orders - 1600).abs().max() < 150
+    for number in (1, 2):  # more of them begin with fewer
+        fewer = opened.choose_several(indexes, 0, 7, number)
+        assert torch.equal(fewer, draws[7, :, :number])
+    assert torch.equal(opened.choose(indexes, 0, 7), draws[7, :, 0])
+
+
+def test_several_candidates_that_were_begun_on_the_host_are_the_same(tiny, store, digits48):
+    given = (f"synthetic.path={store}", "synthetic.use=multi", "synthetic.per_step=2")
+    model = model_with(tiny, "clsp_simclr", digits48, *given)
+    indexes = torch.tensor([5, 40, 0, 19])
+    expected = model.synthetic_views(indexes)
+    model.begin_view(indexes)
+    assert all(map(torch.equal, expected, model.synthetic_views(indexes)))
+    assert not torch.equal(*expected)
+
+
+def test_the_control_has_several_views_of_the_image(tiny, digits48):
+    model = model_with(tiny, "simclr_aug", digits48, "synthetic.use=multi")
+    one, two = model.synthetic_views(torch.arange(6))
+    assert one.shape == two.shape == (6, 3, 16, 16)
+    assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("mocov2plus", "use=view", "loss of clsp_mocov2plus a third large view, .* set"),
+        ("swav", "use=view", "loss is one of two"),
+        ("simclr", "use=view warmup_epochs=3", "warmup_epochs=3 has nothing to raise"),
+        ("simclr", "use=align probability=0.5", "setting of synthetic.use=replace and the use is"),
+        ("simclr", "use=replace per_step=3", "setting of synthetic.use=multi and the use is repl"),
+        ("simclr", "use=view temperature=0.1", "synthetic.temperature=0.1 is a setting"),
+        ("simclr", "use=multi per_step=4 num_candidates=3", "cannot be drawn from synthetic.num"),
+        ("simclr", "use=replace probability=1.5", "probability=1.5 must be at least 0 and at"),
+        ("simclr", "use=negative", "use=negative must be one of align, replace, view, multi"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_images_are_read(
+    tiny, method, settings, message
+):
+    given = [f"synthetic.{one}" for one in settings.split()]
+    cfg = tiny(f"clsp_{method}", *given, "data.train_path=/nowhere", "data.dataset=custom")
+    with pytest.raises(ClspError, match=message):
+        check(cfg)
+    with pytest.raises(ClspError, match=message):
+        pretrain(cfg)
+
+
+def test_a_view_of_another_size_is_refused(tiny):
+    cfg = tiny("clsp_simclr", "synthetic.use=replace")
+    cfg.synthetic.augmentation = {"crop_size": 12, "num_crops": 1}
+    with pytest.raises(ClspError, match=r"views of 12 pixels.*crop_size=16"):
+        check(cfg)
+    cfg.synthetic.use = "align"
+    check(cfg)
+
+
+def test_more_candidates_than_the_store_holds_are_refused(tiny, store):
+    cfg = tiny("clsp_simclr", f"synthetic.path={store}", "synthetic.use=multi",
+               "synthetic.per_step=4")  # fmt: skip
+    with pytest.raises(ClspError, match="per_step=4 candidates of each image are more than the 3"):
+        pretrain(cfg)
+    assert not (store.parent / "trained").exists()
+
+
+def test_records_of_before_have_the_use_of_before(tiny, store):
+    record = Record.load(pretrain(tiny("clsp_simclr", f"synthetic.path={store}")).record)
+    new = recipe(record)
+    for key in vars(Synthetic()).keys() - {"path", "num_candidates", "weight", "augmentation"}:
+        record.config["synthetic"].pop(key)
+    assert recipe(record) == new
+    assert new["synthetic.use"] == '"align"'
