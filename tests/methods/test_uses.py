@@ -244,6 +244,13 @@ def test_the_control_has_several_views_of_the_image(tiny, digits48):
     assert not torch.equal(one, two)
 
 
+def test_the_losses_of_two_views_are_these():  # as docs/uses.md has it
+    assert set(BASES) - set(TAKE_MORE) == {
+        "all4one", "cl_gan", "deepclusterv2", "mocov2_ft", "mocov2plus", "mocov3", "nnclr",
+        "nnsiam", "ressl", "simclr_ft", "simsiam", "swav",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
