@@ -112,7 +112,7 @@ def test_the_page_on_candidates(place, monkeypatch, capfd):
 
 def test_the_page_on_uses(place, write_store, monkeypatch):
     data = {"dataset": "digits", "num_train": 48, "num_val": 20, "seed": 0, "fraction": -1,
-            "image_size": None}  # fmt: skip
+            "image_size": 16}  # fmt: skip
     write_store(place / "candidates/digits", load_images(data, "train"), num_candidates=8)
     for line in commands("docs/uses.md"):
         run_clsp(shlex.split(line), monkeypatch)

@@ -49,9 +49,9 @@ class ThirdView:
     ):
         if isinstance(source, CandidateStore) and number > source.num_candidates:
             raise ClspError(
-                f"synthetic.per_step={number} candidates of each image are more than the "
-                f"{source.num_candidates} that are drawn from in {source.path}; set a smaller "
-                f"synthetic.per_step, or make more of them (`clsp generate`)."
+                f"{number} candidates of each image are drawn in a step and {source.path} has "
+                f"{source.num_candidates} to draw from; set a smaller synthetic.per_step or "
+                f"synthetic.choice_of, or make more of them (`clsp generate`)."
             )
         self.source, self.augmentation = source, augmentation
         self.seed, self.rows, self.number = seed, rows, number

@@ -31,6 +31,7 @@ _LARGEST_SIDE = 4096  # pixels
 # A larger learning rate is a mistake: the largest in use, of LARS and linear probes, are below 100.
 RATE = Rule(low=0, high=10_000)
 USES = ("align", "replace", "view", "multi")
+CHOICES = ("uniform", "hardest", "easiest", "quantile", "curriculum")
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
@@ -162,10 +163,11 @@ class Performance:
 
 @dataclass
 class Synthetic:
-    """Synthetic positives: where they are, what they are used for, and how strongly.
+    """Synthetic positives: where they are, what they are used for, which of them, how strongly.
 
-    ``methods.synthetic`` says what each use computes. ``weight`` is lambda where candidates have a
-    term of their own; 0 trains without candidates, whatever their use.
+    ``methods.synthetic`` says what each use computes, ``methods.schedules`` how the strength and
+    the choice change over the training. ``weight`` is lambda where candidates have a term of their
+    own; 0 trains without candidates, whatever their use.
     """
 
     path: Optional[str] = None
@@ -174,7 +176,13 @@ class Synthetic:
     probability: float = ranged(1.0, low=0, high=1)
     per_step: int = ranged(2, low=0)
     temperature: float = ranged(0.2, above=0)
+    choice: str = ranged("uniform", choices=CHOICES)
+    choice_of: Optional[int] = ranged(None, low=2)
+    quantile: float = ranged(0.5, low=0, high=1)
+    from_epoch: int = ranged(0, low=0)
     warmup_epochs: int = ranged(0, low=0)
+    schedule: str = ranged("constant", choices=("constant", "linear", "cosine"))
+    final: float = ranged(0.0, low=0, high=1)
     weight: float = ranged(1.0, low=0)
     augmentation: Optional[dict[str, Any]] = None
 

@@ -44,8 +44,10 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
 
+from clsp_plugin.candidates.choice import at_quantile
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.candidates.third_view import ThirdView
 from clsp_plugin.config.training import Synthetic
@@ -59,7 +61,10 @@ from clsp_plugin.losses.alignment import alignment_loss
 from clsp_plugin.losses.multi_positive import multi_positive_loss
 from clsp_plugin.methods.epoch_means import EpochMeans
 from clsp_plugin.methods.joint import JointForward
+from clsp_plugin.methods.modes import evaluating
+from clsp_plugin.methods.schedules import quantile_at, strength_at
 from clsp_plugin.methods.uses import check_use
+from clsp_plugin.system.compiling import uncompiled
 
 __all__ = ["SyntheticPositives", "register", "with_synthetic_positives"]
 
@@ -107,6 +112,11 @@ class SyntheticPositives(_Method):
     def uses_candidates(self) -> bool:
         """Whether there is anything to do with third views; if not, this is the base method."""
         return Synthetic.candidates_used(self.cfg.synthetic)
+
+    @property
+    def _begun(self) -> bool:
+        """Whether third views are used in this epoch; before ``from_epoch`` there are none."""
+        return self.uses_candidates and self.current_epoch >= self.cfg.synthetic.from_epoch
 
     def augmentation(
         self, mean: Sequence[float], std: Sequence[float], compile: bool = False
@@ -179,9 +189,24 @@ class SyntheticPositives(_Method):
         Raises:
             ClspError: the store has too few candidates.
         """
-        settings = self.cfg.synthetic
-        number = settings.per_step if settings.use == "multi" else 1
+        settings, number = self.cfg.synthetic, self.number
+        if settings.choice != "uniform":
+            number = settings.choice_of
+            if number is None:
+                assert isinstance(source, CandidateStore)  # `check_use` refuses images
+                number = source.num_candidates
+            if number <= self.number:
+                raise ClspError(
+                    f"synthetic.choice={settings.choice} has nothing to choose: {self.number} of "
+                    f"{number} candidates of each image; set synthetic.choice=uniform, or make "
+                    f"more of them (`clsp generate`)."
+                )
         return ThirdView(source, augmentation, self.cfg.seed, rows, number)
+
+    @property
+    def number(self) -> int:
+        """How many third views of each image a step uses."""
+        return self.cfg.synthetic.per_step if self.cfg.synthetic.use == "multi" else 1
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -208,7 +233,7 @@ class SyntheticPositives(_Method):
         Args:
             indexes: int64 (B,), image indexes, on the host.
         """
-        if self._third is not None:
+        if self._third is not None and self._begun:
             self._third.begin(indexes, self.current_epoch, self.device)
 
     def synthetic_view(self, indexes: torch.Tensor) -> torch.Tensor:
@@ -220,7 +245,7 @@ class SyntheticPositives(_Method):
         return self.synthetic_views(indexes)[0]
 
     def synthetic_views(self, indexes: torch.Tensor) -> list[torch.Tensor]:
-        """Return all third views of a batch, see :meth:`synthetic_view`: more than one for multi.
+        """Return all third views of a batch, see :meth:`synthetic_view`; those to choose from.
 
         Args:
             indexes: int64 (B,), image indexes.
@@ -228,6 +253,30 @@ class SyntheticPositives(_Method):
         assert self._third is not None  # training has started
         views = self._third(indexes, self.current_epoch, self.num_crops)
         return list(views.split(len(indexes)))
+
+    def chosen(self, anchor: torch.Tensor, drawn: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Return the third views that a step uses, as ``synthetic.choice`` says.
+
+        Other than ``uniform`` it compares the features of view 1 with those of the views drawn, by
+        the network as it is, in evaluation mode and without a gradient. That depends on weights and
+        running statistics alone, so a continued run chooses the same.
+
+        Args:
+            anchor: view 1, (B, 3, crop, crop).
+            drawn: the views drawn, (B, 3, crop, crop) each.
+        """
+        settings = self.cfg.synthetic
+        if settings.choice == "uniform":
+            return drawn
+        compiled = getattr(self, "_compiled", False)  # methods of other packages are not
+        with torch.no_grad(), evaluating(self), uncompiled(compiled):
+            feats = self(torch.cat([anchor, *drawn]))["feats"]
+        own, *others = F.normalize(feats.float(), dim=1).split(len(anchor))
+        similarity = torch.stack([(own * other).sum(1) for other in others], dim=1)
+        quantile = quantile_at(settings, self.current_epoch, self.cfg.max_epochs)
+        places = at_quantile(similarity, quantile, self.number)
+        together, rows = torch.stack(list(drawn)), torch.arange(len(anchor), device=anchor.device)
+        return [together[place, rows] for place in places.T]
 
     def base_training_step(self, X: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
         out = super().base_training_step(X, targets)
@@ -237,10 +286,10 @@ class SyntheticPositives(_Method):
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """Return the method's loss with the third views in their use; see the module."""
-        if not self.uses_candidates:
+        if not self._begun:
             return super().training_step(batch, batch_idx)
         indexes, views, targets = batch
-        third = self.synthetic_views(indexes)
+        third = self.chosen(views[0], self.synthetic_views(indexes))
         use = self.cfg.synthetic.use
         if use == "replace":
             replaced = self.replace_second(indexes, views, third[0])
@@ -310,22 +359,20 @@ class SyntheticPositives(_Method):
             self.num_crops -= 1
 
     def weight_at(self, epoch: int) -> float:
-        """The weight lambda in epoch ``epoch``, counted from 0.
+        """The weight lambda in epoch ``epoch``, counted from 0; see ``schedules.strength_at``.
 
-        It rises linearly from 0 to ``weight`` over ``warmup_epochs``; the paper has no warm-up. A
-        new network's embeddings are nearly equal, and the attraction of the third view can keep
-        them so; in a short training it helps to let it begin later.
+        A new network's embeddings are nearly equal, and the attraction of the third view can keep
+        them so; in a short training it helps to let it begin later, which the paper does not.
         """
         return float(self.cfg.synthetic.weight) * self.strength_at(epoch)
 
     def probability_at(self, epoch: int) -> float:
-        """The probability of ``replace`` in epoch ``epoch``; it rises as :meth:`weight_at` does."""
+        """The probability of ``replace`` in epoch ``epoch``, with the schedule of the weight."""
         return float(self.cfg.synthetic.probability) * self.strength_at(epoch)
 
     def strength_at(self, epoch: int) -> float:
         """The share of the full weight or probability in epoch ``epoch``, in [0, 1]."""
-        warmup = self.cfg.synthetic.warmup_epochs
-        return min(1.0, epoch / warmup if warmup else 1.0)
+        return strength_at(self.cfg.synthetic, epoch, self.cfg.get("max_epochs") or 1)
 
     def watched(self) -> dict[str, float]:
         epoch, use = self.current_epoch, self.cfg.synthetic.use
@@ -380,7 +427,7 @@ def with_synthetic_positives(
 
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         cfg = mixin.check_synthetic(method.add_and_assert_specific_cfg(cfg))
-        check_use(cfg, mixin.can_take_more(method))
+        check_use(cfg, mixin.can_take_more(method), third_view)
         return cfg
 
     return type(

@@ -9,16 +9,24 @@ from clsp_plugin.errors import ClspError
 
 __all__ = ["check_use"]
 
-# Settings of one use, which the others would ignore.
-_OF_USE = {"probability": "replace", "per_step": "multi", "temperature": "multi"}
+# Settings that others make matter: setting -> (the other, its values).
+_NEEDS = {
+    "probability": ("use", ("replace",)),
+    "per_step": ("use", ("multi",)),
+    "temperature": ("use", ("multi",)),
+    "choice_of": ("choice", ("hardest", "easiest", "quantile", "curriculum")),
+    "quantile": ("choice", ("quantile",)),
+    "final": ("schedule", ("linear", "cosine")),
+}
 
 
-def check_use(cfg: DictConfig, takes_more_views: bool) -> None:
+def check_use(cfg: DictConfig, takes_more_views: bool, third_view: str) -> None:
     """Refuse a use of synthetic positives that does not fit a method or other settings.
 
     Args:
         cfg: a whole configuration with a complete ``synthetic`` block.
         takes_more_views: whether the method's loss takes more than two large views.
+        third_view: ``candidate``, or ``anchor`` for the control.
 
     Raises:
         ClspError: the use does not fit; the message says why and what to do.
@@ -29,21 +37,24 @@ def check_use(cfg: DictConfig, takes_more_views: bool) -> None:
         _check_view(cfg, takes_more_views)
     if block.use in ("replace", "view"):
         _check_size(cfg)
-    wanted = block.per_step if block.use == "multi" else 1
-    if block.num_candidates is not None and block.num_candidates < wanted:
+    _check_numbers(block, third_view)
+    varies = block.schedule != "constant" or block.choice == "curriculum"
+    if varies and not cfg.get("max_epochs"):
         raise ClspError(
-            f"synthetic.per_step={wanted} different candidates of each image cannot be drawn from "
-            f"synthetic.num_candidates={block.num_candidates}; set one of them to the other."
+            "synthetic.schedule and synthetic.choice=curriculum follow the whole training, whose "
+            "length is not given; set max_epochs."
         )
 
 
 def _check_settings(block: Any) -> None:
+    """Refuse settings that would be ignored."""
     usual = Synthetic()
-    for key, use in _OF_USE.items():
-        if block[key] != getattr(usual, key) and block.use != use:
+    for key, (other, values) in _NEEDS.items():
+        if block[key] != getattr(usual, key) and block[other] not in values:
             raise ClspError(
-                f"synthetic.{key}={block[key]} is a setting of synthetic.use={use} and the use is "
-                f"{block.use}; leave it out, or set synthetic.use={use}."
+                f"synthetic.{key}={block[key]} is a setting of synthetic.{other}="
+                f"{' or '.join(values)} and would not be used with {block[other]}; leave it out, "
+                f"or set synthetic.{other}."
             )
 
 
@@ -53,12 +64,13 @@ def _check_view(cfg: DictConfig, takes_more_views: bool) -> None:
             f"synthetic.use=view gives the loss of {cfg.method} a third large view, and that loss "
             f"is one of two; set synthetic.use=align, replace or multi."
         )
-    if cfg.synthetic.warmup_epochs:
-        raise ClspError(
-            f"synthetic.warmup_epochs={cfg.synthetic.warmup_epochs} has nothing to raise with "
-            f"synthetic.use=view, which has neither a weight nor a probability; set "
-            f"synthetic.warmup_epochs=0."
-        )
+    for key, usual in (("warmup_epochs", 0), ("schedule", "constant")):
+        if cfg.synthetic[key] != usual:
+            raise ClspError(
+                f"synthetic.{key}={cfg.synthetic[key]} has nothing to change with "
+                f"synthetic.use=view, which has neither a weight nor a probability; set "
+                f"synthetic.{key}={usual} (synthetic.from_epoch lets the view begin later)."
+            )
 
 
 def _check_size(cfg: DictConfig) -> None:
@@ -68,4 +80,26 @@ def _check_size(cfg: DictConfig) -> None:
             f"synthetic.augmentation makes views of {own.get('crop_size')} pixels, and for "
             f"synthetic.use={cfg.synthetic.use} they have to be like the others, of {size}; set "
             f"synthetic.augmentation.crop_size={size}."
+        )
+
+
+def _check_numbers(block: Any, third_view: str) -> None:
+    """Refuse more candidates than there are, and a choice of all of them."""
+    used = block.per_step if block.use == "multi" else 1
+    chooses = block.choice != "uniform"
+    if chooses and block.choice_of is None and third_view == "anchor":
+        raise ClspError(
+            f"synthetic.choice={block.choice} chooses among views of the image itself, of which "
+            f"there can be any number; set synthetic.choice_of."
+        )
+    drawn = block.choice_of if chooses and block.choice_of else used
+    if block.num_candidates is not None and block.num_candidates < drawn:
+        raise ClspError(
+            f"A step draws {drawn} different candidates of each image (synthetic.per_step or "
+            f"choice_of), more than synthetic.num_candidates={block.num_candidates}; change one."
+        )
+    if chooses and block.choice_of is not None and block.choice_of <= used:
+        raise ClspError(
+            f"synthetic.choice={block.choice} has nothing to choose: {used} of synthetic.choice_of="
+            f"{block.choice_of}; set a larger synthetic.choice_of, or synthetic.choice=uniform."
         )

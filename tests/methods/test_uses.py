@@ -1,11 +1,14 @@
 """What is done with synthetic positives: each use's formula, its draws, and what is refused."""
 
 import copy
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 
+from clsp_plugin.candidates.choice import at_quantile
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.config.training import Synthetic, parse_cfg
 from clsp_plugin.engine.pretrain import check, pretrain
@@ -14,6 +17,7 @@ from clsp_plugin.losses.nt_xent import nt_xent_loss
 from clsp_plugin.losses.pairs import mean_over_pairs
 from clsp_plugin.losses.vicreg import vicreg_loss
 from clsp_plugin.methods import METHODS
+from clsp_plugin.methods.schedules import quantile_at, strength_at
 from clsp_plugin.methods.synthetic import SyntheticPositives
 from clsp_plugin.records.recipe import recipe
 from clsp_plugin.records.record import Record
@@ -50,25 +54,33 @@ def step_inputs(size=16):
 NOTHING = {
     "replace": ("synthetic.use=replace", "synthetic.probability=0"),
     "multi": ("synthetic.use=multi", "synthetic.per_step=0"),
+    "later": ("synthetic.use=view", "synthetic.from_epoch=1"),
 }
 
 
 @pytest.mark.parametrize(
     ("base", "uses"),
-    [("simclr", ["replace", "multi"]), ("mocov2plus", ["replace"]), ("byol", ["multi"])],
+    [("simclr", ["replace", "multi", "later"]), ("mocov2plus", ["replace"]), ("byol", ["multi"])],
 )
-def test_with_nothing_to_do_it_is_the_base_method_to_the_last_bit(tiny, base, uses):
+def test_with_nothing_to_do_it_is_the_base_method_to_the_last_bit(tiny, store, base, uses):
     short = ("max_epochs=1", "data.num_val=10")
     plain = weights(pretrain(tiny(base, *short)))
-    for use in uses:  # no store is looked for
-        assert equal(weights(pretrain(tiny(f"clsp_{base}", *short, *NOTHING[use]))), plain)
+    for use in uses:
+        given = (f"synthetic.path={store}",) if use == "later" else ()  # no other looks for one
+        assert equal(weights(pretrain(tiny(f"clsp_{base}", *short, *NOTHING[use], *given))), plain)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         ("synthetic.use=replace", "synthetic.probability=0.5"),
-        ("synthetic.use=multi", "synthetic.per_step=2", "joint_forward=True"),
+        (
+            "synthetic.use=multi",
+            "synthetic.per_step=2",
+            "joint_forward=True",
+            "synthetic.choice=curriculum",
+            "synthetic.schedule=cosine",
+        ),
     ],
 )
 def test_a_run_that_goes_on_equals_one_left_alone(tiny, store, interrupt, tmp_path, settings):
@@ -244,6 +256,78 @@ def test_the_control_has_several_views_of_the_image(tiny, digits48):
     assert not torch.equal(one, two)
 
 
+def test_the_strength_over_a_training():
+    def strengths(epochs=9, **settings):
+        block = OmegaConf.structured(Synthetic(**settings))
+        return [strength_at(block, epoch, epochs) for epoch in range(epochs)]
+
+    assert strengths() == [1.0] * 9  # the paper's
+    assert strengths(warmup_epochs=4) == [0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
+    assert strengths(from_epoch=2) == [0, 0, 1, 1, 1, 1, 1, 1, 1]
+    assert strengths(from_epoch=2, warmup_epochs=2) == [0, 0, 0, 0.5, 1, 1, 1, 1, 1]
+    fall = strengths(schedule="linear", warmup_epochs=4)
+    assert fall == pytest.approx([0, 0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25, 0])
+    assert strengths(schedule="linear", final=0.5)[::4] == pytest.approx([1, 0.75, 0.5])
+    cosine = strengths(schedule="cosine", final=0.2)
+    expected = [0.2 + 0.8 * (1 + math.cos(math.pi * epoch / 8)) / 2 for epoch in range(9)]
+    assert cosine == pytest.approx(expected)
+    assert strengths(1, schedule="linear", warmup_epochs=3, from_epoch=2) == [0]
+
+
+def test_a_curriculum_goes_from_easy_to_hard():
+    def quantiles(**settings):
+        block = OmegaConf.structured(Synthetic(**settings))
+        return [quantile_at(block, epoch, 5) for epoch in range(5)]
+
+    assert quantiles(choice="curriculum") == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert quantiles(choice="hardest") == [0] * 5
+    assert quantiles(choice="easiest") == [1] * 5
+    assert quantiles(choice="quantile", quantile=0.3) == [0.3] * 5
+
+
+def test_places_at_a_quantile():
+    similarity = torch.tensor([[0.3, -1.0, 0.9, 0.1], [0.0, 0.4, 0.2, 0.3]])
+    assert at_quantile(similarity, 0.0).tolist() == [[1], [0]]
+    assert at_quantile(similarity, 1.0).tolist() == [[2], [1]]
+    assert at_quantile(similarity, 0.7).tolist() == [[0], [3]]
+    assert at_quantile(similarity, 0.0, 2).tolist() == [[1, 3], [0, 2]]
+    assert at_quantile(similarity, 1.0, 3).tolist() == [[3, 0, 2], [2, 3, 1]]
+
+
+@pytest.mark.parametrize("choice", ["hardest", "easiest"])
+@pytest.mark.parametrize("use", ["align", "replace"])
+def test_the_hardest_is_the_least_similar_to_the_network_as_it_is(
+    tiny, store, digits48, choice, use
+):
+    given = (f"synthetic.path={store}", f"synthetic.use={use}", f"synthetic.choice={choice}")
+    model = model_with(tiny, "clsp_byol", digits48, *given)
+    inputs = step_inputs(8)
+    model.training_step(inputs, 0)  # running statistics are no longer those of the beginning
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    drawn = model.synthetic_views(inputs[0])
+    assert len(drawn) == 3
+    (chosen,) = model.chosen(inputs[1][0], drawn)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert model.training and model.backbone.training  # noqa: PT018
+    model.eval()
+    anchor = model.backbone(inputs[1][0])
+    cosines = torch.stack([F.cosine_similarity(anchor, model.backbone(v)) for v in drawn])
+    best = cosines.argmin(0) if choice == "hardest" else cosines.argmax(0)
+    for row, place in enumerate(best):
+        assert torch.equal(chosen[row], drawn[place][row])
+    assert len(best.unique()) > 1
+
+
+def test_the_control_chooses_among_further_views(tiny, digits48):
+    with pytest.raises(ClspError, match=r"there can be any number; set synthetic.choice_of"):
+        check(tiny("simclr_aug", "synthetic.choice=hardest"))
+    model = model_with(tiny, "simclr_aug", digits48, "synthetic.choice=hardest",
+                       "synthetic.choice_of=4")  # fmt: skip
+    inputs = step_inputs(8)
+    assert len(model.synthetic_views(inputs[0])) == 4
+    assert torch.isfinite(model.training_step(inputs, 0))
+
+
 def test_the_losses_of_two_views_are_these():  # as docs/uses.md has it
     assert set(BASES) - set(TAKE_MORE) == {
         "all4one", "cl_gan", "deepclusterv2", "mocov2_ft", "mocov2plus", "mocov3", "nnclr",
@@ -256,11 +340,17 @@ def test_the_losses_of_two_views_are_these():  # as docs/uses.md has it
     [
         ("mocov2plus", "use=view", "loss of clsp_mocov2plus a third large view, .* set"),
         ("swav", "use=view", "loss is one of two"),
-        ("simclr", "use=view warmup_epochs=3", "warmup_epochs=3 has nothing to raise"),
-        ("simclr", "use=align probability=0.5", "setting of synthetic.use=replace and the use is"),
-        ("simclr", "use=replace per_step=3", "setting of synthetic.use=multi and the use is repl"),
+        ("simclr", "use=view warmup_epochs=3", "warmup_epochs=3 has nothing to change"),
+        ("simclr", "use=view schedule=cosine", "schedule=cosine has nothing to change"),
+        ("simclr", "use=align probability=0.5", "synthetic.use=replace and would not be used with"),
+        ("simclr", "use=replace per_step=3", "a setting of synthetic.use=multi and would not"),
         ("simclr", "use=view temperature=0.1", "synthetic.temperature=0.1 is a setting"),
-        ("simclr", "use=multi per_step=4 num_candidates=3", "cannot be drawn from synthetic.num"),
+        ("simclr", "use=multi per_step=4 num_candidates=3", "more than synthetic.num_candidates=3"),
+        ("simclr", "choice=hardest choice_of=4 num_candidates=3", "draws 4 different candidates"),
+        ("simclr", "choice_of=4", "choice=hardest or easiest or quantile or curriculum and would"),
+        ("simclr", "choice=hardest quantile=0.2", "quantile=0.2 is a setting of synthetic.choice="),
+        ("simclr", "use=multi choice=hardest choice_of=2", "nothing to choose: 2 of synthetic.ch"),
+        ("simclr", "final=0.5", "final=0.5 is a setting of synthetic.schedule=linear or cosine"),
         ("simclr", "use=replace probability=1.5", "probability=1.5 must be at least 0 and at"),
         ("simclr", "use=negative", "use=negative must be one of align, replace, view, multi"),
     ],
@@ -288,7 +378,7 @@ def test_a_view_of_another_size_is_refused(tiny):
 def test_more_candidates_than_the_store_holds_are_refused(tiny, store):
     cfg = tiny("clsp_simclr", f"synthetic.path={store}", "synthetic.use=multi",
                "synthetic.per_step=4")  # fmt: skip
-    with pytest.raises(ClspError, match="per_step=4 candidates of each image are more than the 3"):
+    with pytest.raises(ClspError, match=r"4 candidates of each image are drawn .* has 3"):
         pretrain(cfg)
     assert not (store.parent / "trained").exists()
 
