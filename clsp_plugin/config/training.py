@@ -179,6 +179,8 @@ class Synthetic:
     choice: str = ranged("uniform", choices=CHOICES)
     choice_of: Optional[int] = ranged(None, low=2)
     quantile: float = ranged(0.5, low=0, high=1)
+    pair_weight: str = ranged("equal", choices=("equal", "quality"))
+    gamma: float = ranged(1.0, low=0)
     from_epoch: int = ranged(0, low=0)
     warmup_epochs: int = ranged(0, low=0)
     schedule: str = ranged("constant", choices=("constant", "linear", "cosine"))

@@ -1,5 +1,7 @@
 """StableRep's loss: a cross entropy whose target is spread over several positives."""
 
+from collections.abc import Callable
+
 import torch
 
 from clsp_plugin.losses.nt_xent import similarities
@@ -7,7 +9,12 @@ from clsp_plugin.losses.nt_xent import similarities
 __all__ = ["multi_positive_loss"]
 
 
-def multi_positive_loss(z: torch.Tensor, indexes: torch.Tensor, temperature: float) -> torch.Tensor:
+def multi_positive_loss(
+    z: torch.Tensor,
+    indexes: torch.Tensor,
+    temperature: float,
+    weigh: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
     """StableRep's multi-positive contrastive loss (Tian et al., NeurIPS 2023).
 
     For a row ``i`` with positives ``P(i)`` (other rows of the same image) and the cosine
@@ -25,6 +32,8 @@ def multi_positive_loss(z: torch.Tensor, indexes: torch.Tensor, temperature: flo
         z: (V * B, D) embeddings of any norm, the views one after another; V > 1.
         indexes: int64 (V * B,), the index of the image that each row shows.
         temperature: T > 0.
+        weigh: from a mask of the positive pairs, bool (V * B, V * B * world size), to their weights
+            of mean 1; ``p_ij`` is multiplied by them. None weighs all alike.
 
     Returns:
         The loss, a scalar. With a process group, negatives come from all processes.
@@ -37,4 +46,6 @@ def multi_positive_loss(z: torch.Tensor, indexes: torch.Tensor, temperature: flo
     logits, positive, itself = similarities(z, indexes, temperature)
     everything = logits.masked_fill(itself, torch.finfo(logits.dtype).min).logsumexp(1)
     target = positive / positive.sum(1, keepdim=True)
-    return (everything - (target * logits).sum(1)).mean()
+    if weigh is not None:
+        target = target * weigh(positive)
+    return (target * (everything[:, None] - logits)).sum(1).mean()

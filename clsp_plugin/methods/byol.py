@@ -23,7 +23,7 @@ class BYOL(BaseMomentumMethod):
     projector and the predictor).
     """
 
-    takes_small_crops = takes_more_views = True
+    takes_small_crops = takes_more_views = weighs_pairs = True
     prediction = "p"
 
     @dataclass
@@ -65,7 +65,7 @@ class BYOL(BaseMomentumMethod):
         """The regression over all pairs of views plus the probe's loss."""
         out = super().training_step(batch, batch_idx)
         loss = sum(
-            alignment_loss(out["p"][other], target)
+            alignment_loss(out["p"][other], target, self.pair_weights)
             for view, target in enumerate(self.regression_targets(out, batch[2]))
             for other in range(self.num_crops)
             if other != view

@@ -70,7 +70,7 @@ class CLGAN(SimCLR):
     64).
     """
 
-    takes_small_crops = takes_more_views = False
+    takes_small_crops = takes_more_views = weighs_pairs = False
 
     @dataclass
     class Kwargs(SimCLR.Kwargs):

@@ -14,5 +14,7 @@ class DCL(SimCLR):
     ``method_kwargs``: those of SimCLR.
     """
 
+    weighs_pairs = False
+
     def contrast(self, z: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
         return dcl_loss(z, indexes, self.cfg.method_kwargs.temperature)

@@ -25,6 +25,8 @@ class MoCoV2FT(MoCoV2Plus):
     ``mix_start_epoch`` (number of first epochs that train plain MoCo v2+, default 0).
     """
 
+    weighs_pairs = False
+
     @dataclass
     class Kwargs(FeatureTransformKwargs, MoCoV2Plus.Kwargs):
         pass

@@ -38,7 +38,7 @@ class SimCLRFT(SimCLR):
     training that transforms from the first step on may collapse, as ours on ``digits`` did.
     """
 
-    takes_small_crops = takes_more_views = False
+    takes_small_crops = takes_more_views = weighs_pairs = False
 
     @dataclass
     class Kwargs(FeatureTransformKwargs, SimCLR.Kwargs):

@@ -24,6 +24,8 @@ class SupCon(SimCLR):
     ``temperature``.
     """
 
+    weighs_pairs = False  # its pairs are of different images
+
     @dataclass
     class Kwargs(SimCLR.Kwargs):
         temperature: float = ranged(MISSING, above=0)

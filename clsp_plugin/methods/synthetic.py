@@ -27,6 +27,11 @@ Beside its ordinary views each image gets views of candidates, which a diffusion
     method's loss, as in ``align``, so that it fits every method; StableRep itself trains with it
     alone, and on generated images alone.
 
+With ``synthetic.pair_weight=quality`` pairs are weighted as in GenView (Li et al., ECCV 2024), see
+``losses.pair_quality``: the pair of view 1 and the candidate in ``align``, of views 1 and 2 in
+``replace`` (for methods whose loss is a mean over images, ``weighs_pairs``), and all positive pairs
+in ``multi``. GenView asks CLIP; here it is the network in training that is asked.
+
 The paper has ``align`` for SimCLR and MoCoV2, where ``z`` is the projector's output. For other
 methods its term follows what the method itself does with a positive:
 
@@ -39,7 +44,7 @@ methods its term follows what the method itself does with a positive:
   statistics of a batch belong to the method's own loss.
 """
 
-from collections.abc import Collection, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +63,11 @@ from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.keyed_random import Purpose, derive_key, key_uniform, keys_for
 from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.alignment import alignment_loss
+from clsp_plugin.losses.distributed import gather
 from clsp_plugin.losses.multi_positive import multi_positive_loss
+from clsp_plugin.losses.pair_quality import foreground_background, quality_weights
 from clsp_plugin.methods.epoch_means import EpochMeans
+from clsp_plugin.methods.feature_maps import check_maps, feature_map
 from clsp_plugin.methods.joint import JointForward
 from clsp_plugin.methods.modes import evaluating
 from clsp_plugin.methods.schedules import quantile_at, strength_at
@@ -100,6 +108,8 @@ class SyntheticPositives(_Method):
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
+        if self.cfg.synthetic.pair_weight == "quality":
+            check_maps(self.backbone, self.cfg.augmentations[0].crop_size)
         self._third: ThirdView | None = None
         self._first: dict[str, torch.Tensor] = {}  # the outputs of view 1, within a step
 
@@ -107,6 +117,11 @@ class SyntheticPositives(_Method):
     def can_take_more(method: type) -> bool:
         """Whether the loss of a method takes more than two large views."""
         return bool(getattr(method, "takes_more_views", False))
+
+    @staticmethod
+    def can_weigh(method: type) -> bool:
+        """Whether the loss of a method can weigh the images of a step."""
+        return bool(getattr(method, "weighs_pairs", False))
 
     @property
     def uses_candidates(self) -> bool:
@@ -268,8 +283,7 @@ class SyntheticPositives(_Method):
         settings = self.cfg.synthetic
         if settings.choice == "uniform":
             return drawn
-        compiled = getattr(self, "_compiled", False)  # methods of other packages are not
-        with torch.no_grad(), evaluating(self), uncompiled(compiled):
+        with self._looking():
             feats = self(torch.cat([anchor, *drawn]))["feats"]
         own, *others = F.normalize(feats.float(), dim=1).split(len(anchor))
         similarity = torch.stack([(own * other).sum(1) for other in others], dim=1)
@@ -277,6 +291,49 @@ class SyntheticPositives(_Method):
         places = at_quantile(similarity, quantile, self.number)
         together, rows = torch.stack(list(drawn)), torch.arange(len(anchor), device=anchor.device)
         return [together[place, rows] for place in places.T]
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """A block in which the network in training is used without being trained."""
+        compiled = getattr(self, "_compiled", False)  # methods of other packages are not
+        with torch.no_grad(), evaluating(self), uncompiled(compiled):
+            yield
+
+    def _parts(self, views: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features of the views' foregrounds and backgrounds, unit norm, (V * B, D) each."""
+        with self._looking():
+            maps = feature_map(self.backbone, torch.cat(list(views)))
+        foreground, background = foreground_background(maps)
+        return F.normalize(foreground, dim=1), F.normalize(background, dim=1)
+
+    def weights_of(self, first: torch.Tensor, other: torch.Tensor) -> torch.Tensor | None:
+        """Return the weights (B,) of the pairs of two views, None where all are alike.
+
+        Args:
+            first: (B, 3, crop, crop).
+            other: (B, 3, crop, crop).
+        """
+        if self.cfg.synthetic.pair_weight == "equal":
+            return None
+        of_front, of_back = (
+            torch.linalg.vecdot(*part.chunk(2)) for part in self._parts([first, other])
+        )
+        return quality_weights(of_front, of_back, self.cfg.synthetic.gamma)
+
+    def weigher_of(
+        self, views: Sequence[torch.Tensor]
+    ) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """Return what weighs all positive pairs among views; see ``multi_positive_loss``."""
+        if self.cfg.synthetic.pair_weight == "equal":
+            return None
+        parts = self._parts(views)
+
+        def weigh(positive: torch.Tensor) -> torch.Tensor:
+            of_front, of_back = (part @ gather(part).T for part in parts)
+            of_front = of_front.masked_fill(~positive, -torch.inf)
+            return quality_weights(of_front, of_back, self.cfg.synthetic.gamma)
+
+        return weigh
 
     def base_training_step(self, X: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
         out = super().base_training_step(X, targets)
@@ -293,41 +350,45 @@ class SyntheticPositives(_Method):
         use = self.cfg.synthetic.use
         if use == "replace":
             replaced = self.replace_second(indexes, views, third[0])
+            self.pair_weights = self.weights_of(*replaced[:2])
             return super().training_step([indexes, replaced, targets], batch_idx)
         if use == "view":
             large = self.num_large_crops
             more = [*views[:large], third[0], *views[large:]]
             with self._one_more_view():
                 return super().training_step([indexes, more, targets], batch_idx)
+        weigh = self.weigher_of([views[0], *third]) if use == "multi" else None
+        weights = self.weights_of(views[0], third[0]) if use == "align" else None
         large_views = list(views[: self.num_large_crops])
         joint = self.cfg.get("joint_forward", False)
         self._first = {}
         with self.joint_forward([*large_views, *third]) if joint else nullcontext():
             loss = super().training_step(batch, batch_idx)
             outs = [self(view) for view in third]
-        term = self.term(indexes, self._first, outs)
+        if use == "align":
+            term = self.alignment(self._first, outs[0], weights)
+        else:
+            term = self.multi_positive(indexes, [self._first, *outs], weigh)
         self._first = {}
         self.log_epoch(**{"train_alignment" if use == "align" else "train_multi_positive": term})
         return loss + self.weight_at(self.current_epoch) * term
 
-    def term(
+    def multi_positive(
         self,
         indexes: torch.Tensor,
-        first: dict[str, torch.Tensor],
-        third: Sequence[dict[str, torch.Tensor]],
+        outs: Sequence[dict[str, torch.Tensor]],
+        weigh: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Return what ``align`` or ``multi`` adds to the method's loss, before its weight.
+        """Return the multi-positive loss of view 1 and the candidates.
 
         Args:
             indexes: int64 (B,), image indexes.
-            first: the output of ``forward`` for view 1.
-            third: the output of ``forward`` for every third view.
+            outs: the output of ``forward`` for each of them.
+            weigh: see :func:`multi_positive_loss`.
         """
-        if self.cfg.synthetic.use == "align":
-            return self.alignment(first, third[0])
-        z = torch.cat([self.embedding(out) for out in (first, *third)])
-        repeated = indexes.repeat(1 + len(third))
-        return multi_positive_loss(z, repeated, self.cfg.synthetic.temperature)
+        z = torch.cat([self.embedding(out) for out in outs])
+        temperature = self.cfg.synthetic.temperature
+        return multi_positive_loss(z, indexes.repeat(len(outs)), temperature, weigh)
 
     def replace_second(
         self, indexes: torch.Tensor, views: Sequence[torch.Tensor], third: torch.Tensor
@@ -383,20 +444,24 @@ class SyntheticPositives(_Method):
         return {**super().watched(), "synthetic_weight": self.weight_at(epoch)}
 
     def alignment(
-        self, first: dict[str, torch.Tensor], third: dict[str, torch.Tensor]
+        self,
+        first: dict[str, torch.Tensor],
+        third: dict[str, torch.Tensor],
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the distance of views 1 and 3, in [0, 4]; see the module for its definition.
 
         Args:
             first: the output of ``forward`` for view 1.
             third: the output of ``forward`` for view 3.
+            weights: weights (B,) of the images, of mean 1.
         """
         z_first, z_third = self.embedding(first), self.embedding(third)
         prediction = getattr(self, "prediction", None)  # methods of other packages may lack it
         if prediction is None:
-            return alignment_loss(z_first, z_third)
-        there = alignment_loss(first[prediction], z_third.detach())
-        back = alignment_loss(third[prediction], z_first.detach())
+            return alignment_loss(z_first, z_third, weights)
+        there = alignment_loss(first[prediction], z_third.detach(), weights)
+        back = alignment_loss(third[prediction], z_first.detach(), weights)
         return (there + back) / 2
 
     def embedding(self, out: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -427,7 +492,7 @@ def with_synthetic_positives(
 
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
         cfg = mixin.check_synthetic(method.add_and_assert_specific_cfg(cfg))
-        check_use(cfg, mixin.can_take_more(method), third_view)
+        check_use(cfg, third_view, mixin.can_take_more(method), mixin.can_weigh(method))
         return cfg
 
     return type(

@@ -16,17 +16,19 @@ _NEEDS = {
     "temperature": ("use", ("multi",)),
     "choice_of": ("choice", ("hardest", "easiest", "quantile", "curriculum")),
     "quantile": ("choice", ("quantile",)),
+    "gamma": ("pair_weight", ("quality",)),
     "final": ("schedule", ("linear", "cosine")),
 }
 
 
-def check_use(cfg: DictConfig, takes_more_views: bool, third_view: str) -> None:
+def check_use(cfg: DictConfig, third_view: str, takes_more_views: bool, weighs_pairs: bool) -> None:
     """Refuse a use of synthetic positives that does not fit a method or other settings.
 
     Args:
         cfg: a whole configuration with a complete ``synthetic`` block.
-        takes_more_views: whether the method's loss takes more than two large views.
         third_view: ``candidate``, or ``anchor`` for the control.
+        takes_more_views: whether the method's loss takes more than two large views.
+        weighs_pairs: whether it can weigh the images of a step.
 
     Raises:
         ClspError: the use does not fit; the message says why and what to do.
@@ -37,6 +39,8 @@ def check_use(cfg: DictConfig, takes_more_views: bool, third_view: str) -> None:
         _check_view(cfg, takes_more_views)
     if block.use in ("replace", "view"):
         _check_size(cfg)
+    if block.pair_weight == "quality":
+        _check_weights(cfg, weighs_pairs)
     _check_numbers(block, third_view)
     varies = block.schedule != "constant" or block.choice == "curriculum"
     if varies and not cfg.get("max_epochs"):
@@ -71,6 +75,19 @@ def _check_view(cfg: DictConfig, takes_more_views: bool) -> None:
                 f"synthetic.use=view, which has neither a weight nor a probability; set "
                 f"synthetic.{key}={usual} (synthetic.from_epoch lets the view begin later)."
             )
+
+
+def _check_weights(cfg: DictConfig, weighs_pairs: bool) -> None:
+    if cfg.synthetic.use == "view":
+        why = "has three pairs of views an image in one loss, which has one weight an image"
+    elif cfg.synthetic.use == "replace" and not weighs_pairs:
+        why = f"leaves the loss to {cfg.method}, which cannot weigh the images of a step"
+    else:
+        return
+    raise ClspError(
+        f"synthetic.pair_weight=quality weighs pairs, and synthetic.use={cfg.synthetic.use} {why}; "
+        f"set synthetic.pair_weight=equal, or synthetic.use=align or multi."
+    )
 
 
 def _check_size(cfg: DictConfig) -> None:

@@ -44,6 +44,11 @@ class HostPositives(SyntheticPositives):
         """Whether the loss of one of solo-learn's methods takes more than two large views."""
         return method.__name__ in _TAKE_MORE
 
+    @staticmethod
+    def can_weigh(method: type) -> bool:
+        """Whether a method's loss can weigh images: none of solo-learn's can."""
+        return False
+
     @property
     def prediction(self) -> str | None:  # type: ignore[override]  # elsewhere a value
         """Key of the prediction in a method's outputs, None if the method has no predictor.

@@ -71,3 +71,22 @@ def test_a_loss_of_two_views_over_all_pairs():
     value = mean_over_pairs(vicreg_loss, [a, b, c], sim_loss_weight=3.0)
     pairs = [vicreg_loss(x, y, sim_loss_weight=3.0) for x, y in ((a, b), (a, c), (b, c))]
     torch.testing.assert_close(value, sum(pairs) / 3)
+
+
+def test_weights_multiply_the_terms_of_the_pairs():
+    torch.manual_seed(0)
+    z, indexes = torch.randn(12, 5), torch.arange(4).repeat(3)
+    weights = torch.rand(12, 12)
+    unit = F.normalize(z, dim=1)
+    terms = []
+    for i in range(12):
+        others = [j for j in range(12) if j != i]
+        total = sum(math.exp(float(unit[i] @ unit[j]) / 0.2) for j in others)
+        for j in others:
+            if indexes[i] == indexes[j]:
+                log_q = float(unit[i] @ unit[j]) / 0.2 - math.log(total)
+                terms.append(-float(weights[i, j]) * log_q / 2)
+    value = multi_positive_loss(z, indexes, 0.2, lambda positive: weights).item()
+    assert value == pytest.approx(sum(terms) / 12, rel=1e-5)
+    alike = multi_positive_loss(z, indexes, 0.2, lambda positive: positive.float())
+    torch.testing.assert_close(alike, multi_positive_loss(z, indexes, 0.2))

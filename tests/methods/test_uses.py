@@ -14,6 +14,7 @@ from clsp_plugin.config.training import Synthetic, parse_cfg
 from clsp_plugin.engine.pretrain import check, pretrain
 from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.nt_xent import nt_xent_loss
+from clsp_plugin.losses.pair_quality import foreground_background, quality_weights
 from clsp_plugin.losses.pairs import mean_over_pairs
 from clsp_plugin.losses.vicreg import vicreg_loss
 from clsp_plugin.methods import METHODS
@@ -328,6 +329,85 @@ def test_the_control_chooses_among_further_views(tiny, digits48):
     assert torch.isfinite(model.training_step(inputs, 0))
 
 
+QUALITY = ("synthetic.pair_weight=quality", "synthetic.gamma=4", "joint_forward=False")
+
+
+def expected_weights(model, first, other):
+    """GenView's weights by the maps of the third stage, 2x2 places of images of 16x16."""
+    backbone = copy.deepcopy(model.backbone).eval()
+    backbone.layer4 = torch.nn.Identity()
+    with torch.no_grad():
+        maps = [backbone.forward_features(view) for view in (first, other)]
+    assert maps[0].shape[1:] == (8, 2, 2)
+    parts = [foreground_background(one) for one in maps]
+    similar = [F.cosine_similarity(a, b) for a, b in zip(*parts, strict=True)]
+    return quality_weights(*similar, gamma=4)
+
+
+@pytest.mark.parametrize("name", ["simclr", "byol"])
+def test_pairs_count_by_their_quality_in_the_alignment(tiny, store, digits48, name):
+    model = model_with(tiny, f"clsp_{name}", digits48, f"synthetic.path={store}", *QUALITY)
+    reference = copy.deepcopy(model)
+    inputs = step_inputs()
+    first, third = inputs[1][0], reference.synthetic_view(inputs[0])
+    weights = expected_weights(reference, first, third)
+    assert weights.std() > 0.1
+    model.training_step(inputs, 0)
+    outs = embeddings(reference, [first, third])
+    pairs = [(outs[0]["z"], outs[1]["z"])]
+    if name == "byol":
+        pairs = [(outs[0]["p"], outs[1]["z"]), (outs[1]["p"], outs[0]["z"])]
+    terms = [(weights * (2 - 2 * F.cosine_similarity(a, b))).mean() for a, b in pairs]
+    torch.testing.assert_close(model.logged["train_alignment"], sum(terms) / len(terms))
+
+
+def test_pairs_count_by_their_quality_among_several_candidates(tiny, store, digits48):
+    given = (f"synthetic.path={store}", "synthetic.use=multi", *QUALITY)
+    model = model_with(tiny, "clsp_simclr", digits48, *given, "synthetic.per_step=1")
+    reference = copy.deepcopy(model)
+    inputs = step_inputs()
+    first, third = inputs[1][0], reference.synthetic_view(inputs[0])
+    weights = expected_weights(reference, first, third).repeat(2)  # each pair is of two rows
+    model.training_step(inputs, 0)
+    z = torch.cat([out["z"] for out in embeddings(reference, [first, third])])
+    expected = nt_xent_loss(z, inputs[0].repeat(2), 0.2, weights)
+    torch.testing.assert_close(model.logged["train_multi_positive"], expected)
+    several = model_with(tiny, "clsp_simclr", digits48, *given, "synthetic.per_step=2")
+    views = [first, *several.synthetic_views(inputs[0])]
+    positive = torch.arange(48)[:, None] % 16 == torch.arange(48)[None] % 16
+    positive.fill_diagonal_(False)
+    matrix = several.weigher_of(views)(positive)
+    assert matrix[positive].mean().item() == pytest.approx(1, rel=1e-4)
+    assert (matrix[~positive] == 0).all()
+    torch.testing.assert_close(matrix, matrix.T)
+
+
+@pytest.mark.parametrize("name", ["simclr", "mocov2plus", "byol"])
+def test_pairs_count_by_their_quality_in_the_method_s_own_loss(tiny, store, digits48, name):
+    given = (f"synthetic.path={store}", "synthetic.use=replace", *QUALITY)
+    model = model_with(tiny, f"clsp_{name}", digits48, *given)
+    references = [copy.deepcopy(model) for _ in range(3)]
+    inputs = step_inputs()
+    third = model.synthetic_view(inputs[0])
+    weights = expected_weights(model, inputs[1][0], third)
+    loss = model.training_step(inputs, 0)
+    found = []
+    for reference, each in zip(references, (weights, None, torch.ones(16)), strict=True):
+        reference.pair_weights = each
+        replaced = [inputs[0], [inputs[1][0], third], inputs[2]]
+        found.append(METHODS[name].training_step(reference, replaced, 0))
+    torch.testing.assert_close(loss, found[0])
+    assert abs(loss - found[1]) > 1e-4
+    torch.testing.assert_close(found[1], found[2])
+
+
+def test_a_network_without_a_feature_map_is_refused(tiny):
+    cfg = tiny("clsp_simclr", "synthetic.path=none", "synthetic.pair_weight=quality")
+    cfg.backbone = {"name": "vit_tiny", "kwargs": {"img_size": 16, "patch_size": 4, "depth": 1}}
+    with pytest.raises(ClspError, match="VisionTransformer makes none of images of"):
+        pretrain(cfg)
+
+
 def test_the_losses_of_two_views_are_these():  # as docs/uses.md has it
     assert set(BASES) - set(TAKE_MORE) == {
         "all4one", "cl_gan", "deepclusterv2", "mocov2_ft", "mocov2plus", "mocov3", "nnclr",
@@ -350,6 +430,9 @@ def test_the_losses_of_two_views_are_these():  # as docs/uses.md has it
         ("simclr", "choice_of=4", "choice=hardest or easiest or quantile or curriculum and would"),
         ("simclr", "choice=hardest quantile=0.2", "quantile=0.2 is a setting of synthetic.choice="),
         ("simclr", "use=multi choice=hardest choice_of=2", "nothing to choose: 2 of synthetic.ch"),
+        ("simclr", "use=view pair_weight=quality", "three pairs of views an image in one loss"),
+        ("vicreg", "use=replace pair_weight=quality", "clsp_vicreg, which cannot weigh the images"),
+        ("simclr", "gamma=2", "gamma=2.0 is a setting of synthetic.pair_weight=quality and would"),
         ("simclr", "final=0.5", "final=0.5 is a setting of synthetic.schedule=linear or cosine"),
         ("simclr", "use=replace probability=1.5", "probability=1.5 must be at least 0 and at"),
         ("simclr", "use=negative", "use=negative must be one of align, replace, view, multi"),
