@@ -46,33 +46,19 @@ methods its term follows what the method itself does with a positive:
 
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
 
-from clsp_plugin.candidates.choice import at_quantile
-from clsp_plugin.candidates.store import CandidateStore
-from clsp_plugin.candidates.third_view import ThirdView
 from clsp_plugin.config.training import Synthetic
 from clsp_plugin.config.typed import with_block
-from clsp_plugin.data.augmentation.config import AugmentationConfig
-from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
-from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.keyed_random import Purpose, derive_key, key_uniform, keys_for
-from clsp_plugin.errors import ClspError
 from clsp_plugin.losses.alignment import alignment_loss
-from clsp_plugin.losses.distributed import gather
 from clsp_plugin.losses.multi_positive import multi_positive_loss
-from clsp_plugin.losses.pair_quality import foreground_background, quality_weights
-from clsp_plugin.methods.epoch_means import EpochMeans
-from clsp_plugin.methods.feature_maps import check_maps, feature_map
-from clsp_plugin.methods.joint import JointForward
-from clsp_plugin.methods.modes import evaluating
-from clsp_plugin.methods.schedules import quantile_at, strength_at
+from clsp_plugin.methods.judging import Judging
+from clsp_plugin.methods.schedules import strength_at
 from clsp_plugin.methods.uses import check_use
-from clsp_plugin.system.compiling import uncompiled
 
 __all__ = ["SyntheticPositives", "register", "with_synthetic_positives"]
 
@@ -85,32 +71,18 @@ def _with_defaults(cfg: DictConfig) -> DictConfig:
     return with_block(cfg, "synthetic", Synthetic)
 
 
-if TYPE_CHECKING:
-    from clsp_plugin.methods.base import BaseMethod as _Method
-else:
-
-    class _Method(JointForward, EpochMeans):
-        """What a method of another package lacks."""
-
-
-class SyntheticPositives(_Method):
+class SyntheticPositives(Judging):
     """Mixin that adds the third view and its use; see :func:`with_synthetic_positives`.
 
     Attributes:
-        third_view: ``"candidate"``, or ``"anchor"`` for the control with one more augmentation of
-            the image itself as the third view.
         base_method: the method class that gets the third view.
     """
 
-    third_view = "candidate"
     base_method: type
     check_synthetic = staticmethod(_with_defaults)
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
-        if self.cfg.synthetic.pair_weight == "quality":
-            check_maps(self.backbone, self.cfg.augmentations[0].crop_size)
-        self._third: ThirdView | None = None
         self._first: dict[str, torch.Tensor] = {}  # the outputs of view 1, within a step
 
     @staticmethod
@@ -122,218 +94,6 @@ class SyntheticPositives(_Method):
     def can_weigh(method: type) -> bool:
         """Whether the loss of a method can weigh the images of a step."""
         return bool(getattr(method, "weighs_pairs", False))
-
-    @property
-    def uses_candidates(self) -> bool:
-        """Whether there is anything to do with third views; if not, this is the base method."""
-        return Synthetic.candidates_used(self.cfg.synthetic)
-
-    @property
-    def _begun(self) -> bool:
-        """Whether third views are used in this epoch; before ``from_epoch`` there are none."""
-        return self.uses_candidates and self.current_epoch >= self.cfg.synthetic.from_epoch
-
-    def augmentation(
-        self, mean: Sequence[float], std: Sequence[float], compile: bool = False
-    ) -> BatchAugmentation:
-        """Make the augmentation of the third view: ``synthetic.augmentation``, or view 1's.
-
-        A view that takes the place of view 2 is augmented as view 2.
-
-        Args:
-            mean: per channel, for pixels in [0, 1].
-            std: per channel, for pixels in [0, 1].
-            compile: whether to compile the augmentation.
-
-        Raises:
-            ClspError: ``synthetic.augmentation`` is invalid.
-        """
-        blocks = self.cfg.augmentations
-        usual = blocks[0]
-        if self.cfg.synthetic.use == "replace" and blocks[0].num_crops == 1:
-            usual = blocks[1]
-        block = self.cfg.synthetic.augmentation or usual
-        return BatchAugmentation(AugmentationConfig.from_cfg(block), mean, std, compile=compile)
-
-    def open_store(self) -> CandidateStore:
-        """Open the candidate store that ``synthetic.path`` names.
-
-        Raises:
-            ClspError: no path is set, or there is no complete store.
-        """
-        settings = self.cfg.synthetic
-        if settings.path is None:
-            raise ClspError(
-                f"{self.cfg.method} needs candidates: set synthetic.path to a candidate store "
-                f"(`clsp generate` makes one), or synthetic.weight=0 to train without."
-            )
-        return CandidateStore(settings.path, settings.num_candidates, self.cfg.get("data"))
-
-    def attach(
-        self, array: ImageArray, mean: Sequence[float], std: Sequence[float], compile: bool = False
-    ) -> None:
-        """Set the training images; open the candidate store and check that it is for them.
-
-        Args:
-            array: the training images, in the order of the indexes in a batch.
-            mean: per channel, for pixels in [0, 1].
-            std: per channel, for pixels in [0, 1].
-            compile: whether to compile the augmentation.
-
-        Raises:
-            ClspError: there is no store, it is for other images, or ``synthetic.augmentation`` is
-                invalid.
-        """
-        augmentation = self.augmentation(mean, std, compile)
-        if not self.uses_candidates:
-            return
-        source: torch.Tensor | CandidateStore = array.images
-        if self.third_view == "candidate":
-            store = source = self.open_store()
-            store.check(len(array), *array.size, array.fingerprint, array.name)
-        self._third = self.third_views(source, augmentation)
-
-    def third_views(
-        self,
-        source: torch.Tensor | CandidateStore,
-        augmentation: BatchAugmentation,
-        rows: torch.Tensor | None = None,
-    ) -> ThirdView:
-        """Make what makes the third views of a batch, as many as the use takes; see ``ThirdView``.
-
-        Raises:
-            ClspError: the store has too few candidates.
-        """
-        settings, number = self.cfg.synthetic, self.number
-        if settings.choice != "uniform":
-            number = settings.choice_of
-            if number is None:
-                assert isinstance(source, CandidateStore)  # `check_use` refuses images
-                number = source.num_candidates
-            if number <= self.number:
-                raise ClspError(
-                    f"synthetic.choice={settings.choice} has nothing to choose: {self.number} of "
-                    f"{number} candidates of each image; set synthetic.choice=uniform, or make "
-                    f"more of them (`clsp generate`)."
-                )
-        return ThirdView(source, augmentation, self.cfg.seed, rows, number)
-
-    @property
-    def number(self) -> int:
-        """How many third views of each image a step uses."""
-        return self.cfg.synthetic.per_step if self.cfg.synthetic.use == "multi" else 1
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        if not self.uses_candidates:
-            return
-        if self._third is None:
-            self._third = self.find_images()
-        self._third.to(self.device)
-
-    def find_images(self) -> ThirdView:
-        """Make the third view when training starts without :meth:`attach`; a hook for subclasses.
-
-        Raises:
-            ClspError: always, in this class.
-        """
-        raise ClspError(
-            f"{self.cfg.method} was not told which images it trains on; call "
-            f"attach(images, mean, std) before fitting."
-        )
-
-    def begin_view(self, indexes: torch.Tensor) -> None:
-        """Begin to load the third view of the next batch; see ``ThirdView.begin``.
-
-        Args:
-            indexes: int64 (B,), image indexes, on the host.
-        """
-        if self._third is not None and self._begun:
-            self._third.begin(indexes, self.current_epoch, self.device)
-
-    def synthetic_view(self, indexes: torch.Tensor) -> torch.Tensor:
-        """Return the first third view of a batch, on its device: float32 (B, 3, crop, crop).
-
-        Args:
-            indexes: int64 (B,), image indexes.
-        """
-        return self.synthetic_views(indexes)[0]
-
-    def synthetic_views(self, indexes: torch.Tensor) -> list[torch.Tensor]:
-        """Return all third views of a batch, see :meth:`synthetic_view`; those to choose from.
-
-        Args:
-            indexes: int64 (B,), image indexes.
-        """
-        assert self._third is not None  # training has started
-        views = self._third(indexes, self.current_epoch, self.num_crops)
-        return list(views.split(len(indexes)))
-
-    def chosen(self, anchor: torch.Tensor, drawn: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Return the third views that a step uses, as ``synthetic.choice`` says.
-
-        Other than ``uniform`` it compares the features of view 1 with those of the views drawn, by
-        the network as it is, in evaluation mode and without a gradient. That depends on weights and
-        running statistics alone, so a continued run chooses the same.
-
-        Args:
-            anchor: view 1, (B, 3, crop, crop).
-            drawn: the views drawn, (B, 3, crop, crop) each.
-        """
-        settings = self.cfg.synthetic
-        if settings.choice == "uniform":
-            return drawn
-        with self._looking():
-            feats = self(torch.cat([anchor, *drawn]))["feats"]
-        own, *others = F.normalize(feats.float(), dim=1).split(len(anchor))
-        similarity = torch.stack([(own * other).sum(1) for other in others], dim=1)
-        quantile = quantile_at(settings, self.current_epoch, self.cfg.max_epochs)
-        places = at_quantile(similarity, quantile, self.number)
-        together, rows = torch.stack(list(drawn)), torch.arange(len(anchor), device=anchor.device)
-        return [together[place, rows] for place in places.T]
-
-    @contextmanager
-    def _looking(self) -> Iterator[None]:
-        """A block in which the network in training is used without being trained."""
-        compiled = getattr(self, "_compiled", False)  # methods of other packages are not
-        with torch.no_grad(), evaluating(self), uncompiled(compiled):
-            yield
-
-    def _parts(self, views: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return features of the views' foregrounds and backgrounds, unit norm, (V * B, D) each."""
-        with self._looking():
-            maps = feature_map(self.backbone, torch.cat(list(views)))
-        foreground, background = foreground_background(maps)
-        return F.normalize(foreground, dim=1), F.normalize(background, dim=1)
-
-    def weights_of(self, first: torch.Tensor, other: torch.Tensor) -> torch.Tensor | None:
-        """Return the weights (B,) of the pairs of two views, None where all are alike.
-
-        Args:
-            first: (B, 3, crop, crop).
-            other: (B, 3, crop, crop).
-        """
-        if self.cfg.synthetic.pair_weight == "equal":
-            return None
-        of_front, of_back = (
-            torch.linalg.vecdot(*part.chunk(2)) for part in self._parts([first, other])
-        )
-        return quality_weights(of_front, of_back, self.cfg.synthetic.gamma)
-
-    def weigher_of(
-        self, views: Sequence[torch.Tensor]
-    ) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        """Return what weighs all positive pairs among views; see ``multi_positive_loss``."""
-        if self.cfg.synthetic.pair_weight == "equal":
-            return None
-        parts = self._parts(views)
-
-        def weigh(positive: torch.Tensor) -> torch.Tensor:
-            of_front, of_back = (part @ gather(part).T for part in parts)
-            of_front = of_front.masked_fill(~positive, -torch.inf)
-            return quality_weights(of_front, of_back, self.cfg.synthetic.gamma)
-
-        return weigh
 
     def base_training_step(self, X: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
         out = super().base_training_step(X, targets)
