@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from clsp_plugin import cli
+from clsp_plugin.data.images import load_images
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -110,6 +111,15 @@ def test_the_page_on_candidates(place, monkeypatch, capfd):
     assert (place / "candidates/digits/report/weights.png").exists()
     for name in ("labels", "rcg", "rcg-cluster"):
         assert (place / "candidates" / name / "manifest.json").exists()
+
+
+def test_the_page_on_uses(place, write_store, monkeypatch):
+    data = {"dataset": "digits", "num_train": 48, "num_val": 20, "seed": 0, "fraction": -1,
+            "image_size": 16}  # fmt: skip
+    write_store(place / "candidates/digits", load_images(data, "train"), num_candidates=8)
+    for line in commands("docs/uses.md"):
+        run_clsp(shlex.split(line), monkeypatch)
+    assert len(list(place.glob("trained_models/clsp_simclr/*/record.json"))) >= 3
 
 
 def test_the_page_on_transfer(place, monkeypatch, capfd):

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any, Optional
 
@@ -17,11 +17,21 @@ from clsp_plugin.config.typed import typed
 from clsp_plugin.errors import ClspError, nearest, short
 from clsp_plugin.system.processes import cores
 
-__all__ = ["Data", "Pretrain", "Training", "parse_cfg", "trainer_kwargs", "training_cfg"]
+__all__ = [
+    "Data",
+    "Pretrain",
+    "Synthetic",
+    "Training",
+    "parse_cfg",
+    "trainer_kwargs",
+    "training_cfg",
+]
 
 _LARGEST_SIDE = 4096  # pixels
 # A larger learning rate is a mistake: the largest in use, of LARS and linear probes, are below 100.
 RATE = Rule(low=0, high=10_000)
+USES = ("align", "replace", "view", "multi")
+CHOICES = ("uniform", "hardest", "easiest", "quantile", "curriculum")
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
@@ -248,22 +258,66 @@ class Performance:
 
 @dataclass
 class Synthetic:
-    """Synthetic positives of the methods ``clsp_<method>``, and the control ``<method>_aug``.
+    """Synthetic positives: where they are, what they are used for, which of them, how strongly.
+
+    ``methods.synthetic`` says what each use computes, ``methods.schedules`` how the strength and
+    the choice change over the training.
 
     Attributes:
-        path: the candidate store; ``<method>_aug`` needs none.
+        path: the candidate store; ``<method>_aug``, the control, needs none.
         num_candidates: how many of a store's candidates per image to choose from; null for all.
-        warmup_epochs: epochs over which lambda rises linearly from 0 to ``weight``.
-        weight: lambda, the weight of the alignment with the third view; 0 is the base method.
+        use: ``align`` (the paper's term beside the method's loss), ``replace`` (in the place of
+            view 2), ``view`` (a third view in the method's own loss) or ``multi`` (several
+            candidates in a multi-positive loss).
+        probability: how often ``replace`` replaces.
+        per_step: how many candidates of an image ``multi`` takes in a step.
+        temperature: of the loss of ``multi``.
+        choice: which candidate: ``uniform``, or by its similarity to the anchor ``hardest``,
+            ``easiest``, ``quantile`` or ``curriculum`` (from the easiest to the hardest).
+        choice_of: of how many drawn candidates the choice is made; null for all.
+        quantile: of ``choice=quantile``: 0 is the least similar, 1 the most.
+        pair_weight: ``equal``, or ``quality``: GenView's weights of pairs, by the network in
+            training.
+        gamma: strength of ``pair_weight=quality``.
+        from_epoch: the first epoch with synthetic positives.
+        warmup_epochs: epochs over which the strength rises linearly from 0.
+        schedule: ``constant``, or ``linear`` or ``cosine`` to ``final`` of it.
+        final: share of the strength at the end of a schedule.
+        weight: lambda, the weight of the term of ``align`` and ``multi``; 0 is the base method,
+            whatever the use.
         augmentation: augmentation of the third view, with the keys of one of ``augmentations``;
             null takes the first of them.
     """
 
     path: Optional[str] = None
     num_candidates: Optional[int] = ranged(None, low=1)
+    use: str = ranged("align", choices=USES)
+    probability: float = ranged(1.0, low=0, high=1)
+    per_step: int = ranged(2, low=0)
+    temperature: float = ranged(0.2, above=0)
+    choice: str = ranged("uniform", choices=CHOICES)
+    choice_of: Optional[int] = ranged(None, low=2)
+    quantile: float = ranged(0.5, low=0, high=1)
+    pair_weight: str = ranged("equal", choices=("equal", "quality"))
+    gamma: float = ranged(1.0, low=0)
+    from_epoch: int = ranged(0, low=0)
     warmup_epochs: int = ranged(0, low=0)
+    schedule: str = ranged("constant", choices=("constant", "linear", "cosine"))
+    final: float = ranged(0.0, low=0, high=1)
     weight: float = ranged(1.0, low=0)
     augmentation: Optional[dict[str, Any]] = None
+
+    @classmethod
+    def completed(cls, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return a block with what it lacks, such as one that an older version saved."""
+        return {**asdict(cls()), **(given or {})}
+
+    @classmethod
+    def candidates_used(cls, given: Mapping[str, Any] | None) -> bool:
+        """Whether a block, which need not be complete, leaves candidates anything to do."""
+        block = cls.completed(given)
+        amount = {"replace": block["probability"], "multi": block["per_step"]}
+        return block["weight"] != 0 and amount.get(block["use"]) != 0
 
 
 @dataclass

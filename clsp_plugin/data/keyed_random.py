@@ -31,6 +31,7 @@ class Purpose:
     LATENT = 10
     SPLIT = 11
     ORACLE = 12
+    REPLACE = 13
     DIRECTIONS = 14
 
 

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from clsp_plugin.data.downstream import ImageStream
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.splits import load_splits
 from clsp_plugin.errors import ClspError
+from clsp_plugin.methods.modes import evaluating
 from clsp_plugin.system.devices import fetch, to_device
 from clsp_plugin.system.progress import Progress
 
@@ -43,18 +43,6 @@ class Features:
     def subset(self, indexes: torch.Tensor) -> "Features":
         """Return the features of some images, in the order of ``indexes`` (int64)."""
         return Features(self.feats[:, indexes], self.targets[indexes])
-
-
-@contextmanager
-def _evaluating(module: nn.Module):
-    """Put a module into evaluation mode, and restore each submodule's own mode afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def extract_features(
@@ -103,7 +91,7 @@ def extract_features(
     targets: list[torch.Tensor] = []
     batches = _batches(images, batch_size, num_workers)
     total = -(-len(images) // batch_size)
-    with torch.no_grad(), _evaluating(backbone):
+    with torch.no_grad(), evaluating(backbone):
         bar = Progress(batches, desc=desc, total=total, disable=not desc, unit="batch")
         for pixels, labels in bar:
             targets.append(labels)

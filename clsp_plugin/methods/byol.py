@@ -20,7 +20,7 @@ class BYOL(BaseMomentumMethod):
     ``loss = sum over large crops v and other crops u of 2 - 2 cos(p_u, z'_v)``.
     """
 
-    takes_small_crops = True
+    takes_small_crops = takes_more_views = weighs_pairs = True
     prediction = "p"
 
     @dataclass
@@ -68,7 +68,7 @@ class BYOL(BaseMomentumMethod):
         """The regression over all pairs of views plus the probe's loss."""
         out = super().training_step(batch, batch_idx)
         loss = sum(
-            alignment_loss(out["p"][other], target)
+            alignment_loss(out["p"][other], target, self.pair_weights)
             for view, target in enumerate(self.regression_targets(out, batch[2]))
             for other in range(self.num_crops)
             if other != view

@@ -65,7 +65,7 @@ class CLGAN(SimCLR):
     checkpoint; Lightning's optimiser trains the encoder only.
     """
 
-    takes_small_crops = False
+    takes_small_crops = takes_more_views = weighs_pairs = False
 
     @dataclass
     class Kwargs(SimCLR.Kwargs):

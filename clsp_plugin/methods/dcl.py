@@ -11,5 +11,7 @@ from clsp_plugin.methods.simclr import SimCLR
 class DCL(SimCLR):
     """SimCLR without the positive in the denominator; see :func:`dcl_loss` for the formula."""
 
+    weighs_pairs = False
+
     def contrast(self, z: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
         return dcl_loss(z, indexes, self.cfg.method_kwargs.temperature)

@@ -57,7 +57,7 @@ class DINO(BaseMomentumMethod):
     are the scores of the prototypes, which solo-learn calls ``z``.
     """
 
-    takes_small_crops = True
+    takes_small_crops = takes_more_views = True
     center: torch.Tensor
 
     @dataclass

@@ -26,6 +26,7 @@ class LeJEPA(BaseMethod):
     """
 
     takes_small_crops = True
+    takes_more_views = True
 
     @dataclass
     class Kwargs(ProjectorKwargs):

@@ -22,6 +22,8 @@ class MoCoV2FT(MoCoV2Plus):
     symmetric loss of its other MoCoV2 rows.
     """
 
+    weighs_pairs = False
+
     @dataclass
     class Kwargs(FeatureTransformKwargs, MoCoV2Plus.Kwargs):
         """MoCo v2+'s settings and those of the feature transformation."""

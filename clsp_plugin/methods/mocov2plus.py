@@ -22,6 +22,8 @@ class MoCoV2Plus(Queue, BaseMomentumMethod):
     See :func:`info_nce_loss` for the formula.
     """
 
+    weighs_pairs = True
+
     @dataclass
     class Kwargs(ProjectorKwargs):
         """Settings of MoCo v2+.
@@ -55,7 +57,7 @@ class MoCoV2Plus(Queue, BaseMomentumMethod):
 
     def contrast(self, query: torch.Tensor, key: torch.Tensor, queue: torch.Tensor) -> torch.Tensor:
         """The loss of queries (B, D) with their keys (B, D) against a queue (D, queue_size)."""
-        return info_nce_loss(query, key, queue, self.temperature)
+        return info_nce_loss(query, key, queue, self.temperature, self.pair_weights)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """The symmetric contrastive loss of the two views plus the probe's."""

@@ -43,7 +43,7 @@ class SimCLRFT(SimCLR):
     that Zhu et al. train with.
     """
 
-    takes_small_crops = False
+    takes_small_crops = takes_more_views = weighs_pairs = False
 
     @dataclass
     class Kwargs(FeatureTransformKwargs, SimCLR.Kwargs):

@@ -21,6 +21,8 @@ class SupCon(SimCLR):
     without a label (-1) has only its own views as positives.
     """
 
+    weighs_pairs = False  # its pairs are of different images
+
     @dataclass
     class Kwargs(SimCLR.Kwargs):
         """Settings of SupCon.

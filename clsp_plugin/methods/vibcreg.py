@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from clsp_plugin.config.rules import ranged
+from clsp_plugin.losses.pairs import mean_over_pairs
 from clsp_plugin.losses.vibcreg import vibcreg_loss
 from clsp_plugin.methods.base import BaseMethod, ProjectorKwargs, mlp
 from clsp_plugin.methods.registry import register_method
@@ -18,6 +19,8 @@ from clsp_plugin.methods.whitening import IterNorm
 @register_method("vibcreg")
 class VIbCReg(BaseMethod):
     """Makes views agree and features vary without correlation; see :func:`vibcreg_loss`."""
+
+    takes_more_views = True
 
     @dataclass
     class Kwargs(ProjectorKwargs):
@@ -55,11 +58,12 @@ class VIbCReg(BaseMethod):
         return {**out, "z": self.projector(out["feats"])}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
-        """The three terms over the two views plus the probe's loss."""
+        """The three terms over all pairs of views plus the probe's loss."""
         out = super().training_step(batch, batch_idx)
         kwargs = self.cfg.method_kwargs
-        loss = vibcreg_loss(
-            *out["z"],
+        loss = mean_over_pairs(
+            vibcreg_loss,
+            out["z"],
             sim_loss_weight=kwargs.sim_loss_weight,
             var_loss_weight=kwargs.var_loss_weight,
             cov_loss_weight=kwargs.cov_loss_weight,

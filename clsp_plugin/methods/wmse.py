@@ -28,6 +28,8 @@ class WMSE(BaseMethod):
     solo-learn's; the paper has none.
     """
 
+    takes_more_views = True
+
     @dataclass
     class Kwargs(ProjectorKwargs):
         """Settings of W-MSE.

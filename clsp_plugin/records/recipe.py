@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from clsp_plugin.config.training import Data, num_devices
+from clsp_plugin.config.training import Data, Synthetic, num_devices
 from clsp_plugin.errors import ClspError
 from clsp_plugin.records.record import Record
 
@@ -87,6 +87,8 @@ def recipe(record: Record) -> dict[str, str]:
     flat = dotted(record.candidates or {}, "candidates")
     for block in _RECIPE:
         flat |= dotted(record.config.get(block), block)
+    if isinstance(record.config.get("synthetic"), Mapping):  # an old record lacks later settings
+        flat |= dotted(Synthetic.completed(record.config["synthetic"]), "synthetic")
     flat |= _images_recipe(record) | _step_recipe(record)
     return {key: value for key, value in flat.items() if key not in _NOT_RECIPE}
 

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from clsp_plugin.config.compose import compose
 from clsp_plugin.config.plain import plain
 from clsp_plugin.config.shipped import what
-from clsp_plugin.config.training import Data
+from clsp_plugin.config.training import Data, Synthetic
 from clsp_plugin.data.downstream import to_fetch
 from clsp_plugin.errors import ClspError, first_line
 from clsp_plugin.evaluation.encoders import is_from_elsewhere
@@ -381,7 +381,8 @@ def _wants_candidates(cfg: DictConfig) -> bool:
     method = METHODS.get(cfg.method)
     if method is None or not issubclass(method, SyntheticPositives):
         return False
-    return method.third_view == "candidate" and cfg.get("synthetic", {}).get("weight", 1.0) != 0
+    used = Synthetic.candidates_used(plain(cfg).get("synthetic"))
+    return method.third_view == "candidate" and used
 
 
 def _points(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

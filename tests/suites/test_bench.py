@@ -153,6 +153,21 @@ def test_the_suite_of_all_methods_has_them_all():
     assert set(read_suite("methods")[1].methods) == own | paper
 
 
+def test_the_suite_of_uses_has_each_over_four_methods():
+    suite = read_suite("uses")[1]
+    assert len(suite.seeds) == 5
+    for base in ("simclr", "mocov2", "byol", "vicreg"):
+        own = {name for name in suite.methods if name.startswith(f"{base}_")}
+        uses = {"aug", "align", "replace", "multi", "quality"}
+        assert own >= {f"{base}_{use}" for use in uses}
+        assert (f"{base}_view" in own) == (base != "mocov2")
+        for name in own & {f"{base}_{use}" for use in ("replace", "view", "multi")}:
+            assert f"synthetic.use={name.rpartition('_')[2]}" in suite.only[name]
+            variant = suite.variants[name]
+            trained = [variant.config, *variant.overrides]
+            assert {f"clsp_{base}", f"method=clsp_{base}"} & set(trained)
+
+
 def test_every_method_has_a_configuration_for_every_data_set():
     methods = read_suite("methods")[1].methods
     for folder in ("digits", "cifar", "stl10", "imagenet-100"):
