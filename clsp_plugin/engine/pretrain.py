@@ -30,7 +30,7 @@ from clsp_plugin.engine.trainer import Finite, fit, new_trainer
 from clsp_plugin.engine.watching import Watching
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.methods import METHODS
-from clsp_plugin.methods.backbones import check_layout, check_network
+from clsp_plugin.methods.backbones import check_network, mend_layout
 from clsp_plugin.methods.synthetic import SyntheticPositives
 from clsp_plugin.records.checkpoint import Checkpointer, read_checkpoint
 from clsp_plugin.records.environment import environment
@@ -172,7 +172,7 @@ def _train(
     )  # fmt: skip
     history.about["candidates"] = _candidates(model)
     if not cfg.performance.disable_channel_last:
-        check_layout(model, device)
+        mend_layout(model, device)
     keep_freed_memory(device)
     log_training(trainer, cfg, start, saver, history, loggers)
     if start.checkpoint is not None and trainer.is_global_zero:

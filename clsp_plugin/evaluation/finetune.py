@@ -35,7 +35,7 @@ from clsp_plugin.engine.trainer import fit
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.features import load_labelled
 from clsp_plugin.evaluation.protocol import num_classes
-from clsp_plugin.methods.backbones import check_layout, check_network, resolve_stem
+from clsp_plugin.methods.backbones import check_network, mend_layout, resolve_stem
 from clsp_plugin.methods.epoch_means import EpochMeans
 from clsp_plugin.methods.optim import build_optimizers
 from clsp_plugin.records.checkpoint import Checkpointer
@@ -203,7 +203,7 @@ def _train_and_test(
         cfg.data.mean, cfg.data.std, compile=compiled["augmentation"],
     )  # fmt: skip
     if not cfg.performance.disable_channel_last:
-        check_layout(model, device)
+        mend_layout(model, device)
     log_training(trainer, cfg, start, saver, history)
     if start.checkpoint is not None and trainer.is_global_zero:
         print(start.told)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import timm
@@ -13,8 +14,8 @@ from clsp_plugin.errors import ClspError, nearest, short
 
 __all__ = [
     "build_backbone",
-    "check_layout",
     "check_network",
+    "mend_layout",
     "of_method",
     "resolve_stem",
     "timm_model",
@@ -161,29 +162,33 @@ def check_network(
             raise ClspError(f"{what} makes features of shape {tuple(features.shape)} of {where}.")
 
 
-def check_layout(module: nn.Module, device: torch.device) -> None:
-    """Refuse a network that a CPU cannot train with the channels as the last dimension in memory.
+def mend_layout(module: nn.Module, device: torch.device) -> None:
+    """Let a CPU train a network with the channels as the last dimension in memory.
 
-    The gradient of a 1x1 convolution with a stride and with 2 to 6 input channels writes outside of
-    its memory there (seen with torch 2.6 and 2.14).
+    There the gradient of a 1x1 convolution with a stride and with fewer input channels than a
+    vector register holds numbers (2 to 15) writes outside of its memory, which changes other
+    numbers or ends the process (seen with torch 2.6 and 2.14). Such a convolution is given every
+    n-th row and column of its input instead of the stride, which is the same.
 
     Args:
-        module: the network.
+        module: the network; changed in place.
         device: where it will be trained.
-
-    Raises:
-        ClspError: the network has such a convolution, and the device is a CPU.
     """
     for layer in module.modules() if device.type == "cpu" else ():
-        if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
+        if not isinstance(layer, nn.Conv2d) or layer.groups > 1 or layer.padding not in (0, (0, 0)):
             continue
         strided = layer.kernel_size == (1, 1) and max(layer.stride) > 1
-        if strided and 2 <= layer.in_channels <= 6:
-            raise ClspError(
-                f"The network has a 1x1 convolution with a stride and {layer.in_channels} input "
-                f"channels, whose gradient a CPU computes wrongly in the layout channels_last; set "
-                f"performance.disable_channel_last=True, or give at least 7 channels."
-            )
+        if strided and 2 <= layer.in_channels <= 15:
+            layer.register_forward_pre_hook(partial(_thinned, tuple(layer.stride)))
+            layer.stride = (1, 1)
+
+
+def _thinned(
+    stride: tuple[int, ...], module: nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> torch.Tensor:
+    """Return every n-th row and m-th column of a layer's input (B, C, H, W)."""
+    rows, columns = stride
+    return inputs[0][:, :, ::rows, ::columns]
 
 
 def without_content(module: nn.Module) -> nn.Module:
