@@ -42,7 +42,9 @@ NARROW = ("backbone.kwargs.stem_type=deep", "backbone.kwargs.stem_width=8")
 
 
 def configuration(method, *overrides):
-    return compose("pretrain", f"digits/{method}", [*NARROW, "data.num_val=1000", "seed=0", *overrides])
+    return compose(
+        "pretrain", f"digits/{method}", [*NARROW, "data.num_val=1000", "seed=0", *overrides]
+    )
 
 
 def accuracy(backbone, data, mean, std):
