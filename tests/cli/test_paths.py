@@ -64,7 +64,8 @@ def test_from_python_a_path_is_any_path(path):
 def test_what_hydra_was_given_is_told_as_it_is_typed():
     folder, _ = locate("pretrain", None, "simclr")
     typed = ["seed=1", f"data.train_path={ODD}", "data.val_path='null'", "k=[1,2]", "name=",
-             "data.extra='quoted'", "augmentations=symmetric"]  # fmt: skip
+             "data.extra='quoted'", "augmentations=symmetric", "method='a, b'", "k='[1'",
+             "~method_kwargs", "+x=[1, 'a b']"]  # fmt: skip
     translated = hydra_overrides(typed, folder)
     told = [as_typed(override, folder) for override in translated]
     assert told == typed
