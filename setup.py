@@ -12,6 +12,7 @@ VERSION = next(
     for line in (ROOT / "clsp_plugin" / "__init__.py").read_text(encoding="utf-8").splitlines()
     if line.startswith("__version__")
 )
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
 
 
 class BuildWithScripts(build_py):
@@ -82,10 +83,15 @@ setup(
         "wandb": ["wandb"],
         "mlflow": ["mlflow"],
         "trackio": ["trackio"],
-        "pandas": ["pandas"],  # clsp_plugin.read_records
+        "pandas": ["pandas", "pyarrow"],  # clsp_plugin.read_records, `clsp embed --table`
+        "transformers": ["transformers"],  # encoders that are named hf:NAME
+        "datasets": ["datasets"],  # candidate stores for the Hugging Face hub
         # `clsp export --format onnx`, and what runs it
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
+        # mkdocs.yml; the last two run a notebook of docs/tutorials anew
+        "docs": [*DOCS, "ipykernel", "nbclient"],
         "test": [
+            *DOCS,
             "pytest>=8",
             "hypothesis>=6.100",  # tests whose inputs are many
             "pytest-xdist>=3",
@@ -98,10 +104,11 @@ setup(
             "mlflow-skinny",  # mlflow without its server
             "trackio",
             "pandas",
+            "pyarrow",
             "onnx",
             "onnxscript",
             "onnxruntime",
-            "transformers",  # reads exported backbones
+            "transformers",  # reads exported backbones; encoders
             "datasets",  # Hugging Face's, whose objects are taken as images
             # docs/loops.md; stable-pretraining is tested where it is installed, because it adds
             # callbacks to every Trainer of an environment

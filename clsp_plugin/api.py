@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
@@ -24,14 +23,13 @@ from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.config.compose import compose
 from clsp_plugin.config.overrides import TEXTS, literal, quoted
 from clsp_plugin.config.shipped import fingerprint
-from clsp_plugin.data.image_array import ImageArray, squares
-from clsp_plugin.data.images import channel_statistics
+from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.objects import as_images, images_given
 from clsp_plugin.data.splits import numbered_as
 from clsp_plugin.engine.pretrain import pretrain as run_pretrain
 from clsp_plugin.errors import ClspError, nearest
-from clsp_plugin.evaluation import backbone as checkpoints
-from clsp_plugin.evaluation.features import input_size
+from clsp_plugin.evaluation.encoders import load_encoder
+from clsp_plugin.evaluation.preparation import Preparation
 from clsp_plugin.inspection.frechet import denoiser as run_denoiser
 from clsp_plugin.methods.backbones import resolve_stem
 from clsp_plugin.records.environment import made_from
@@ -174,7 +172,8 @@ def evaluate(
     """Evaluate a pre-training's backbone, and add the result to its record.
 
     Args:
-        checkpoint: a run, its directory, or a checkpoint.
+        checkpoint: a run, its directory, a checkpoint, or for ``linear``, ``knn`` and ``transfer``
+            an encoder from elsewhere as in :func:`load_backbone`.
         task: ``linear``, ``knn``, ``transfer`` or ``finetune``.
         settings: as in :func:`pretrain`, such as ``{"protocol": "paper"}``.
         data: the labelled training images as an object, as in :func:`pretrain`; None for those of
@@ -208,64 +207,27 @@ def evaluate(
         return VERBS[task].run(cfg)
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """Prepares images as a backbone was given them.
-
-    Attributes:
-        image_size: side in pixels; None for images as they are.
-        mean: of each channel, for pixels in [0, 1].
-        std: of each channel, for pixels in [0, 1].
-    """
-
-    image_size: int | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, images: Any) -> torch.Tensor:
-        """Resize, cut out the centre and normalise.
-
-        Args:
-            images: uint8 (N, H, W, 3), or what :func:`clsp_plugin.data.objects.as_images` takes.
-
-        Returns:
-            float32 (N, 3, S, S).
-        """
-        if isinstance(images, (np.ndarray, torch.Tensor)) and len(images):
-            pixels = torch.as_tensor(images)
-        else:
-            pixels = as_images(images, self.image_size, "images").images
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-            raise ClspError(
-                f"images are {pixels.dtype} {tuple(pixels.shape)}; give uint8 (N, H, W, 3)."
-            )
-        pixels = squares(pixels, self.image_size) if self.image_size else pixels
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
-        return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
-
-
-def load_backbone(checkpoint: str | Path | Run) -> nn.Module:
-    """Load the backbone of a pre-training, in evaluation mode on the CPU.
+def load_backbone(encoder: str | Path | Run) -> nn.Module:
+    """Load the backbone of a pre-training, or an encoder from elsewhere, for evaluation on the CPU.
 
     Args:
-        checkpoint: a run, its directory, a checkpoint of ours or of solo-learn, or one of the
-            authors'.
+        encoder: a run, its directory, a checkpoint of ours or of solo-learn, or one of the
+            authors'; or a network from elsewhere, such as ``"timm:resnet50"``, see
+            :func:`clsp_plugin.evaluation.encoders.load_encoder`.
 
     Returns:
         The network, prepared images (B, 3, S, S) to features (B, D). ``num_features`` is D, and
         ``prepare`` a :class:`Preparation`: ``backbone(backbone.prepare(images))``.
 
     Raises:
-        ClspError: there is no checkpoint, or it is of another architecture than its ``args.json``
-            says.
+        ClspError: there is no such checkpoint or network, or it is of another architecture than its
+            ``args.json`` says.
     """
-    path = checkpoint.folder if isinstance(checkpoint, Run) else checkpoint
+    path = encoder.folder if isinstance(encoder, Run) else encoder
     with isolate_rng(include_cuda=False):  # weights are drawn before they are loaded
-        module, args, _ = checkpoints.load_backbone(path)
-    mean, std = channel_statistics(args["data"], args.get("augmentations"))
-    size: Any = input_size(args)
-    module.eval()
-    setattr(module, "prepare", Preparation(size, tuple(mean), tuple(std)))  # noqa: B010 for mypy
+        loaded = load_encoder(path)
+    module = loaded.backbone.eval()
+    setattr(module, "prepare", loaded.prepare)  # noqa: B010 for mypy
     return module
 
 

@@ -177,8 +177,14 @@ _TABLE = (
     ),
     Verb(
         "export",
-        "write a checkpoint's backbone for timm, transformers, torchvision or ONNX",
+        "write a backbone for timm, torchvision or ONNX, or a candidate store; the hub",
         "cli.export:export",
+        experiment=False,
+    ),
+    Verb(
+        "import-candidates",
+        "make a candidate store of an exported one, or of images of another generator",
+        "cli.export:import_candidates",
         experiment=False,
     ),
     Verb(

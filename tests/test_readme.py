@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from clsp_plugin import cli
+from clsp_plugin.data.images import load_images
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -29,6 +30,7 @@ SMALL = {
     "transfer": ["l2=[0.1,1]", "num_workers=0"],
     "finetune": ["max_epochs=1", "optimizer.batch_size=16"],
     "inspect": ["data.num_train=48"],
+    "import-candidates": ["data.num_train=48"],
     "bench": ["--dry-run"],  # the demo is one that runs
     "figures": ["--limit", "20"],
     "report": ["--limit", "20"],
@@ -99,6 +101,8 @@ def test_commands_run_in_their_order(place, monkeypatch, capfd):
 
 def test_the_page_on_candidates(place, monkeypatch, capfd):
     make_authors_checkpoint(place / "ckpt_ema_1999_.pt")
+    (place / "other").mkdir()
+    np.savez(place / "other/candidates.npz", images=np.zeros((48, 2, 16, 16, 3), np.uint8))
     for line in commands("docs/candidates.md"):
         run_clsp(shlex.split(line), monkeypatch)
     out = capfd.readouterr().out
@@ -107,6 +111,15 @@ def test_the_page_on_candidates(place, monkeypatch, capfd):
     assert (place / "candidates/digits/report/weights.png").exists()
     for name in ("labels", "rcg", "rcg-cluster"):
         assert (place / "candidates" / name / "manifest.json").exists()
+
+
+def test_the_page_on_uses(place, write_store, monkeypatch):
+    data = {"dataset": "digits", "num_train": 48, "num_val": 20, "seed": 0, "fraction": -1,
+            "image_size": 16}  # fmt: skip
+    write_store(place / "candidates/digits", load_images(data, "train"), num_candidates=8)
+    for line in commands("docs/uses.md"):
+        run_clsp(shlex.split(line), monkeypatch)
+    assert len(list(place.glob("trained_models/clsp_simclr/*/record.json"))) >= 3
 
 
 def test_the_page_on_transfer(place, monkeypatch, capfd):

@@ -6,9 +6,12 @@ is measured. The process of the next stage imports what it needs while the one b
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.gpu.report import summary
@@ -22,16 +25,26 @@ STAGES = {
     "denoiser": 0.2,
     "evaluation": 0.2,
 }
+BEGUN: list[subprocess.Popen] = []  # all processes of stages
 
 
 def waiting(stage: str, args: argparse.Namespace) -> subprocess.Popen:
     """Start the process of a stage, which begins to work when it reads a line."""
     command = [sys.executable, "-m", "benchmarks.gpu.stage", stage, str(args.out), args.device]
     log = (args.out / f"{stage}.log").open("wb")
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*command, *(["--small"] if args.small else [])],
-        stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+        stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
+    BEGUN.append(process)
+    return process
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Kill a stage's process and those that it started, such as the workers of the tests."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def finish(process: subprocess.Popen, seconds: float) -> str:
@@ -45,8 +58,7 @@ def finish(process: subprocess.Popen, seconds: float) -> str:
     try:
         code = process.wait(timeout=max(1.0, seconds))
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        kill(process)
         return f"stopped after {seconds:.0f} s"
     return "complete" if code == 0 else f"failed with code {code}"
 
@@ -67,6 +79,24 @@ def main() -> int:
     end = time.monotonic() + 60 * args.minutes
     ended: dict[str, str] = {}
     process = waiting(stages[0], args)
+    try:
+        run(stages, process, args, end, ended)
+    except BaseException:  # such as Ctrl-C, which does not reach sessions of their own
+        for begun in BEGUN:
+            kill(begun)
+        raise
+    print(f"\n{summary(args.out)}")
+    return int(not all(told.startswith("complete") for told in ended.values()))
+
+
+def run(
+    stages: list[str],
+    process: subprocess.Popen,
+    args: argparse.Namespace,
+    end: float,
+    ended: dict[str, str],
+) -> None:
+    """Run the stages until the time ``end``; ``ended`` is told how each of them ended."""
     for number, stage in enumerate(stages):
         began, current = time.monotonic(), process
         if number + 1 < len(stages):
@@ -74,15 +104,13 @@ def main() -> int:
         left = end - began
         if left < 5:
             ended[stage] = "not begun, the time was over"
-            current.kill()
+            kill(current)
         else:
             told = finish(current, min(left - 2, 60 * args.minutes * STAGES[stage]))
             ended[stage] = f"{told} ({time.monotonic() - began:.0f} s)"
         print(f"{stage}: {ended[stage]}", flush=True)
         (args.out / "stages.json").write_text(json.dumps(ended, indent=2))
         (args.out / "summary.md").write_text(summary(args.out))
-    print(f"\n{summary(args.out)}")
-    return int(not all(told.startswith("complete") for told in ended.values()))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Training of the paper's denoiser: all of `clsp denoiser` against the bare network."""
 
+import shutil
 import time
 
 import torch
@@ -34,6 +35,8 @@ def measure(options: Options, rows: Rows) -> None:
     network = {"block_out_channels": [8, 8], "layers_per_block": 1, "attention_resolutions": []}
     network = network if options.small else {}
     images = torch.randint(0, 256, (number, size, size, 3), dtype=torch.uint8)
+    folder = options.out / "denoisers"
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier call: it would go on from there
     runs = [("bf16-mixed", False, "4,000"), ("32-true", False, "2,000")]
     if options.compiles:
         runs.insert(1, ("bf16-mixed", True, "8,000"))
@@ -47,7 +50,7 @@ def measure(options: Options, rows: Rows) -> None:
             images,
             {**network, "max_epochs": 3, "batch_size": batch, "precision": precision,
              "accelerator": options.accelerator, "compile": compiled},
-            options.out / f"denoiser-{precision}-{compiled}",
+            folder / f"{precision}-{compiled}",
             callbacks=[epochs],
         )  # fmt: skip
         whole = [number / seconds for seconds in epochs.seconds[1:]]

@@ -22,10 +22,13 @@ def measure(options: Options, rows: Rows) -> None:
     )  # fmt: skip
     print(done.stdout[-20_000:])
     seconds = time.perf_counter() - began
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)",
-                                                     done.stdout.splitlines()[-1])}  # fmt: skip
+    last = (done.stdout.splitlines() or [""])[-1]
+    found = re.findall(r"(\d+) (passed|failed|skipped|error)", last)
+    counts = {word: int(number) for number, word in found}
     for word in ("passed", "failed", "skipped"):
         rows.add(f"tests {word}", counts.get(word, 0), "", "none" if word == "failed" else "")
     rows.add("time of the tests", seconds, "s", "60")
     for line in re.findall(r"^(?:FAILED|ERROR) .*", done.stdout, re.M):
         rows.add("failed", [], "", "", line.replace("|", " ")[:300])
+    if done.returncode:  # also where no test was found or pytest itself failed
+        sys.exit(done.returncode)

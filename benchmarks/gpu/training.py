@@ -8,6 +8,7 @@ package is judged by.
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,8 +150,35 @@ def compared(options: Options, rows: Rows, given: str, peak: float, compiled: bo
 
 
 def profiled(options: Options, rows: Rows) -> None:
-    """Profile a short run, and count what the device and the host do in a step."""
-    steps = options.pick(12, 2)
+    """Count what the device and the host do in a step.
+
+    Two short runs are profiled that differ in their number of steps alone, so that what they do
+    besides steps, such as the validation, falls out of the difference.
+    """
+    few, many = options.pick(4, 2), options.pick(12, 4)
+    profile_of(options, few)  # unprofiled work that only a first run does falls on this one
+    first, second = profile_of(options, few), profile_of(options, many)
+    cuda = options.device.type == "cuda"
+    key = "self_device_time_total" if cuda else "self_cpu_time_total"
+    text = second.table(sort_by=key, row_limit=60, max_name_column_width=80)
+    (options.out / "training-profile.txt").write_text(text)
+
+    def a_step(which: Callable[[Any], bool]) -> float:
+        counts = [sum(e.count for e in events if which(e)) for events in (first, second)]
+        return max(0, counts[1] - counts[0]) / (many - few)
+
+    note = "simclr_aug; operators, those inside of others too"
+    found = a_step(lambda e: e.key.startswith("aten::"))
+    rows.add("operators in a step", found, "", "5,000", note)
+    if cuda:
+        found = a_step(lambda e: e.device_type.name == "CUDA")
+        rows.add("kernels in a step", found, "", "1,500", "simclr_aug")
+    for name in ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaMemcpyAsync"):
+        rows.add(f"{name} in a step", a_step(lambda e, name=name: e.key == name), "", "below 1")
+
+
+def profile_of(options: Options, steps: int) -> Any:
+    """Profile a pre-training of so many steps; return the events with their counts."""
     changed = (
         f"data.num_train={steps * options.pick(1024, 16)}",
         f"data.num_val={options.pick(1024, 20)}",
@@ -160,25 +188,9 @@ def profiled(options: Options, rows: Rows) -> None:
     )
     cfg = compose("pretrain", "cifar/clsp_simclr", settings(options, *changed))
     cfg.synthetic.path = None
-    pretrain(cfg)  # unprofiled, for what only a first run does
     activities = [ProfilerActivity.CPU]
-    cuda = options.device.type == "cuda"
-    if cuda:
+    if options.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as seen:
         pretrain(cfg)
-    events = seen.key_averages()
-    key = "self_device_time_total" if cuda else "self_cpu_time_total"
-    text = events.table(sort_by=key, row_limit=60, max_name_column_width=80)
-    (options.out / "training-profile.txt").write_text(text)
-    calls = {event.key: event.count for event in events}
-    operations = sum(count for name, count in calls.items() if name.startswith("aten::"))
-    note = "simclr_aug, with one validation; operators, those inside of others too"
-    rows.add("operators in a step", operations / steps, "", "5,000", note)
-    on_device = [e for e in events if e.device_type.name == "CUDA"] if cuda else []
-    kernels = sum(e.count for e in on_device) / steps
-    if cuda:
-        note = "simclr_aug, with one validation"
-        rows.add("kernels in a step", kernels, "", "1,500", note)
-    for name in ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaMemcpyAsync"):
-        rows.add(f"{name} in a step", calls.get(name, 0) / steps, "", "below 1")
+    return seen.key_averages()

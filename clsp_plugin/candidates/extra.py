@@ -21,7 +21,7 @@ from clsp_plugin.data.images import load_image_files
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.arrays import read_npy
 
-__all__ = ["inflate"]
+__all__ = ["inflate", "read_images"]
 
 # Names of the image array in an .npz: AdaInf's, a common variant, and numpy's default.
 _IMAGE_NAMES = ("image", "images", "arr_0")
@@ -75,9 +75,7 @@ def inflate(real: ImageArray, data: Mapping[str, Any]) -> tuple[ImageArray, torc
 def _load(path: Path, data: Mapping[str, Any]) -> torch.Tensor:
     """Load the extra images: uint8 (N, H, W, 3)."""
     if path.suffix in (".npy", ".npz") and path.is_file():
-        advice = "name another data.extra=."
-        array = read_npy(path, advice) if path.suffix == ".npy" else _read_named(path)
-        _check_array(array, path)
+        array = read_images(path, "name another data.extra=.")
     elif (path / MANIFEST).is_file():
         store = CandidateStore(path)
         store.verify()
@@ -93,7 +91,25 @@ def _load(path: Path, data: Mapping[str, Any]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array).reshape(-1, *array.shape[-3:]))
 
 
-def _read_named(path: Path) -> np.ndarray:
+def read_images(path: Path, advice: str) -> np.ndarray:
+    """Read images from a ``.npy`` or ``.npz`` file, see :func:`inflate`.
+
+    Args:
+        path: the file.
+        advice: what to do if it is damaged or holds something else, for the message.
+
+    Returns:
+        uint8 (N, H, W, 3) or (N, K, H, W, 3).
+
+    Raises:
+        ClspError: it is damaged or holds something else.
+    """
+    array = read_npy(path, advice) if path.suffix == ".npy" else _read_named(path, advice)
+    _check_array(array, path)
+    return array
+
+
+def _read_named(path: Path, advice: str) -> np.ndarray:
     """Read the image array of an ``.npz`` file."""
     try:
         with np.load(path, allow_pickle=False) as content:
@@ -105,14 +121,12 @@ def _read_named(path: Path) -> np.ndarray:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # an error of the system, which says nothing about the content
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ClspError(
-            f"{path} is not a readable .npz file ({reason}); name another data.extra=."
-        ) from error
+        raise ClspError(f"{path} is not a readable .npz file ({reason}); {advice}") from error
     if array is None:
         found = ", ".join(names[:10]) or "nothing"
         raise ClspError(
-            f"{path} has none of {', '.join(_IMAGE_NAMES)}, which extra images are called in an "
-            f".npz file (found: {found}); save them as image."
+            f"{path} has none of {', '.join(_IMAGE_NAMES)}, which images are called in an .npz "
+            f"file (found: {found}); save them as image."
         )
     return array
 
@@ -120,7 +134,7 @@ def _read_named(path: Path) -> np.ndarray:
 def _check_array(array: np.ndarray, path: Path) -> None:
     if array.ndim not in (4, 5) or array.shape[-1] != 3 or array.dtype != np.uint8:
         raise ClspError(
-            f"{path} holds {array.dtype} {array.shape}; extra images are uint8 of shape "
+            f"{path} holds {array.dtype} {array.shape}; images are uint8 of shape "
             f"(images, height, width, 3) or (images, candidates, height, width, 3)."
         )
     if not array.size:

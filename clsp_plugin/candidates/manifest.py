@@ -36,7 +36,7 @@ class StoreManifest:
         fingerprint: digest of the images and their order, see ``ImageArray.fingerprint``.
         dataset: name of the images, for messages.
         denoiser: hash of the denoiser, see ``denoiser_hash``; ``oracle: NAME`` if the candidates
-            were made without one.
+            were made without one, ``imported: NAME`` if another program drew them.
         w: weight of the *sample* in the blend of middle features; 0.1 is 90 % anchor.
         sampler: name of the sampler.
         steps: number of sampling steps.
@@ -72,6 +72,11 @@ class StoreManifest:
     guidance: float = 0.0
     condition: str | None = None
     middle: str | None = None
+
+    @property
+    def sampled(self) -> bool:
+        """Whether a denoiser drew the candidates here: no oracle, not imported."""
+        return self.steps > 0
 
     @property
     def num_shards(self) -> int:

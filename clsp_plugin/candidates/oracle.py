@@ -19,7 +19,7 @@ from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.keyed_random import Purpose, derive_key, key_uniform, keys_for
 from clsp_plugin.errors import ClspError, nearest
 
-__all__ = ["ORACLES", "Oracle", "check_oracle", "is_oracle", "write_oracle"]
+__all__ = ["ORACLES", "Oracle", "check_oracle", "write_oracle"]
 
 _PREFIX = "oracle: "
 
@@ -83,11 +83,6 @@ ORACLES: dict[str, Callable[[ImageArray, Mapping[str, Any], torch.Tensor], torch
     "class": _same_class,
     "other": _any_image,
 }
-
-
-def is_oracle(manifest: StoreManifest) -> bool:
-    """Whether a store's candidates were made without a denoiser."""
-    return manifest.denoiser.startswith(_PREFIX)
 
 
 def check_oracle(settings: Oracle) -> None:

@@ -294,8 +294,31 @@ class CandidateStore:
 
     def choose(self, indexes: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
         """Draw which candidate each image gets in an epoch: int64 (B,), uniform over the K."""
+        return self.choose_several(indexes, seed, epoch, 1)[:, 0]
+
+    def choose_several(
+        self, indexes: torch.Tensor, seed: int, epoch: int, number: int
+    ) -> torch.Tensor:
+        """Draw different candidates for each image in an epoch: int64 (B, number).
+
+        Every ordered choice is equally likely, and a larger ``number`` adds to a smaller one.
+
+        Args:
+            indexes: int64 (B,), image indexes in [0, N).
+            seed: seed of the draw.
+            epoch: the epoch.
+            number: how many of the K candidates, 1 to K.
+        """
         keys = keys_for(derive_key(seed, Purpose.CANDIDATE, epoch), indexes)
-        return (key_uniform(keys, 1)[:, 0] * self.num_candidates).long()
+        drawn = key_uniform(keys, number)
+        # the first steps of Fisher and Yates's shuffle
+        order = torch.arange(self.num_candidates, device=indexes.device).repeat(len(indexes), 1)
+        for place in range(number):
+            other = place + (drawn[:, place, None] * (self.num_candidates - place)).long()
+            chosen = order.gather(1, other)
+            order.scatter_(1, other, order[:, place, None].clone())
+            order[:, place, None] = chosen
+        return order[:, :number]
 
     def gather(self, indexes: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
         """Return the chosen candidates: uint8 (B, H, W, 3), on the device of ``indexes``.

@@ -1,4 +1,4 @@
-"""The third view of an image: one of its candidates, found by the image's index and augmented."""
+"""The third view of an image: its candidates, found by the image's index and augmented."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -32,6 +32,11 @@ class ThirdView:
         seed: seed of the choice of a candidate and of the augmentation.
         rows: int64 (M,), the index in ``source`` of each image of the data set; None if the two
             indexes are the same.
+        number: how many different candidates of each image make a view; or, of the images
+            themselves, how many views of each.
+
+    Raises:
+        ClspError: the store holds fewer candidates of an image.
     """
 
     def __init__(
@@ -40,9 +45,16 @@ class ThirdView:
         augmentation: BatchAugmentation,
         seed: int,
         rows: torch.Tensor | None = None,
+        number: int = 1,
     ):
+        if isinstance(source, CandidateStore) and number > source.num_candidates:
+            raise ClspError(
+                f"{number} candidates of each image are drawn in a step and {source.path} has "
+                f"{source.num_candidates} to draw from; set a smaller synthetic.per_step or "
+                f"synthetic.choice_of, or make more of them (`clsp generate`)."
+            )
         self.source, self.augmentation = source, augmentation
-        self.seed, self.rows = seed, rows
+        self.seed, self.rows, self.number = seed, rows, number
         self._begun: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "ThirdView":
@@ -81,29 +93,39 @@ class ThirdView:
         """
         if isinstance(self.source, CandidateStore) and not self.source.resident:
             assert self.rows is None
-            images = self.source.gather(indexes, self.source.choose(indexes, self.seed, epoch))
-            self._begun = to_device(images, device)
+            self._begun = to_device(self._images(indexes, epoch), device)
 
-    def __call__(self, indexes: torch.Tensor, epoch: int, number: int) -> torch.Tensor:
-        """Make the third views of a batch: float32 (B, 3, crop, crop), normalised.
+    def _images(self, rows: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Return what the views are made of: uint8 (number * B, H, W, 3)."""
+        if isinstance(self.source, torch.Tensor):
+            images = self.source[rows.to(self.source.device)].to(rows.device)
+            return images.repeat(self.number, 1, 1, 1)
+        choice = self.source.choose_several(rows, self.seed, epoch, self.number)
+        return self.source.gather(rows.repeat(self.number), choice.T.reshape(-1))
+
+    def __call__(self, indexes: torch.Tensor, epoch: int, first: int) -> torch.Tensor:
+        """Make the third views of a batch: float32 (number * B, 3, crop, crop), normalised.
+
+        One candidate of every image comes after another.
 
         Args:
             indexes: int64 (B,), image indexes as batches carry them.
             epoch: the epoch, counted from 0.
-            number: position of this view among the image's views, so that it is augmented
-                independently of the others.
+            first: position of the first of these views among the image's views, so that it is
+                augmented independently of the others.
         """
         if self.rows is not None and self.rows.device != indexes.device:
             self.rows = self.rows.to(indexes.device)
         rows = indexes if self.rows is None else self.rows[indexes]
         if self._begun is not None:
             images, self._begun = self._begun, None
-        elif isinstance(self.source, torch.Tensor):
-            images = self.source[rows.to(self.source.device)].to(rows.device)
         else:
-            images = self.source.gather(rows, self.source.choose(rows, self.seed, epoch))
-        base = derive_key(self.seed, Purpose.AUGMENTATION, epoch, number)
-        return self.augmentation(images, keys_for(base, rows))
+            images = self._images(rows, epoch)
+        keys = [
+            keys_for(derive_key(self.seed, Purpose.AUGMENTATION, epoch, first + place), rows)
+            for place in range(self.number)
+        ]
+        return self.augmentation(images, torch.cat(keys))
 
 
 def match(store: CandidateStore, images: Any, name: str) -> torch.Tensor | None:

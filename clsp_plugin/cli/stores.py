@@ -10,6 +10,11 @@ from clsp_plugin.errors import ClspError
 
 __all__ = ["embed", "import_denoiser", "inspect"]
 
+_ENCODER = (
+    "the directory of a run, timm:NAME, hf:NAME, the name of a network of torchvision, or a folder "
+    "of timm or transformers"
+)
+
 
 def import_denoiser(args: list[str]) -> None:
     """Run ``clsp import-denoiser`` with the arguments that follow it."""
@@ -42,23 +47,43 @@ def embed(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="clsp embed",
         description="Write the features of the training images in a pre-trained encoder, or their "
-        "clusters, to a file that `clsp denoiser` and `clsp generate` take as condition=FILE.",
+        "clusters, to a file that `clsp denoiser` and `clsp generate` take as condition=FILE; or, "
+        "with --table, features and labels to a file for scikit-learn and pandas.",
     )
-    parser.add_argument("encoder", type=Path, help="a checkpoint, or the directory of a run")
+    parser.add_argument("encoder", help=f"a checkpoint, {_ENCODER}")
     add_images(parser, "denoiser")
-    parser.add_argument("--out", type=Path, required=True, help="file to write (.npz)")
+    parser.add_argument("--out", type=Path, required=True, help="file to write (.npz, or .parquet)")
     parser.add_argument("--clusters", type=int, help="write k-means clusters, so many of them")
     parser.add_argument("--seed", type=int, default=0, help="of k-means (default 0)")
+    parser.add_argument(
+        "--table", action="store_true", help="write the features as they are, with the labels"
+    )
+    parser.add_argument(
+        "--split", choices=("train", "val"), default="train", help="with --table (default train)"
+    )
     options = parser.parse_intermixed_args(args)
 
     check_value("--seed", options.seed, SEED)
     check_value("--clusters", options.clusters, Rule(low=1))
+    if options.table and options.clusters is not None:
+        raise ClspError("--clusters makes a condition for a denoiser; leave it or --table out.")
+    if not options.table and (options.split != "train" or options.out.suffix == ".parquet"):
+        raise ClspError(
+            f"A condition of a denoiser is an .npz of the training images, which --split "
+            f"{options.split} --out {options.out} does not say; give --table for a table."
+        )
     from clsp_plugin.data.images import load_images
     from clsp_plugin.evaluation.embed import embed as write_condition
+    from clsp_plugin.evaluation.embed import embed_table
 
     name = options.config_name or f"{DEFAULT_DATASET}/denoiser"
     data = data_of("denoiser", name, options.data)
-    array = load_images(data, "train")
+    array = load_images(data, options.split)
+    if array is None:
+        raise ClspError("There are no images to test on; set data.val_path to their folder.")
+    if options.table:
+        print(embed_table(options.encoder, array, options.out, data))
+        return
     print(
         write_condition(options.encoder, array, options.out, options.clusters, options.seed, data)
     )
@@ -81,9 +106,8 @@ def inspect(args: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="folder to write to (default STORE/report)")
     parser.add_argument(
         "--encoder",
-        type=Path,
-        help="a checkpoint: adds the similarity of positive pairs, the agreement of labels and a "
-        "Frechet distance in its features",
+        help="adds the similarity of positive pairs, the agreement of labels and a Frechet "
+        f"distance in its features: a checkpoint, {_ENCODER}",
     )
     parser.add_argument(
         "--denoiser",

@@ -15,7 +15,7 @@ __all__ = ["add_shared", "fingerprint", "shared", "shipped", "takes_shared", "wh
 # Settings that decide where and how fast something is computed, but not the result.
 _NOT_WHAT = (
     "auto_resume", "auto_umap", "checkpoint", "dali", "debug_augmentations", "logger", "name",
-    "performance", "resume_from_checkpoint", "wandb",
+    "performance", "record_dir", "resume_from_checkpoint", "wandb",
 )  # fmt: skip
 
 

@@ -23,6 +23,17 @@ class TrainerArguments:
     """Arguments of Lightning's Trainer that a configuration may give and that are passed on.
 
     They change how a step is computed or what is monitored, but not what an epoch is.
+
+    Attributes:
+        benchmark: whether cuDNN tries its algorithms and takes the fastest.
+        check_val_every_n_epoch: epochs between validations.
+        detect_anomaly: whether to look for the operation that made a gradient NaN; slow.
+        deterministic: whether only deterministic algorithms are used; ``warn`` tells of others.
+        gradient_clip_algorithm: whether ``gradient_clip_val`` limits the ``norm`` of the gradient
+            or each ``value`` of it.
+        gradient_clip_val: limit of the gradient; null means no clipping.
+        inference_mode: whether validation runs in torch's inference mode.
+        log_every_n_steps: steps between entries of loggers that log steps.
     """
 
     benchmark: Optional[bool] = None

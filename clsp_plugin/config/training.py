@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any, Optional
 
@@ -17,17 +17,36 @@ from clsp_plugin.config.typed import typed
 from clsp_plugin.errors import ClspError, nearest, short
 from clsp_plugin.system.processes import cores
 
-__all__ = ["Data", "Pretrain", "Training", "parse_cfg", "trainer_kwargs", "training_cfg"]
+__all__ = [
+    "Data",
+    "Pretrain",
+    "Synthetic",
+    "Training",
+    "parse_cfg",
+    "trainer_kwargs",
+    "training_cfg",
+]
 
 _LARGEST_SIDE = 4096  # pixels
 # A larger learning rate is a mistake: the largest in use, of LARS and linear probes, are below 100.
 RATE = Rule(low=0, high=10_000)
+USES = ("align", "replace", "view", "multi")
+CHOICES = ("uniform", "hardest", "easiest", "quantile", "curriculum")
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
 
 @dataclass
 class Stem:
+    """The first layers of a ResNet, in place of the architecture's own.
+
+    Attributes:
+        kernel_size: side of the first convolution, in pixels.
+        stride: stride of the first convolution.
+        padding: padding of the first convolution, in pixels.
+        max_pool: whether a maximum pooling follows it.
+    """
+
     kernel_size: int = ranged(3, low=1)
     stride: int = ranged(1, low=1)
     padding: int = ranged(1, low=0)
@@ -36,6 +55,15 @@ class Stem:
 
 @dataclass
 class Backbone:
+    """The network whose features are learnt.
+
+    Attributes:
+        name: a model of timm, or one of solo-learn's names, such as ``vit_tiny``.
+        kwargs: arguments of timm's constructor, such as ``channels`` and ``layers``.
+        stem: stem of a ResNet; null takes the architecture's, and on CIFAR solo-learn's 3x3
+            convolution without pooling.
+    """
+
     name: str = MISSING
     kwargs: dict[str, Any] = field(default_factory=dict)
     stem: Optional[Stem] = None
@@ -45,17 +73,37 @@ class Backbone:
 class Data:
     """The training and validation images.
 
-    ``num_train``, ``num_val`` and ``seed`` apply to ``digits`` only.
-
-    ``extra`` and ``replicate`` add generated images to pre-training; see
-    ``candidates.extra.inflate``.
+    Attributes:
+        dataset: ``cifar10``, ``cifar100``, ``stl10``, ``imagenet100``, ``custom`` (folders) or
+            ``digits`` (drawn offline).
+        train_path: folder with a folder of images per class, or the one in which torchvision keeps,
+            or puts, its files; of these null takes ``./datasets``.
+        val_path: the same for the test images; null takes torchvision's, and none for folders.
+        format: must be ``image_folder``; solo-learn's other formats are refused.
+        num_workers: for solo-learn's loaders; batches here need no workers.
+        no_labels: whether ``train_path`` is one folder of images without classes.
+        fraction: share of the training images to use, of each class alike; -1 uses all.
+        extra: generated images to train on too: a folder, an ``.npy``, an ``.npz`` or a candidate
+            store; see :func:`~clsp_plugin.candidates.extra.inflate`.
+        replicate: how many times a real image occurs in an epoch, against once for one of
+            ``extra``.
+        image_size: side in pixels that images are resized to and cut at the centre; null leaves
+            them as they are.
+        num_train: number of training images of ``digits``.
+        num_val: number of test images of ``digits``.
+        seed: seed of the images of ``digits``.
+        mean: mean of each channel for pixels in [0, 1]; null takes the data set's.
+        std: standard deviation of each channel for pixels in [0, 1]; null takes the data set's.
+        num_classes: set when the images are loaded.
+        num_large_crops: set from the augmentations.
+        num_small_crops: set from the augmentations.
     """
 
     dataset: str = MISSING
     train_path: Optional[str] = None
     val_path: Optional[str] = None
     format: str = "image_folder"
-    num_workers: int = ranged(4, low=0)  # for solo-learn's loaders; batches here need no workers
+    num_workers: int = ranged(4, low=0)
     no_labels: bool = False
     fraction: float = ranged(-1, above=0, below=1, also=(-1,))
     extra: Optional[str] = None
@@ -75,7 +123,17 @@ class Data:
 class Optimizer:
     """The optimiser.
 
-    ``scale_lr`` multiplies learning rates by images per step / 256, as solo-learn always does.
+    Attributes:
+        name: ``sgd``, ``lars``, ``adam`` or ``adamw``.
+        batch_size: images per step and process.
+        lr: learning rate, before ``scale_lr``.
+        weight_decay: weight decay.
+        exclude_bias_n_norm_wd: whether biases and normalisations go without weight decay.
+        scale_lr: whether learning rates are multiplied by images per step / 256, as solo-learn
+            always does.
+        kwargs: further arguments of the optimiser, such as ``momentum`` (0.9 for ``sgd`` and
+            ``lars``), ``nesterov`` or ``betas``; of ``lars`` also ``eta``, ``clip_lr`` and
+            ``exclude_bias_n_norm``.
     """
 
     name: str = MISSING
@@ -89,13 +147,28 @@ class Optimizer:
 
 @dataclass
 class ProbedOptimizer(Optimizer):
-    """An optimiser that also trains an online probe, at the learning rate ``classifier_lr``."""
+    """An optimiser that also trains an online probe.
+
+    Attributes:
+        classifier_lr: learning rate of the online probe, before ``scale_lr``.
+    """
 
     classifier_lr: float = ranged(0.1, RATE)
 
 
 @dataclass
 class Scheduler:
+    """The schedule of the learning rate.
+
+    Attributes:
+        name: ``warmup_cosine``, ``step`` (a tenth at each of ``lr_decay_steps``) or ``none``.
+        warmup_epochs: epochs of linear warm-up.
+        warmup_start_lr: learning rate at the first step of the warm-up.
+        min_lr: learning rate at the end of the cosine.
+        interval: whether ``warmup_cosine`` moves at every ``step`` or ``epoch``.
+        lr_decay_steps: epochs after which ``step`` divides the learning rate by ten.
+    """
+
     name: str = "warmup_cosine"
     warmup_epochs: float = ranged(10, low=0)
     warmup_start_lr: float = ranged(3e-5, RATE)
@@ -106,6 +179,14 @@ class Scheduler:
 
 @dataclass
 class Momentum:
+    """The momentum network of the methods that have one.
+
+    Attributes:
+        base_tau: share of its weights that the momentum network keeps at the first step.
+        final_tau: that share at the last step; it follows a cosine in between.
+        classifier: whether an online probe is also trained on the momentum features.
+    """
+
     base_tau: float = ranged(0.99, low=0, high=1)
     final_tau: float = ranged(1.0, low=0, high=1)
     classifier: bool = False
@@ -113,6 +194,15 @@ class Momentum:
 
 @dataclass
 class Checkpoint:
+    """What is saved while a training goes on.
+
+    Attributes:
+        enabled: whether checkpoints and the record are written.
+        dir: folder of all runs; a run lies in ``DIR/METHOD/ID``.
+        frequency: epochs between checkpoints; the last epoch is always saved.
+        keep_prev: whether earlier checkpoints are kept.
+    """
+
     enabled: bool = True
     dir: str = "trained_models"
     frequency: int = ranged(1, low=1)
@@ -121,7 +211,12 @@ class Checkpoint:
 
 @dataclass
 class AutoResume:
-    """``max_hours``: older checkpoints are not continued; by default age does not matter."""
+    """How an unfinished run of the same configuration is continued.
+
+    Attributes:
+        enabled: whether it is.
+        max_hours: age in hours from which a checkpoint is not continued; null for any age.
+    """
 
     enabled: bool = False
     max_hours: Optional[float] = ranged(None, low=0)
@@ -129,7 +224,13 @@ class AutoResume:
 
 @dataclass
 class KnnEval:
-    """Accepted so that solo-learn's configurations can be read; enabling it is refused."""
+    """Accepted so that solo-learn's configurations can be read; enabling it is refused.
+
+    Attributes:
+        enabled: must be false; ``clsp knn`` evaluates a checkpoint.
+        k: solo-learn's number of neighbours; not used.
+        distance_func: solo-learn's distance; not used.
+    """
 
     enabled: bool = False
     k: int = ranged(20, low=1)
@@ -140,10 +241,14 @@ class KnnEval:
 class Performance:
     """Settings of speed.
 
-    ``compile_augmentation: auto`` compiles if there is a compiler and the run is long.
-    ``compile_network`` compiles the backbone for training, which changes the rounding of sums and
-    what a dropout inside of it drops; ``auto`` compiles a ResNet in a long run on one CUDA GPU,
-    where it was measured to be faster. A run that goes on stays with ``auto`` as it was.
+    Attributes:
+        disable_channel_last: whether images keep torch's usual layout, channels first.
+        compile_augmentation: whether to compile the augmentation; ``auto`` compiles if there is a
+            compiler and the run is long.
+        compile_network: whether to compile the backbone for training, which changes the rounding of
+            sums and what a dropout inside of it drops; ``auto`` compiles a ResNet in a long run on
+            one CUDA GPU, where it was measured to be faster. A run that goes on stays with ``auto``
+            as it was.
     """
 
     disable_channel_last: bool = False
@@ -153,15 +258,79 @@ class Performance:
 
 @dataclass
 class Synthetic:
+    """Synthetic positives: where they are, what they are used for, which of them, how strongly.
+
+    ``methods.synthetic`` says what each use computes, ``methods.schedules`` how the strength and
+    the choice change over the training.
+
+    Attributes:
+        path: the candidate store; ``<method>_aug``, the control, needs none.
+        num_candidates: how many of a store's candidates per image to choose from; null for all.
+        use: ``align`` (the paper's term beside the method's loss), ``replace`` (in the place of
+            view 2), ``view`` (a third view in the method's own loss) or ``multi`` (several
+            candidates in a multi-positive loss).
+        probability: how often ``replace`` replaces.
+        per_step: how many candidates of an image ``multi`` takes in a step.
+        temperature: of the loss of ``multi``.
+        choice: which candidate: ``uniform``, or by its similarity to the anchor ``hardest``,
+            ``easiest``, ``quantile`` or ``curriculum`` (from the easiest to the hardest).
+        choice_of: of how many drawn candidates the choice is made; null for all.
+        quantile: of ``choice=quantile``: 0 is the least similar, 1 the most.
+        pair_weight: ``equal``, or ``quality``: GenView's weights of pairs, by the network in
+            training.
+        gamma: strength of ``pair_weight=quality``.
+        from_epoch: the first epoch with synthetic positives.
+        warmup_epochs: epochs over which the strength rises linearly from 0.
+        schedule: ``constant``, or ``linear`` or ``cosine`` to ``final`` of it.
+        final: share of the strength at the end of a schedule.
+        weight: lambda, the weight of the term of ``align`` and ``multi``; 0 is the base method,
+            whatever the use.
+        augmentation: augmentation of the third view, with the keys of one of ``augmentations``;
+            null takes the first of them.
+    """
+
     path: Optional[str] = None
     num_candidates: Optional[int] = ranged(None, low=1)
+    use: str = ranged("align", choices=USES)
+    probability: float = ranged(1.0, low=0, high=1)
+    per_step: int = ranged(2, low=0)
+    temperature: float = ranged(0.2, above=0)
+    choice: str = ranged("uniform", choices=CHOICES)
+    choice_of: Optional[int] = ranged(None, low=2)
+    quantile: float = ranged(0.5, low=0, high=1)
+    pair_weight: str = ranged("equal", choices=("equal", "quality"))
+    gamma: float = ranged(1.0, low=0)
+    from_epoch: int = ranged(0, low=0)
     warmup_epochs: int = ranged(0, low=0)
+    schedule: str = ranged("constant", choices=("constant", "linear", "cosine"))
+    final: float = ranged(0.0, low=0, high=1)
     weight: float = ranged(1.0, low=0)
     augmentation: Optional[dict[str, Any]] = None
+
+    @classmethod
+    def completed(cls, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return a block with what it lacks, such as one that an older version saved."""
+        return {**asdict(cls()), **(given or {})}
+
+    @classmethod
+    def candidates_used(cls, given: Mapping[str, Any] | None) -> bool:
+        """Whether a block, which need not be complete, leaves candidates anything to do."""
+        block = cls.completed(given)
+        amount = {"replace": block["probability"], "multi": block["per_step"]}
+        return block["weight"] != 0 and amount.get(block["use"]) != 0
 
 
 @dataclass
 class Wandb:
+    """Weights & Biases, as in solo-learn's configurations; ``logger=wandb`` does the same.
+
+    Attributes:
+        enabled: whether the run is logged there.
+        entity: user or team.
+        project: project.
+        offline: whether nothing is sent while the run goes on.
+    """
+
     enabled: bool = False
     entity: Optional[str] = None
     project: str = "solo-learn"
@@ -170,6 +339,14 @@ class Wandb:
 
 @dataclass
 class AutoUmap:
+    """Accepted so that solo-learn's configurations can be read; enabling it is refused.
+
+    Attributes:
+        enabled: must be false.
+        dir: solo-learn's folder; not used.
+        frequency: solo-learn's epochs between plots; not used.
+    """
+
     enabled: bool = False
     dir: str = "auto_umap"
     frequency: int = ranged(1, low=1)
@@ -177,7 +354,32 @@ class AutoUmap:
 
 @dataclass
 class Training:
-    """The settings of every training by Lightning; other keys may be arguments of the Trainer."""
+    """The settings of every training by Lightning; other keys may be arguments of the Trainer.
+
+    Attributes:
+        name: name of the run; it begins the names of its checkpoints.
+        data: the images.
+        augmentations: a list of pipelines, each with the number of views that it makes.
+        optimizer: the optimiser.
+        scheduler: the schedule of the learning rate.
+        checkpoint: what is saved.
+        auto_resume: how an unfinished run is continued.
+        resume_from_checkpoint: a checkpoint, or the folder of a run, to continue in a new run.
+        performance: settings of speed.
+        wandb: Weights & Biases.
+        logger: where the numbers of every epoch go besides ``metrics.csv``: ``tensorboard``,
+            ``wandb``, ``mlflow``, ``trackio``, or several with commas.
+        max_epochs: number of passes over the images.
+        seed: seed of weights, order, views and candidates.
+        devices: number of devices per node, a list of their numbers, or ``auto``; on the CPU the
+            number of processes.
+        num_nodes: number of machines.
+        accelerator: ``auto``, ``cpu``, ``gpu`` or another of Lightning's.
+        strategy: Lightning's, such as ``ddp``; null and ``auto`` leave it to Lightning.
+        precision: Lightning's precision of the network; views are always float32.
+        sync_batchnorm: whether batch normalisation is computed over all processes.
+        accumulate_grad_batches: batches whose gradients are added up for one step.
+    """
 
     name: str = ranged(MISSING, name=True)
     data: Data = field(default_factory=Data)
@@ -203,7 +405,22 @@ class Training:
 
 @dataclass
 class Pretrain(Training):
-    """All settings of ``clsp pretrain``."""
+    """All settings of ``clsp pretrain``.
+
+    Attributes:
+        method: name of the method; ``clsp_<method>`` adds synthetic positives, ``<method>_aug`` is
+            the control with one more augmentation of the image itself.
+        method_kwargs: settings of the method.
+        backbone: the network.
+        momentum: the momentum network.
+        synthetic: synthetic positives.
+        joint_forward: whether all views pass through the network as one batch, so that batch
+            normalisation sees them together, as the authors do for SimCLR.
+        knn_eval: solo-learn's alone.
+        auto_umap: solo-learn's alone.
+        dali: solo-learn's alone; not used.
+        debug_augmentations: whether to print the augmentations at the start.
+    """
 
     method: str = MISSING
     method_kwargs: dict[str, Any] = field(default_factory=dict)

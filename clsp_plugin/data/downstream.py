@@ -84,10 +84,15 @@ class ImageStream(Dataset):
         size: side in pixels; see ``folders.to_pixels``.
         name: name of the data set and its part, for messages.
         identity: the data set's files, which identify the images.
+        resizing: further arguments of ``folders.to_pixels``.
     """
 
-    def __init__(self, source: Any, size: int, name: str, identity: "_Folder"):
+    def __init__(
+        self, source: Any, size: int, name: str, identity: "_Folder",
+        resizing: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
         self.source, self.size, self.name, self.identity = source, size, name, identity
+        self.resizing = dict(resizing or {})
 
     def __len__(self) -> int:
         return len(self.source)
@@ -95,7 +100,9 @@ class ImageStream(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str]:
         def read() -> tuple[torch.Tensor, int]:
             image, target = self.source[index]
-            return torch.from_numpy(to_pixels(image, self.size).copy()), int(target)
+            return torch.from_numpy(to_pixels(image, self.size, **self.resizing).copy()), int(
+                target
+            )
 
         try:
             return *reading(self._path(index), read), ""
@@ -105,7 +112,7 @@ class ImageStream(Dataset):
     @property
     def key(self) -> dict[str, Any]:
         """Values that identify the images and their order, found without reading the images."""
-        return {"name": self.name, "files": self.identity.fingerprint}
+        return {"name": self.name, "files": self.identity.fingerprint, **self.resizing}
 
     def _path(self, index: int) -> str:
         """Return the image's file for error messages, or its index if the source has no files."""
@@ -151,7 +158,13 @@ class Downstream:
     partition: int | None = None
 
 
-def load_downstream(name: str, root: Path, size: int, partition: int = 1) -> Downstream:
+def load_downstream(
+    name: str,
+    root: Path,
+    size: int,
+    partition: int = 1,
+    resizing: Mapping[str, Any] | None = None,
+) -> Downstream:
     """Open a data set in torchvision's format; it is downloaded if its folder is missing.
 
     Caltech-101 is torchvision's 101 classes, without the background images. CIFAR may also be
@@ -163,6 +176,8 @@ def load_downstream(name: str, root: Path, size: int, partition: int = 1) -> Dow
         size: side of the square images in pixels: the shorter side is resized to it, bicubic, and
             the centre is cut out. CIFAR is not resized.
         partition: number of DTD's official partition, 1 to 10.
+        resizing: further arguments of ``folders.to_pixels``: another size that the shorter side is
+            resized to, another interpolation.
 
     Raises:
         ClspError: the name or the partition is not known, or the data set is incomplete or can
@@ -184,7 +199,7 @@ def load_downstream(name: str, root: Path, size: int, partition: int = 1) -> Dow
             download=not source.by_hand, **which, **own,
         )  # fmt: skip
         label = "/".join([name, *(str(v) for v in {**which, **own}.values())])
-        parts[part] = ImageStream(opened, size, label, identity)
+        parts[part] = ImageStream(opened, size, label, identity, resizing)
     return Downstream(name, source.metric, parts, own.get("partition"))
 
 

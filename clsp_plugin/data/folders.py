@@ -154,13 +154,20 @@ def class_folders(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     return files, targets, tuple(folder.name for folder in folders)
 
 
-def to_pixels(image: Image.Image, image_size: int | None) -> np.ndarray:
+def to_pixels(
+    image: Image.Image,
+    image_size: int | None,
+    resize: int | None = None,
+    interpolation: str = "bicubic",
+) -> np.ndarray:
     """Convert an image to uint8 (H, W, 3) as it is stored: EXIF's orientation is not applied.
 
     Args:
         image: an image of any size, with at most 8 bits per channel.
         image_size: side of a square in pixels; the shorter side is resized to it and the centre
             is cut out. None leaves the size as it is.
+        resize: pixels that the shorter side is resized to in place of ``image_size``.
+        interpolation: ``"bicubic"``, ``"bilinear"`` or ``"nearest"``.
 
     Raises:
         ValueError: the image has more than 8 bits per channel.
@@ -171,9 +178,9 @@ def to_pixels(image: Image.Image, image_size: int | None) -> np.ndarray:
         )
     image = image.convert("RGB")
     if image_size:
-        scale = image_size / min(image.size)
+        scale = (resize or image_size) / min(image.size)
         width, height = (max(image_size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image = image.resize((width, height), Image.Resampling[interpolation.upper()])
         left, top = (width - image_size) // 2, (height - image_size) // 2
         image = image.crop((left, top, left + image_size, top + image_size))
     return np.asarray(image)

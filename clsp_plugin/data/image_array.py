@@ -85,12 +85,22 @@ class ImageArray:
         return self if whole else self.subset(indexes, f"{self.name}[labelled]")
 
 
-def squares(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize the shorter side and cut out the centre: uint8 (N, H, W, 3) to (N, size, size, 3)."""
-    if images.shape[1:3] == (size, size):
+def squares(
+    images: torch.Tensor, size: int, resize: int | None = None, interpolation: str = "bicubic"
+) -> torch.Tensor:
+    """Resize the shorter side and cut out the centre: uint8 (N, H, W, 3) to (N, size, size, 3).
+
+    Args:
+        images: the images.
+        size: side of the result in pixels.
+        resize: pixels that the shorter side is brought to, at least ``size``; None for ``size``.
+        interpolation: ``"bicubic"``, ``"bilinear"`` or ``"nearest"``.
+    """
+    if resize in (None, size) and images.shape[1:3] == (size, size):
         return images
+    how, antialias = F.InterpolationMode(interpolation), interpolation != "nearest"
     parts = [
-        F.center_crop(F.resize(part, [size], F.InterpolationMode.BICUBIC, antialias=True), [size])
+        F.center_crop(F.resize(part, [resize or size], how, antialias=antialias), [size])
         for part in images.permute(0, 3, 1, 2).split(1024)
     ]
     return torch.cat(parts).permute(0, 2, 3, 1).contiguous()

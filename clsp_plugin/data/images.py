@@ -31,6 +31,7 @@ __all__ = [
     "MEAN_STD",
     "channel_statistics",
     "has_own_split",
+    "image_names",
     "load_image_files",
     "load_images",
     "open_torchvision",
@@ -305,6 +306,28 @@ def _warn_of_shrinking(files: Sequence[Path], root: Path, image_size: int) -> No
             f"data.image_size={image_size} scales them to {image_size}x{image_size}. Set another "
             f"data.image_size, or take a configuration of custom/, which are for photographs."
         )
+
+
+def image_names(data: Mapping[str, Any]) -> list[str]:
+    """Return the names of the training images, in their order.
+
+    Args:
+        data: see :func:`load_images`.
+
+    Returns:
+        Paths below the data set's folder, with ``/`` and without the suffix, such as ``cat/7``, of
+        images in folders; nothing for other data sets.
+    """
+    dataset = data["dataset"]
+    folder: Path | None = None
+    if dataset in _CIFAR:
+        folder = _cifar_folder(dataset, _root(data, "train"), "train")
+    elif dataset in ("custom", "imagenet100"):
+        folder = Path(data["train_path"])
+    if folder is None:
+        return []
+    files = _some_files(folder) if data.get("no_labels", False) else class_folders(folder)[0]
+    return [file.relative_to(folder).with_suffix("").as_posix() for file in files]
 
 
 def load_image_files(root: Path, image_size: int | None) -> np.ndarray:

@@ -31,6 +31,8 @@ class Purpose:
     LATENT = 10
     SPLIT = 11
     ORACLE = 12
+    REPLACE = 13
+    DIRECTIONS = 14
 
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer

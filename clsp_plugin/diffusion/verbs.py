@@ -1,13 +1,13 @@
 """The commands ``clsp denoiser`` and ``clsp generate``: their configurations and their output."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig
 
 from clsp_plugin.candidates.condition import condition_digest, load_condition
 from clsp_plugin.candidates.oracle import Oracle, check_oracle, write_oracle
@@ -29,7 +29,9 @@ from clsp_plugin.system.json_files import checked, read_json
 from clsp_plugin.system.memory import in_bytes
 from clsp_plugin.system.processes import process
 
-__all__ = ["check_denoiser", "check_generate", "denoiser", "generate"]
+__all__ = ["OfDenoiser", "OfGenerate", "check_denoiser", "check_generate", "denoiser", "generate"]
+
+# ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
 
 def _split(given: DictConfig, *names: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -44,18 +46,57 @@ def _split(given: DictConfig, *names: str) -> tuple[dict[str, Any], dict[str, An
     return own, content
 
 
-# Keys of the two configurations that are not settings of the training or the generation.
-_BESIDE = {
-    "denoiser": ("out", "data", "condition", "fid"),
-    "generate": ("out", "data", "condition", "denoiser", "export_npy", "dry_run"),
-}
+@dataclass
+class _OfImages:
+    """What both configurations have beside the settings of the training or the generation.
+
+    Attributes:
+        data: the training images, as in pre-training.
+    """
+
+    data: Data = field(default_factory=Data)
 
 
 @dataclass
-class _OfImages:
-    """Wraps the ``data`` block, so that error messages name its keys in full."""
+class OfDenoiser(_OfImages):
+    """What a configuration of ``clsp denoiser`` has beside the settings of the training.
 
-    data: Data = field(default_factory=Data)
+    Attributes:
+        out: directory that the denoiser is written to, in diffusers' format.
+        condition: what the denoiser is told of an image: null for nothing, ``labels``, or a file of
+            ``clsp embed``.
+        fid: what measures the Frechet distance of samples at each sheet: ``inception``, or the
+            checkpoint of an encoder; null for nothing.
+    """
+
+    out: str = MISSING
+    condition: Optional[str] = None
+    fid: Optional[str] = None
+
+
+@dataclass
+class OfGenerate(_OfImages):
+    """What a configuration of ``clsp generate`` has beside the settings of the generation.
+
+    Attributes:
+        denoiser: directory of a denoiser, or a diffusers pipeline on the hub.
+        out: the candidate store that is written.
+        condition: for a conditional denoiser: a file of ``clsp embed``; null for the labels.
+        export_npy: a file to write the authors' array to; null for none.
+        dry_run: whether only to estimate the time and the size.
+    """
+
+    denoiser: str = MISSING
+    out: str = MISSING
+    condition: Optional[str] = None
+    export_npy: Optional[str] = None
+    dry_run: bool = False
+
+
+_BESIDE = {
+    verb: tuple(one.name for one in fields(schema))
+    for verb, schema in (("denoiser", OfDenoiser), ("generate", OfGenerate))
+}
 
 
 def _check(verb: str, cfg: DictConfig, settings: type) -> None:
@@ -100,9 +141,7 @@ def denoiser(
     """Train a denoiser on the training images and write it in diffusers' format.
 
     Args:
-        given: the configuration: ``data`` as in pre-training, ``out``, ``condition`` (null,
-            labels, or a file of ``clsp embed``), ``fid`` (null, or the first argument of
-            ``frechet``) and the keys of ``TrainingSettings``.
+        given: the configuration: keys of :class:`OfDenoiser` and of ``TrainingSettings``.
         title: label of the progress bar.
         frechet: function of ``fid``, the training images and their ``data`` block; it returns a
             function from samples to their Frechet distance from these images.
@@ -140,10 +179,7 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
     """Draw candidates for the training images, continuing an unfinished store.
 
     Args:
-        given: the configuration: ``data`` as in pre-training, ``denoiser``, ``out``,
-            ``export_npy`` (a file to write the authors' array to, or null), ``dry_run`` (only
-            estimate the time and the size), ``condition`` (for a conditional denoiser: a file of
-            ``clsp embed``, or null for the labels) and the keys of ``GenerationSettings``. If it
+        given: the configuration: keys of :class:`OfGenerate` and of ``GenerationSettings``. If it
             has a key ``oracle``: ``data``, ``out`` and the keys of ``Oracle``.
         title: label of the progress bar.
 

@@ -64,8 +64,8 @@ class ViewSheet(Callback):
         # what is compiled runs as it is written: no graph for a batch of this size
         with torch.compiler.set_stance("force_eager"):
             views = data.views(images, places.to(module.device))
-            if isinstance(module, SyntheticPositives) and module.cfg.synthetic.weight > 0:
-                views.append(module.synthetic_view(rows.to(module.device)))
+            if isinstance(module, SyntheticPositives) and module.uses_candidates:
+                views += module.synthetic_views(rows.to(module.device))
         large = [view for view in views if view.shape == views[0].shape]
         shown = [_pixels(view, data) for view in large]
         if images.shape[1:3] == shown[0].shape[1:3]:

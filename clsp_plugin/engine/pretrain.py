@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.candidates.extra import inflate
 from clsp_plugin.config.plain import plain
-from clsp_plugin.config.training import parse_cfg, trainer_kwargs
+from clsp_plugin.config.training import Synthetic, parse_cfg, trainer_kwargs
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import DATASETS, channel_statistics
 from clsp_plugin.data.keyed_random import Purpose, derive_key, seed_generators
@@ -112,6 +112,7 @@ def pretrain(
     cfg = parse_cfg(given, METHODS)
     check_installed(cfg.logger)
     _check_generated(cfg)
+    METHODS[cfg.method].add_and_assert_specific_cfg(cfg)  # before images are read
     real, val = load_splits(cfg.data)
     train, places = inflate(real, cfg.data)
     cfg.data.num_classes = max(1, len(train.classes))
@@ -211,7 +212,7 @@ def _check_generated(cfg: DictConfig) -> None:
             f"method={cfg.method} has no third view and would not use synthetic.path="
             f"{cfg.synthetic.path}; take method=clsp_{cfg.method}, or set synthetic.path=null."
         )
-    if third and cfg.data.extra is not None and cfg.synthetic.weight > 0:
+    if third and cfg.data.extra is not None and Synthetic.candidates_used(cfg.synthetic):
         raise ClspError(
             f"{cfg.method} makes a third view of every image and data.extra={cfg.data.extra} has "
             f"none; take the method without it, or leave data.extra and data.replicate out."

@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from clsp_plugin.config.plain import plain
+from clsp_plugin.config.training import Synthetic
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.optim import at_step
 from clsp_plugin.records.checkpoint import (
@@ -183,7 +184,7 @@ def _replaced(run_dir: Path) -> tuple[Path, Any] | None:
 
 def _of_settings(cfg: DictConfig) -> Iterator[Path]:
     """Find the checkpoints of runs of exactly this configuration, the newest first."""
-    wanted = comparable(_container(cfg))
+    wanted = _of_today(_container(cfg))
     oldest = None
     if cfg.auto_resume.max_hours is not None:
         oldest = time.time() - cfg.auto_resume.max_hours * 3600
@@ -195,7 +196,7 @@ def _of_settings(cfg: DictConfig) -> Iterator[Path]:
         except ClspError as error:
             _say(f"{run_dir} is not looked at: {error}")
             continue
-        if args is None or comparable(args) != wanted:
+        if args is None or _of_today(args) != wanted:
             continue
         for checkpoint in checkpoints:
             try:
@@ -214,6 +215,14 @@ def _of_settings(cfg: DictConfig) -> Iterator[Path]:
 
 def _container(cfg: DictConfig) -> dict[str, Any]:
     return json.loads(json.dumps(plain(cfg)))
+
+
+def _of_today(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide what is computed, with those that came later by default."""
+    kept = comparable(args)
+    if isinstance(kept.get("synthetic"), dict):
+        kept["synthetic"] = Synthetic.completed(kept["synthetic"])
+    return kept
 
 
 def _compiled(content: Any) -> dict[str, bool] | None:
@@ -294,7 +303,7 @@ def _changed(
             f"{checkpoint} is of {whose[0]}, the configuration says {whose[1]}; give a checkpoint "
             f"of it."
         )
-    before, now = (_flat(comparable(each)) for each in (args, _container(cfg)))
+    before, now = (_flat(_of_today(each)) for each in (args, _container(cfg)))
     changed = {
         key: before.get(key)
         for key in sorted(before.keys() | now.keys())

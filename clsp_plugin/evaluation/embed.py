@@ -1,4 +1,4 @@
-"""``clsp embed``: the representations that RCG conditions a denoiser on.
+"""``clsp embed``: features in an encoder, to condition a denoiser on or for other programs.
 
 RCG samples an image given its representation in a pre-trained self-supervised encoder (Li, Katabi
 and He, "Return of Unconditional Generation", NeurIPS 2024). Where it generates positives (Zeng et
@@ -6,10 +6,11 @@ al., ECCV 2024, appendix), the condition is the anchor's own representation, or 
 anchor belongs to.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
@@ -18,8 +19,9 @@ from clsp_plugin.candidates.condition import save_condition
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.frozen import Encoder
+from clsp_plugin.system.files import write_whole
 
-__all__ = ["cluster", "embed"]
+__all__ = ["cluster", "embed", "embed_table"]
 
 
 def cluster(features: torch.Tensor, number: int, seed: int) -> torch.Tensor:
@@ -47,7 +49,8 @@ def embed(
     """Write the features of images, or their clusters, to a file to condition a denoiser on.
 
     Args:
-        encoder: a checkpoint or the directory of a run, as the evaluation takes them.
+        encoder: a checkpoint, the directory of a run, or an encoder from elsewhere, as the
+            evaluation takes them.
         array: the images.
         out: path of the file to write. Features are float32 (N, D), each image's brought to mean 0
             and variance 1 over its D as in RCG; clusters are int64 (N,).
@@ -72,3 +75,72 @@ def embed(
         what = f"{clusters} clusters"
     save_condition(out, condition, array)
     return f"Condition: {out} ({what} of {len(array)} images, {network.name})"
+
+
+def embed_table(
+    encoder: str | Path,
+    array: ImageArray,
+    out: str | Path,
+    data: Mapping[str, Any] | None = None,
+) -> str:
+    """Write the features of images as they are, with the labels, for scikit-learn or pandas.
+
+    Args:
+        encoder: see :func:`embed`.
+        array: the images.
+        out: path of the file to write, by its suffix ``.npz`` or ``.parquet``. An ``.npz`` has
+            ``features``, float32 (N, D); ``targets``, int64 (N,), -1 where there is no label; and
+            ``classes``, the names of the classes. A Parquet file has a row per image: ``target``,
+            ``class``, and ``f0``, ``f1``, .. of the features.
+        data: see :func:`embed`.
+
+    Returns:
+        What was done, in one line.
+
+    Raises:
+        ClspError: the encoder cannot be loaded, ``out`` exists or has another suffix, or what
+            writes Parquet is not installed.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ClspError(f"{out} already exists; choose another --out or delete it.")
+    if out.suffix not in _TABLES:
+        raise ClspError(f"--out {out} must end in {' or '.join(_TABLES)}.")
+    _TABLES[out.suffix](None)  # refuses what is not installed before anything is computed
+    network = Encoder(encoder, data)
+    features = network(array.images.permute(0, 3, 1, 2)).numpy()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _TABLES[out.suffix]((out, features, array))
+    return f"Features: {out} ({features.shape[1]} of {len(array)} images, {network.name})"
+
+
+_Table = tuple[Path, np.ndarray, ImageArray]
+
+
+def _to_npz(given: _Table | None) -> None:
+    if given is not None:
+        out, features, array = given
+        content: dict[str, Any] = {"features": features, "targets": array.targets.numpy()}
+        write_whole(out, lambda file: np.savez(file, **content, classes=np.array(array.classes)))
+
+
+def _to_parquet(given: _Table | None) -> None:
+    try:
+        import pandas
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise ClspError(
+            "A Parquet file needs pandas and pyarrow: `pip install 'clsp-plugin[pandas]'`; or give "
+            "--out FILE.npz."
+        ) from None
+    if given is not None:
+        out, features, array = given
+        targets = array.targets.numpy()
+        names = [array.classes[n] if 0 <= n < len(array.classes) else None for n in targets]
+        labels = pandas.DataFrame({"target": targets, "class": names})
+        columns = [f"f{number}" for number in range(features.shape[1])]
+        frame = pandas.concat([labels, pandas.DataFrame(features, columns=columns)], axis=1)
+        write_whole(out, lambda file: frame.to_parquet(file, index=False))
+
+
+_TABLES: dict[str, Callable[[_Table | None], None]] = {".npz": _to_npz, ".parquet": _to_parquet}

@@ -1,8 +1,7 @@
 """Features of a frozen backbone, computed once and read by every evaluation."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,11 @@ from clsp_plugin.data.downstream import ImageStream
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.splits import load_splits
 from clsp_plugin.errors import ClspError
+from clsp_plugin.methods.modes import evaluating
 from clsp_plugin.system.devices import fetch, to_device
 from clsp_plugin.system.progress import Progress
 
-__all__ = ["Features", "extract_features", "input_size", "load_labelled"]
+__all__ = ["Features", "extract_features", "load_labelled"]
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,6 @@ class Features:
         return Features(self.feats[:, indexes], self.targets[indexes])
 
 
-@contextmanager
-def _evaluating(module: nn.Module):
-    """Put a module into evaluation mode, and restore each submodule's own mode afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-def input_size(args: Mapping[str, Any]) -> int | None:
-    """Return the side in pixels of the images that a configuration trains on; None if not given."""
-    return (args.get("augmentations") or [{}])[0].get("crop_size")
-
-
 def extract_features(
     backbone: nn.Module,
     images: ImageArray | ImageStream,
@@ -71,6 +54,7 @@ def extract_features(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     flip: bool,
+    squared: Callable[[torch.Tensor], torch.Tensor] | None = None,
     num_workers: int = 0,
     desc: str = "",
 ) -> Features:
@@ -85,6 +69,8 @@ def extract_features(
         batch_size: images per forward pass.
         device: where the backbone runs; the features come back to the CPU.
         flip: whether view 1, the horizontal mirror image, is computed too.
+        squared: brings images in memory to the size that the backbone takes, a batch at a time:
+            uint8 (B, H, W, 3) to (B, S, S, 3); None for images as they are.
         num_workers: processes that read a stream of images; none for 0.
         desc: title of the progress bar; no bar if empty.
 
@@ -105,10 +91,12 @@ def extract_features(
     targets: list[torch.Tensor] = []
     batches = _batches(images, batch_size, num_workers)
     total = -(-len(images) // batch_size)
-    with torch.no_grad(), _evaluating(backbone):
+    with torch.no_grad(), evaluating(backbone):
         bar = Progress(batches, desc=desc, total=total, disable=not desc, unit="batch")
         for pixels, labels in bar:
             targets.append(labels)
+            if squared is not None and isinstance(images, ImageArray):
+                pixels = squared(pixels)
             # NHWC in memory, seen as NCHW: that is what channels_last means
             X = to_device(pixels, centre.device).permute(0, 3, 1, 2)
             X = X.float().div_(255).sub_(centre).div_(scale)

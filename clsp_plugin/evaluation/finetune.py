@@ -56,8 +56,13 @@ _CROP = {"enabled": True, "crop_min_scale": 0.08, "crop_max_scale": 1.0}
 class Finetune(Training):
     """Settings of ``clsp finetune``.
 
-    ``augmentations`` is one pipeline that makes one view; by default the pre-training's first
-    without its colour operations. ``data`` is that of the pre-training, with what is given on top.
+    Attributes:
+        data: keys of the pre-training's ``data`` block that differ.
+        pretrained_feature_extractor: a ``.ckpt``, or the directory of a run.
+        finetune: true; false is the linear probe.
+        augmentations: a list of one pipeline that makes one view; null takes the pre-training's
+            first without its colour operations.
+        label_smoothing: share of the target that is spread over all classes.
     """
 
     name: str = ranged("finetune", name=True)

@@ -9,13 +9,27 @@ from torch import nn
 
 from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
-from clsp_plugin.data.image_array import ImageArray, squares
-from clsp_plugin.data.images import channel_statistics
+from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
-from clsp_plugin.evaluation.backbone import load_backbone
-from clsp_plugin.evaluation.features import extract_features, input_size
+from clsp_plugin.evaluation.encoders import load_encoder
+from clsp_plugin.evaluation.features import extract_features
 
 __all__ = ["Encoder", "device_name"]
+
+# The views for an encoder from elsewhere, whose augmentation is not known: SimCLR's, with the
+# strengths of the paper.
+_VIEW = {
+    "rrc": {"enabled": True},
+    "color_jitter": {
+        "prob": 0.8,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.4,
+        "hue": 0.1,
+    },
+    "grayscale": {"prob": 0.2},
+    "horizontal_flip": {"prob": 0.5},
+}
 
 
 def device_name() -> str:
@@ -28,19 +42,19 @@ class Encoder(nn.Module):
     Its features are those of the evaluation, and are returned on the CPU.
 
     Args:
-        path: a checkpoint or a run's directory, as the evaluation takes them.
+        encoder: a checkpoint, a run's directory or a network from elsewhere, see
+            :func:`~clsp_plugin.evaluation.encoders.load_encoder`.
         data: what the user says of the images, which the authors' checkpoints need.
     """
 
-    def __init__(self, path: str | Path, data: Mapping[str, Any] | None = None):
+    def __init__(self, encoder: str | Path, data: Mapping[str, Any] | None = None):
         super().__init__()
-        self.backbone, self.args, checkpoint = load_backbone(path, data)
+        loaded = load_encoder(encoder, data)
+        self.backbone, self.args, self.name = loaded.backbone, loaded.args, loaded.name
+        self.prepare = loaded.prepare
         self.device = torch.device(device_name())
         self.backbone.eval().to(self.device)
-        self.mean, self.std = channel_statistics(self.args["data"], self.args.get("augmentations"))
-        self.size = input_size(self.args)
-        self.name = f"{self.args['method']} ({self.args['backbone']['name']}, {checkpoint.name})"
-        self.num_features = self.backbone.num_features
+        self.num_features: Any = self.backbone.num_features
 
     def pipelines(self, size: int) -> list[BatchAugmentation]:
         """Return the augmentations of the first two views.
@@ -50,13 +64,16 @@ class Encoder(nn.Module):
         """
         blocks = [
             block
-            for block in self.args["augmentations"]
+            for block in self.args.get("augmentations") or [_VIEW]
             for _ in range(int(block.get("num_crops", 1)))
         ]
         configs = [
-            AugmentationConfig.from_cfg({"crop_size": size, **block}) for block in (blocks * 2)[:2]
+            AugmentationConfig.from_cfg({"crop_size": self.prepare.image_size or size, **block})
+            for block in (blocks * 2)[:2]
         ]
-        return [BatchAugmentation(config, self.mean, self.std) for config in configs]
+        return [
+            BatchAugmentation(config, self.prepare.mean, self.prepare.std) for config in configs
+        ]
 
     @torch.no_grad()
     def views(self, pipeline: BatchAugmentation, images: torch.Tensor, view: int) -> torch.Tensor:
@@ -73,10 +90,15 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return features of images without augmentation: uint8 (N, 3, H, W) to float32 (N, D)."""
-        pixels = squares(images.permute(0, 2, 3, 1).cpu(), self.size or images.shape[2])
-        no_labels = torch.zeros(len(pixels), dtype=torch.int64)
-        array = ImageArray(pixels, no_labels, (), self.name)
+        no_labels = torch.zeros(len(images), dtype=torch.int64)
+        array = ImageArray(images.permute(0, 2, 3, 1).cpu(), no_labels, (), self.name)
         features = extract_features(
-            self.backbone, array, mean=self.mean, std=self.std, device=self.device, flip=False
+            self.backbone,
+            array,
+            mean=self.prepare.mean,
+            std=self.prepare.std,
+            squared=self.prepare.squares,
+            device=self.device,
+            flip=False,
         )
         return features.feats[0]

@@ -1,20 +1,19 @@
-"""The frozen backbone of a checkpoint, and the cache of its features."""
+"""A frozen encoder under an evaluation's settings, and the cache of its features."""
 
 import hashlib
 import os
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig
 
 from clsp_plugin.data.downstream import ImageStream
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.data.images import channel_statistics
-from clsp_plugin.evaluation.cache import FeatureCache, cache_folder
+from clsp_plugin.evaluation.cache import FeatureCache
+from clsp_plugin.evaluation.encoders import Frozen
 from clsp_plugin.evaluation.features import (
     Features,
     extract_features,
-    input_size,
 )
 from clsp_plugin.system.processes import device_of
 
@@ -22,22 +21,27 @@ __all__ = ["Network"]
 
 
 class Network:
-    """A frozen backbone with everything that its features depend on, and their cache.
+    """A frozen encoder with everything that its features depend on, and their cache.
 
-    ``size`` is the side in pixels that images are resized to, by default that of the pre-training.
+    ``size`` is the side in pixels that images are resized to, by default the encoder's own.
     """
 
-    def __init__(
-        self, cfg: DictConfig, backbone, args: dict[str, Any], checkpoint: Path,
-        size: int | None = None,
-    ):  # fmt: skip
-        self.cfg, self.backbone, self.args = cfg, backbone, args
-        self.size = size or input_size(args)
-        self.mean, self.std = channel_statistics(args["data"], args.get("augmentations"))
+    def __init__(self, cfg: DictConfig, encoder: Frozen, size: int | None = None):
+        self.cfg, self.encoder = cfg, encoder
+        self.prepare = encoder.prepare
+        if size not in (None, self.prepare.image_size):
+            self.prepare = replace(self.prepare, image_size=size, resize=None)
         self.device = device_of(cfg.device)
-        what = {"backbone": args["backbone"], "mean": self.mean, "std": self.std}
-        what |= {"size": self.size, "device": self.device.type}
-        self.cache = FeatureCache(cache_folder(checkpoint) if cfg.cache else None, backbone, what)
+        what = {"backbone": encoder.args["backbone"], "mean": list(self.prepare.mean)}
+        what |= {"std": list(self.prepare.std), "size": self.size, "device": self.device.type}
+        what |= self.prepare.resizing
+        folder = encoder.features if cfg.cache else None
+        self.cache = FeatureCache(folder, encoder.backbone, what)
+
+    @property
+    def size(self) -> int | None:
+        """Side in pixels of the images that the network is given; None for images as they are."""
+        return self.prepare.image_size
 
     def features(self, images: ImageArray | ImageStream, flip: bool, desc: str = "") -> Features:
         """Return the features of labelled images, from the cache if they are there.
@@ -52,14 +56,12 @@ class Network:
             return {"pixels": images.fingerprint, "targets": targets}
 
         def compute() -> Features:
-            array = images
-            if isinstance(images, ImageArray):
-                array = images.squared(self.size or images.size[0])
             return extract_features(
-                self.backbone,
-                array,
-                mean=self.mean,
-                std=self.std,
+                self.encoder.backbone,
+                images,
+                mean=self.prepare.mean,
+                std=self.prepare.std,
+                squared=self.prepare.squares,
                 batch_size=self.cfg.batch_size,
                 device=self.device,
                 flip=flip,

@@ -22,11 +22,22 @@ PROBE_RATE = Rule(above=0, high=RATE.high)
 class _Evaluation:
     """Settings that the linear probe and kNN share.
 
-    ``data`` is that of the pre-training, with what is given here on top. ``cache`` keeps features
-    beside the checkpoint; see ``evaluation.cache``.
+    Attributes:
+        pretrained_feature_extractor: a ``.ckpt``, the directory of a run, or an encoder from
+            elsewhere such as ``timm:resnet18``.
+        record_dir: folder of the record of an encoder from elsewhere; null is its own folder, or
+            ``trained_models/encoders/NAME``.
+        protocol: ``strict`` chooses on a tenth of the training images and looks at the test images
+            once; ``paper`` chooses as published.
+        data: keys of the pre-training's ``data`` block that differ.
+        batch_size: images, or features, per step.
+        seed: seed of the held-out images and of the probe.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        cache: whether features are kept in ``features`` beside the checkpoint.
     """
 
     pretrained_feature_extractor: str = MISSING
+    record_dir: Optional[str] = None
     protocol: str = "strict"
     data: dict[str, Any] = field(default_factory=dict)
     batch_size: int = ranged(256, low=1)
@@ -37,7 +48,15 @@ class _Evaluation:
 
 @dataclass
 class Linear(_Evaluation):
-    """Settings of the linear probe; ``lr`` is a rate, or several that the protocol chooses from."""
+    """Settings of the linear probe.
+
+    Attributes:
+        finetune: true runs ``clsp finetune`` instead, as in solo-learn.
+        flip: whether to train on mirror images too; null does if the pre-training did.
+        lr: a learning rate, or several: ``strict`` chooses one of them, ``paper`` takes the first.
+        max_epochs: number of passes over the features.
+        lr_decay_steps: epochs after which the learning rate is divided by ten.
+    """
 
     finetune: bool = False
     flip: Optional[bool] = None
@@ -48,6 +67,13 @@ class Linear(_Evaluation):
 
 @dataclass
 class Knn(_Evaluation):
+    """Settings of the nearest neighbours.
+
+    Attributes:
+        k: numbers of neighbours that the protocol chooses from.
+        temperature: T of the weight exp(cosine similarity / T) of a neighbour's vote.
+    """
+
     k: list[int] = ranged([5, 10, 20, 50, 100, 200], low=1)
     temperature: float = ranged(0.07, above=0)
 
@@ -56,9 +82,12 @@ class Knn(_Evaluation):
 class _DownstreamData:
     """The ``data`` block of a transfer.
 
-    ``path`` is the folder of the data sets, ``image_size`` the side in pixels that images are
-    resized to, by default that of the pre-training. The other settings describe the pre-training,
-    for checkpoints that do not say.
+    Attributes:
+        path: folder of the data sets, as torchvision keeps them.
+        dataset: data set of the pre-training, for checkpoints that do not say.
+        image_size: side in pixels that images are resized to; null takes that of the pre-training.
+        mean: mean of the pre-training, for checkpoints that do not say.
+        std: standard deviation of the pre-training, for checkpoints that do not say.
     """
 
     path: str = "datasets"
@@ -72,12 +101,34 @@ class _DownstreamData:
 class Transfer:
     """Settings of ``clsp transfer``.
 
-    It evaluates on one ``dataset`` or on several ``datasets``, by default those that the paper has
-    for the data set of the pre-training. ``l2`` and ``max_iter`` belong to the strict protocol,
-    ``flip``, ``lr``, ``max_epochs`` and ``lr_decay_steps`` to the paper's.
+    Attributes:
+        pretrained_feature_extractor: a ``.ckpt``, the directory of a run, or an encoder from
+            elsewhere such as ``timm:resnet18``.
+        record_dir: folder of the record of an encoder from elsewhere; null is its own folder, or
+            ``trained_models/encoders/NAME``.
+        protocol: ``strict`` chooses ``l2`` on validation images; ``paper`` trains the authors'
+            probe and chooses nothing.
+        dataset: what to transfer to, such as ``pets``; see also ``datasets``.
+        datasets: several of them; with neither, those that the paper has for the data set of the
+            pre-training.
+        data: where the images are.
+        partition: number of one of DTD's ten official splits.
+        l2: penalties that ``strict`` chooses from; null takes 45 from 1e-6 to 1e5.
+        max_iter: iterations of L-BFGS for one penalty, with ``strict``.
+        flip: whether to train on mirror images too, with ``paper``; null does if the pre-training
+            did.
+        lr: learning rate, with ``paper``.
+        max_epochs: number of passes over the features, with ``paper``.
+        lr_decay_steps: epochs after which the learning rate is divided by ten, with ``paper``.
+        batch_size: images, or features, per step.
+        num_workers: processes that read images.
+        seed: seed of the held-out images and of Caltech-101's split.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        cache: whether features are kept in ``features`` beside the checkpoint.
     """
 
     pretrained_feature_extractor: str = MISSING
+    record_dir: Optional[str] = None
     protocol: str = "strict"
     dataset: Optional[str] = None
     datasets: list[str] = field(default_factory=list)

@@ -14,11 +14,8 @@ from clsp_plugin.data.downstream import DOWNSTREAM, Downstream, load_downstream
 from clsp_plugin.data.splits import named_images
 from clsp_plugin.errors import ClspError, nearest, short
 from clsp_plugin.evaluation.backbone import load_backbone
-from clsp_plugin.evaluation.features import (
-    Features,
-    input_size,
-    load_labelled,
-)
+from clsp_plugin.evaluation.encoders import Frozen, is_from_elsewhere, load_encoder
+from clsp_plugin.evaluation.features import Features, load_labelled
 from clsp_plugin.evaluation.finetune import Finetune, finetune_cfg, train_and_test
 from clsp_plugin.evaluation.network import Network
 from clsp_plugin.evaluation.protocol import check_protocol, evaluate_knn, evaluate_linear
@@ -26,7 +23,13 @@ from clsp_plugin.evaluation.settings import Knn, Linear, Transfer, complete
 from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer
 from clsp_plugin.records.checkpoint import epoch_of
 from clsp_plugin.records.environment import environment
-from clsp_plugin.records.record import Record, add_evaluation, check_record, record_path
+from clsp_plugin.records.record import (
+    ELSEWHERE,
+    Record,
+    add_evaluation,
+    check_record,
+    record_path,
+)
 from clsp_plugin.system.processes import device_of
 
 __all__ = [
@@ -108,6 +111,12 @@ def finetune(given: DictConfig) -> dict[str, Any] | None:
     if content.get("finetune") is False:
         raise ClspError("finetune=False is the linear probe: `clsp linear`.")
     own = content.get("data") or {}
+    if is_from_elsewhere(content["pretrained_feature_extractor"]):
+        raise ClspError(
+            f"clsp finetune takes the settings of a pre-training, and "
+            f"{content['pretrained_feature_extractor']} comes without one; evaluate it by "
+            f"`clsp linear`, `clsp knn` or `clsp transfer`."
+        )
     backbone, args, checkpoint = load_backbone(content["pretrained_feature_extractor"], own)
     check_record(record_path(checkpoint))
     cfg = finetune_cfg({**content, "pretrained_feature_extractor": str(checkpoint)}, args)
@@ -117,7 +126,8 @@ def finetune(given: DictConfig) -> dict[str, Any] | None:
     result = {"dataset": cfg.data.dataset, "epoch": epoch_of(checkpoint) + 1, **result}
     result["images"]["part"] = _part(cfg.data, args)
     record = record_path(checkpoint)
-    add_evaluation(record, result, partial(_record_of, args, checkpoint, result["num_train"]))
+    make = partial(_record_of, args, checkpoint, result["num_train"])
+    add_evaluation(record, result, make)
     print(
         f"fine-tuning of {args['method']} on {result['dataset']}: top-1 {result['top1']:.2f} %, "
         f"top-5 {result['top5']:.2f} % (after {cfg.max_epochs} epoch{'s' * (cfg.max_epochs != 1)}, "
@@ -163,21 +173,22 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if not cfg.get("k", [1]):
         raise ClspError("k is an empty list; give at least one number of neighbours, as k=[20].")
     is_linear = "lr" in cfg
-    backbone, args, checkpoint = load_backbone(cfg.pretrained_feature_extractor, plain(cfg.data))
-    check_record(record_path(checkpoint))
+    encoder = load_encoder(cfg.pretrained_feature_extractor, plain(cfg.data), cfg.record_dir)
+    args = encoder.args
+    check_record(encoder.record)
     flip = False
     if is_linear:
         flip = _flips(args) if cfg.flip is None else cfg.flip
-    network = Network(cfg, backbone, args, checkpoint)
+    network = Network(cfg, encoder)
     data, train, test = _features(cfg, network, flip)
     score: Callable = _score_linear if is_linear else _score_knn
     result = score(cfg, train[1], test[1])
-    result = {"dataset": _dataset(cfg, args), "epoch": epoch_of(checkpoint) + 1, **result}
+    result = {"dataset": data["dataset"], "epoch": encoder.epoch, **result}
     size = network.size or train[0].size[0]
     named = {**named_images(train[0], test[0]), "size": size}
     result["images"] = {**named, "part": _part(data, args)}
     own = result["dataset"] == args["data"]["dataset"]
-    record = _note(result, args, checkpoint, len(train[0]) if own else None)
+    record = _note(result, encoder, len(train[0]) if own else None)
     what = "linear probe" if is_linear else "kNN"
     chosen = ", ".join(f"{key}={value:g}" for key, value in result["chosen"].items())
     print(
@@ -194,15 +205,17 @@ def _flips(args: dict[str, Any]) -> bool:
     return any((block.get("horizontal_flip") or {}).get("prob", 0) > 0 for block in blocks)
 
 
-def _dataset(cfg: DictConfig, args: dict[str, Any]) -> str:
-    return cfg.data.get("dataset", args["data"]["dataset"])
-
-
 def _features(cfg: DictConfig, network: Network, flip: bool):
     """Return the ``data`` block, and (images, features) of the training and of the test images."""
-    args = network.args
-    own = {k: v for k, v in args["data"].items() if k in Data.__dataclass_fields__}
-    same = _dataset(cfg, args) == own["dataset"]
+    encoder = network.encoder
+    own = {k: v for k, v in encoder.args["data"].items() if k in Data.__dataclass_fields__}
+    dataset = cfg.data.get("dataset", own["dataset"])
+    if dataset == ELSEWHERE:
+        raise ClspError(
+            f"{encoder.where} does not say which images to evaluate on; give data.dataset=NAME, "
+            f"and data.train_path and data.val_path where they are."
+        )
+    same = dataset == own["dataset"]
     data = typed({**(own if same else {}), **plain(cfg.data)}, Data)
     train, test = load_labelled(data)
     return data, (train, network.features(train, flip)), (test, network.features(test, False))
@@ -225,16 +238,15 @@ def _part(data: Mapping[str, Any], args: Mapping[str, Any]) -> str:
     )
 
 
-def _note(
-    result: dict[str, Any], args: dict[str, Any], checkpoint: Path, images: int | None
-) -> Path:
-    """Add an evaluation to the checkpoint's record, created if there is none; return its path.
+def _note(result: dict[str, Any], encoder: Frozen, images: int | None) -> Path:
+    """Add an evaluation to the encoder's record, created if there is none; return its path.
 
     ``images`` is the number of images pre-trained on, if the evaluation knows it.
     """
-    record = record_path(checkpoint)
-    add_evaluation(record, result, partial(_record_of, args, checkpoint, images), images)
-    return record
+    make = partial(_record_of, encoder.args, encoder.checkpoint, images)
+    encoder.record.parent.mkdir(parents=True, exist_ok=True)
+    add_evaluation(encoder.record, result, make, images)
+    return encoder.record
 
 
 def transfer(given: DictConfig) -> list[dict[str, Any]]:
@@ -251,20 +263,22 @@ def transfer(given: DictConfig) -> list[dict[str, Any]]:
     device_of(cfg.device)
     _downstream_names(cfg)  # before a checkpoint is read
     said = {key: value for key, value in cfg.data.items() if key != "path" and value is not None}
-    backbone, args, checkpoint = load_backbone(cfg.pretrained_feature_extractor, said)
-    check_record(record_path(checkpoint))
-    network = Network(cfg, backbone, args, checkpoint, cfg.data.image_size)
-    size = _check_said(said, args, network.size, checkpoint)
+    encoder = load_encoder(cfg.pretrained_feature_extractor, said, cfg.record_dir)
+    args = encoder.args
+    check_record(encoder.record)
+    network = Network(cfg, encoder, cfg.data.image_size)
+    size = _check_said(said, encoder, network.size)
     names = targets_of(cfg, args["data"]["dataset"])
     # all are opened first, so that a missing one is refused before anything is computed
-    opened = [load_downstream(n, Path(cfg.data.path), size, cfg.partition) for n in names]
+    root, how = Path(cfg.data.path), network.prepare.resizing
+    opened = [load_downstream(name, root, size, cfg.partition, how) for name in names]
     flip = cfg.protocol == "paper" and (_flips(args) if cfg.flip is None else cfg.flip)
     results = []
     for number, target in enumerate(opened, 1):
         title = f"[{number}/{len(opened)}] {target.name}"
         result = _transferred(cfg, network, target, flip, title)
-        result = {"dataset": target.name, "epoch": epoch_of(checkpoint) + 1, **result}
-        record = _note(result, args, checkpoint, None)
+        result = {"dataset": target.name, "epoch": encoder.epoch, **result}
+        record = _note(result, encoder, None)
         print(_told(result, args["method"], record))
         results.append(result)
     return results
@@ -289,20 +303,19 @@ def targets_of(cfg: DictConfig, dataset: str) -> list[str]:
     return names
 
 
-def _check_said(
-    said: Mapping[str, Any], args: Mapping[str, Any], size: int | None, checkpoint: Path
-) -> int:
+def _check_said(said: Mapping[str, Any], encoder: Frozen, size: int | None) -> int:
     """Refuse settings that the checkpoint contradicts; return the size, which must be known."""
     for key, value in said.items():
-        own = args["data"].get(key)
-        if key != "image_size" and value != own:
+        own = encoder.args["data"].get(key)
+        free = ("image_size",) if encoder.checkpoint else ("image_size", "mean", "std")
+        if key not in free and value != own:
             raise ClspError(
-                f"data.{key}={value} is of the pre-training, of which {checkpoint} says {own}; "
+                f"data.{key}={value} is of the pre-training, of which {encoder.where} says {own}; "
                 f"leave it out, and name what to transfer to as dataset=NAME."
             )
     if size is None:
         raise ClspError(
-            f"{checkpoint} does not say at which size it was pre-trained; give "
+            f"{encoder.where} does not say at which size it was pre-trained; give "
             f"data.image_size=PIXELS."
         )
     return size
@@ -342,7 +355,7 @@ def _transferred(
     result["settings"] |= {"image_size": network.size, **more}
     # a stream of files is not hashed, so only what was asked for identifies the images
     said = {"size": network.size, **more}
-    usual = {"size": input_size(network.args), "partition": 1}
+    usual = {"size": network.encoder.prepare.image_size, "partition": 1}
     apart = [f"{key}={value}" for key, value in said.items() if usual[key] not in (None, value)]
     result["images"] = {**said, "part": ", ".join(apart)}
     return result
@@ -360,7 +373,7 @@ def _told(result: Mapping[str, Any], method: str, record: Path) -> str:
     )
 
 
-def _record_of(args: dict[str, Any], checkpoint: Path, num_train: int | None) -> Record:
+def _record_of(args: dict[str, Any], checkpoint: Path | None, num_train: int | None) -> Record:
     """Return a record for a checkpoint that came without one, such as solo-learn's."""
     return Record(
         method=args["method"],
@@ -369,7 +382,7 @@ def _record_of(args: dict[str, Any], checkpoint: Path, num_train: int | None) ->
         epochs=args["max_epochs"],
         seed=args.get("seed", 0),
         num_train=num_train,
-        checkpoint=checkpoint.name,
+        checkpoint=None if checkpoint is None else checkpoint.name,
         curve=[],
         timings={},
         config=args,

@@ -1,8 +1,6 @@
 """Write the backbone of a checkpoint as timm, transformers, torchvision or ONNX read it."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.errors import ClspError, first_line, nearest
 from clsp_plugin.evaluation.backbone import load_backbone
-from clsp_plugin.evaluation.features import input_size
-from clsp_plugin.export import architectures
+from clsp_plugin.evaluation.preparation import preparation_of
 from clsp_plugin.export.card import model_card
+from clsp_plugin.export.folder import made_whole
+from clsp_plugin.methods import architectures
 from clsp_plugin.methods.backbones import of_method, resolve_stem, timm_model
 
 __all__ = ["FORMATS", "Exported", "export_backbone"]
@@ -74,7 +72,7 @@ def _timm(given: Exported, out: Path) -> str:
     }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     _save(given, out)
-    first = ["import clsp_plugin.export.architectures  # a ResNet with this stem"] * own
+    first = ["import clsp_plugin.methods.architectures  # a ResNet with this stem"] * own
     return "\n".join(
         [
             "import timm",
@@ -171,21 +169,12 @@ def export_backbone(checkpoint: str | Path, out: str | Path, format: str = "timm
     """
     if format not in FORMATS:
         raise ClspError(f"--format {format} is not known{nearest(format, FORMATS)}")
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ClspError(f"{out} is there already; name another --out, or delete it.")
-    given, file = _read(checkpoint)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        made = Path(folder) / "whole"
-        made.mkdir()
+    with made_whole(out) as made:
+        given, file = _read(checkpoint)
         load = FORMATS[format](given, made)
         card = model_card(given.args, file, format, load, given.size, given.mean, given.std)
         (made / "README.md").write_text(card, encoding="utf-8")
-        if out.is_dir():
-            out.rmdir()  # an empty one
-        shutil.move(made, out)
-    return out
+    return Path(out)
 
 
 def _read(checkpoint: str | Path) -> tuple[Exported, Path]:
@@ -193,9 +182,9 @@ def _read(checkpoint: str | Path) -> tuple[Exported, Path]:
     module, args, file = load_backbone(checkpoint)
     block = of_method(args["backbone"], args["method"])
     name, kwargs = timm_model(block)
-    mean, std = channel_statistics(args["data"], args.get("augmentations"))
+    prepare = preparation_of(args)
     stem = resolve_stem(block, args["data"]["dataset"])
-    size = input_size(args) or 224
+    size, mean, std = prepare.image_size or 224, list(prepare.mean), list(prepare.std)
     kwargs = {key: value for key, value in kwargs.items() if key != "pretrained"}
     return Exported(module.eval(), args, name, kwargs, stem, size, mean, std), file
 

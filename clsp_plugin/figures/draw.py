@@ -81,6 +81,8 @@ def draw(records: Records, options: Options, only: Sequence[str] = ()) -> Drawn:
     for name in only:
         if name not in KINDS:
             raise ClspError(f"There is no figure {name}{nearest(name, KINDS)}")
+    # nothing is known of the training of an encoder from elsewhere
+    records = [(path, record) for path, record in records if not record.from_elsewhere]
     out = Drawn()
     for name in only or KINDS:
         try:

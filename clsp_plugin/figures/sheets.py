@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from clsp_plugin.candidates.manifest import StoreManifest
-from clsp_plugin.candidates.oracle import is_oracle
 from clsp_plugin.figures.style import INK, MUTED, PAPER, RULE
 from clsp_plugin.system.files import write_whole
 
@@ -21,7 +20,7 @@ _LEAST_WIDTH = 640  # pixels, so that a caption has room beside few candidates
 def store_caption(manifest: StoreManifest) -> str:
     """Return how the candidates of a store were made, and how many there are."""
     held = f"store of {manifest.num_images:,} images with {manifest.num_candidates} candidates each"
-    if is_oracle(manifest):
+    if not manifest.sampled:
         return f"no denoiser, {manifest.denoiser}, {held}"
     told = f"w = {manifest.w:g} ({100 * (1 - manifest.w):g} % anchor in the middle features), "
     if manifest.condition is not None:

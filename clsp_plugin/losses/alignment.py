@@ -6,7 +6,9 @@ import torch.nn.functional as F
 __all__ = ["alignment_loss"]
 
 
-def alignment_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def alignment_loss(
+    x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Mean squared distance of normalised embeddings.
 
     ``mean_i || n(x_i) - n(y_i) ||^2 = mean_i (2 - 2 cos(x_i, y_i))``: CLSP's additional term
@@ -15,8 +17,12 @@ def alignment_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     Args:
         x: (B, D) embeddings of any norm.
         y: (B, D) embeddings of any norm.
+        weights: (B,) weights of mean 1, which the distance of each pair is multiplied by.
 
     Returns:
-        The distance, a scalar in [0, 4].
+        The distance, a scalar in [0, 4] without weights.
     """
-    return 2 - 2 * F.cosine_similarity(x.float(), y.float(), dim=-1).mean()
+    cosine = F.cosine_similarity(x.float(), y.float(), dim=-1)
+    if weights is not None:
+        return (weights * (2 - 2 * cosine)).mean()
+    return 2 - 2 * cosine.mean()

@@ -7,7 +7,11 @@ __all__ = ["info_nce_loss"]
 
 
 def info_nce_loss(
-    query: torch.Tensor, key: torch.Tensor, queue: torch.Tensor, temperature: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    queue: torch.Tensor,
+    temperature: float,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """InfoNCE of a query with its key against a queue (He et al., CVPR 2020, eq. 1).
 
@@ -20,10 +24,14 @@ def info_nce_loss(
         key: (B, D), unit norm; the positives.
         queue: (D, K), columns of unit norm; the negatives.
         temperature: T > 0.
+        weights: (B,) weights of mean 1, which the loss of each row is multiplied by.
 
     Returns:
         The loss, a scalar.
     """
     positive = (query * key).sum(1, keepdim=True)
     logits = torch.cat([positive, query @ queue.to(query.dtype)], dim=1).float() / temperature
-    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
+    first = torch.zeros(len(query), dtype=torch.long, device=query.device)
+    if weights is not None:
+        return (weights * F.cross_entropy(logits, first, reduction="none")).mean()
+    return F.cross_entropy(logits, first)

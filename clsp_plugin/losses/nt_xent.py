@@ -8,7 +8,12 @@ from clsp_plugin.losses.distributed import gather, rank
 __all__ = ["nt_xent_loss", "similarities"]
 
 
-def nt_xent_loss(z: torch.Tensor, indexes: torch.Tensor, temperature: float) -> torch.Tensor:
+def nt_xent_loss(
+    z: torch.Tensor,
+    indexes: torch.Tensor,
+    temperature: float,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Normalised temperature-scaled cross entropy (Chen et al., ICML 2020, eq. 1).
 
     For a row ``i`` with positives ``P(i)`` (other rows of the same image) and the cosine
@@ -24,6 +29,7 @@ def nt_xent_loss(z: torch.Tensor, indexes: torch.Tensor, temperature: float) -> 
         z: (V * B, D) embeddings of any norm, the views one after another.
         indexes: int64 (V * B,), the index of the image that each row shows.
         temperature: T > 0.
+        weights: (V * B,) weights of mean 1, which the loss of each row is multiplied by.
 
     Returns:
         The loss, a scalar. With a process group, negatives come from all processes.
@@ -37,7 +43,8 @@ def nt_xent_loss(z: torch.Tensor, indexes: torch.Tensor, temperature: float) -> 
     lowest = torch.finfo(logits.dtype).min
     everything = logits.masked_fill(itself, lowest).logsumexp(1)
     positives = logits.masked_fill(~positive, lowest).logsumexp(1)
-    return (everything - positives).mean()
+    losses = everything - positives
+    return (losses if weights is None else weights * losses).mean()
 
 
 def similarities(

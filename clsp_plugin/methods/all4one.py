@@ -37,16 +37,20 @@ class All4One(NearestNeighbours, BaseMomentumMethod):
     As in solo-learn, the transformer's learning rate before the schedule is 0.1, whatever
     ``optimizer.lr`` is, and the positional encoding gives wavelengths to positions and varies
     along the features.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (a multiple of 8),
-    ``pred_hidden_dim`` (sizes of the projector and the predictors), ``temperature``,
-    ``queue_size`` (default 65536; a multiple of the batch of all processes).
     """
 
     prediction = "p"
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of All4One; ``proj_output_dim`` is a multiple of 8.
+
+        Attributes:
+            pred_hidden_dim: width of the predictors' hidden layer.
+            temperature: temperature of the similarities.
+            queue_size: past embeddings that are kept; a multiple of the batch of all processes.
+        """
+
         pred_hidden_dim: int = ranged(MISSING, WIDTH)
         temperature: float = ranged(MISSING, above=0)
         queue_size: int = ranged(65536, low=1)

@@ -18,6 +18,7 @@ __all__ = [
     "of_method",
     "resolve_stem",
     "timm_model",
+    "without_content",
 ]
 
 # solo-learn's names of models, and timm's names of the same models
@@ -150,7 +151,7 @@ def check_network(
             what += f", backbone.{key}={short(backbone[key])}" if backbone.get(key) else ""
         where = f"{batch_size} view{'s' * (batch_size > 1)} of {size}x{size} pixels"
         try:
-            features = _without_content(module).train()(images)
+            features = without_content(module).train()(images)
         except Exception as error:
             # layers of timm and torch raise errors of any type when a shape does not fit
             if isinstance(error, NotImplementedError) or "meta" in str(error):
@@ -185,7 +186,7 @@ def check_layout(module: nn.Module, device: torch.device) -> None:
             )
 
 
-def _without_content(module: nn.Module) -> nn.Module:
+def without_content(module: nn.Module) -> nn.Module:
     """Copy a module to the meta device, where parameters and buffers take no memory."""
     memo: dict[int, Any] = {}
     for parameter in module.parameters():

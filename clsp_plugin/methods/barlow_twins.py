@@ -9,20 +9,26 @@ from omegaconf import DictConfig
 
 from clsp_plugin.config.rules import ranged
 from clsp_plugin.losses.barlow import barlow_loss
+from clsp_plugin.losses.pairs import mean_over_pairs
 from clsp_plugin.methods.base import BaseMethod, ProjectorKwargs, mlp
 from clsp_plugin.methods.registry import register_method
 
 
 @register_method("barlow_twins")
 class BarlowTwins(BaseMethod):
-    """Moves the correlation of the two views' features to the identity; see :func:`barlow_loss`.
+    """Moves the correlation of the two views' features to the identity; see :func:`barlow_loss`."""
 
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector), ``lamb``
-    (weight of the off-diagonal, default 0.0051), ``scale_loss`` (factor, default 0.024).
-    """
+    takes_more_views = True
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of Barlow Twins.
+
+        Attributes:
+            lamb: weight of the correlations between different features.
+            scale_loss: factor of the loss.
+        """
+
         lamb: float = ranged(0.0051)
         scale_loss: float = ranged(0.024)
 
@@ -38,9 +44,11 @@ class BarlowTwins(BaseMethod):
         return {**out, "z": self.projector(out["feats"])}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
-        """Redundancy reduction over the two views plus the probe's loss."""
+        """Redundancy reduction over all pairs of views plus the probe's loss."""
         out = super().training_step(batch, batch_idx)
         kwargs = self.cfg.method_kwargs
-        loss = barlow_loss(*out["z"], lamb=kwargs.lamb, scale_loss=kwargs.scale_loss)
+        loss = mean_over_pairs(
+            barlow_loss, out["z"], lamb=kwargs.lamb, scale_loss=kwargs.scale_loss
+        )
         self.log_epoch(train_loss=loss)
         return loss + out["loss"]

@@ -30,7 +30,12 @@ WIDTH = Rule(low=1, high=2**24)  # a wider layer would not fit on any device
 
 @dataclass
 class ProjectorKwargs:
-    """The sizes of a projector's hidden and output layers; both are required settings."""
+    """The sizes of a projector, which have no default.
+
+    Attributes:
+        proj_hidden_dim: width of the hidden layers.
+        proj_output_dim: width of the output.
+    """
 
     proj_hidden_dim: int = ranged(MISSING, WIDTH)
     proj_output_dim: int = ranged(MISSING, WIDTH)
@@ -105,6 +110,9 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
 
     Attributes:
         takes_small_crops: whether the method can use small crops (multi-crop).
+        takes_more_views: whether the loss takes more than two large views.
+        weighs_pairs: whether the loss is a mean over images that ``pair_weights`` can weigh.
+        pair_weights: weights (B,) of mean 1 of the images of the step under way, or None.
         positives: the features (B, D) of the two large views in the last training step.
         prediction: for a method that compares a prediction from one view with another view's
             ``z``, the key of that prediction in the output of ``forward``; None for a method that
@@ -117,12 +125,15 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
     """
 
     takes_small_crops = False
+    takes_more_views = False
+    weighs_pairs = False
+    pair_weights: torch.Tensor | None = None
     prediction: str | None = None
     numerics = 1
 
     @dataclass
     class Kwargs:
-        pass
+        """No settings."""
 
     def __init__(self, cfg: DictConfig):
         super().__init__()

@@ -18,16 +18,19 @@ class BYOL(BaseMomentumMethod):
     """A predictor on each view regresses the momentum embedding of every other view.
 
     ``loss = sum over large crops v and other crops u of 2 - 2 cos(p_u, z'_v)``.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim``, ``pred_hidden_dim`` (sizes of the
-    projector and the predictor).
     """
 
-    takes_small_crops = True
+    takes_small_crops = takes_more_views = weighs_pairs = True
     prediction = "p"
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of BYOL.
+
+        Attributes:
+            pred_hidden_dim: width of the predictor's hidden layer.
+        """
+
         pred_hidden_dim: int = ranged(MISSING, WIDTH)
 
     def __init__(self, cfg: DictConfig):
@@ -65,7 +68,7 @@ class BYOL(BaseMomentumMethod):
         """The regression over all pairs of views plus the probe's loss."""
         out = super().training_step(batch, batch_idx)
         loss = sum(
-            alignment_loss(out["p"][other], target)
+            alignment_loss(out["p"][other], target, self.pair_weights)
             for view, target in enumerate(self.regression_targets(out, batch[2]))
             for other in range(self.num_crops)
             if other != view

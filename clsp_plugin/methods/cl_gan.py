@@ -63,17 +63,24 @@ class CLGAN(SimCLR):
 
     The generators and the discriminator have their own optimisers, which are saved in the
     checkpoint; Lightning's optimiser trains the encoder only.
-
-    ``method_kwargs``: SimCLR's, ``num_generated`` (pairs per step and process, default 0: half of
-    the batch), ``start_epoch`` (default 1), ``final_similarity`` (default 0.5),
-    ``pair_weight`` (default 1.0), ``latent_dim`` (default 128), ``gan_width`` (channels, default
-    64).
     """
 
-    takes_small_crops = False
+    takes_small_crops = takes_more_views = weighs_pairs = False
 
     @dataclass
     class Kwargs(SimCLR.Kwargs):
+        """Settings of CLGAN, beside SimCLR's.
+
+        Attributes:
+            num_generated: generated pairs per step and process; 0 means half of the batch.
+            start_epoch: number of first epochs in which generated images do not enter the encoder's
+                loss.
+            final_similarity: cosine similarity of a pair at the end of the training.
+            pair_weight: weight of a pair's similarity in the generators' loss.
+            latent_dim: size of the latent.
+            gan_width: channels of the generators and the discriminator.
+        """
+
         num_generated: int = ranged(0, low=0)
         start_epoch: int = ranged(1, low=0)
         final_similarity: float = ranged(0.5, low=-1, high=1)

@@ -9,10 +9,9 @@ from clsp_plugin.methods.simclr import SimCLR
 
 @register_method("dcl")
 class DCL(SimCLR):
-    """SimCLR without the positive in the denominator; see :func:`dcl_loss` for the formula.
+    """SimCLR without the positive in the denominator; see :func:`dcl_loss` for the formula."""
 
-    ``method_kwargs``: those of SimCLR.
-    """
+    weighs_pairs = False
 
     def contrast(self, z: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
         return dcl_loss(z, indexes, self.cfg.method_kwargs.temperature)

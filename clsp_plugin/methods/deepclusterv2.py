@@ -31,10 +31,6 @@ class DeepClusterV2(BaseMethod):
     mean of :func:`assignment_loss` over the sets. As in solo-learn, nothing is clustered before
     the first epoch, which only fills the memory and has a loss of 0. An image that was left out of
     an epoch keeps its older embedding; one that was never seen has no cluster.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
-    ``num_prototypes`` (clusters of each set, default [3000, 3000, 3000]), ``temperature``
-    (default 0.1), ``kmeans_iters`` (default 10).
     """
 
     takes_small_crops = True
@@ -43,6 +39,14 @@ class DeepClusterV2(BaseMethod):
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of DeepCluster v2.
+
+        Attributes:
+            num_prototypes: clusters of each set of prototypes.
+            temperature: temperature of the classification into clusters.
+            kmeans_iters: iterations of k-means at the start of an epoch.
+        """
+
         num_prototypes: list[int] = ranged([3000, 3000, 3000], WIDTH)
         temperature: float = ranged(0.1, above=0)
         kmeans_iters: int = ranged(10, low=1)

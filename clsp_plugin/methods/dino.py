@@ -55,22 +55,29 @@ class DINO(BaseMomentumMethod):
 
     ``z`` is the head's normalised bottleneck, an embedding like that of other methods, and ``p``
     are the scores of the prototypes, which solo-learn calls ``z``.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the head and its
-    bottleneck), ``num_prototypes``, ``use_bn_in_head`` (default False), ``norm_last_layer``
-    (default True: prototypes of unit norm), ``freeze_last_layer`` (epochs in which the
-    prototypes do not learn, default 1), ``clip_grad`` (the largest norm of the gradient of each
-    parameter of the backbone, default 0: no clipping), ``student_temperature`` (default 0.1),
-    ``teacher_temperature`` (default 0.07), reached linearly from
-    ``warmup_teacher_temperature`` (default 0.04) over ``warmup_teacher_temperature_epochs``
-    (default 0).
     """
 
-    takes_small_crops = True
+    takes_small_crops = takes_more_views = True
     center: torch.Tensor
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of DINO; ``proj_output_dim`` is the width of the bottleneck.
+
+        Attributes:
+            num_prototypes: number of prototypes.
+            use_bn_in_head: whether the head has batch normalisation.
+            norm_last_layer: whether the prototypes have unit norm.
+            freeze_last_layer: number of first epochs in which the prototypes do not learn.
+            clip_grad: largest norm of the gradient of each parameter of the backbone; 0 means no
+                clipping.
+            student_temperature: temperature of the student.
+            teacher_temperature: temperature of the teacher after its warm-up.
+            warmup_teacher_temperature: temperature of the teacher at the start.
+            warmup_teacher_temperature_epochs: epochs over which the teacher's temperature goes
+                linearly from the one to the other.
+        """
+
         num_prototypes: int = ranged(MISSING, WIDTH)
         use_bn_in_head: bool = False
         norm_last_layer: bool = True

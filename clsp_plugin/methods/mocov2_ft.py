@@ -20,14 +20,13 @@ class MoCoV2FT(MoCoV2Plus):
     negatives, nothing is normalised again, and the queue takes the keys before extrapolation. The
     authors' MoCo has one direction. CLSP's table gives no settings for this row, so we use the
     symmetric loss of its other MoCoV2 rows.
-
-    ``method_kwargs``: MoCo v2+'s, ``pos_alpha`` (default 2.0), ``neg_alpha`` (default 1.6),
-    ``mix_start_epoch`` (number of first epochs that train plain MoCo v2+, default 0).
     """
+
+    weighs_pairs = False
 
     @dataclass
     class Kwargs(FeatureTransformKwargs, MoCoV2Plus.Kwargs):
-        pass
+        """MoCo v2+'s settings and those of the feature transformation."""
 
     def contrast(self, query: torch.Tensor, key: torch.Tensor, queue: torch.Tensor) -> torch.Tensor:
         kwargs = self.cfg.method_kwargs

@@ -19,13 +19,20 @@ from clsp_plugin.methods.registry import register_method
 class MoCoV2Plus(Queue, BaseMomentumMethod):
     """Contrasts each view's query with the other view's key and past keys, which are queued.
 
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
-    ``temperature`` (default 0.2), ``queue_size`` (default 65536; a multiple of the batch of all
-    processes). See :func:`info_nce_loss` for the formula.
+    See :func:`info_nce_loss` for the formula.
     """
+
+    weighs_pairs = True
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of MoCo v2+.
+
+        Attributes:
+            temperature: temperature of the similarities.
+            queue_size: past keys that are kept; a multiple of the batch of all processes.
+        """
+
         temperature: float = ranged(0.2, above=0)
         queue_size: int = ranged(65536, low=1)
 
@@ -50,7 +57,7 @@ class MoCoV2Plus(Queue, BaseMomentumMethod):
 
     def contrast(self, query: torch.Tensor, key: torch.Tensor, queue: torch.Tensor) -> torch.Tensor:
         """The loss of queries (B, D) with their keys (B, D) against a queue (D, queue_size)."""
-        return info_nce_loss(query, key, queue, self.temperature)
+        return info_nce_loss(query, key, queue, self.temperature, self.pair_weights)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """The symmetric contrastive loss of the two views plus the probe's."""

@@ -20,15 +20,19 @@ class MoCoV3(BaseMomentumMethod):
 
     ``loss = 2 T (l(q_1, k_2) + l(q_2, k_1))`` with ``l`` of :func:`cross_view_loss`. The projector
     has two layers on a ResNet and three on any other backbone, such as a ViT.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim``, ``pred_hidden_dim`` (sizes of the
-    projector and the predictor), ``temperature``.
     """
 
     prediction = "q"
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of MoCo v3.
+
+        Attributes:
+            pred_hidden_dim: width of the predictor's hidden layer.
+            temperature: temperature of the similarities.
+        """
+
         pred_hidden_dim: int = ranged(MISSING, WIDTH)
         temperature: float = ranged(MISSING, above=0)
 

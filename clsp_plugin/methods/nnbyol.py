@@ -16,14 +16,16 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("nnbyol")
 class NNBYOL(NearestNeighbours, BYOL):
-    """BYOL with each target replaced by its nearest neighbour among past momentum embeddings.
-
-    ``method_kwargs``: those of BYOL, and ``queue_size`` (default 65536; a multiple of the batch
-    of all processes).
-    """
+    """BYOL with each target replaced by its nearest neighbour among past momentum embeddings."""
 
     @dataclass
     class Kwargs(BYOL.Kwargs):
+        """BYOL's settings and the queue.
+
+        Attributes:
+            queue_size: past embeddings that are kept; a multiple of the batch of all processes.
+        """
+
         queue_size: int = ranged(65536, low=1)
 
     def __init__(self, cfg: DictConfig):

@@ -22,16 +22,20 @@ class NNCLR(NearestNeighbours, BaseMethod):
 
     ``loss = (l(nn(z_1), p_2) + l(nn(z_2), p_1)) / 2`` with ``l`` of :func:`cross_view_loss` and
     ``nn(z)`` the past embedding nearest to ``z``.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim``, ``pred_hidden_dim`` (sizes of the
-    projector and the predictor), ``temperature``, ``queue_size`` (default 65536; a multiple of
-    the batch of all processes).
     """
 
     prediction = "p"
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of NNCLR.
+
+        Attributes:
+            pred_hidden_dim: width of the predictor's hidden layer.
+            temperature: temperature of the similarities.
+            queue_size: past embeddings that are kept; a multiple of the batch of all processes.
+        """
+
         pred_hidden_dim: int = ranged(MISSING, WIDTH)
         temperature: float = ranged(MISSING, above=0)
         queue_size: int = ranged(65536, low=1)

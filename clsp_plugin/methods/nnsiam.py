@@ -16,14 +16,16 @@ from clsp_plugin.methods.simsiam import SimSiam
 
 @register_method("nnsiam")
 class NNSiam(NearestNeighbours, SimSiam):
-    """SimSiam with each target replaced by its nearest neighbour among past embeddings.
-
-    ``method_kwargs``: those of SimSiam, and ``queue_size`` (default 65536; a multiple of the
-    batch of all processes).
-    """
+    """SimSiam with each target replaced by its nearest neighbour among past embeddings."""
 
     @dataclass
     class Kwargs(SimSiam.Kwargs):
+        """SimSiam's settings and the queue.
+
+        Attributes:
+            queue_size: past embeddings that are kept; a multiple of the batch of all processes.
+        """
+
         queue_size: int = ranged(65536, low=1)
 
     def __init__(self, cfg: DictConfig):

@@ -21,14 +21,18 @@ class ReSSL(Queue, BaseMomentumMethod):
 
     See :func:`ressl_loss` for the formula. View 1 is strongly augmented, by the configuration's
     first augmentation; view 2 is weakly augmented, by the second.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
-    ``temperature_q``, ``temperature_k`` (temperatures of the query and the key), ``queue_size``
-    (default 65536; a multiple of the batch of all processes).
     """
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of ReSSL.
+
+        Attributes:
+            temperature_q: temperature of the query, the strongly augmented view.
+            temperature_k: temperature of the key, the weakly augmented view.
+            queue_size: past keys that are kept; a multiple of the batch of all processes.
+        """
+
         temperature_q: float = ranged(MISSING, above=0)
         temperature_k: float = ranged(MISSING, above=0)
         queue_size: int = ranged(65536, low=1)

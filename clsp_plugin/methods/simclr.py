@@ -15,16 +15,18 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("simclr")
 class SimCLR(BaseMethod):
-    """Attracts views of one image, repels all others; see :func:`nt_xent_loss` for the formula.
+    """Attracts views of one image, repels all others; see :func:`nt_xent_loss` for the formula."""
 
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
-    ``temperature`` (default 0.2).
-    """
-
-    takes_small_crops = True
+    takes_small_crops = takes_more_views = weighs_pairs = True
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of SimCLR.
+
+        Attributes:
+            temperature: temperature of the similarities.
+        """
+
         temperature: float = ranged(0.2, above=0)
 
     def __init__(self, cfg: DictConfig):
@@ -40,7 +42,9 @@ class SimCLR(BaseMethod):
 
     def contrast(self, z: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
         """The loss of embeddings (views * B, D) of the images ``indexes``."""
-        return nt_xent_loss(z, indexes, self.cfg.method_kwargs.temperature)
+        weights = self.pair_weights
+        weights = None if weights is None else weights.repeat(len(z) // len(weights))
+        return nt_xent_loss(z, indexes, self.cfg.method_kwargs.temperature, weights)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         """The contrastive loss over all views plus the probe's."""

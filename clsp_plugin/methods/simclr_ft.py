@@ -13,7 +13,17 @@ from clsp_plugin.methods.simclr import SimCLR
 
 @dataclass
 class FeatureTransformKwargs:
-    """Settings of the feature transformation; each weight follows a Beta(alpha, alpha)."""
+    """Settings of the feature transformation; each weight follows a Beta(alpha, alpha).
+
+    Extrapolated positives attract more strongly than negatives repel, so a training that transforms
+    from the first step on may collapse, as ours on ``digits`` did.
+
+    Attributes:
+        pos_alpha: alpha of the positives' extrapolation.
+        neg_alpha: alpha of the negatives' interpolation.
+        mix_start_epoch: number of first epochs that train without transformation; the authors have
+            none.
+    """
 
     pos_alpha: float = ranged(2.0, above=0)
     neg_alpha: float = ranged(1.6, above=0)
@@ -31,18 +41,13 @@ class SimCLRFT(SimCLR):
     a blend with a part of the anchor's own image is left out, since it would be partly a
     positive. CLSP's table gives no settings for this method; ours are SimCLR's, with the alphas
     that Zhu et al. train with.
-
-    ``method_kwargs``: SimCLR's, ``pos_alpha`` (default 2.0), ``neg_alpha`` (default 1.6),
-    ``mix_start_epoch`` (number of first epochs that train plain SimCLR, default 0 as in the
-    authors' code). Extrapolated positives attract more strongly than negatives repel, so a
-    training that transforms from the first step on may collapse, as ours on ``digits`` did.
     """
 
-    takes_small_crops = False
+    takes_small_crops = takes_more_views = weighs_pairs = False
 
     @dataclass
     class Kwargs(FeatureTransformKwargs, SimCLR.Kwargs):
-        pass
+        """SimCLR's settings and those of the feature transformation."""
 
     def contrast(self, z: torch.Tensor, indexes: torch.Tensor) -> torch.Tensor:
         kwargs = self.cfg.method_kwargs

@@ -20,15 +20,18 @@ class SimSiam(BaseMethod):
 
     ``loss = -(cos(p_1, stopgrad(z_2)) + cos(p_2, stopgrad(z_1))) / 2``. The predictor's learning
     rate is not scheduled.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim``, ``pred_hidden_dim`` (sizes of the
-    projector and the predictor).
     """
 
     prediction = "p"
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of SimSiam.
+
+        Attributes:
+            pred_hidden_dim: width of the predictor's hidden layer.
+        """
+
         pred_hidden_dim: int = ranged(MISSING, WIDTH)
 
     def __init__(self, cfg: DictConfig):

@@ -19,13 +19,18 @@ class SupCon(SimCLR):
     The loss is ``nt_xent_loss`` with labels in place of image indexes. The sum over positives is
     inside the logarithm, as in solo-learn; the paper's preferred form has it outside. An image
     without a label (-1) has only its own views as positives.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
-    ``temperature``.
     """
+
+    weighs_pairs = False  # its pairs are of different images
 
     @dataclass
     class Kwargs(SimCLR.Kwargs):
+        """Settings of SupCon.
+
+        Attributes:
+            temperature: temperature of the similarities.
+        """
+
         temperature: float = ranged(MISSING, above=0)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:

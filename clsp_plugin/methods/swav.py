@@ -25,24 +25,30 @@ class SwAV(Queue, BaseMethod):
     a queue of past embeddings; see :func:`sinkhorn` and :func:`swapped_prediction_loss` for the
     formulas. solo-learn's queue starts with zeros, which it assigns as if they were images; here
     entries that are not filled yet are left out.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
-    ``temperature`` (default 0.1), ``num_prototypes`` (default 3000), ``sk_epsilon`` (default 0.05)
-    and ``sk_iters`` (default 3) of the assignment, ``queue_size`` (default 65536; a multiple of the
-    batch of all processes, or 0: none), ``epoch_queue_starts`` (default 15),
-    ``freeze_prototypes_epochs`` (number of first epochs without updates of the prototypes,
-    default 1).
     """
 
     takes_small_crops = True
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of SwAV.
+
+        Attributes:
+            temperature: temperature of the predictions.
+            num_prototypes: number of prototypes.
+            sk_epsilon: entropy regularisation of the assignment; the smaller, the harder.
+            sk_iters: iterations of the assignment.
+            queue_size: past embeddings that are kept; a multiple of the batch of all processes, or
+                0 for none.
+            epoch_queue_starts: number of first epochs without the queue.
+            freeze_prototypes_epochs: number of first epochs in which the prototypes do not learn.
+        """
+
         temperature: float = ranged(0.1, above=0)
         num_prototypes: int = ranged(3000, WIDTH)
         sk_epsilon: float = ranged(0.05, above=0)
         sk_iters: int = ranged(3, low=1)
-        queue_size: int = ranged(65536, low=0)  # 0: without a queue
+        queue_size: int = ranged(65536, low=0)
         epoch_queue_starts: int = ranged(15, low=0)
         freeze_prototypes_epochs: int = ranged(1, low=0)
 

@@ -1,42 +1,64 @@
-"""CLSP for every method with solo-learn's interface: a synthetic positive as a third view.
+"""Synthetic positives for every method with solo-learn's interface.
 
-Contrastive Learning with Synthetic Positives (Zeng et al., ECCV 2024): beside its ordinary views
-each image gets a third, drawn from candidates that a diffusion model made for it, and the loss is
+Beside its ordinary views each image gets views of candidates, which a diffusion model made for it.
+``synthetic.use`` says what is done with them:
 
-    L = L_method(view 1, view 2) + weight * mean || n(z_1) - n(z_3) ||^2
+``align``
+    Contrastive Learning with Synthetic Positives (CLSP; Zeng et al., ECCV 2024)::
 
-with ``n`` the L2 normalisation. The third view takes no part in ``L_method``.
+        L = L_method(view 1, view 2) + weight * mean || n(z_1) - n(z_3) ||^2
 
-The paper has this for SimCLR and MoCoV2, where ``z`` is the projector's output. For other methods
-the term follows what the method itself does with a positive:
+    with ``n`` the L2 normalisation. The third view takes no part in ``L_method``.
+
+``replace``
+    ``L_method(view 1, c)``, where ``c`` is the third view with ``probability`` and view 2
+    otherwise, drawn for every image and epoch: as MixDiff (Bafghi et al., WACV 2025), which always
+    replaces. The third view is augmented as view 2.
+
+``view``
+    ``L_method(view 1, view 2, view 3)``: the third view is a positive like the others and, where
+    the method has negatives, one for other images. For methods whose loss takes more than two
+    views (``takes_more_views``).
+
+``multi``
+    ``L_method(view 1, view 2) + weight * L_multi(view 1, c_1, .., c_per_step)`` with different
+    candidates ``c`` and StableRep's cross entropy (Tian et al., NeurIPS 2023), for which all of
+    these are positives of each other; see ``losses.multi_positive``. It is a term beside the
+    method's loss, as in ``align``, so that it fits every method; StableRep itself trains with it
+    alone, and on generated images alone.
+
+With ``synthetic.pair_weight=quality`` pairs are weighted as in GenView (Li et al., ECCV 2024), see
+``losses.pair_quality``: the pair of view 1 and the candidate in ``align``, of views 1 and 2 in
+``replace`` (for methods whose loss is a mean over images, ``weighs_pairs``), and all positive pairs
+in ``multi``. GenView asks CLIP; here it is the network in training that is asked.
+
+The paper has ``align`` for SimCLR and MoCoV2, where ``z`` is the projector's output. For other
+methods its term follows what the method itself does with a positive:
 
 - A method with a predictor (BYOL, SimSiam, MoCoV3, NNCLR, ..) compares the prediction of one view
   with the embedding of the other, in both directions, without a gradient into the embedding. This
   asymmetry is what keeps a method without negatives from collapsing; a term that pulls two
-  embeddings together directly would undo it.
+  embeddings together directly would undo it. ``L_multi`` has negatives and takes ``z`` of all.
 - DINO uses the embedding before its prototypes.
 - All others (Barlow Twins, VICReg, SwAV, W-MSE, ..) use ``z`` before any whitening, since the
   statistics of a batch belong to the method's own loss.
 """
 
-from collections.abc import Collection, MutableMapping, Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-from clsp_plugin.candidates.store import CandidateStore
-from clsp_plugin.candidates.third_view import ThirdView
 from clsp_plugin.config.training import Synthetic
 from clsp_plugin.config.typed import with_block
-from clsp_plugin.data.augmentation.config import AugmentationConfig
-from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
-from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.errors import ClspError
+from clsp_plugin.data.keyed_random import Purpose, derive_key, key_uniform, keys_for
 from clsp_plugin.losses.alignment import alignment_loss
-from clsp_plugin.methods.epoch_means import EpochMeans
-from clsp_plugin.methods.joint import JointForward
+from clsp_plugin.losses.multi_positive import multi_positive_loss
+from clsp_plugin.methods.judging import Judging
+from clsp_plugin.methods.schedules import strength_at
+from clsp_plugin.methods.uses import check_use
 
 __all__ = ["SyntheticPositives", "register", "with_synthetic_positives"]
 
@@ -49,126 +71,29 @@ def _with_defaults(cfg: DictConfig) -> DictConfig:
     return with_block(cfg, "synthetic", Synthetic)
 
 
-if TYPE_CHECKING:
-    from clsp_plugin.methods.base import BaseMethod as _Method
-else:
-
-    class _Method(JointForward, EpochMeans):
-        """What a method of another package lacks."""
-
-
-class SyntheticPositives(_Method):
-    """Mixin that adds the third view and its loss term; see :func:`with_synthetic_positives`.
+class SyntheticPositives(Judging):
+    """Mixin that adds the third view and its use; see :func:`with_synthetic_positives`.
 
     Attributes:
-        third_view: ``"candidate"``, or ``"anchor"`` for the control with one more augmentation of
-            the image itself as the third view.
         base_method: the method class that gets the third view.
     """
 
-    third_view = "candidate"
     base_method: type
     check_synthetic = staticmethod(_with_defaults)
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
-        self._third: ThirdView | None = None
         self._first: dict[str, torch.Tensor] = {}  # the outputs of view 1, within a step
 
-    @property
-    def _weight(self) -> float:
-        return float(self.cfg.synthetic.weight)
+    @staticmethod
+    def can_take_more(method: type) -> bool:
+        """Whether the loss of a method takes more than two large views."""
+        return bool(getattr(method, "takes_more_views", False))
 
-    def augmentation(
-        self, mean: Sequence[float], std: Sequence[float], compile: bool = False
-    ) -> BatchAugmentation:
-        """Make the augmentation of the third view: ``synthetic.augmentation``, or view 1's.
-
-        Args:
-            mean: per channel, for pixels in [0, 1].
-            std: per channel, for pixels in [0, 1].
-            compile: whether to compile the augmentation.
-
-        Raises:
-            ClspError: ``synthetic.augmentation`` is invalid.
-        """
-        block = self.cfg.synthetic.augmentation or self.cfg.augmentations[0]
-        return BatchAugmentation(AugmentationConfig.from_cfg(block), mean, std, compile=compile)
-
-    def open_store(self) -> CandidateStore:
-        """Open the candidate store that ``synthetic.path`` names.
-
-        Raises:
-            ClspError: no path is set, or there is no complete store.
-        """
-        settings = self.cfg.synthetic
-        if settings.path is None:
-            raise ClspError(
-                f"{self.cfg.method} needs candidates: set synthetic.path to a candidate store "
-                f"(`clsp generate` makes one), or synthetic.weight=0 to train without."
-            )
-        return CandidateStore(settings.path, settings.num_candidates, self.cfg.get("data"))
-
-    def attach(
-        self, array: ImageArray, mean: Sequence[float], std: Sequence[float], compile: bool = False
-    ) -> None:
-        """Set the training images; open the candidate store and check that it is for them.
-
-        Args:
-            array: the training images, in the order of the indexes in a batch.
-            mean: per channel, for pixels in [0, 1].
-            std: per channel, for pixels in [0, 1].
-            compile: whether to compile the augmentation.
-
-        Raises:
-            ClspError: there is no store, it is for other images, or ``synthetic.augmentation`` is
-                invalid.
-        """
-        augmentation = self.augmentation(mean, std, compile)
-        if self._weight == 0:
-            return
-        source: torch.Tensor | CandidateStore = array.images
-        if self.third_view == "candidate":
-            store = source = self.open_store()
-            store.check(len(array), *array.size, array.fingerprint, array.name)
-        self._third = ThirdView(source, augmentation, self.cfg.seed)
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        if self._weight == 0:
-            return
-        if self._third is None:
-            self._third = self.find_images()
-        self._third.to(self.device)
-
-    def find_images(self) -> ThirdView:
-        """Make the third view when training starts without :meth:`attach`; a hook for subclasses.
-
-        Raises:
-            ClspError: always, in this class.
-        """
-        raise ClspError(
-            f"{self.cfg.method} was not told which images it trains on; call "
-            f"attach(images, mean, std) before fitting."
-        )
-
-    def begin_view(self, indexes: torch.Tensor) -> None:
-        """Begin to load the third view of the next batch; see ``ThirdView.begin``.
-
-        Args:
-            indexes: int64 (B,), image indexes, on the host.
-        """
-        if self._third is not None:
-            self._third.begin(indexes, self.current_epoch, self.device)
-
-    def synthetic_view(self, indexes: torch.Tensor) -> torch.Tensor:
-        """Return the third view of a batch, on the batch's device: float32 (B, 3, crop, crop).
-
-        Args:
-            indexes: int64 (B,), image indexes.
-        """
-        assert self._third is not None  # training has started
-        return self._third(indexes, self.current_epoch, self.num_crops)
+    @staticmethod
+    def can_weigh(method: type) -> bool:
+        """Whether the loss of a method can weigh the images of a step."""
+        return bool(getattr(method, "weighs_pairs", False))
 
     def base_training_step(self, X: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
         out = super().base_training_step(X, targets)
@@ -177,50 +102,126 @@ class SyntheticPositives(_Method):
         return out
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
-        """Return the method's own loss plus the weighted distance of views 1 and 3."""
-        if self._weight == 0:
+        """Return the method's loss with the third views in their use; see the module."""
+        if not self._begun:
             return super().training_step(batch, batch_idx)
-        indexes, views, _ = batch
-        third = self.synthetic_view(indexes)
-        large = list(views[: self.num_large_crops])
+        indexes, views, targets = batch
+        third = self.chosen(views[0], self.synthetic_views(indexes))
+        use = self.cfg.synthetic.use
+        if use == "replace":
+            replaced = self.replace_second(indexes, views, third[0])
+            self.pair_weights = self.weights_of(*replaced[:2])
+            return super().training_step([indexes, replaced, targets], batch_idx)
+        if use == "view":
+            large = self.num_large_crops
+            more = [*views[:large], third[0], *views[large:]]
+            with self._one_more_view():
+                return super().training_step([indexes, more, targets], batch_idx)
+        weigh = self.weigher_of([views[0], *third]) if use == "multi" else None
+        weights = self.weights_of(views[0], third[0]) if use == "align" else None
+        large_views = list(views[: self.num_large_crops])
         joint = self.cfg.get("joint_forward", False)
         self._first = {}
-        with self.joint_forward([*large, third]) if joint else nullcontext():
+        with self.joint_forward([*large_views, *third]) if joint else nullcontext():
             loss = super().training_step(batch, batch_idx)
-            out = self(third)
-        alignment = self.alignment(self._first, out)
+            outs = [self(view) for view in third]
+        if use == "align":
+            term = self.alignment(self._first, outs[0], weights)
+        else:
+            term = self.multi_positive(indexes, [self._first, *outs], weigh)
         self._first = {}
-        self.log_epoch(train_alignment=alignment)
-        return loss + self.weight_at(self.current_epoch) * alignment
+        self.log_epoch(**{"train_alignment" if use == "align" else "train_multi_positive": term})
+        return loss + self.weight_at(self.current_epoch) * term
+
+    def multi_positive(
+        self,
+        indexes: torch.Tensor,
+        outs: Sequence[dict[str, torch.Tensor]],
+        weigh: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Return the multi-positive loss of view 1 and the candidates.
+
+        Args:
+            indexes: int64 (B,), image indexes.
+            outs: the output of ``forward`` for each of them.
+            weigh: see :func:`multi_positive_loss`.
+        """
+        z = torch.cat([self.embedding(out) for out in outs])
+        temperature = self.cfg.synthetic.temperature
+        return multi_positive_loss(z, indexes.repeat(len(outs)), temperature, weigh)
+
+    def replace_second(
+        self, indexes: torch.Tensor, views: Sequence[torch.Tensor], third: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Return views with the third in the place of the second, for some of the images.
+
+        Which ones is drawn from a key of (seed, epoch, image), so a continued run draws the same.
+
+        Args:
+            indexes: int64 (B,), image indexes.
+            views: (B, 3, crop, crop) each.
+            third: (B, 3, crop, crop).
+        """
+        base = derive_key(self.cfg.seed, Purpose.REPLACE, self.current_epoch)
+        drawn = key_uniform(keys_for(base, indexes), 1)[:, 0]
+        replaced = drawn < self.probability_at(self.current_epoch)
+        second = torch.where(replaced[:, None, None, None], third.to(views[1].dtype), views[1])
+        return [views[0], second, *views[2:]]
+
+    @contextmanager
+    def _one_more_view(self) -> Iterator[None]:
+        """Within a training step, let the method take a large view more than it is given."""
+        self.num_large_crops += 1
+        self.num_crops += 1
+        try:
+            yield
+        finally:
+            self.num_large_crops -= 1
+            self.num_crops -= 1
 
     def weight_at(self, epoch: int) -> float:
-        """The weight lambda in epoch ``epoch``, counted from 0.
+        """The weight lambda in epoch ``epoch``, counted from 0; see ``schedules.strength_at``.
 
-        It rises linearly from 0 to ``weight`` over ``warmup_epochs``; the paper has no warm-up. A
-        new network's embeddings are nearly equal, and the attraction of the third view can keep
-        them so; in a short training it helps to let it begin later.
+        A new network's embeddings are nearly equal, and the attraction of the third view can keep
+        them so; in a short training it helps to let it begin later, which the paper does not.
         """
-        warmup = self.cfg.synthetic.warmup_epochs
-        return self._weight * min(1.0, epoch / warmup if warmup else 1.0)
+        return float(self.cfg.synthetic.weight) * self.strength_at(epoch)
+
+    def probability_at(self, epoch: int) -> float:
+        """The probability of ``replace`` in epoch ``epoch``, with the schedule of the weight."""
+        return float(self.cfg.synthetic.probability) * self.strength_at(epoch)
+
+    def strength_at(self, epoch: int) -> float:
+        """The share of the full weight or probability in epoch ``epoch``, in [0, 1]."""
+        return strength_at(self.cfg.synthetic, epoch, self.cfg.get("max_epochs") or 1)
 
     def watched(self) -> dict[str, float]:
-        return {**super().watched(), "synthetic_weight": self.weight_at(self.current_epoch)}
+        epoch, use = self.current_epoch, self.cfg.synthetic.use
+        if use == "replace":
+            return {**super().watched(), "synthetic_probability": self.probability_at(epoch)}
+        if use == "view":
+            return super().watched()
+        return {**super().watched(), "synthetic_weight": self.weight_at(epoch)}
 
     def alignment(
-        self, first: dict[str, torch.Tensor], third: dict[str, torch.Tensor]
+        self,
+        first: dict[str, torch.Tensor],
+        third: dict[str, torch.Tensor],
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the distance of views 1 and 3, in [0, 4]; see the module for its definition.
 
         Args:
             first: the output of ``forward`` for view 1.
             third: the output of ``forward`` for view 3.
+            weights: weights (B,) of the images, of mean 1.
         """
         z_first, z_third = self.embedding(first), self.embedding(third)
         prediction = getattr(self, "prediction", None)  # methods of other packages may lack it
         if prediction is None:
-            return alignment_loss(z_first, z_third)
-        there = alignment_loss(first[prediction], z_third.detach())
-        back = alignment_loss(third[prediction], z_first.detach())
+            return alignment_loss(z_first, z_third, weights)
+        there = alignment_loss(first[prediction], z_third.detach(), weights)
+        back = alignment_loss(third[prediction], z_first.detach(), weights)
         return (there + back) / 2
 
     def embedding(self, out: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -233,7 +234,7 @@ def with_synthetic_positives(
     third_view: str = "candidate",
     mixin: type[SyntheticPositives] = SyntheticPositives,
 ) -> type[Any]:
-    """Make a subclass of a method that has a third view and its loss term.
+    """Make a subclass of a method that uses a third view.
 
     Args:
         method: a class with solo-learn's interface: ``Method(cfg)``; ``forward(X)``, which returns
@@ -244,12 +245,15 @@ def with_synthetic_positives(
         mixin: :class:`SyntheticPositives`, or a subclass for methods of the real solo-learn.
 
     Returns:
-        The subclass. With ``synthetic.weight=0`` it gives the method's results, bit for bit.
+        The subclass. With ``synthetic.weight=0``, and with nothing that its use could do, it gives
+        the method's results, bit for bit.
     """
     assert third_view in ("candidate", "anchor")
 
     def add_and_assert_specific_cfg(cfg: DictConfig) -> DictConfig:
-        return mixin.check_synthetic(method.add_and_assert_specific_cfg(cfg))
+        cfg = mixin.check_synthetic(method.add_and_assert_specific_cfg(cfg))
+        check_use(cfg, third_view, mixin.can_take_more(method), mixin.can_weigh(method))
+        return cfg
 
     return type(
         f"{'Clsp' if third_view == 'candidate' else 'Aug'}{method.__name__}",

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from clsp_plugin.config.rules import ranged
+from clsp_plugin.losses.pairs import mean_over_pairs
 from clsp_plugin.losses.vibcreg import vibcreg_loss
 from clsp_plugin.methods.base import BaseMethod, ProjectorKwargs, mlp
 from clsp_plugin.methods.registry import register_method
@@ -17,15 +18,21 @@ from clsp_plugin.methods.whitening import IterNorm
 
 @register_method("vibcreg")
 class VIbCReg(BaseMethod):
-    """Makes views agree and features vary without correlation; see :func:`vibcreg_loss`.
+    """Makes views agree and features vary without correlation; see :func:`vibcreg_loss`."""
 
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
-    ``sim_loss_weight`` (default 25), ``var_loss_weight`` (25), ``cov_loss_weight`` (200),
-    ``iternorm`` (whether the projector ends in :class:`IterNorm`, default False).
-    """
+    takes_more_views = True
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of VIbCReg.
+
+        Attributes:
+            sim_loss_weight: weight of the distance of the views.
+            var_loss_weight: weight of the variance term.
+            cov_loss_weight: weight of the correlation term.
+            iternorm: whether the projector ends in iterative whitening.
+        """
+
         sim_loss_weight: float = ranged(25.0)
         var_loss_weight: float = ranged(25.0)
         cov_loss_weight: float = ranged(200.0)
@@ -51,11 +58,12 @@ class VIbCReg(BaseMethod):
         return {**out, "z": self.projector(out["feats"])}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
-        """The three terms over the two views plus the probe's loss."""
+        """The three terms over all pairs of views plus the probe's loss."""
         out = super().training_step(batch, batch_idx)
         kwargs = self.cfg.method_kwargs
-        loss = vibcreg_loss(
-            *out["z"],
+        loss = mean_over_pairs(
+            vibcreg_loss,
+            out["z"],
             sim_loss_weight=kwargs.sim_loss_weight,
             var_loss_weight=kwargs.var_loss_weight,
             cov_loss_weight=kwargs.cov_loss_weight,

@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from clsp_plugin.config.rules import ranged
+from clsp_plugin.losses.pairs import mean_over_pairs
 from clsp_plugin.losses.vicreg import vicreg_loss
 from clsp_plugin.methods.base import BaseMethod, ProjectorKwargs, mlp
 from clsp_plugin.methods.registry import register_method
@@ -15,14 +16,20 @@ from clsp_plugin.methods.registry import register_method
 
 @register_method("vicreg")
 class VICReg(BaseMethod):
-    """Makes views agree and features vary without covariance; see :func:`vicreg_loss`.
+    """Makes views agree and features vary without covariance; see :func:`vicreg_loss`."""
 
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
-    ``sim_loss_weight`` (default 25), ``var_loss_weight`` (25), ``cov_loss_weight`` (1).
-    """
+    takes_more_views = True
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of VICReg.
+
+        Attributes:
+            sim_loss_weight: weight of the distance of the views.
+            var_loss_weight: weight of the variance term.
+            cov_loss_weight: weight of the covariance term.
+        """
+
         sim_loss_weight: float = ranged(25.0)
         var_loss_weight: float = ranged(25.0)
         cov_loss_weight: float = ranged(1.0)
@@ -39,11 +46,12 @@ class VICReg(BaseMethod):
         return {**out, "z": self.projector(out["feats"])}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
-        """The three terms over the two views plus the probe's loss."""
+        """The three terms over all pairs of views plus the probe's loss."""
         out = super().training_step(batch, batch_idx)
         kwargs = self.cfg.method_kwargs
-        loss = vicreg_loss(
-            *out["z"],
+        loss = mean_over_pairs(
+            vicreg_loss,
+            out["z"],
             sim_loss_weight=kwargs.sim_loss_weight,
             var_loss_weight=kwargs.var_loss_weight,
             cov_loss_weight=kwargs.cov_loss_weight,

@@ -26,14 +26,20 @@ class WMSE(BaseMethod):
     ``whitening_size`` images, the same for all views, and whitens each part of a view on its own;
     this is repeated ``whitening_iters`` times with new parts. The stopped gradient is
     solo-learn's; the paper has none.
-
-    ``method_kwargs``: ``proj_hidden_dim``, ``proj_output_dim`` (sizes of the projector),
-    ``whitening_iters`` (default 1), ``whitening_size`` (default 256; divides the batch of a
-    process), ``whitening_eps`` (shrinkage of the covariance to the identity, default 0).
     """
+
+    takes_more_views = True
 
     @dataclass
     class Kwargs(ProjectorKwargs):
+        """Settings of W-MSE.
+
+        Attributes:
+            whitening_iters: how often a batch is split anew and whitened.
+            whitening_size: images that are whitened together; divides the batch of a process.
+            whitening_eps: shrinkage of the covariance to the identity.
+        """
+
         whitening_iters: int = ranged(1, low=0)
         whitening_size: int = ranged(256, WIDTH)
         whitening_eps: float = ranged(0.0, low=0)

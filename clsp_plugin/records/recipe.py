@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from clsp_plugin.config.training import Data, num_devices
+from clsp_plugin.config.training import Data, Synthetic, num_devices
 from clsp_plugin.errors import ClspError
 from clsp_plugin.records.record import Record
 
@@ -63,10 +63,10 @@ def settings(record: Record) -> dict[str, Any]:
 
 
 def check_seeds(members: Records) -> None:
-    """Refuse two records of one group with the same seed."""
+    """Refuse two records of one group with the same seed, which encoders from elsewhere lack."""
     seen: dict[int, Path] = {}
     for path, record in members:
-        if record.seed in seen:
+        if record.seed in seen and not record.from_elsewhere:
             raise ClspError(
                 f"{seen[record.seed]} and {path} are both of {record.method} on {record.dataset} "
                 f"with seed {record.seed} and the same budget; leave one of them out."
@@ -87,6 +87,8 @@ def recipe(record: Record) -> dict[str, str]:
     flat = dotted(record.candidates or {}, "candidates")
     for block in _RECIPE:
         flat |= dotted(record.config.get(block), block)
+    if isinstance(record.config.get("synthetic"), Mapping):  # an old record lacks later settings
+        flat |= dotted(Synthetic.completed(record.config["synthetic"]), "synthetic")
     flat |= _images_recipe(record) | _step_recipe(record)
     return {key: value for key, value in flat.items() if key not in _NOT_RECIPE}
 

@@ -17,6 +17,7 @@ from clsp_plugin.system.json_files import checked, read_json
 from clsp_plugin.system.locks import locked
 
 __all__ = [
+    "ELSEWHERE",
     "FORMAT",
     "INDEX",
     "RECORD",
@@ -32,6 +33,8 @@ __all__ = [
 RECORD = "record.json"
 INDEX = "records.json"  # of a suite: lists the records that its tables show
 FORMAT = 1
+# Stands for the data set of an encoder that was not trained here, see ``evaluation.encoders``.
+ELSEWHERE = "elsewhere"
 # Fields that were added later: a record without them is valid.
 _LATER = {"candidates", "images", "source"}
 # An evaluation replaces an earlier one that agrees in these keys and in the images.
@@ -43,8 +46,9 @@ class Record:
     """A pre-training run and what was measured on it.
 
     Attributes:
-        method: name of the method in ``METHODS``.
-        dataset: name of the data set pre-trained on.
+        method: name of the method in ``METHODS``; of an encoder from elsewhere its own name, such
+            as ``timm:resnet18``.
+        dataset: name of the data set pre-trained on, or ``ELSEWHERE``.
         backbone: name of the backbone.
         epochs: number of epochs of pre-training.
         seed: seed of pre-training.
@@ -86,6 +90,11 @@ class Record:
     images: dict[str, Any] | None = None
     format: int = FORMAT
     digest: str = ""
+
+    @property
+    def from_elsewhere(self) -> bool:
+        """Whether it is of an encoder that was not trained here."""
+        return self.dataset == ELSEWHERE
 
     def save(self, path: str | Path) -> None:
         """Write the record whole or not at all, and set ``digest``.

@@ -19,7 +19,7 @@ __all__ = ["CHANGED", "STALE", "changed", "is_stale"]
 
 STALE, CHANGED = "†", "‡"  # marks behind numbers
 # Overrides that fingerprints ignore; without them all runs of a suite share one cached result.
-_LEFT_OUT = re.compile(r"\+*(seed|name|pretrained_feature_extractor|synthetic\.path)=")
+_LEFT_OUT = re.compile(r"\+*(seed|name|pretrained_feature_extractor|record_dir|synthetic\.path)=")
 
 
 def is_stale(record: Record, evaluation: Mapping[str, Any] | None = None) -> bool:

@@ -14,6 +14,10 @@ from clsp_plugin.solo.images import host_images
 
 __all__ = ["HostPositives"]
 
+# solo-learn's methods whose losses take any number of large views. DINO's and SwAV's, whose
+# configurations can have small crops, take two large ones.
+_TAKE_MORE = ("BYOL", "SimCLR", "SupCon", "WMSE")
+
 
 class HostPositives(SyntheticPositives):
     """Synthetic positives for methods trained by solo-learn, which makes the batches.
@@ -34,6 +38,16 @@ class HostPositives(SyntheticPositives):
         finally:
             cfg.method = named
         self.cfg.method = named
+
+    @staticmethod
+    def can_take_more(method: type) -> bool:
+        """Whether the loss of one of solo-learn's methods takes more than two large views."""
+        return method.__name__ in _TAKE_MORE
+
+    @staticmethod
+    def can_weigh(method: type) -> bool:
+        """Whether a method's loss can weigh images: none of solo-learn's can."""
+        return False
 
     @property
     def prediction(self) -> str | None:  # type: ignore[override]  # elsewhere a value
@@ -95,7 +109,7 @@ class HostPositives(SyntheticPositives):
         augmentation = self.augmentation(*channel_statistics(self.cfg.data, blocks))
         if self.third_view == "anchor":
             pixels = pixels_of(images, self.cfg.data.get("image_size"))
-            return ThirdView(pixels, augmentation, self.cfg.seed)
+            return self.third_views(pixels, augmentation)
         store = self.open_store()
         rows = match(store, images, f"{self.cfg.data.dataset} in {self.cfg.data.train_path}")
-        return ThirdView(store, augmentation, self.cfg.seed, rows)
+        return self.third_views(store, augmentation, rows)

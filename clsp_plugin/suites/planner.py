@@ -4,6 +4,7 @@ import glob
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,12 +17,15 @@ from omegaconf.errors import OmegaConfBaseException
 from clsp_plugin.config.compose import compose
 from clsp_plugin.config.plain import plain
 from clsp_plugin.config.shipped import what
+from clsp_plugin.config.training import Data, Synthetic
 from clsp_plugin.data.downstream import to_fetch
 from clsp_plugin.errors import ClspError, first_line
+from clsp_plugin.evaluation.encoders import is_from_elsewhere
 from clsp_plugin.evaluation.settings import Transfer, complete
 from clsp_plugin.evaluation.verbs import targets_of
 from clsp_plugin.records.numerics import numerics_label, numerics_of
 from clsp_plugin.records.numerics_before import of_first_version
+from clsp_plugin.records.record import ELSEWHERE
 from clsp_plugin.suites.unit import Plan, Step, Unit, notes_of
 from clsp_plugin.verbs import EXPERIMENTS, VERBS
 
@@ -33,6 +37,11 @@ _KINDS = ("denoiser", "candidates", "encoder", "run", "quality")
 # many there are where copies differ a little, for the cost alone.
 _SIZES = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000}
 _ABOUT = {"imagenet100": 126_689}
+# Settings of a ``data`` block that choose the images of an evaluation.
+_EVALUATED = (
+    "dataset", "train_path", "val_path", "no_labels", "fraction", "image_size", "num_train",
+    "num_val", "seed",
+)  # fmt: skip
 _SIDES = {"cifar10": 32, "cifar100": 32, "digits": 32, "stl10": 96}  # pixels, unless asked for
 
 
@@ -247,7 +256,8 @@ class _Planner:
         given = (*given, f"seed={seed}")
         steps = [Step("pretrain", config, given, paths, cost, key, _of_backbone(cfg))]
         if kind == "run":
-            steps += self._evaluations(block, cfg, overrides, path)
+            frozen = {"pretrained_feature_extractor": str(path / cfg.method)}
+            steps += self._evaluations(block, cfg, overrides, path, frozen)
         images = _images(cfg.data)
         budget = {"backbone": cfg.backbone.name, "epochs": cfg.max_epochs, "num_train": images}
         about = {"method": cfg.method, "dataset": cfg.data.dataset, "seed": seed}
@@ -256,27 +266,69 @@ class _Planner:
         people = ", ".join([method, dataset, *_words(point), f"seed {seed}"])
         return self.add(Unit(kind, people, path, tuple(steps), needs, about))
 
+    def elsewhere(self, dataset: str, encoder: str) -> Unit:
+        """Add and return the unit of the evaluations of an encoder that was not trained here.
+
+        The images are those that the first method is pre-trained on.
+        """
+        suite, block = self.suite, self.suite.datasets[dataset]
+        if not is_from_elsewhere(encoder):
+            raise ClspError(
+                f"encoders names {encoder}, which is no encoder from elsewhere; name a run as "
+                f"`clsp table` does, or an encoder as timm:NAME, hf:NAME or torchvision:NAME."
+            )
+        method = suite.methods[0]
+        overrides = self.overrides(dataset, method, {})
+        variant = suite.variants.get(method)
+        config = f"{block.configs}/{method if variant is None else variant.config}"
+        cfg = _composed("pretrain", config, tuple(_routed(overrides, "pretrain")))
+        usual = Data(dataset=cfg.data.dataset)
+        data = {name: cfg.data.get(name, getattr(usual, name)) for name in _EVALUATED}
+        data = {k: v for k, v in data.items() if k == "dataset" or v != getattr(usual, k)}
+        label = re.sub(r"[^\w.-]+", "-", f"{encoder}-{dataset}")
+        path = self.place("encoders", label, _hash(encoder, data), numerics_of("features"))
+        frozen = {"pretrained_feature_extractor": encoder}
+        frozen["record_dir"] = str(path / "encoder" / "evaluated")
+        images = {f"data.{key}": value for key, value in data.items()}
+        steps = self._evaluations(block, cfg, overrides, path, frozen, images)
+        about = {"method": encoder, "dataset": ELSEWHERE, "seed": 0, "variant": "", "point": {}}
+        about["budget"] = {"backbone": encoder, "epochs": 0, "num_train": None}
+        return self.add(Unit("run", f"{encoder}, {dataset}", path, tuple(steps), (), about))
+
     def _evaluations(
-        self, block: DictConfig, cfg: DictConfig, overrides: Sequence[str], path: Path
+        self,
+        block: DictConfig,
+        cfg: DictConfig,
+        overrides: Sequence[str],
+        path: Path,
+        frozen: Mapping[str, Any],
+        images: Mapping[str, Any] | None = None,
     ) -> Iterator[Step]:
-        frozen = {"pretrained_feature_extractor": str(path / cfg.method)}
+        """Yield the evaluations of a run; or, with ``images``, of an encoder from elsewhere."""
         for verb in self.suite.evaluate:
+            if images is not None and verb == "finetune":
+                continue  # its settings are those of a pre-training
             config = block.evaluations.get(verb, verb)
-            given, where = tuple(_routed(overrides, verb)), frozen
+            given, where = tuple(_routed(overrides, verb)), dict(frozen)
             if VERBS[verb].protocols:
                 given = (*given, f"protocol={self.suite.table.protocol}")
             if verb == "finetune":  # a training of its own
-                where = {**frozen, "checkpoint.dir": str(path / verb)}
+                where["checkpoint.dir"] = str(path / verb)
             composed = _composed(verb, config, given)
             if verb == "transfer":
                 self._targets(composed, cfg.data.dataset)
             asked = _hash(verb, plain(composed))
+            if images is not None and verb == "transfer":
+                where["datasets"] = targets_of(complete(Transfer, composed), cfg.data.dataset)
+            elif images is not None:
+                where |= images
             # the data sets of a transfer have no numerics of their own
-            images = OmegaConf.select(composed, "data.dataset") or cfg.data.dataset
-            versions = numerics_of(verb, None if verb == "transfer" else images)
+            on = OmegaConf.select(composed, "data.dataset") or cfg.data.dataset
+            versions = numerics_of(verb, None if verb == "transfer" else on)
             key = self._key(path, asked, numerics_label(versions))
             cost = _cost(verb, composed, cfg.data)
-            yield Step(verb, config, given, where, cost, key, _of_backbone(cfg))
+            network = _of_backbone(cfg) if images is None else _network(dict(frozen), None)
+            yield Step(verb, config, given, where, cost, key, network)
 
     def _targets(self, cfg: DictConfig, dataset: str) -> None:
         """Note which data sets have to be fetched by hand before runs are transferred to them."""
@@ -329,7 +381,8 @@ def _wants_candidates(cfg: DictConfig) -> bool:
     method = METHODS.get(cfg.method)
     if method is None or not issubclass(method, SyntheticPositives):
         return False
-    return method.third_view == "candidate" and cfg.get("synthetic", {}).get("weight", 1.0) != 0
+    used = Synthetic.candidates_used(plain(cfg).get("synthetic"))
+    return method.third_view == "candidate" and used
 
 
 def _points(vary: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
@@ -362,6 +415,8 @@ def make_plan(
     for seed, point in itertools.product(suite.seeds, points):
         for dataset, method in itertools.product(suite.datasets, suite.methods):
             planner.run(dataset, method, seed, point)
+    for dataset, encoder in itertools.product(suite.datasets, suite.encoders):
+        planner.elsewhere(dataset, encoder)
     if suite.quality:
         for dataset, point in itertools.product(suite.datasets, points):
             planner.quality(dataset, point)

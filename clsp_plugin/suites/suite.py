@@ -34,8 +34,10 @@ __all__ = ["Suite", "read_suite"]
 class _Candidates:
     """How candidates are made.
 
-    ``denoiser`` is a configuration of ``clsp denoiser``, or None where ``generate``, a
-    configuration of ``clsp generate``, names a denoiser itself.
+    Attributes:
+        denoiser: a configuration of ``clsp denoiser``; null where that of ``generate`` names a
+            denoiser itself.
+        generate: a configuration of ``clsp generate``.
     """
 
     denoiser: Optional[str] = None
@@ -66,9 +68,12 @@ class _DataSet:
 
 @dataclass
 class _Variant:
-    """A method with settings of its own: a configuration of ``configs``, and overrides.
+    """A method with settings of its own.
 
-    ``candidates`` says how its candidates are made, where that is not as for the data set.
+    Attributes:
+        config: name of a configuration in the data set's ``configs``.
+        overrides: overrides of its runs.
+        candidates: how its candidates are made, where that is not as for the data set.
     """
 
     config: str = MISSING
@@ -78,7 +83,13 @@ class _Variant:
 
 @dataclass
 class _Table:
-    """How tables are laid out; ``layout`` is one of ``LAYOUTS``, or several, each a table."""
+    """How tables are laid out.
+
+    Attributes:
+        layout: a layout of ``clsp table --layout``, or a list of several, each a table.
+        protocol: ``strict`` or ``paper``.
+        published: whether the paper's numbers stand beside ours where it has them.
+    """
 
     layout: Any = "main"
     protocol: str = "strict"
@@ -100,6 +111,8 @@ class Suite:
         datasets: names of files in ``scripts/bench/dataset``; or names to the content of such
             files.
         methods: names of configurations or of variants.
+        encoders: encoders from elsewhere to evaluate beside them, such as ``timm:resnet18``; see
+            ``evaluation.encoders``.
         variants: a name to a configuration and overrides, for methods that are run in several ways.
         seeds: seeds of pre-training.
         overrides: overrides of every run.
@@ -113,6 +126,7 @@ class Suite:
     title: str = MISSING
     datasets: Any = MISSING
     methods: list[str] = MISSING
+    encoders: list[str] = field(default_factory=list)
     variants: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = ranged([0, 1, 2], SEED)
     overrides: list[str] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """Make a table of records: group them, refuse what must not be averaged, and add notes."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from clsp_plugin.records.recipe import (
     setting,
     settings,
 )
-from clsp_plugin.records.record import Record, evaluated_on, read_index
+from clsp_plugin.records.record import ELSEWHERE, Record, evaluated_on, read_index
 from clsp_plugin.records.stale import CHANGED, STALE
 from clsp_plugin.tables.formats import counted
 from clsp_plugin.tables.published import (
@@ -75,6 +75,7 @@ def make_table(
     if layout == "ablation" and not by:
         raise ClspError("An ablation needs a setting: --by KEY, such as --by synthetic.weight.")
     absent = [run for run in absent if run.protocol in ("", protocol)]
+    records = _beside_ours(records)
     if not absent:
         _check_evaluated(records, protocol)
     _check_keys(records, by, points or {})
@@ -239,12 +240,48 @@ def _notes(records: Records, protocol: str, rows: Sequence[Row], layout: str) ->
         )
     if other := _of_other_protocols(records, protocol, layout):
         notes.append(f"Evaluated with another protocol alone and left out: {'; '.join(other)}.")
-    known = {*DATASETS, *DOWNSTREAM}
+    known = {*DATASETS, *DOWNSTREAM, ELSEWHERE}
     named = (d.split(" [")[0] for row in rows for d in (row.dataset, row.target))
     strange = dict.fromkeys(dataset for dataset in named if dataset not in known)
     if strange:
         notes.append(f"Not data sets that this version knows: {', '.join(strange)}.")
     return notes
+
+
+def _beside_ours(records: Records) -> Records:
+    """Name the images of encoders from elsewhere as the runs do that were evaluated on the same.
+
+    So both stand in one column, though only a run's evaluation is described by how its images
+    differ from those of the pre-training.
+    """
+    own = {
+        _same_images(e): e["images"]
+        for _, record in records
+        for e in record.evaluations
+        if not record.from_elsewhere and e["dataset"] == record.dataset and _same_images(e)
+    }
+    return [
+        (path, replace(record, evaluations=[_as_ours(e, own) for e in record.evaluations]))
+        if record.from_elsewhere
+        else (path, record)
+        for path, record in records
+    ]
+
+
+def _as_ours(
+    evaluation: dict[str, Any], own: Mapping[tuple[str, ...], Mapping[str, Any]]
+) -> dict[str, Any]:
+    same = own.get(_same_images(evaluation))
+    if same is None:
+        return evaluation
+    return {**evaluation, "images": {**evaluation["images"], "part": same.get("part", "")}}
+
+
+def _same_images(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what identifies the images of an evaluation; nothing if that was not noted."""
+    images = evaluation.get("images") or {}
+    train, test = images.get("train"), images.get("test")
+    return () if train is None or test is None else (evaluation["dataset"], train, test)
 
 
 def _group(record: Record, variant: str, by: Sequence[str], point: Mapping[str, Any]) -> tuple:

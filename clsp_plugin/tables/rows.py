@@ -8,7 +8,7 @@ from typing import Any
 
 from clsp_plugin.errors import ClspError
 from clsp_plugin.records.recipe import BUDGET, Records, check_alike
-from clsp_plugin.records.record import evaluated_on
+from clsp_plugin.records.record import ELSEWHERE, evaluated_on
 from clsp_plugin.records.stale import CHANGED, STALE, changed, is_stale
 from clsp_plugin.tables.published import (
     BACKBONE,
@@ -147,6 +147,8 @@ class Row:
 
     @property
     def heading(self) -> str:
+        if self.dataset == ELSEWHERE:  # beside the rows that were trained on these images
+            return self.target
         own = self.target == self.dataset or self.target.startswith(f"{self.dataset} [")
         return self.target if own else f"{self.dataset} → {self.target}"
 
@@ -186,7 +188,7 @@ def make_rows(
     method, variant, dataset, *values = key
     budget = dict(zip((*BUDGET, *by), values, strict=True))
     tasks = LAYOUTS[layout]
-    targets = [] if layout == "transfer" else [dataset]
+    targets = [] if layout == "transfer" or dataset == ELSEWHERE else [dataset]
     for _, member in members:
         targets += [
             evaluated_on(e)

@@ -11,9 +11,8 @@ from scipy.stats import ttest_1samp, ttest_ind
 
 from clsp_plugin.evaluation.protocol import PROTOCOLS
 from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
-from clsp_plugin.records.recipe import (
-    BUDGET,
-)
+from clsp_plugin.records.recipe import BUDGET
+from clsp_plugin.records.record import ELSEWHERE
 from clsp_plugin.tables.formats import Grid, GridCell, counted, csv_cell
 from clsp_plugin.tables.published import (
     BACKBONE,
@@ -141,7 +140,8 @@ class Table:
             *self._shown_budget(), *self.by)  # fmt: skip
 
     def _key(self, row: Row, extra: Sequence[str]) -> tuple:
-        values = tuple(row.budget[name] for name in extra)
+        unknown = BUDGET[1:] if row.dataset == ELSEWHERE else ()  # epochs and images
+        values = tuple("" if name in unknown else row.budget[name] for name in extra)
         return values if self.layout == "ablation" else (row.name, *values)
 
     def _column(self, row: Row) -> str:
@@ -151,7 +151,9 @@ class Table:
     def _shown_budget(self) -> list[str]:
         """The parts of the budget in which rows of one data set differ."""
         return varying(
-            (row.dataset, {name: row.budget[name] for name in BUDGET}) for row in self.rows
+            (row.dataset, {name: row.budget[name] for name in BUDGET})
+            for row in self.rows
+            if row.dataset != ELSEWHERE
         )
 
     def _has_paper(self, column: str) -> bool:
@@ -164,8 +166,15 @@ class Table:
         return [*names, *(f"paper {name}".strip() for name in names)]
 
     def _best(self, lines: Mapping, column: str, task: str) -> tuple | None:
-        """Return the line that is above all others of a column by a t-test, or None."""
-        cells = {key: rows[column].cells[task] for key, rows in lines.items() if column in rows}
+        """Return the line that is above all others of a column by a t-test, or None.
+
+        Encoders from elsewhere, which have no seeds, take no part.
+        """
+        cells = {
+            key: rows[column].cells[task]
+            for key, rows in lines.items()
+            if column in rows and rows[column].dataset != ELSEWHERE
+        }
         cells = {key: cell for key, cell in cells.items() if cell.mean is not None}
         if len(cells) < 2:
             return None
@@ -241,16 +250,20 @@ class Table:
         }
         kind = "paired t-test" if len(seeds) == 1 else (
             "t-test, paired where both have the same seeds and else Welch's,")  # fmt: skip
+        elsewhere = any(row.dataset == ELSEWHERE for row in self.rows)
+        trained = " that was trained here" if elsewhere else ""
         test = f"{kind} over seeds, two-sided p < {_LEVEL}"
         if any_bold:
-            return f"Bold: above every other number of its column ({test} against each)."
-        return f"No number is bold: none is above every other of its column by a {test}."
+            return f"Bold: above every other number of its column{trained} ({test} against each)."
+        return f"No number is bold: none is above every other of its column{trained} by a {test}."
 
     def _budget(self, row: Row) -> str:
         """Return a row's budget, without what is in a column.
 
         For example ``Pre-training on digits: resnet18, 20 epochs``.
         """
+        if row.dataset == ELSEWHERE:
+            return f"{row.name}: weights from elsewhere"
         images = row.budget["num_train"]
         phrases = {
             "backbone": f"{row.budget['backbone']}",

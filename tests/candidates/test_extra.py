@@ -72,7 +72,7 @@ def test_every_kind_of_source(digits48, tmp_path, write_store):
             "are 8x8, those of digits",
         ),
         (lambda path: np.save(path, np.zeros((4, 16, 16, 3))), "holds float64"),
-        (lambda path: np.save(path, pixels(4, 16, 16)), "extra images are uint8 of shape"),
+        (lambda path: np.save(path, pixels(4, 16, 16)), "images are uint8 of shape"),
         (lambda path: path.write_bytes(b"no array"), "not a readable .npy"),
     ],
 )
@@ -100,7 +100,7 @@ def test_an_archive_as_adainf_makes_it(digits48, tmp_path, save):
         ({"pictures": pixels(4, 16, 16, 3)}, r"has none of image, .* \(found: pictures\)"),
         ({}, "found: nothing"),
         ({"image": np.zeros((4, 16, 16, 3))}, "holds float64"),
-        ({"image": pixels(4, 3, 16, 16)}, "extra images are uint8 of shape"),
+        ({"image": pixels(4, 3, 16, 16)}, "images are uint8 of shape"),
         ({"image": pixels(0, 16, 16, 3)}, "holds no images"),
         ({"image": np.array([None, 1], dtype=object)}, "not a readable .npz .*Object arrays"),
     ],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clsp_plugin.candidates.oracle import ORACLES, Oracle, is_oracle, write_oracle
+from clsp_plugin.candidates.oracle import ORACLES, Oracle, write_oracle
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.config.compose import compose
 from clsp_plugin.data.image_array import ImageArray
@@ -28,7 +28,7 @@ def draw(images, tmp_path):
     def make(oracle, array=images, out="store", **keys):
         write_oracle(array, DATA, tmp_path / out, Oracle(oracle, shard_size=25, **keys))
         store = CandidateStore(tmp_path / out)
-        assert is_oracle(store.manifest)
+        assert not store.manifest.sampled
         assert store_caption(store.manifest).startswith(f"no denoiser, oracle: {oracle}, store of")
         return torch.from_numpy(store.images(range(len(array))))
 

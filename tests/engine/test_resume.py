@@ -343,3 +343,16 @@ def test_a_schedule_is_moved_to_a_step_as_if_it_had_been_stepped(total, warmup, 
     assert moved.get_last_lr() == stepped.get_last_lr()
     assert moved.optimizer.param_groups[0]["lr"] == stepped.optimizer.param_groups[0]["lr"]
     assert json.dumps(moved.state_dict()) == json.dumps(stepped.state_dict())
+
+
+def test_a_run_of_before_goes_on_with_settings_that_came_later(tiny, interrupt, tmp_path):
+    interrupt(tiny("simclr", "max_epochs=3", AGAIN), epoch=1)
+    (run,) = tmp_path.glob("trained/*/*")
+    args = json.loads((run / "args.json").read_text())
+    del args["synthetic"]["use"], args["synthetic"]["probability"]
+    for path in run.glob("*.ckpt"):  # without a digest of the settings
+        content = read_checkpoint(path)
+        content.pop("clsp_plugin")
+        torch.save(content, path)
+    (run / "args.json").write_text(json.dumps(args))
+    assert pretrain(tiny("simclr", "max_epochs=3", AGAIN)).run_dir == run

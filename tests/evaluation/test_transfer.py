@@ -231,8 +231,11 @@ def test_images_are_brought_to_the_size_of_the_pre_training(place, monkeypatch):
     sizes, plain = [], networks.extract_features
 
     def looked_at(backbone, images, **settings):
-        sizes.append(images.size if isinstance(images.size, tuple) else (images.size,) * 2)
-        return plain(backbone, images, **settings)
+        seen = backbone.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[2:]))
+        try:
+            return plain(backbone, images, **settings)
+        finally:
+            seen.remove()
 
     monkeypatch.setattr(networks, "extract_features", looked_at)
     results = transfer({**place, "datasets": ["pets", "cifar10"]})

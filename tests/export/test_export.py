@@ -121,7 +121,7 @@ def test_the_card_says_what_the_run_was(tmp_path, monkeypatch):
     assert "1 epochs, 40 images, seed 3." in card
     assert "--config-name custom/simclr" in card
     assert "| kNN | custom | strict |" in card
-    assert "clsp_plugin.export.architectures" not in card
+    assert "clsp_plugin.methods.architectures" not in card
     config = json.loads((tmp_path / "a/config.json").read_text())
     assert config["architecture"] == "resnet18"
     assert config["pretrained_cfg"]["input_size"] == [3, 16, 16]
@@ -148,16 +148,19 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     assert (tmp_path / "empty/config.json").is_file()
 
 
-def test_the_page(tmp_path, monkeypatch):
+def test_the_page(tmp_path, monkeypatch, write_store, digits48):
     monkeypatch.chdir(tmp_path)
     given = {"backbone.kwargs": NARROW, "max_epochs": 1, "optimizer.batch_size": 8}
     given |= {"accelerator": "cpu", "synthetic.weight": 0, "performance.disable_channel_last": True}
     clsp.pretrain("digits/clsp_simclr", given, data=ITEMS)
     text = (ROOT / "docs/export.md").read_text()
-    for line in re.findall(r"^clsp .*$", text, re.MULTILINE):
+    write_store(tmp_path / "candidates/demo", digits48)
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
+    for line in blocks.splitlines():
         monkeypatch.setattr(sys, "argv", shlex.split(line))
         cli.main()
-    made = sorted(path.name for path in tmp_path.glob("exported/*/*"))
-    assert made == ["README.md", "README.md", "config.json", "model.onnx", "model.safetensors"]
+    made = sorted(path.name for path in tmp_path.glob("exported/*/*") if path.is_file())
+    assert made == [*["README.md"] * 3, "config.json", "model.onnx", "model.safetensors"]
+    assert (tmp_path / "candidates/again/manifest.json").is_file()
     assert set(re.findall(r"^\| `(\w+)`(?:, `(\w+)`)?", text, re.MULTILINE)) == {
         ("timm", "hf"), ("torchvision", ""), ("onnx", "")}  # fmt: skip

@@ -194,7 +194,7 @@ def test_an_encoder_of_the_authors_sees_what_it_does_in_the_evaluation(tmp_path)
     encoder = Encoder(tmp_path / "simclr.pt", data={"dataset": "cifar10"})
     images = random_images(3).permute(0, 3, 1, 2)  # of 8x8 pixels
     large = torchvision.transforms.v2.functional.resize(images, [32], Mode.BICUBIC, antialias=True)
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (encoder.mean, encoder.std))
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (encoder.prepare.mean, encoder.prepare.std))
     model.fc = nn.Identity()
     with torch.no_grad():
         expected = model.eval()((large / 255 - mean) / std)

@@ -64,6 +64,33 @@ def test_weight_zero_is_solo_learn_s_own_method(pretrain, tmp_path, name):
     assert not same(plain, states(tmp_path, f"{name}_aug"))
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("simclr", ["use=view"]),
+        ("byol", ["use=view", "from_epoch=0"]),
+        ("vicreg", ["use=replace", "probability=0.5", "choice=hardest", "choice_of=2"]),
+        ("mocov2plus", ["use=multi", "per_step=3", "pair_weight=quality"]),
+        ("dino", ["use=multi", "per_step=2", "choice=curriculum", "schedule=cosine"]),
+    ],
+)
+def test_every_use_trains(pretrain, tmp_path, name, settings):
+    given = [f"++synthetic.{one}" for one in settings]
+    pretrain(f"{name}.yaml", f"method=clsp_{name}", *given)
+    (args,) = (tmp_path / "trained" / f"clsp_{name}").glob("*/args.json")
+    assert json.loads(args.read_text())["synthetic"]["use"] == settings[0].removeprefix("use=")
+    assert states(tmp_path, f"clsp_{name}")
+
+
+@pytest.mark.parametrize("nothing", [["replace", "probability=0"], ["multi", "per_step=0"]])
+def test_a_use_of_nothing_is_solo_learn_s_own_method(pretrain, tmp_path, nothing):
+    use, amount = nothing
+    pretrain("simclr.yaml")
+    pretrain("simclr.yaml", "method=clsp_simclr", f"++synthetic.use={use}",
+             f"++synthetic.{amount}", "++synthetic.path=null")  # fmt: skip
+    assert same(states(tmp_path, "simclr"), states(tmp_path, "clsp_simclr"))
+
+
 def test_our_configuration_is_found_by_name(pretrain, tmp_path):
     small = ["method_kwargs.proj_hidden_dim=32", "method_kwargs.proj_output_dim=16"]
     for name, path in (
@@ -94,6 +121,7 @@ def test_a_store_for_other_images_is_refused(pretrain, tmp_path, array, write_st
         (["method=clsp_mae"], "There is no clsp_mae: MAE reconstructs patches"),
         (["method=clsp_simclr", "++synthetic.path=null"], "clsp_simclr needs candidates"),
         (["method=clsp_simclr", "++synthetic.wieght=1"], "did you mean 'weight'"),
+        (["method=clsp_mocov2plus", "++synthetic.use=view"], "that loss is one of two; set synth"),
         (["method=clsp_simclr", "++optimizer.scale_lr=False"], "scale_lr=False has no effect"),
     ],
 )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 from omegaconf import OmegaConf
 
 from clsp_plugin.cli import records as cli_records
@@ -84,6 +85,24 @@ def test_a_plan_is_what_it_needs_before_what_needs_it(plan):
     assert not (made.out).exists()  # planning writes nothing
 
 
+def test_an_encoder_from_elsewhere_is_evaluated_on_the_images_of_the_runs(plan):
+    verbs = ["linear", "transfer", "finetune"]
+    changes = {"encoders": ["timm:resnet18", "vit_b_16"], "table": {"protocol": "paper"}}
+    made = plan(["data.num_train=60", "transfer.dataset=dtd"], evaluate=verbs, **changes)
+    unit = next(unit for unit in made.runs if unit.about["method"] == "timm:resnet18")
+    linear, transfer = unit.steps  # nothing to fine-tune with
+    assert linear.paths["data.num_train"] == 60
+    assert linear.paths["data.image_size"] == 16
+    assert linear.overrides == ("protocol=paper",)
+    assert transfer.paths["datasets"] == ["dtd"]
+    assert "data.num_train" not in transfer.paths
+    other = plan(["data.num_train=50"], encoders=["timm:resnet18"])
+    assert unit.path not in paths(other)
+    assert sum(unit.about["method"] == "timm:resnet18" for unit in made.runs) == 1  # has no seeds
+    with pytest.raises(ClspError, match="encoders names simclr, which is no encoder from"):
+        plan(encoders=["simclr"])
+
+
 SUITES = sorted(file.stem for file in (shipped() / "bench").glob("*.yaml"))
 
 
@@ -132,6 +151,21 @@ def test_the_suite_of_all_methods_has_them_all():
     own = {m for m in METHODS if not m.startswith("clsp_") and not m.endswith("_aug")}
     paper = {"clsp_simclr", "clsp_mocov2", "clsp_noaug", "simclr_aug", "mocov2_aug"}
     assert set(read_suite("methods")[1].methods) == own | paper
+
+
+def test_the_suite_of_uses_has_each_over_four_methods():
+    suite = read_suite("uses")[1]
+    assert len(suite.seeds) == 5
+    for base in ("simclr", "mocov2", "byol", "vicreg"):
+        own = {name for name in suite.methods if name.startswith(f"{base}_")}
+        uses = {"aug", "align", "replace", "multi", "quality"}
+        assert own >= {f"{base}_{use}" for use in uses}
+        assert (f"{base}_view" in own) == (base != "mocov2")
+        for name in own & {f"{base}_{use}" for use in ("replace", "view", "multi")}:
+            assert f"synthetic.use={name.rpartition('_')[2]}" in suite.only[name]
+            variant = suite.variants[name]
+            trained = [variant.config, *variant.overrides]
+            assert {f"clsp_{base}", f"method=clsp_{base}"} & set(trained)
 
 
 def test_every_method_has_a_configuration_for_every_data_set():
@@ -387,11 +421,18 @@ def test_killed_and_started_again_it_ends_with_the_same_table(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     suite = {**DIGITS, "methods": ["simclr", "byol"], "seeds": [0]}
     suite["only"] = {"byol": ["resume_from_checkpoint=nowhere.ckpt"]}  # fails
+    timm.models.save_for_hf(timm.create_model("test_resnet"), "elsewhere", safe_serialization=True)
+    suite["encoders"] = ["elsewhere"]
     OmegaConf.save(suite, "mine.yaml")
-    with pytest.raises(ClspError, match="1 of 2 runs failed"):
+    with pytest.raises(ClspError, match="1 of 3 runs failed"):
         bench("mine.yaml", Path("alone"), jobs=1, overrides=SMALL)
     table = lines(Path("alone"))
-    assert [line.split(" | ")[0] for line in table[2:]] == ["| simclr", "| byol"]
+    names = ["| simclr", "| byol", "| timm:elsewhere"]
+    assert [line.split(" | ")[0] for line in table[2:]] == names
+    assert len(table[0].split("|")) == len(
+        ["", "method", "n", "linear", "kNN", ""]
+    )  # on the same images
+    assert not Path("elsewhere/record.json").exists()  # it is the suite's
     assert "| failed | failed |" in table[3]
     assert "nowhere.ckpt" in (Path("alone") / "table.md").read_text()
     made = {file.name for file in Path("alone").iterdir()}
@@ -410,7 +451,7 @@ def test_killed_and_started_again_it_ends_with_the_same_table(tmp_path, monkeypa
     assert not list(unit.glob("*/*/record.json"))
     # with a setting that Hydra's configuration does not list
     given = [*SMALL, "hydra.job.env_set.CLSP_TRIED=1"]
-    with pytest.raises(ClspError, match="1 of 2 runs failed"):
+    with pytest.raises(ClspError, match="1 of 3 runs failed"):
         bench("mine.yaml", Path("killed"), launcher="basic", overrides=given)
     assert "Continuing from" in (unit / "log.txt").read_text()
     assert lines(Path("killed")) == table
@@ -421,7 +462,7 @@ def test_killed_and_started_again_it_ends_with_the_same_table(tmp_path, monkeypa
     (record,) = Path("alone").glob("runs/*/simclr/*/record.json")
     before = record.stat().st_mtime_ns
     outcome = bench("mine.yaml", Path("alone"), methods=["simclr"], overrides=SMALL)
-    assert [unit.record for unit in outcome.runs] == [record]
+    assert outcome.runs[0].record == record
     assert record.stat().st_mtime_ns == before
     assert Record.load(record).evaluations
     content = json.loads(record.read_text())

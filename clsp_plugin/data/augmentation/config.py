@@ -27,13 +27,19 @@ class AugmentationConfig:
         num_crops: how many views of an image this pipeline makes (for the caller).
         crop: random resized crop; otherwise the shorter side is resized to ``crop_size`` and
             the centre is kept.
-        crop_min_scale, crop_max_scale: area of the crop as a share of the image, in (0, 1].
+        crop_min_scale: smallest area of the crop as a share of the image, in (0, 1].
+        crop_max_scale: largest area of the crop, in (0, 1].
         interpolation: ``"bicubic"`` or ``"bilinear"``, both with antialiasing.
         jitter_prob: probability of the colour jitter.
-        brightness, contrast, saturation: strengths s; the factors are uniform in
-            [max(0, 1 - s), 1 + s].
+        brightness: strength s of the jitter; the factor is uniform in [max(0, 1 - s), 1 + s].
+        contrast: the same for the contrast.
+        saturation: the same for the saturation.
         hue: the shift is uniform in [-hue, hue], in turns of the colour circle; in [0, 0.5].
-        grayscale_prob, blur_prob, solarize_prob, equalize_prob, flip_prob: probabilities.
+        grayscale_prob: probability of taking the colour away.
+        blur_prob: probability of a Gaussian blur.
+        solarize_prob: probability of inverting bright pixels.
+        equalize_prob: probability of equalising the histogram.
+        flip_prob: probability of mirroring left and right.
 
     Raises:
         ClspError: a value of the wrong type or out of its range.
@@ -140,6 +146,12 @@ def _block(name: str) -> type:
     return make_dataclass(name, [*keys, *idle])
 
 
+_ABOUT = """One of the pipelines of ``augmentations``; a block that is left out is switched off.
+
+Attributes:
+    mean: mean of each channel, of the first pipeline alone; ``data.mean`` takes precedence.
+    std: standard deviation of each channel, likewise.
+"""
 _PIPELINE = make_dataclass(
     "augmentation",
     [
@@ -150,4 +162,5 @@ _PIPELINE = make_dataclass(
         ("std", Any, field(default=None)),
         *((name, _block(name) | None, field(default=None)) for name in _BLOCKS),
     ],
+    namespace={"__doc__": _ABOUT},
 )

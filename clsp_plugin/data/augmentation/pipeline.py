@@ -154,7 +154,8 @@ class BatchAugmentation:
 
     Args:
         cfg: the pipeline.
-        mean, std: three numbers each, for pixels in [0, 1].
+        mean: of each channel, for pixels in [0, 1].
+        std: of each channel, for pixels in [0, 1].
         compile: run the steps as one compiled graph, built at the first call and again for
             every new shape (on a CPU, large batches share one). That takes ten seconds or more,
             so it pays off on longer runs (see :func:`can_compile_augmentation`). If that fails, or

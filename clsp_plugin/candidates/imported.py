@@ -1,0 +1,170 @@
+"""Candidates that another generator drew, made a store: of a folder of images or of an array."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clsp_plugin.candidates.extra import read_images
+from clsp_plugin.candidates.manifest import StoreManifest
+from clsp_plugin.candidates.writer import StoreWriter
+from clsp_plugin.data.folders import image_files, open_image
+from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.images import image_names
+from clsp_plugin.errors import ClspError
+
+__all__ = ["import_drawn"]
+
+_SHARD_SIZE = 1024
+_NUMBERED = re.compile(r"(.+?)[_-](\d+)")
+
+
+def import_drawn(
+    source: str | Path,
+    array: ImageArray,
+    data: Mapping[str, Any],
+    out: str | Path,
+    num_candidates: int | None = None,
+    name: str | None = None,
+) -> str:
+    """Make a store of candidates from elsewhere; stopped, it continues.
+
+    Args:
+        source: a ``.npy`` or ``.npz`` of uint8 (N, K, H, W, 3) or (N, H, W, 3), in the order of the
+            images; or a folder of images, whose names say which image they belong to: for
+            ``cat/7.png`` of the data set ``cat/7.png``, or ``cat/7_0.png``, ``cat/7_1.png``, .., or
+            all images in ``cat/7``. The images of a data set that is not in folders go by their
+            number: ``7.png``, ``00007_0.png``, ..
+        array: the training images.
+        data: the configuration's ``data`` block that they were loaded by.
+        out: directory of the store.
+        num_candidates: K, to take only the first of each image; all by default.
+        name: what the manifest calls the generator; by default the source's name.
+
+    Returns:
+        What was done, in one line.
+
+    Raises:
+        ClspError: the candidates are not as many for each image, belong to no image, are of another
+            size, or ``out`` holds something else.
+    """
+    source = Path(source)
+    drawn: _Arrays | _Files
+    if source.suffix in (".npy", ".npz") and source.is_file():
+        drawn = _Arrays(source, array)
+    elif source.is_dir():
+        drawn = _Files(source, array, image_names(data))
+    else:
+        raise ClspError(
+            f"There are no candidates at {source}; name a folder of images, a .npy or .npz array, "
+            f"or what `clsp export STORE` wrote."
+        )
+    number = drawn.number if num_candidates is None else num_candidates
+    if not 1 <= number <= drawn.number:
+        raise ClspError(
+            f"--num-candidates {num_candidates} is not between 1 and the {drawn.number} candidates "
+            f"of an image that {source} has."
+        )
+    writer = StoreWriter(out, _manifest(array, number, name or source.stem), array.digests)
+    with writer.lock():
+        writer.extend()
+        for shard, start, stop in writer.missing():
+            writer.write(shard, drawn.read(start, stop, writer.present(shard), number))
+    return f"Candidates: {out} ({number} for each of {len(array):,} images of {array.name})"
+
+
+class _Arrays:
+    """Candidates in one array."""
+
+    def __init__(self, path: Path, array: ImageArray):
+        images = read_images(path, "name another array.")
+        self.images = images if images.ndim == 5 else images[:, None]
+        found, wanted = self.images.shape, (len(array), *array.size)
+        if (found[0], *found[2:4]) != wanted:
+            raise ClspError(
+                f"{path} holds candidates for {found[0]} images of {found[2]}x{found[3]} pixels, "
+                f"and {array.name} has {wanted[0]} of {wanted[1]}x{wanted[2]}."
+            )
+        self.number = found[1]
+
+    def read(self, start: int, stop: int, first: int, last: int) -> np.ndarray:
+        return np.ascontiguousarray(self.images[start:stop, first:last])
+
+
+class _Files:
+    """Candidates in files, by the names of their anchors."""
+
+    def __init__(self, folder: Path, array: ImageArray, names: Sequence[str]):
+        self.size = array.size
+        given = [
+            file.relative_to(folder).with_suffix("").as_posix() for file in image_files(folder)
+        ]
+        files = dict(zip(given, image_files(folder), strict=True))
+        numbered = not names
+        names = names or [str(index) for index in range(len(array))]
+        places = {name: index for index, name in enumerate(names)}
+        self.files: list[list[Path]] = [[] for _ in names]
+        for stem, index in _belonging(sorted(files, key=_natural), places, numbered, folder):
+            self.files[index].append(files[stem])
+        counts = {len(found) for found in self.files}
+        if len(counts) > 1 or 0 in counts:
+            least = min(range(len(names)), key=lambda index: len(self.files[index]))
+            raise ClspError(
+                f"{folder} has {len(self.files[least])} candidates for {names[least]} and up to "
+                f"{max(counts)} for others; each image needs as many."
+            )
+        (self.number,) = counts
+
+    def read(self, start: int, stop: int, first: int, last: int) -> np.ndarray:
+        files = [file for found in self.files[start:stop] for file in found[first:last]]
+        with ThreadPoolExecutor() as pool:
+            images = np.stack(list(pool.map(self._open, files)))
+        return images.reshape(stop - start, last - first, *self.size, 3)
+
+    def _open(self, file: Path) -> np.ndarray:
+        height, width = self.size
+        image = open_image(file, height if height == width else None)
+        if image.shape[:2] != self.size:
+            raise ClspError(
+                f"{file} has {image.shape[0]}x{image.shape[1]} pixels, the images {height}x{width}."
+            )
+        return image
+
+
+def _natural(text: str) -> list[tuple[bool, int, str]]:
+    """Return a key that sorts the numbers in names by size."""
+    parts = re.split(r"(\d+)", text)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
+def _belonging(
+    stems: Sequence[str], places: Mapping[str, int], numbered: bool, folder: Path
+) -> Iterator[tuple[str, int]]:
+    """Yield names of candidates, each with the index of the image that it belongs to."""
+    for stem in stems:
+        above, _, last = stem.rpartition("/")
+        begin = _NUMBERED.fullmatch(last)
+        with_number = f"{above}/{begin[1]}".lstrip("/") if begin else None
+        for name in filter(None, (stem, with_number, above)):
+            name = str(int(name)) if numbered and name.isdigit() else name
+            if name in places:
+                yield stem, places[name]
+                break
+        else:
+            raise ClspError(
+                f"{folder / stem} belongs to no image of the data set, such as "
+                f"{next(iter(places))}; name candidates like the images that they belong to."
+            )
+
+
+def _manifest(array: ImageArray, number: int, name: str) -> StoreManifest:
+    """Return the store's manifest, in which the settings of a sampler are 0, False or ``none``."""
+    return StoreManifest(
+        num_images=len(array), num_candidates=number, height=array.size[0], width=array.size[1],
+        fingerprint=array.fingerprint, dataset=array.name, denoiser=f"imported: {name}", w=0.0,
+        sampler="none", steps=0, eta=0.0, seed=0, dtype="none", clip=False, share_anchor=False,
+        shard_size=_SHARD_SIZE,
+    )  # fmt: skip

@@ -1,0 +1,34 @@
+"""A folder that appears whole or not at all."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from clsp_plugin.errors import ClspError
+
+__all__ = ["made_whole"]
+
+
+@contextmanager
+def made_whole(out: str | Path) -> Iterator[Path]:
+    """Make a folder beside its place, and move it there when the block ends without an error.
+
+    Args:
+        out: the folder, which may exist only if it is empty.
+
+    Raises:
+        ClspError: it is there already.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ClspError(f"{out} is there already; name another --out, or delete it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        made = Path(folder) / "whole"
+        made.mkdir()
+        yield made
+        if out.is_dir():
+            out.rmdir()  # an empty one
+        shutil.move(made, out)

@@ -1,0 +1,96 @@
+"""What a network says of third views: which are hard, and how much each pair counts."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+
+from clsp_plugin.candidates.choice import at_quantile
+from clsp_plugin.losses.distributed import gather
+from clsp_plugin.losses.pair_quality import foreground_background, quality_weights
+from clsp_plugin.methods.feature_maps import check_maps, feature_map
+from clsp_plugin.methods.modes import evaluating
+from clsp_plugin.methods.schedules import quantile_at
+from clsp_plugin.methods.third_views import ThirdViews
+from clsp_plugin.system.compiling import uncompiled
+
+__all__ = ["Judging"]
+
+
+class Judging(ThirdViews):
+    """Mixin that chooses among third views and weighs pairs, by the network in training.
+
+    The network is asked as it is before a step, in evaluation mode and without a gradient. Its
+    answers depend on weights and running statistics alone, so a continued run gets the same.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        if self.cfg.synthetic.pair_weight == "quality":
+            check_maps(self.backbone, self.cfg.augmentations[0].crop_size)
+
+    def chosen(self, anchor: torch.Tensor, drawn: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Return the third views that a step uses, as ``synthetic.choice`` says.
+
+        Other than ``uniform`` it compares the features of view 1 with those of the views drawn.
+
+        Args:
+            anchor: view 1, (B, 3, crop, crop).
+            drawn: the views drawn, (B, 3, crop, crop) each.
+        """
+        settings = self.cfg.synthetic
+        if settings.choice == "uniform":
+            return drawn
+        with self._looking():
+            feats = self(torch.cat([anchor, *drawn]))["feats"]
+        own, *others = F.normalize(feats.float(), dim=1).split(len(anchor))
+        similarity = torch.stack([(own * other).sum(1) for other in others], dim=1)
+        quantile = quantile_at(settings, self.current_epoch, self.cfg.get("max_epochs") or 1)
+        places = at_quantile(similarity, quantile, self.number)
+        together, rows = torch.stack(list(drawn)), torch.arange(len(anchor), device=anchor.device)
+        return [together[place, rows] for place in places.T]
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """A block in which the network in training is used without being trained."""
+        compiled = getattr(self, "_compiled", False)  # methods of other packages are not
+        with torch.no_grad(), evaluating(self), uncompiled(compiled):
+            yield
+
+    def _parts(self, views: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features of the views' foregrounds and backgrounds, unit norm, (V * B, D) each."""
+        with self._looking():
+            maps = feature_map(self.backbone, torch.cat(list(views)))
+        foreground, background = foreground_background(maps)
+        return F.normalize(foreground, dim=1), F.normalize(background, dim=1)
+
+    def weights_of(self, first: torch.Tensor, other: torch.Tensor) -> torch.Tensor | None:
+        """Return the weights (B,) of the pairs of two views, None where all are alike.
+
+        Args:
+            first: (B, 3, crop, crop).
+            other: (B, 3, crop, crop).
+        """
+        if self.cfg.synthetic.pair_weight == "equal":
+            return None
+        of_front, of_back = (
+            torch.linalg.vecdot(*part.chunk(2)) for part in self._parts([first, other])
+        )
+        return quality_weights(of_front, of_back, self.cfg.synthetic.gamma)
+
+    def weigher_of(
+        self, views: Sequence[torch.Tensor]
+    ) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """Return what weighs all positive pairs among views; see ``multi_positive_loss``."""
+        if self.cfg.synthetic.pair_weight == "equal":
+            return None
+        parts = self._parts(views)
+
+        def weigh(positive: torch.Tensor) -> torch.Tensor:
+            of_front, of_back = (part @ gather(part).T for part in parts)
+            of_front = of_front.masked_fill(~positive, -torch.inf)
+            return quality_weights(of_front, of_back, self.cfg.synthetic.gamma)
+
+        return weigh
