@@ -227,6 +227,12 @@ _TABLE = (
         experiment=False,
     ),
     Verb(
+        "completion",
+        "what lets bash or zsh complete all of this",
+        "cli.completion:completion",
+        experiment=False,
+    ),
+    Verb(
         "demo",
         "the whole of CLSP on the offline data set, in minutes",
         "cli.suites:demo",

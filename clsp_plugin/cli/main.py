@@ -36,7 +36,7 @@ def _dispatch(argv: list[str]) -> None:
         return
     name, args = argv[0], argv[1:]
     if name in ("-V", "--version"):
-        print(__version__)
+        print(f"clsp-plugin {__version__}")
         return
     if name == "linear" and any(re.fullmatch(r"\+*finetune=(?i:true)", arg) for arg in args):
         name = "finetune"  # solo-learn's way to ask for it; its configuration is another file here

@@ -6,6 +6,7 @@ brackets, quotes, ``=``, ``#`` and letters of any alphabet. Settings that are pa
 texts even if they look like a number or a list.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +78,11 @@ def as_typed(override: str, folder: Path) -> str:
     if _QUOTED.fullmatch(value):
         text = OverridesParser.create().parse_override(f"key={value}").value()
         forms = [f"{key}={text}", plain]
-    return next((form for form in forms if hydra_overrides([form], folder) == [override]), override)
+    for form in forms:
+        with contextlib.suppress(ClspError):  # as of quotes that were needed
+            if hydra_overrides([form], folder) == [override]:
+                return form
+    return override
 
 
 def _check_group(folders: Sequence[Path], name: str, value: str) -> None:

@@ -1,5 +1,6 @@
 """Paths with blanks, commas, brackets, quotes and umlauts, through the verbs."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from clsp_plugin.cli.main import _dispatch
 from clsp_plugin.config.compose import compose, locate
 from clsp_plugin.config.overrides import as_typed, hydra_overrides
 from clsp_plugin.records.record import Record
+from clsp_plugin.suites.planner import make_plan
+from clsp_plugin.suites.suite import read_suite
 from clsp_plugin.suites.unit import Step
 
 ODD = 'My (new), folder\'s [1] {x: y} ä = #1 "é" $HOME & 50 % \\ it;'
@@ -61,7 +64,8 @@ def test_from_python_a_path_is_any_path(path):
 def test_what_hydra_was_given_is_told_as_it_is_typed():
     folder, _ = locate("pretrain", None, "simclr")
     typed = ["seed=1", f"data.train_path={ODD}", "data.val_path='null'", "k=[1,2]", "name=",
-             "data.extra='quoted'", "augmentations=symmetric"]  # fmt: skip
+             "data.extra='quoted'", "augmentations=symmetric", "method='a, b'", "k='[1'",
+             "~method_kwargs", "+x=[1, 'a b']"]  # fmt: skip
     translated = hydra_overrides(typed, folder)
     told = [as_typed(override, folder) for override in translated]
     assert told == typed
@@ -81,6 +85,26 @@ def test_a_printed_command_can_be_pasted():
                      f"{ODD}/b", "--encoder", f"{ODD}/a"]  # fmt: skip
     words = shlex.split(generate_command(ODD, {"dataset": "custom", "train_path": f"{ODD}/c"}))
     assert words[-2:] == [f"data.train_path={ODD}/c", f"out={ODD}"]
+
+
+def test_a_suite_s_steps_are_given_such_a_path(tmp_path):
+    given = [f"data.train_path={ODD}", f"generate.condition={ODD}/c", f"knn.data.val_path={ODD}/v"]
+    name, suite = read_suite("digits", given)
+    plan = make_plan(name, suite, tmp_path / ODD)
+    found = set()
+    for unit in plan.units:
+        for step in unit.steps:
+            words = shlex.split(step.command)
+            assert words[:2] == ["clsp", step.verb]
+            cfg = compose(step.verb, step.config, words[4:])
+            for verb, key in (("pretrain", "data.train_path"), ("generate", "data.train_path"),
+                              ("generate", "condition"), ("knn", "data.val_path")):  # fmt: skip
+                if verb == step.verb:
+                    found.add((verb, key, _at(cfg, key)))
+            assert {key: _at(cfg, key) for key in step.paths} == step.paths
+    assert found == {("pretrain", "data.train_path", ODD), ("generate", "data.train_path", ODD),
+                     ("generate", "condition", f"{ODD}/c"),
+                     ("knn", "data.val_path", f"{ODD}/v")}  # fmt: skip
 
 
 def test_the_whole_way_in_such_a_folder(clsp, tmp_path, monkeypatch):
@@ -103,6 +127,9 @@ def test_the_whole_way_in_such_a_folder(clsp, tmp_path, monkeypatch):
              "scheduler.warmup_epochs=0", *(f"{key}={value}" for key, value in NET.items())),
     ]  # fmt: skip
     assert [code for code, _, _ in ended] == [0, 0, 0], ended[-1][2]
+    for _, out, err in ended:  # not to a terminal: lines, and nothing that moves the cursor
+        assert not re.search(r"[\r\x1b]", out + err)
+        assert re.search(r"100%\| .*\n", err)
     assert np.load(npy).shape == (16, 1, 16, 16, 3)
     (record,) = root.glob("clsp_simclr/*/record.json")
     run = record.parent

@@ -17,7 +17,7 @@ RUN = (
     "cli/test_configurations.py",
 )  # fmt: skip
 # Named pipes, which Windows has none of, more maps than files may be open (README), and slow ones.
-LEFT_OUT = "pipe or more_maps or shown_is_what_is_composed or named_has_the_value or any_damage"
+LEFT_OUT = "pipe or more_maps or is_composed or named_has_the_value or any_damage or a_suite_s"
 ABSENT = """
 from clsp_plugin.cli import streams
 from clsp_plugin.records.environment import environment
