@@ -29,10 +29,10 @@ from clsp_plugin.data.objects import as_images, images_given
 from clsp_plugin.data.splits import numbered_as
 from clsp_plugin.engine.pretrain import pretrain as run_pretrain
 from clsp_plugin.errors import ClspError, nearest
-from clsp_plugin.evaluation import backbone as checkpoints
 from clsp_plugin.evaluation.features import input_size
 from clsp_plugin.inspection.frechet import denoiser as run_denoiser
 from clsp_plugin.methods.backbones import resolve_stem
+from clsp_plugin.records import backbone as checkpoints
 from clsp_plugin.records.environment import made_from
 from clsp_plugin.records.record import Record, find_records
 from clsp_plugin.verbs import EVALUATIONS, VERBS

@@ -181,6 +181,7 @@ class Synthetic:
     quantile: float = ranged(0.5, low=0, high=1)
     pair_weight: str = ranged("equal", choices=("equal", "quality"))
     gamma: float = ranged(1.0, low=0)
+    encoder: Optional[str] = None
     from_epoch: int = ranged(0, low=0)
     warmup_epochs: int = ranged(0, low=0)
     schedule: str = ranged("constant", choices=("constant", "linear", "cosine"))

@@ -12,8 +12,8 @@ from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
 from clsp_plugin.data.image_array import ImageArray, squares
 from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
-from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.features import extract_features, input_size
+from clsp_plugin.records.backbone import load_backbone
 
 __all__ = ["Encoder", "device_name"]
 

@@ -13,7 +13,6 @@ from clsp_plugin.config.typed import typed
 from clsp_plugin.data.downstream import DOWNSTREAM, Downstream, load_downstream
 from clsp_plugin.data.splits import named_images
 from clsp_plugin.errors import ClspError, nearest, short
-from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.features import (
     Features,
     input_size,
@@ -24,6 +23,7 @@ from clsp_plugin.evaluation.network import Network
 from clsp_plugin.evaluation.protocol import check_protocol, evaluate_knn, evaluate_linear
 from clsp_plugin.evaluation.settings import Knn, Linear, Transfer, complete
 from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer
+from clsp_plugin.records.backbone import load_backbone
 from clsp_plugin.records.checkpoint import epoch_of
 from clsp_plugin.records.environment import environment
 from clsp_plugin.records.record import Record, add_evaluation, check_record, record_path

@@ -14,11 +14,11 @@ from torch import nn
 
 from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.errors import ClspError, first_line, nearest
-from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.features import input_size
 from clsp_plugin.export import architectures
 from clsp_plugin.export.card import model_card
 from clsp_plugin.methods.backbones import of_method, resolve_stem, timm_model
+from clsp_plugin.records.backbone import load_backbone
 
 __all__ = ["FORMATS", "Exported", "export_backbone"]
 
