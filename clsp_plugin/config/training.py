@@ -274,6 +274,8 @@ class Synthetic:
         temperature: of the loss of ``multi``.
         choice: which candidate: ``uniform``, or by its similarity to the anchor ``hardest``,
             ``easiest``, ``quantile`` or ``curriculum`` (from the easiest to the hardest).
+        encoder: checkpoint or run that judges similarity, for ``choice`` and ``pair_weight``; null
+            is the network in training.
         choice_of: of how many drawn candidates the choice is made; null for all.
         quantile: of ``choice=quantile``: 0 is the least similar, 1 the most.
         pair_weight: ``equal``, or ``quality``: GenView's weights of pairs, by the network in
@@ -300,6 +302,7 @@ class Synthetic:
     quantile: float = ranged(0.5, low=0, high=1)
     pair_weight: str = ranged("equal", choices=("equal", "quality"))
     gamma: float = ranged(1.0, low=0)
+    encoder: Optional[str] = None
     from_epoch: int = ranged(0, low=0)
     warmup_epochs: int = ranged(0, low=0)
     schedule: str = ranged("constant", choices=("constant", "linear", "cosine"))

@@ -32,6 +32,7 @@ from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.backbones import check_network, mend_layout
 from clsp_plugin.methods.synthetic import SyntheticPositives
+from clsp_plugin.records.backbone import frozen_encoder
 from clsp_plugin.records.checkpoint import Checkpointer, read_checkpoint
 from clsp_plugin.records.environment import environment
 from clsp_plugin.records.record import RECORD, Record, check_record
@@ -163,6 +164,8 @@ def _train(
     model.attach_images(train)
     if isinstance(model, SyntheticPositives):
         model.attach(train, cfg.data.mean, cfg.data.std, compile=compiled["augmentation"])
+        if cfg.synthetic.encoder is not None and model.uses_candidates:
+            model.judge_by(frozen_encoder(cfg.synthetic.encoder, cfg.data))
     if val is not None:  # resized to the size of the views, as in an evaluation
         val = val.squared(cfg.augmentations[0].crop_size or val.size[0])
     data = PretrainData(

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from clsp_plugin.errors import ClspError, first_line, nearest
-from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.cache import cache_folder
 from clsp_plugin.evaluation.preparation import Preparation, preparation_of
+from clsp_plugin.records.backbone import load_backbone
 from clsp_plugin.records.checkpoint import epoch_of
 from clsp_plugin.records.record import ELSEWHERE, RECORD, record_path
 from clsp_plugin.system.json_files import read_json
@@ -82,7 +82,7 @@ def load_encoder(
     """Load a frozen encoder.
 
     Args:
-        encoder: a checkpoint or the directory of a run, see ``backbone.load_backbone``;
+        encoder: a checkpoint or the directory of a run, see ``records.backbone.load_backbone``;
             ``timm:NAME`` or ``hf:NAME``, of the Hugging Face hub; the name of a network of
             torchvision, with or without ``torchvision:`` before it and with or without ``@WEIGHTS``
             behind it; or a folder that timm or transformers read.

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from clsp_plugin.errors import ClspError, first_line, nearest
-from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.preparation import preparation_of
 from clsp_plugin.export.card import model_card
 from clsp_plugin.export.folder import made_whole
 from clsp_plugin.methods import architectures
 from clsp_plugin.methods.backbones import of_method, resolve_stem, timm_model
+from clsp_plugin.records.backbone import load_backbone
 
 __all__ = ["FORMATS", "Exported", "export_backbone"]
 

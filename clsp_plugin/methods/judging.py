@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
+from torch import nn
 
 from clsp_plugin.candidates.choice import at_quantile
 from clsp_plugin.losses.distributed import gather
@@ -16,20 +17,73 @@ from clsp_plugin.methods.schedules import quantile_at
 from clsp_plugin.methods.third_views import ThirdViews
 from clsp_plugin.system.compiling import uncompiled
 
-__all__ = ["Judging"]
+__all__ = ["FrozenEncoder", "Judging"]
+
+
+class FrozenEncoder:
+    """A trained backbone that looks at the views of another training.
+
+    Args:
+        backbone: images (B, 3, H, W) to features (B, D).
+        expects: mean and deviation per channel, for pixels in [0, 1], of the images that it was
+            trained on.
+        gets: those of the views that it is given.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        expects: tuple[Sequence[float], Sequence[float]],
+        gets: tuple[Sequence[float], Sequence[float]],
+    ):
+        self.backbone = backbone.eval().requires_grad_(False)
+        (mean, std), (own_mean, own_std) = (torch.tensor(pair).view(2, 1, 3, 1, 1) for pair in
+                                            (expects, gets))  # fmt: skip
+        self.scale, self.shift = own_std / std, (own_mean - mean) / std
+
+    def to(self, device: torch.device) -> None:
+        """Move the backbone to a device, in place."""
+        self.backbone.to(device)
+        self.scale, self.shift = self.scale.to(device), self.shift.to(device)
+
+    def expected(self, views: torch.Tensor) -> torch.Tensor:
+        """Normalise views as the backbone expects them."""
+        return views * self.scale + self.shift
 
 
 class Judging(ThirdViews):
     """Mixin that chooses among third views and weighs pairs, by the network in training.
 
     The network is asked as it is before a step, in evaluation mode and without a gradient. Its
-    answers depend on weights and running statistics alone, so a continued run gets the same.
+    answers depend on weights and running statistics alone, so a continued run gets the same. With
+    :meth:`judge_by` it is another network, which stays as it is.
     """
+
+    _encoder: FrozenEncoder | None = None
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
-        if self.cfg.synthetic.pair_weight == "quality":
-            check_maps(self.backbone, self.cfg.augmentations[0].crop_size)
+        self._check_maps(self.backbone)
+
+    def judge_by(self, encoder: FrozenEncoder) -> None:
+        """Ask an encoder, not the network in training.
+
+        Raises:
+            ClspError: pairs are to be weighed, and it has no feature map.
+        """
+        self._check_maps(encoder.backbone)
+        self._encoder = encoder
+
+    def _check_maps(self, backbone: nn.Module) -> None:
+        settings = self.cfg.synthetic
+        if settings.pair_weight == "quality":
+            own = settings.augmentation or self.cfg.augmentations[0]
+            check_maps(backbone, own.get("crop_size") or self.cfg.augmentations[0].crop_size)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self._encoder is not None:
+            self._encoder.to(self.device)
 
     def chosen(self, anchor: torch.Tensor, drawn: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Return the third views that a step uses, as ``synthetic.choice`` says.
@@ -43,14 +97,18 @@ class Judging(ThirdViews):
         settings = self.cfg.synthetic
         if settings.choice == "uniform":
             return drawn
+        together = torch.cat([anchor, *drawn])
         with self._looking():
-            feats = self(torch.cat([anchor, *drawn]))["feats"]
+            if self._encoder is None:
+                feats = self(together)["feats"]
+            else:
+                feats = self._encoder.backbone(self._encoder.expected(together))
         own, *others = F.normalize(feats.float(), dim=1).split(len(anchor))
         similarity = torch.stack([(own * other).sum(1) for other in others], dim=1)
         quantile = quantile_at(settings, self.current_epoch, self.cfg.get("max_epochs") or 1)
         places = at_quantile(similarity, quantile, self.number)
-        together, rows = torch.stack(list(drawn)), torch.arange(len(anchor), device=anchor.device)
-        return [together[place, rows] for place in places.T]
+        stacked, rows = torch.stack(list(drawn)), torch.arange(len(anchor), device=anchor.device)
+        return [stacked[place, rows] for place in places.T]
 
     @contextmanager
     def _looking(self) -> Iterator[None]:
@@ -61,8 +119,12 @@ class Judging(ThirdViews):
 
     def _parts(self, views: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return features of the views' foregrounds and backgrounds, unit norm, (V * B, D) each."""
+        together = torch.cat(list(views))
         with self._looking():
-            maps = feature_map(self.backbone, torch.cat(list(views)))
+            if self._encoder is None:
+                maps = feature_map(self.backbone, together)
+            else:
+                maps = feature_map(self._encoder.backbone, self._encoder.expected(together))
         foreground, background = foreground_background(maps)
         return F.normalize(foreground, dim=1), F.normalize(background, dim=1)
 

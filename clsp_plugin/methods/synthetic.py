@@ -30,7 +30,7 @@ Beside its ordinary views each image gets views of candidates, which a diffusion
 With ``synthetic.pair_weight=quality`` pairs are weighted as in GenView (Li et al., ECCV 2024), see
 ``losses.pair_quality``: the pair of view 1 and the candidate in ``align``, of views 1 and 2 in
 ``replace`` (for methods whose loss is a mean over images, ``weighs_pairs``), and all positive pairs
-in ``multi``. GenView asks CLIP; here it is the network in training that is asked.
+in ``multi``. GenView asks CLIP; here the network in training is asked, or ``synthetic.encoder``.
 
 The paper has ``align`` for SimCLR and MoCoV2, where ``z`` is the projector's output. For other
 methods its term follows what the method itself does with a positive:

@@ -35,6 +35,7 @@ def check_use(cfg: DictConfig, third_view: str, takes_more_views: bool, weighs_p
     """
     block = cfg.synthetic
     _check_settings(block)
+    _check_encoder(block)
     if block.use == "view":
         _check_view(cfg, takes_more_views)
     if block.use in ("replace", "view"):
@@ -47,6 +48,14 @@ def check_use(cfg: DictConfig, third_view: str, takes_more_views: bool, weighs_p
         raise ClspError(
             "synthetic.schedule and synthetic.choice=curriculum follow the whole training, whose "
             "length is not given; set max_epochs."
+        )
+
+
+def _check_encoder(block: Any) -> None:
+    if block.encoder is not None and block.choice == "uniform" and block.pair_weight == "equal":
+        raise ClspError(
+            f"synthetic.encoder={block.encoder} would not be asked anything; set synthetic.choice "
+            f"or synthetic.pair_weight, or leave it out."
         )
 
 

@@ -10,6 +10,7 @@ from clsp_plugin.candidates.third_view import ThirdView, match
 from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.synthetic import SyntheticPositives
+from clsp_plugin.records.backbone import frozen_encoder
 from clsp_plugin.solo.images import host_images
 
 __all__ = ["HostPositives"]
@@ -106,7 +107,11 @@ class HostPositives(SyntheticPositives):
         images = host_images(self.trainer.train_dataloader, self.cfg)
         # solo-learn reads custom statistics only for data.dataset=custom
         blocks = self.cfg.augmentations if self.cfg.data.dataset == "custom" else None
-        augmentation = self.augmentation(*channel_statistics(self.cfg.data, blocks))
+        mean, std = channel_statistics(self.cfg.data, blocks)
+        augmentation = self.augmentation(mean, std)
+        if self.cfg.synthetic.encoder is not None:
+            said = {"dataset": self.cfg.data.dataset, "mean": mean, "std": std}
+            self.judge_by(frozen_encoder(self.cfg.synthetic.encoder, said))
         if self.third_view == "anchor":
             pixels = pixels_of(images, self.cfg.data.get("image_size"))
             return self.third_views(pixels, augmentation)

@@ -150,3 +150,16 @@ def test_training_begins_every_batch_on_the_host(store, tiny, monkeypatch):
     monkeypatch.setattr(ThirdView, "begin", spy)
     pretrain(tiny("clsp_simclr", f"synthetic.path={store}", "checkpoint.enabled=False"))
     assert begun == [(0, 16)] * 3 + [(1, 16)] * 3
+
+
+def test_several_candidates_are_those_that_were_drawn(store, augmentation):
+    opened = CandidateStore(store)
+    third = ThirdView(opened, augmentation, seed=3, number=2)
+    indexes = torch.tensor([5, 0, 47, 21, 5])
+    views = third(indexes, 1, 2).round().split(5)
+    choice = opened.choose_several(indexes, 3, 1, 2)
+    candidates = torch.from_numpy(opened.images(indexes.tolist())).permute(0, 1, 4, 2, 3)
+    for place, view in enumerate(views):
+        assert torch.equal(view, candidates[torch.arange(5), choice[:, place]].float())
+    with pytest.raises(ClspError, match="4 candidates of each image are drawn"):
+        ThirdView(opened, augmentation, seed=3, number=4)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from clsp_plugin.config.foreign import check_args, check_literal
 from clsp_plugin.errors import ClspError
-from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.methods.backbones import build_backbone
+from clsp_plugin.records.backbone import load_backbone
 
 BACKBONE = {"name": "resnet18", "kwargs": {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1]}}
 

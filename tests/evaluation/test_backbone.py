@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from clsp_plugin.errors import ClspError
-from clsp_plugin.evaluation.backbone import load_backbone
+from clsp_plugin.records.backbone import load_backbone
 from clsp_plugin.records.checkpoint import epoch_of
 from clsp_plugin.records.record import record_path
 

@@ -13,9 +13,9 @@ from clsp_plugin.config.training import parse_cfg
 from clsp_plugin.data.images import load_images
 from clsp_plugin.engine.progress import History
 from clsp_plugin.errors import ClspError
-from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.verbs import finetune, linear
 from clsp_plugin.methods import METHODS
+from clsp_plugin.records.backbone import load_backbone
 from clsp_plugin.records.checkpoint import load_args
 from clsp_plugin.records.record import Record, find_records
 from clsp_plugin.system import compiling

@@ -14,12 +14,12 @@ from clsp_plugin.config.compose import compose
 from clsp_plugin.config.training import parse_cfg
 from clsp_plugin.data.images import channel_statistics, load_images
 from clsp_plugin.engine.pretrain import pretrain
-from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.evaluation.features import extract_features
 from clsp_plugin.evaluation.knn import weighted_knn
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.backbones import build_backbone
 from clsp_plugin.methods.synthetic import SyntheticPositives
+from clsp_plugin.records.backbone import load_backbone
 
 LEARNERS = sorted(name for name in METHODS if not issubclass(METHODS[name], SyntheticPositives))
 QUARTER = ("data.num_train=1000", "max_epochs=10")

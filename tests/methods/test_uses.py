@@ -18,6 +18,7 @@ from clsp_plugin.losses.pair_quality import foreground_background, quality_weigh
 from clsp_plugin.losses.pairs import mean_over_pairs
 from clsp_plugin.losses.vicreg import vicreg_loss
 from clsp_plugin.methods import METHODS
+from clsp_plugin.methods.judging import FrozenEncoder
 from clsp_plugin.methods.schedules import quantile_at, strength_at
 from clsp_plugin.methods.synthetic import SyntheticPositives
 from clsp_plugin.records.recipe import recipe
@@ -401,6 +402,43 @@ def test_pairs_count_by_their_quality_in_the_method_s_own_loss(tiny, store, digi
     torch.testing.assert_close(found[1], found[2])
 
 
+def test_an_encoder_is_asked_in_place_of_the_network(tiny, store, digits48):
+    given = (f"synthetic.path={store}", "synthetic.choice=hardest", "synthetic.pair_weight=quality")
+    model = model_with(tiny, "clsp_simclr", digits48, *given)
+    torch.manual_seed(5)
+    other = copy.deepcopy(model.backbone)
+    for weight in other.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    expects, gets = ([0.2, 0.3, 0.4], [0.1, 0.2, 0.3]), ([0.5] * 3, [0.25] * 3)
+    inputs = step_inputs()
+    first, drawn = inputs[1][0], model.synthetic_views(inputs[0])
+    by_itself = model.chosen(first, drawn)[0], model.weights_of(first, drawn[0])
+    keys = list(model.state_dict())
+    model.judge_by(FrozenEncoder(other, expects, gets))
+    assert list(model.state_dict()) == keys  # neither saved nor trained
+    chosen, weights = model.chosen(first, drawn)[0], model.weights_of(first, drawn[0])
+    assert not torch.equal(chosen, by_itself[0])
+    assert not torch.allclose(weights, by_itself[1])
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in expects)
+    pixels = [((view * 0.25 + 0.5) - mean) / std for view in (first, *drawn)]
+    with torch.no_grad():
+        anchor, *feats = [other.eval()(view) for view in pixels]
+    best = torch.stack([F.cosine_similarity(anchor, feat) for feat in feats]).argmin(0)
+    for row, place in enumerate(best):
+        assert torch.equal(chosen[row], drawn[place][row])
+
+
+def test_an_encoder_is_a_checkpoint(tiny, store, tmp_path):
+    encoder = pretrain(tiny("simclr", "max_epochs=1")).checkpoint
+    given = (f"synthetic.path={store}", "synthetic.choice=hardest", "max_epochs=1")
+    plain = weights(pretrain(tiny("clsp_simclr", *given)))
+    asked = weights(pretrain(tiny("clsp_simclr", *given, f"synthetic.encoder={encoder}")))
+    assert asked.keys() == plain.keys()
+    assert not equal(asked, plain)
+    with pytest.raises(ClspError, match="no checkpoint"):
+        pretrain(tiny("clsp_simclr", *given, f"synthetic.encoder={tmp_path / 'none'}"))
+
+
 def test_a_network_without_a_feature_map_is_refused(tiny):
     cfg = tiny("clsp_simclr", "synthetic.path=none", "synthetic.pair_weight=quality")
     cfg.backbone = {"name": "vit_tiny", "kwargs": {"img_size": 16, "patch_size": 4, "depth": 1}}
@@ -433,6 +471,7 @@ def test_the_losses_of_two_views_are_these():  # as docs/uses.md has it
         ("simclr", "use=view pair_weight=quality", "three pairs of views an image in one loss"),
         ("vicreg", "use=replace pair_weight=quality", "clsp_vicreg, which cannot weigh the images"),
         ("simclr", "gamma=2", "gamma=2.0 is a setting of synthetic.pair_weight=quality and would"),
+        ("simclr", "encoder=some.ckpt", "encoder=some.ckpt would not be asked anything; set synth"),
         ("simclr", "final=0.5", "final=0.5 is a setting of synthetic.schedule=linear or cosine"),
         ("simclr", "use=replace probability=1.5", "probability=1.5 must be at least 0 and at"),
         ("simclr", "use=negative", "use=negative must be one of align, replace, view, multi"),

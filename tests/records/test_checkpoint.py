@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.errors import ClspError
-from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.records import checkpoint as module
+from clsp_plugin.records.backbone import load_backbone
 from clsp_plugin.records.checkpoint import (
     check_bound,
     load_args,

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from solo_run import CPU, PAGE, SHORT, states
 
 from clsp_plugin.data.images import channel_statistics, load_images
-from clsp_plugin.evaluation.backbone import load_backbone
+from clsp_plugin.records.backbone import load_backbone
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from clsp_plugin.config.foreign import check_args
+from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.errors import ClspError
-from clsp_plugin.evaluation import safe_pickle as inert
-from clsp_plugin.evaluation.authors import authors_args, is_authors
 from clsp_plugin.methods.backbones import build_backbone, of_method
+from clsp_plugin.methods.judging import FrozenEncoder
+from clsp_plugin.records import safe_pickle as inert
+from clsp_plugin.records.authors import authors_args, is_authors
 from clsp_plugin.records.checkpoint import (
     ARGS,
     check_bound,
@@ -19,7 +21,7 @@ from clsp_plugin.records.checkpoint import (
     read_newest,
 )
 
-__all__ = ["load_backbone"]
+__all__ = ["frozen_encoder", "load_backbone"]
 
 
 def load_backbone(
@@ -63,6 +65,23 @@ def load_backbone(
     module, _ = build_backbone({**block, "kwargs": kwargs}, args["data"]["dataset"])
     _load_exactly(module, state, checkpoint, args["backbone"]["name"])
     return module, args, checkpoint
+
+
+def frozen_encoder(path: str | Path, data: Mapping[str, Any]) -> FrozenEncoder:
+    """Load the backbone of a checkpoint to look at the views of a training.
+
+    Args:
+        path: see :func:`load_backbone`.
+        data: the training's ``data`` settings, with the ``mean`` and ``std`` of its views.
+
+    Raises:
+        ClspError: see :func:`load_backbone`.
+    """
+    # not the mean and std of this training's views, which would take the place of the encoder's
+    said = {key: data.get(key) for key in ("dataset", "image_size")}
+    backbone, args, _ = load_backbone(path, said)
+    expects = channel_statistics(args["data"], args.get("augmentations"))
+    return FrozenEncoder(backbone, expects, (data["mean"], data["std"]))
 
 
 def _backbone_state(content: Any, checkpoint: Path) -> dict[str, torch.Tensor]:

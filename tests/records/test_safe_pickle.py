@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from clsp_plugin.errors import ClspError
-from clsp_plugin.evaluation import safe_pickle as inert
-from clsp_plugin.evaluation.backbone import load_backbone
 from clsp_plugin.methods.backbones import build_backbone
+from clsp_plugin.records import safe_pickle as inert
+from clsp_plugin.records.backbone import load_backbone
 
 BACKBONE = {"name": "resnet18", "kwargs": {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1]}}
 ARGS = {"method": "simsiam", "backbone": BACKBONE, "data": {"dataset": "digits"}}
