@@ -67,7 +67,7 @@ def numbered_as(test: ImageArray, train: ImageArray) -> ImageArray:
         )
     # index -1 reads the last entry, so that images without a label keep -1
     table = torch.tensor([*(numbers[name] for name in test.classes), -1], dtype=torch.int64)
-    return ImageArray(test.images, table[test.targets], train.classes, test.name)
+    return test.relabelled(table[test.targets], train.classes)
 
 
 def _named(classes: list[str]) -> str:
