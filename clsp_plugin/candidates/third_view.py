@@ -11,6 +11,8 @@ from clsp_plugin.candidates.matching import digests_of, size_of
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
+from clsp_plugin.data.packed.crops import Crops
+from clsp_plugin.data.packed.images import PackedImages
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.devices import to_device
 
@@ -26,8 +28,8 @@ class ThirdView:
     nothing.
 
     Args:
-        source: the candidates; or the images themselves, uint8 (N, H, W, 3), for the control
-            experiment with one more augmentation of the image as its third view.
+        source: the candidates; or the images themselves, uint8 (N, H, W, 3) or packed, for the
+            control experiment with one more augmentation of the image as its third view.
         augmentation: the augmentation of the third view.
         seed: seed of the choice of a candidate and of the augmentation.
         rows: int64 (M,), the index in ``source`` of each image of the data set; None if the two
@@ -36,14 +38,19 @@ class ThirdView:
 
     def __init__(
         self,
-        source: CandidateStore | torch.Tensor,
+        source: CandidateStore | torch.Tensor | PackedImages,
         augmentation: BatchAugmentation,
         seed: int,
         rows: torch.Tensor | None = None,
     ):
         self.source, self.augmentation = source, augmentation
+        self._crops: Crops | None = None
+        if isinstance(source, PackedImages):
+            self._crops = Crops(source, [augmentation.cfg])
+            self.augmentation = augmentation.without_geometry()
         self.seed, self.rows = seed, rows
         self._begun: torch.Tensor | None = None
+        self._here: torch.Tensor | None = None  # the next indexes, on the host
 
     def to(self, device: torch.device) -> "ThirdView":
         """Move the source to a training GPU if it is small enough, in place.
@@ -55,6 +62,8 @@ class ThirdView:
                 moved, and otherwise only up to 1 GiB, which takes a second or two to read.
         """
         self._begun = None  # by a training that was broken off
+        if isinstance(self.source, PackedImages):
+            return self
         fits = device.type == "cuda" and (
             self.source.nbytes < 0.25 * torch.cuda.mem_get_info(device)[0]
         )
@@ -83,6 +92,7 @@ class ThirdView:
             assert self.rows is None
             images = self.source.gather(indexes, self.source.choose(indexes, self.seed, epoch))
             self._begun = to_device(images, device)
+        self._here = indexes
 
     def __call__(self, indexes: torch.Tensor, epoch: int, number: int) -> torch.Tensor:
         """Make the third views of a batch: float32 (B, 3, crop, crop), normalised.
@@ -96,13 +106,18 @@ class ThirdView:
         if self.rows is not None and self.rows.device != indexes.device:
             self.rows = self.rows.to(indexes.device)
         rows = indexes if self.rows is None else self.rows[indexes]
+        base = derive_key(self.seed, Purpose.AUGMENTATION, epoch, number)
         if self._begun is not None:
             images, self._begun = self._begun, None
+        elif self._crops is not None:
+            here = indexes.cpu() if self._here is None else self._here
+            images = to_device(self._crops(here, [keys_for(base, here)])[0], indexes.device)
         elif isinstance(self.source, torch.Tensor):
             images = self.source[rows.to(self.source.device)].to(rows.device)
         else:
+            assert isinstance(self.source, CandidateStore)
             images = self.source.gather(rows, self.source.choose(rows, self.seed, epoch))
-        base = derive_key(self.seed, Purpose.AUGMENTATION, epoch, number)
+        self._here = None
         return self.augmentation(images, keys_for(base, rows))
 
 

@@ -49,6 +49,11 @@ class Data:
 
     ``extra`` and ``replicate`` add generated images to pre-training; see
     ``candidates.extra.inflate``.
+
+    ``packed`` keeps images of folders on the disk, packed once as ``pack_size`` (pixels of the
+    shorter side) and ``pack_format`` say, in the folder ``cache``; by default so where
+    ``image_size`` is null and the images have several sizes or do not fit in memory. See
+    ``data.packed``.
     """
 
     dataset: str = MISSING
@@ -61,6 +66,11 @@ class Data:
     extra: Optional[str] = None
     replicate: int = ranged(1, low=1)
     image_size: Optional[int] = ranged(None, low=1, high=_LARGEST_SIDE)
+    packed: Optional[bool] = None
+    pack_size: int = ranged(256, low=1, high=_LARGEST_SIDE)
+    pack_format: str = ranged("jpeg", choices=("jpeg", "raw"))
+    skip_damaged: bool = False
+    cache: Optional[str] = None
     num_train: int = ranged(2000, low=1)
     num_val: int = ranged(1000, low=1)
     seed: int = ranged(0, SEED)

@@ -21,8 +21,11 @@ from clsp_plugin.data.folders import (
     open_image,
     to_pixels,
 )
+from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.imagenet100 import IMAGENET100
 from clsp_plugin.data.objects import given_images
+from clsp_plugin.data.packed.choosing import SHARE, open_packed, reason_to_pack
 from clsp_plugin.errors import ClspError, first_line, nearest
 from clsp_plugin.system.memory import total_memory
 
@@ -33,6 +36,7 @@ __all__ = [
     "has_own_split",
     "load_image_files",
     "load_images",
+    "open_images",
     "open_torchvision",
 ]
 
@@ -88,7 +92,7 @@ def load_images(data: Mapping[str, Any], split: Literal["train"]) -> ImageArray:
 @overload
 def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None: ...
 def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
-    """Load the images that a configuration's ``data`` block names.
+    """Load the images that a configuration's ``data`` block names into memory.
 
     Args:
         data: solo-learn's keys: ``dataset``, ``train_path``, ``val_path``, ``no_labels``,
@@ -102,12 +106,34 @@ def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
 
     Raises:
         ClspError: the data set is unknown, a folder is missing, a class is empty, an image is
-            corrupt, ...
+            corrupt, ``packed`` asks for images on the disk, ...
     """
+    images = _open(data, split, packs=False)
+    assert images is None or isinstance(images, ImageArray)
+    return images
+
+
+@overload
+def open_images(data: Mapping[str, Any], split: Literal["train"]) -> Images: ...
+@overload
+def open_images(data: Mapping[str, Any], split: str) -> Images | None: ...
+def open_images(data: Mapping[str, Any], split: str) -> Images | None:
+    """Load images as :func:`load_images` does, or open packed ones where the settings say so.
+
+    Args:
+        data: see :func:`load_images`; also ``packed``, ``pack_size``, ``pack_format``,
+            ``skip_damaged`` and ``cache``, see ``data.packed.choosing``.
+        split: ``"train"`` or ``"val"``.
+    """
+    return _open(data, split, packs=True)
+
+
+def _open(data: Mapping[str, Any], split: str, packs: bool) -> Images | None:
     assert split in ("train", "val")
-    given, array = given_images(split)
+    given, held = given_images(split)
     if given:
-        return array if array is None else _part_of(array, data, split)
+        return held if held is None else _part_of(held, data, split)
+    array: Images
     dataset = data["dataset"]
     if dataset not in DATASETS:
         raise ClspError(f"data.dataset={dataset} is not known{nearest(dataset, DATASETS)}")
@@ -123,7 +149,7 @@ def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
         images, targets = make_digits(number, split, int(data["seed"]), size)
         array = ImageArray(images, targets, tuple("0123456789"), f"digits/{split}")
     elif dataset in _CIFAR:
-        array = _load_cifar(dataset, data, split)
+        array = _load_cifar(dataset, data, split, packs)
     elif dataset == "stl10":
         array = _load_stl10(data, split)
     else:
@@ -132,11 +158,16 @@ def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
             if split == "val":
                 return None
             raise ClspError("data.train_path is not set; name the folder of your images.")
-        array = _load_folder(Path(path), f"{dataset}/{split}", data)
+        array = _load_folder(Path(path), f"{dataset}/{split}", data, packs)
+    if data.get("packed") and isinstance(array, ImageArray):
+        raise ClspError(
+            f"data.packed=True is for folders of images and {array.name} is held in memory; leave "
+            f"it out."
+        )
     return _part_of(array, data, split)
 
 
-def _part_of(array: ImageArray, data: Mapping[str, Any], split: str) -> ImageArray:
+def _part_of(array: Images, data: Mapping[str, Any], split: str) -> Images:
     """Return the part of the training images that ``fraction`` asks for; all test images."""
     fraction = float(data.get("fraction", -1))
     return _fraction(array, fraction) if split == "train" and fraction > 0 else array
@@ -166,7 +197,7 @@ def _cifar_folder(dataset: str, root: Path, split: str) -> Path | None:
     return root if has_class_folders(root) else None
 
 
-def _load_cifar(dataset: str, data: Mapping[str, Any], split: str) -> ImageArray:
+def _load_cifar(dataset: str, data: Mapping[str, Any], split: str, packs: bool) -> Images:
     root, name = _root(data, split), f"{dataset}/{split}"
     folder = _cifar_folder(dataset, root, split)
     if folder is not None:
@@ -175,7 +206,7 @@ def _load_cifar(dataset: str, data: Mapping[str, Any], split: str) -> ImageArray
                 f"{root} holds class folders, all of them training images, and no test images are "
                 f"named: put them into folders train and test under {root / dataset}, {_PATHS}."
             )
-        return _load_folder(folder, name, data)
+        return _load_folder(folder, name, data, packs)
     source = open_torchvision(
         dataset,
         dataset.upper(),
@@ -258,33 +289,48 @@ def _remove_empty(root: Path, folder: str, whole: bool) -> None:
             root.joinpath(*parts[:depth]).rmdir()
 
 
-def _load_folder(root: Path, name: str, data: Mapping[str, Any]) -> ImageArray:
+def _load_folder(root: Path, name: str, data: Mapping[str, Any], packs: bool) -> Images:
+    """Load a folder's images; ``packs`` says whether the caller can take packed ones."""
     if not root.is_dir():
         raise ClspError(
             f"The image folder {root} does not exist; set data.train_path and data.val_path to "
             f"folders that hold one folder of images per class."
         )
-    classes: tuple[str, ...] = ()
-    if data.get("no_labels", False):
-        files = _some_files(root)
-        labels = torch.full((len(files),), -1)
-    else:
-        files, targets, classes = class_folders(root)
-        labels = torch.tensor(targets)
-        expected = _NUM_CLASSES.get(data["dataset"])
-        if expected not in (None, len(classes)):
-            raise ClspError(
-                f"{root} has {len(classes)} class folders, {data['dataset']} has {expected} "
-                f"classes; point data.train_path and data.val_path at the folders that hold them, "
-                f"or set data.dataset=custom."
-            )
+    listed = _listed(root, data)
+    files, labels, classes = listed
+    if packs:
+        why = reason_to_pack(files, data)
+        if why is not None:
+            return open_packed(root, listed, data, name, why)
+    elif data.get("packed"):
+        raise ClspError(
+            f"Images are held in memory here, and data.packed=True leaves those of {root} on the "
+            f"disk; set data.packed=False and data.image_size=PIXELS."
+        )
     images = torch.from_numpy(_decode(files, data.get("image_size")))
     if name.endswith("/train"):
         _warn_of_shrinking(files, root, images.shape[1])
     return ImageArray(images, labels, classes, name)
 
 
-def _some_files(root: Path) -> list[Path]:
+def _listed(root: Path, data: Mapping[str, Any]) -> tuple[list[str], torch.Tensor, tuple[str, ...]]:
+    """Return a folder's image files, their class numbers and the names of the classes."""
+    if data.get("no_labels", False):
+        found = _some_files(root)
+        return found, torch.full((len(found),), -1), ()
+    only = IMAGENET100 if data["dataset"] == "imagenet100" else ()  # out of all of ImageNet
+    files, targets, classes = class_folders(root, only)
+    expected = _NUM_CLASSES.get(data["dataset"])
+    if expected not in (None, len(classes)):
+        raise ClspError(
+            f"{root} has {len(classes)} class folders, {data['dataset']} has {expected} "
+            f"classes; point data.train_path and data.val_path at the folders that hold them, "
+            f"or set data.dataset=custom."
+        )
+    return files, torch.tensor(targets), classes
+
+
+def _some_files(root: Path) -> list[str]:
     """Return the images under a folder; refuse a folder that has none."""
     files = image_files(root)
     if not files:
@@ -292,7 +338,7 @@ def _some_files(root: Path) -> list[Path]:
     return files
 
 
-def _warn_of_shrinking(files: Sequence[Path], root: Path, image_size: int) -> None:
+def _warn_of_shrinking(files: Sequence[str], root: Path, image_size: int) -> None:
     """Say so if photographs are scaled to less than half of their shorter side."""
     sides = []
     for file in files[:: max(1, len(files) // _MEASURED)]:
@@ -321,7 +367,7 @@ def load_image_files(root: Path, image_size: int | None) -> np.ndarray:
     return _decode(_some_files(root), image_size)
 
 
-def _decode(files: list[Path], image_size: int | None) -> np.ndarray:
+def _decode(files: Sequence[str], image_size: int | None) -> np.ndarray:
     """Read images into one array: ``image_size`` squares if given, else of the first one's size."""
     size = (image_size, image_size) if image_size else open_image(files[0], None).shape[:2]
     _check_memory(len(files), *size)
@@ -332,7 +378,8 @@ def _decode(files: list[Path], image_size: int | None) -> np.ndarray:
         if image.shape != out.shape[1:]:
             raise ClspError(
                 f"{files[number]} is {image.shape[0]}x{image.shape[1]}, {files[0]} is "
-                f"{size[0]}x{size[1]}; set data.image_size=PIXELS to bring all to one size."
+                f"{size[0]}x{size[1]}; set data.image_size=PIXELS to bring all to one size, or "
+                f"where whole pictures can be taken data.packed=True."
             )
         out[number] = image
 
@@ -357,14 +404,15 @@ def _resized(images: np.ndarray, image_size: int) -> np.ndarray:
 
 def _check_memory(number: int, height: int, width: int) -> None:
     needed, total = number * height * width * 3, total_memory()
-    if total is not None and needed > 0.7 * total:
+    if total is not None and needed > SHARE * total:
         raise ClspError(
             f"{number} images of {height}x{width} need {needed / 2**30:.1f} GiB and this machine "
-            f"has {total / 2**30:.1f} GiB; set a smaller data.image_size or a data.fraction."
+            f"has {total / 2**30:.1f} GiB; set data.image_size=null, with which pre-training and "
+            f"evaluation keep them on the disk, or a smaller one, or a data.fraction."
         )
 
 
-def _fraction(array: ImageArray, fraction: float) -> ImageArray:
+def _fraction(array: Images, fraction: float) -> Images:
     """Return a stratified part of the images in their order; the choice is always the same."""
     from sklearn.model_selection import train_test_split
 

@@ -14,6 +14,7 @@ which is why the result differs from that of a pipeline of PIL images. Each step
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -204,6 +205,15 @@ class BatchAugmentation:
         # float32, whatever the precision of the training
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return self._run(images, keys)
+
+    def without_geometry(self) -> "BatchAugmentation":
+        """Return the same pipeline for images that are cropped and resized already.
+
+        It draws the same numbers for all other steps.
+        """
+        cfg = replace(self.cfg, crop=False)
+        mean, std = (v.flatten().tolist() for v in (self._mean, self._std))
+        return BatchAugmentation(cfg, mean, std, compile=self._compile)
 
     def _run(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         if self._compile and not _compiled_rightly(images.device):
