@@ -1,14 +1,18 @@
 """Decode packed images, and crop and resize them where they are decoded, by threads of the host."""
 
+import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+from clsp_plugin.data.folders import UNREADABLE
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.processes import cores
 
@@ -17,6 +21,7 @@ __all__ = ["begun_ahead", "crop", "decode"]
 T = TypeVar("T")
 R = TypeVar("R")
 
+_RGB = 3  # torchvision's ImageReadMode.RGB
 _AHEAD = 2  # batches that are being decoded while the device works on another
 
 
@@ -33,19 +38,36 @@ def decode(content: np.ndarray, encoding: str, height: int, width: int, name: st
     Raises:
         ClspError: the bytes are not such an image.
     """
-    from torchvision.io import ImageReadMode, decode_jpeg
-
     # torch has no read-only tensors, and a copy of some KB costs nothing beside the decoding
     data = torch.from_numpy(content.copy())
     if encoding == "raw":
         return data.view(height, width, 3)
     try:
-        pixels = decode_jpeg(data, mode=ImageReadMode.RGB).permute(1, 2, 0)
-    except RuntimeError as error:
+        pixels = (by_torchvision if _has_torchvisions() else by_pillow)(data)
+    except (RuntimeError, *UNREADABLE) as error:
         raise _damaged(name) from error
     if tuple(pixels.shape) != (height, width, 3):
         raise _damaged(name)
     return pixels
+
+
+@cache
+def _has_torchvisions() -> bool:
+    """Whether torchvision decodes; it will not for ever, as it says since version 0.29."""
+    import torchvision.io
+
+    return hasattr(torchvision.io, "decode_jpeg") and hasattr(torch.ops.image, "decode_jpeg")
+
+
+def by_torchvision(data: torch.Tensor) -> torch.Tensor:
+    """Decode a JPEG, uint8 (length,), to uint8 (H, W, 3)."""
+    return torch.ops.image.decode_jpeg(data, _RGB, False).permute(1, 2, 0)
+
+
+def by_pillow(data: torch.Tensor) -> torch.Tensor:
+    """Decode to the same pixels as :func:`by_torchvision`, in a third more time."""
+    with Image.open(io.BytesIO(data.numpy().data)) as image:
+        return torch.from_numpy(np.array(image.convert("RGB")))
 
 
 def _damaged(name: str) -> ClspError:
