@@ -68,6 +68,14 @@ def _choose(flag: torch.Tensor, changed: torch.Tensor, images: torch.Tensor) -> 
     return torch.where(flag[:, None, None, None], changed, images)
 
 
+def _blurred(x: torch.Tensor, p: Parameters) -> torch.Tensor:
+    """Blur the images that are to be; on a CPU the others cost nothing."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # which want one shape for all
+        return _choose(p.blur, gaussian_blur(x, p.sigma), x)
+    rows = p.blur.nonzero()[:, 0]
+    return x.index_copy(0, rows, gaussian_blur(x[rows], p.sigma[rows])) if len(rows) else x
+
+
 def augment(
     images: torch.Tensor,
     p: Parameters,
@@ -89,7 +97,7 @@ def augment(
     if cfg.grayscale_prob:
         x = _choose(p.gray, to_gray(x), x)
     if cfg.blur_prob:
-        x = _choose(p.blur, gaussian_blur(x, p.sigma), x)
+        x = _blurred(x, p)
     if cfg.solarize_prob:
         x = _choose(p.solarize, solarize(x), x)
     if cfg.equalize_prob:
