@@ -198,7 +198,8 @@ def many(args: argparse.Namespace) -> dict:
                 folder.mkdir(parents=True, exist_ok=True)
                 os.link(small[number % 100], folder / f"a-photograph-{number:08d}.jpg")
             packed(root, cache)
-            command = [sys.executable, "-c", MANY, str(Path(__file__).parent), str(root), str(cache)]
+            where = map(str, (Path(__file__).parent, root, cache))
+            command = [sys.executable, "-c", MANY, *where]
             for _ in range(args.rounds):
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 found.append(json.loads(done.stdout.splitlines()[-1]))

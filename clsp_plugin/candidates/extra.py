@@ -17,7 +17,7 @@ from clsp_plugin.candidates.manifest import MANIFEST
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.data.images import load_image_files
+from clsp_plugin.data.image_folder import load_image_files
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.arrays import read_npy
 

@@ -9,32 +9,24 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from clsp_plugin.data.digits import make_digits
 from clsp_plugin.data.folders import (
-    EXTENSIONS,
-    class_folders,
     has_class_folders,
-    image_files,
-    open_image,
     to_pixels,
 )
 from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.data.imagenet100 import IMAGENET100
+from clsp_plugin.data.image_folder import load_folder
 from clsp_plugin.data.objects import given_images
-from clsp_plugin.data.packed.choosing import SHARE, open_packed, reason_to_pack
 from clsp_plugin.errors import ClspError, first_line, nearest
-from clsp_plugin.system.memory import total_memory
 
 __all__ = [
     "DATASETS",
     "MEAN_STD",
     "channel_statistics",
     "has_own_split",
-    "load_image_files",
     "load_images",
     "open_images",
     "open_torchvision",
@@ -55,8 +47,6 @@ DATASETS = tuple(sorted(MEAN_STD))
 _CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 _STL10 = "stl10_binary"
 _PATHS = "or set data.train_path and data.val_path"
-_MEASURED = 20  # photographs whose size is looked at
-_NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet100": 100}
 
 
 def channel_statistics(
@@ -158,7 +148,7 @@ def _open(data: Mapping[str, Any], split: str, packs: bool) -> Images | None:
             if split == "val":
                 return None
             raise ClspError("data.train_path is not set; name the folder of your images.")
-        array = _load_folder(Path(path), f"{dataset}/{split}", data, packs)
+        array = load_folder(Path(path), f"{dataset}/{split}", data, packs)
     if data.get("packed") and isinstance(array, ImageArray):
         raise ClspError(
             f"data.packed=True is for folders of images and {array.name} is held in memory; leave "
@@ -206,7 +196,7 @@ def _load_cifar(dataset: str, data: Mapping[str, Any], split: str, packs: bool) 
                 f"{root} holds class folders, all of them training images, and no test images are "
                 f"named: put them into folders train and test under {root / dataset}, {_PATHS}."
             )
-        return _load_folder(folder, name, data, packs)
+        return load_folder(folder, name, data, packs)
     source = open_torchvision(
         dataset,
         dataset.upper(),
@@ -289,106 +279,6 @@ def _remove_empty(root: Path, folder: str, whole: bool) -> None:
             root.joinpath(*parts[:depth]).rmdir()
 
 
-def _load_folder(root: Path, name: str, data: Mapping[str, Any], packs: bool) -> Images:
-    """Load a folder's images; ``packs`` says whether the caller can take packed ones."""
-    if not root.is_dir():
-        raise ClspError(
-            f"The image folder {root} does not exist; set data.train_path and data.val_path to "
-            f"folders that hold one folder of images per class."
-        )
-    listed = _listed(root, data)
-    files, labels, classes = listed
-    if packs:
-        why = reason_to_pack(files, data)
-        if why is not None:
-            return open_packed(root, listed, data, name, why)
-    elif data.get("packed"):
-        raise ClspError(
-            f"Images are held in memory here, and data.packed=True leaves those of {root} on the "
-            f"disk; set data.packed=False and data.image_size=PIXELS."
-        )
-    images = torch.from_numpy(_decode(files, data.get("image_size")))
-    if name.endswith("/train"):
-        _warn_of_shrinking(files, root, images.shape[1])
-    return ImageArray(images, labels, classes, name)
-
-
-def _listed(root: Path, data: Mapping[str, Any]) -> tuple[list[str], torch.Tensor, tuple[str, ...]]:
-    """Return a folder's image files, their class numbers and the names of the classes."""
-    if data.get("no_labels", False):
-        found = _some_files(root)
-        return found, torch.full((len(found),), -1), ()
-    only = IMAGENET100 if data["dataset"] == "imagenet100" else ()  # out of all of ImageNet
-    files, targets, classes = class_folders(root, only)
-    expected = _NUM_CLASSES.get(data["dataset"])
-    if expected not in (None, len(classes)):
-        raise ClspError(
-            f"{root} has {len(classes)} class folders, {data['dataset']} has {expected} "
-            f"classes; point data.train_path and data.val_path at the folders that hold them, "
-            f"or set data.dataset=custom."
-        )
-    return files, torch.tensor(targets), classes
-
-
-def _some_files(root: Path) -> list[str]:
-    """Return the images under a folder; refuse a folder that has none."""
-    files = image_files(root)
-    if not files:
-        raise ClspError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))}).")
-    return files
-
-
-def _warn_of_shrinking(files: Sequence[str], root: Path, image_size: int) -> None:
-    """Say so if photographs are scaled to less than half of their shorter side."""
-    sides = []
-    for file in files[:: max(1, len(files) // _MEASURED)]:
-        with Image.open(file) as image:  # they have been decoded, so they can be opened
-            sides.append(min(image.size))
-    side = sorted(sides)[len(sides) // 2]
-    if side > 2 * image_size:
-        rank_zero_only(print)(
-            f"Warning: the images in {root} have about {side} pixels on their shorter side and "
-            f"data.image_size={image_size} scales them to {image_size}x{image_size}. Set another "
-            f"data.image_size, or take a configuration of custom/, which are for photographs."
-        )
-
-
-def load_image_files(root: Path, image_size: int | None) -> np.ndarray:
-    """Load all images under a folder, in the order of their paths: uint8 (N, H, W, 3).
-
-    Args:
-        root: the folder, searched recursively.
-        image_size: see :func:`~clsp_plugin.data.folders.to_pixels`.
-
-    Raises:
-        ClspError: there are no images, one is corrupt, or they have several sizes and
-            ``image_size`` is None.
-    """
-    return _decode(_some_files(root), image_size)
-
-
-def _decode(files: Sequence[str], image_size: int | None) -> np.ndarray:
-    """Read images into one array: ``image_size`` squares if given, else of the first one's size."""
-    size = (image_size, image_size) if image_size else open_image(files[0], None).shape[:2]
-    _check_memory(len(files), *size)
-    out = np.empty((len(files), *size, 3), np.uint8)
-
-    def read(number: int) -> None:
-        image = open_image(files[number], image_size)
-        if image.shape != out.shape[1:]:
-            raise ClspError(
-                f"{files[number]} is {image.shape[0]}x{image.shape[1]}, {files[0]} is "
-                f"{size[0]}x{size[1]}; set data.image_size=PIXELS to bring all to one size, or "
-                f"where whole pictures can be taken data.packed=True."
-            )
-        out[number] = image
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(read, range(len(files))):
-            pass
-    return out
-
-
 def _resized(images: np.ndarray, image_size: int) -> np.ndarray:
     """Resize and cut images: uint8 (N, H, W, 3) to (N, image_size, image_size, 3)."""
     out = np.empty((len(images), image_size, image_size, 3), np.uint8)
@@ -400,16 +290,6 @@ def _resized(images: np.ndarray, image_size: int) -> np.ndarray:
         for _ in pool.map(resize, range(len(images))):
             pass
     return out
-
-
-def _check_memory(number: int, height: int, width: int) -> None:
-    needed, total = number * height * width * 3, total_memory()
-    if total is not None and needed > SHARE * total:
-        raise ClspError(
-            f"{number} images of {height}x{width} need {needed / 2**30:.1f} GiB and this machine "
-            f"has {total / 2**30:.1f} GiB; set data.image_size=null, with which pre-training and "
-            f"evaluation keep them on the disk, or a smaller one, or a data.fraction."
-        )
 
 
 def _fraction(array: Images, fraction: float) -> Images:

@@ -450,6 +450,16 @@ def test_views_are_those_of_images_in_memory(same, blocks):
             assert close.float().mean() > 0.97
 
 
+def test_some_views_are_those_of_the_batches(same):
+    """As a picture of a training's views asks for them."""
+    for images in same:
+        module = PretrainData(images, None, [BLOCK], 4, 3, MEAN, STD)
+        module.trainer = trainer()
+        rows, views, _ = batches_of(images, [BLOCK])[1]
+        some = module.views_of(rows[:2], torch.device("cpu"))
+        assert all(torch.equal(own, view[:2]) for own, view in zip(some, views, strict=True))
+
+
 def test_views_of_another_epoch_differ(same):
     first, second = (batches_of(same[1], [BLOCK], epoch=epoch)[0] for epoch in (0, 1))
     assert not torch.equal(first[0], second[0])

@@ -1,4 +1,4 @@
-"""Packed photographs through pre-training and evaluation, with everything that images in memory do."""
+"""Packed photographs through pre-training and evaluation."""
 
 import numpy as np
 import pytest
@@ -75,11 +75,12 @@ def test_candidates_of_other_photographs_are_refused(tiny, photos, tmp_path, wri
 def test_evaluations(tiny, photos, tmp_path, capsys):
     run = pretrain(tiny("simclr", *photos, "max_epochs=1")).run_dir
     common = {"pretrained_feature_extractor": str(run)}
-    result = knn(OmegaConf.create({**common, "device": "cpu", "data": {"cache": str(tmp_path / "cache")}, "k": [1]}))
+    own = {**common, "device": "cpu", "k": [1]}
+    result = knn(OmegaConf.create({**own, "data": {"cache": str(tmp_path / "cache")}}))
     assert (result["num_train"], result["num_test"]) == (20, 7)
     assert result["images"]["size"] == 16
     assert result["images"]["part"] == ""
-    again = knn(OmegaConf.create({**common, "device": "cpu", "k": [1]}))  # from the features that were kept
+    again = knn(OmegaConf.create(own))  # from the features that were kept
     assert again["top1"] == result["top1"]
     own = {"max_epochs": 1, "optimizer": {"name": "sgd", "batch_size": 8, "lr": 0.1}}
     tuned = finetune(
