@@ -122,6 +122,27 @@ def test_the_page_on_uses(place, write_store, monkeypatch):
     assert len(list(place.glob("trained_models/clsp_simclr/*/record.json"))) >= 3
 
 
+def test_the_page_on_photographs(place, monkeypatch, capfd):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    module = module_of("tests/data/test_packed.py")
+    for split, number in (("train", 9), ("val", 2)):
+        for index in range(2 * number):
+            folder = place / "photos" / split / ("cat" if index % 2 else "dog")
+            folder.mkdir(parents=True, exist_ok=True)
+            module.picture(60 + index, 50, index).save(folder / f"{index}.jpg")
+        for index, name in enumerate([*module.IMAGENET100, "n00000001"]):
+            folder = place / "ILSVRC2012" / split / name
+            folder.mkdir(parents=True)
+            module.picture(12 + index % 2, 12, index).save(folder / f"{index}.jpg")
+    for line in commands("docs/photographs.md"):
+        words = shlex.split(line)
+        run_clsp(words + ["augmentations.0.crop_size=32"] * (words[1] == "pretrain"), monkeypatch)
+    out = capfd.readouterr().out
+    assert out.count("Packing 18 images of photos/train") == 1
+    assert out.count("Packing 100 images of ILSVRC2012/train") == 1
+    assert list(place.glob("trained_models/clsp_simclr/*/clsp_simclr-custom-dataset-*.ckpt"))
+
+
 def test_the_page_on_transfer(place, monkeypatch, capfd):
     run_clsp(["clsp", "pretrain", "--config-name", "simclr"], monkeypatch)
     (place / "trained_models/simclr").rename(place / "trained_models/clsp_simclr")

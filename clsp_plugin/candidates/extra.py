@@ -16,8 +16,9 @@ import torch
 
 from clsp_plugin.candidates.manifest import MANIFEST
 from clsp_plugin.candidates.store import CandidateStore
+from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.data.images import load_image_files
+from clsp_plugin.data.image_folder import load_image_files
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.arrays import read_npy
 
@@ -27,7 +28,7 @@ __all__ = ["inflate", "read_images"]
 _IMAGE_NAMES = ("image", "images", "arr_0")
 
 
-def inflate(real: ImageArray, data: Mapping[str, Any]) -> tuple[ImageArray, torch.Tensor | None]:
+def inflate(real: Images, data: Mapping[str, Any]) -> tuple[Images, torch.Tensor | None]:
     """Add the extra images that ``data.extra`` names to the training images.
 
     Args:
@@ -56,6 +57,11 @@ def inflate(real: ImageArray, data: Mapping[str, Any]) -> tuple[ImageArray, torc
                 f"set; name extra images, or train for more epochs."
             )
         return real, None
+    if not isinstance(real, ImageArray):
+        raise ClspError(
+            f"data.extra={path} joins images in memory and {real.name} is packed on the disk; set "
+            f"data.packed=False and data.image_size=PIXELS, or put the images into the folders."
+        )
     extra = _load(Path(path), data)
     if tuple(extra.shape[1:]) != (*real.size, 3):
         raise ClspError(

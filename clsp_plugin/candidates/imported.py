@@ -99,10 +99,10 @@ class _Files:
 
     def __init__(self, folder: Path, array: ImageArray, names: Sequence[str]):
         self.size = array.size
-        given = [
-            file.relative_to(folder).with_suffix("").as_posix() for file in image_files(folder)
-        ]
-        files = dict(zip(given, image_files(folder), strict=True))
+        files = {
+            file.relative_to(folder).with_suffix("").as_posix(): file
+            for file in map(Path, image_files(folder))
+        }
         numbered = not names
         names = names or [str(index) for index in range(len(array))]
         places = {name: index for index, name in enumerate(names)}

@@ -11,6 +11,8 @@ from clsp_plugin.candidates.matching import digests_of, size_of
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
+from clsp_plugin.data.packed.crops import Crops
+from clsp_plugin.data.packed.images import PackedImages
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.devices import to_device
 
@@ -26,8 +28,8 @@ class ThirdView:
     nothing.
 
     Args:
-        source: the candidates; or the images themselves, uint8 (N, H, W, 3), for the control
-            experiment with one more augmentation of the image as its third view.
+        source: the candidates; or the images themselves, uint8 (N, H, W, 3) or packed, for the
+            control experiment with one more augmentation of the image as its third view.
         augmentation: the augmentation of the third view.
         seed: seed of the choice of a candidate and of the augmentation.
         rows: int64 (M,), the index in ``source`` of each image of the data set; None if the two
@@ -41,7 +43,7 @@ class ThirdView:
 
     def __init__(
         self,
-        source: CandidateStore | torch.Tensor,
+        source: CandidateStore | torch.Tensor | PackedImages,
         augmentation: BatchAugmentation,
         seed: int,
         rows: torch.Tensor | None = None,
@@ -54,8 +56,13 @@ class ThirdView:
                 f"synthetic.choice_of, or make more of them (`clsp generate`)."
             )
         self.source, self.augmentation = source, augmentation
+        self._crops: Crops | None = None
+        if isinstance(source, PackedImages):
+            self._crops = Crops(source, [augmentation.cfg])
+            self.augmentation = augmentation.without_geometry()
         self.seed, self.rows, self.number = seed, rows, number
         self._begun: torch.Tensor | None = None
+        self._here: torch.Tensor | None = None  # the next indexes, on the host
 
     def to(self, device: torch.device) -> "ThirdView":
         """Move the source to a training GPU if it is small enough, in place.
@@ -67,6 +74,8 @@ class ThirdView:
                 moved, and otherwise only up to 1 GiB, which takes a second or two to read.
         """
         self._begun = None  # by a training that was broken off
+        if isinstance(self.source, PackedImages):
+            return self
         fits = device.type == "cuda" and (
             self.source.nbytes < 0.25 * torch.cuda.mem_get_info(device)[0]
         )
@@ -94,12 +103,14 @@ class ThirdView:
         if isinstance(self.source, CandidateStore) and not self.source.resident:
             assert self.rows is None
             self._begun = to_device(self._images(indexes, epoch), device)
+        self._here = indexes
 
     def _images(self, rows: torch.Tensor, epoch: int) -> torch.Tensor:
         """Return what the views are made of: uint8 (number * B, H, W, 3)."""
         if isinstance(self.source, torch.Tensor):
             images = self.source[rows.to(self.source.device)].to(rows.device)
             return images.repeat(self.number, 1, 1, 1)
+        assert isinstance(self.source, CandidateStore)
         choice = self.source.choose_several(rows, self.seed, epoch, self.number)
         return self.source.gather(rows.repeat(self.number), choice.T.reshape(-1))
 
@@ -117,15 +128,20 @@ class ThirdView:
         if self.rows is not None and self.rows.device != indexes.device:
             self.rows = self.rows.to(indexes.device)
         rows = indexes if self.rows is None else self.rows[indexes]
-        if self._begun is not None:
-            images, self._begun = self._begun, None
-        else:
-            images = self._images(rows, epoch)
-        keys = [
-            keys_for(derive_key(self.seed, Purpose.AUGMENTATION, epoch, first + place), rows)
+        bases = [
+            derive_key(self.seed, Purpose.AUGMENTATION, epoch, first + place)
             for place in range(self.number)
         ]
-        return self.augmentation(images, torch.cat(keys))
+        if self._begun is not None:
+            images, self._begun = self._begun, None
+        elif self._crops is not None:
+            here = indexes.cpu() if self._here is None else self._here
+            parts = [self._crops(here, [keys_for(base, here)])[0] for base in bases]
+            images = to_device(torch.cat(parts), indexes.device)
+        else:
+            images = self._images(rows, epoch)
+        self._here = None
+        return self.augmentation(images, torch.cat([keys_for(base, rows) for base in bases]))
 
 
 def match(store: CandidateStore, images: Any, name: str) -> torch.Tensor | None:

@@ -88,7 +88,13 @@ class Data:
         replicate: how many times a real image occurs in an epoch, against once for one of
             ``extra``.
         image_size: side in pixels that images are resized to and cut at the centre; null leaves
-            them as they are.
+            them as they are, and packs images of several sizes.
+        packed: whether images of folders are kept on the disk, packed once; null does so where
+            ``image_size`` is null and they have several sizes or do not fit in memory.
+        pack_size: pixels of the shorter side of packed images, which are never enlarged.
+        pack_format: ``jpeg`` (quality 92) or ``raw``.
+        skip_damaged: whether images that cannot be read are left out of what is packed.
+        cache: folder of what is packed; null is ``clsp_plugin/packed`` in the user's cache.
         num_train: number of training images of ``digits``.
         num_val: number of test images of ``digits``.
         seed: seed of the images of ``digits``.
@@ -109,6 +115,11 @@ class Data:
     extra: Optional[str] = None
     replicate: int = ranged(1, low=1)
     image_size: Optional[int] = ranged(None, low=1, high=_LARGEST_SIDE)
+    packed: Optional[bool] = None
+    pack_size: int = ranged(256, low=1, high=_LARGEST_SIDE)
+    pack_format: str = ranged("jpeg", choices=("jpeg", "raw"))
+    skip_damaged: bool = False
+    cache: Optional[str] = None
     num_train: int = ranged(2000, low=1)
     num_val: int = ranged(1000, low=1)
     seed: int = ranged(0, SEED)

@@ -4,7 +4,7 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,8 +14,8 @@ from PIL import Image
 from clsp_plugin.errors import ClspError
 
 __all__ = [
-    "EXTENSIONS", "UNREADABLE", "class_folders", "has_class_folders", "image_files", "open_image",
-    "reading", "to_pixels",
+    "EXTENSIONS", "UNREADABLE", "check_depth", "class_folders", "has_class_folders",
+    "image_files", "open_image", "reading", "to_pixels",
 ]  # fmt: skip
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
@@ -65,10 +65,11 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
         yield Path(path), [name for name in files if not _hidden(name)]
 
 
-def image_files(root: Path) -> list[Path]:
-    """Return all images under a folder, in the order of their paths.
+def image_files(root: Path) -> list[str]:
+    """Return the paths of all images under a folder, in their order as pathlib has it.
 
-    Hidden files and folders are left out; links to folders are followed.
+    Hidden files and folders are left out; links to folders are followed. For hundreds of thousands
+    of files, Path objects would take longer than all else.
 
     Raises:
         ClspError: a folder cannot be read or contains itself, a link is broken, or something with
@@ -76,13 +77,14 @@ def image_files(root: Path) -> list[Path]:
     """
     found = []
     for folder, files in _walk(root):
-        for path in (folder / name for name in files):
-            if _is_image(path.name):
+        for name in files:
+            path = os.path.join(folder, name)
+            if _is_image(name):
                 _check_file(path)
                 found.append(path)
-            elif path.is_symlink():  # perhaps a broken link to a folder of images
-                _check_link(path)
-    return sorted(found)
+            elif os.path.islink(path):  # perhaps a broken link to a folder of images
+                _check_link(Path(path))
+    return sorted(found, key=lambda path: os.path.normcase(path).split(os.sep))
 
 
 def _check_link(path: Path) -> None:
@@ -95,13 +97,13 @@ def _check_link(path: Path) -> None:
         ) from error
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: str) -> None:
     """Refuse what has an image's name but is not a file; opening a pipe would block forever."""
-    if path.is_symlink():
-        _check_link(path)
     try:
-        mode = path.stat().st_mode
+        mode = os.stat(path).st_mode
     except OSError as error:
+        if os.path.islink(path):
+            _check_link(Path(path))
         _refuse(error)
     if not stat.S_ISREG(mode):
         raise ClspError(f"{path} is not a file but a pipe, a socket or a device; remove it.")
@@ -125,13 +127,20 @@ def has_class_folders(root: Path) -> bool:
     return any(_is_image(name) for folder in _inside(root)[0] for name in os.listdir(folder))
 
 
-def class_folders(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
+def class_folders(
+    root: Path, only: Collection[str] = ()
+) -> tuple[list[str], list[int], tuple[str, ...]]:
     """Return the images of a folder's subfolders, one class each, numbered in the order of names.
 
     torchvision numbers the classes in the same way.
 
+    Args:
+        root: the folder.
+        only: names of the subfolders to take, if all of them are there; otherwise, and by default,
+            all subfolders are taken.
+
     Returns:
-        The files, their class numbers, and the names of the classes.
+        The files' paths, their class numbers, and the names of the classes.
 
     Raises:
         ClspError: as :func:`image_files`, or there are no subfolders, or one has no images.
@@ -144,7 +153,10 @@ def class_folders(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
             f"{root} holds no class folders; put the images of each class into a folder of its "
             f"own, or set data.no_labels=True."
         )
-    files, targets = [], []
+    if only and {folder.name for folder in folders} >= set(only):
+        folders = [folder for folder in folders if folder.name in only]
+    files: list[str] = []
+    targets: list[int] = []
     for number, folder in enumerate(folders):
         inside = image_files(folder)
         if not inside:
@@ -152,6 +164,22 @@ def class_folders(root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
         files += inside
         targets += [number] * len(inside)
     return files, targets, tuple(folder.name for folder in folders)
+
+
+def check_depth(image: Image.Image) -> None:
+    """Refuse an image with more than 8 bits per channel, which Pillow would clip or cut.
+
+    Raises:
+        ValueError: it has more.
+    """
+    # of colours, Pillow keeps the upper 8 bits without a word; the file's form is in the tile
+    parts = [str(part) for tile in getattr(image, "tile", None) or [] for part in tile[3:]]
+    if image.mode.split(";")[0] in _WIDE or any(";16" in part for part in parts):
+        raise ValueError(
+            f"its mode {image.mode} has more than 8 bits a channel; bring it to 8 bits first"
+            if image.mode != "RGB"
+            else "it has 16 bits a channel; bring it to 8 bits first"
+        )
 
 
 def to_pixels(
@@ -172,10 +200,7 @@ def to_pixels(
     Raises:
         ValueError: the image has more than 8 bits per channel.
     """
-    if image.mode.split(";")[0] in _WIDE:
-        raise ValueError(
-            f"its mode {image.mode} has more than 8 bits a channel; bring it to 8 bits first"
-        )
+    check_depth(image)
     image = image.convert("RGB")
     if image_size:
         scale = (resize or image_size) / min(image.size)
@@ -216,7 +241,7 @@ def reading(name: str, read: Callable[[], Any]) -> Any:
         raise ClspError(f"{name} is not a readable image ({why}); repair or remove it.") from error
 
 
-def open_image(file: Path, image_size: int | None) -> np.ndarray:
+def open_image(file: str | Path, image_size: int | None) -> np.ndarray:
     """Read an image file: uint8 (H, W, 3), see :func:`to_pixels`.
 
     Raises:

@@ -1,7 +1,6 @@
 """Images in memory with their labels, and digests that identify them."""
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,11 +9,13 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
 
+from clsp_plugin.data.holder import Images
+
 __all__ = ["ImageArray", "fingerprint_of", "image_digest", "squares"]
 
 
 @dataclass(frozen=True)
-class ImageArray:
+class ImageArray(Images):
     """Images held in memory.
 
     Attributes:
@@ -28,9 +29,6 @@ class ImageArray:
     targets: torch.Tensor
     classes: tuple[str, ...]
     name: str
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -48,25 +46,14 @@ class ImageArray:
         """Digest of the images and their order, see :func:`fingerprint_of`."""
         return fingerprint_of(self.digests, *self.size)
 
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """Values that identify the images, their order, classes and labels, fit for JSON.
+    @property
+    def form(self) -> dict[str, Any]:
+        """Height and width in pixels."""
+        return {"height": self.size[0], "width": self.size[1]}
 
-        Whatever is computed from two arrays with the same identity is the same.
-
-        Returns:
-            ``count``, ``height`` and ``width`` in pixels; ``fingerprint`` of the images;
-            ``classes``, SHA-256 of the names of the classes; ``targets``, SHA-256 of the labels.
-        """
-        names = json.dumps(list(self.classes)).encode()
-        return {
-            "count": len(self),
-            "height": self.size[0],
-            "width": self.size[1],
-            "fingerprint": self.fingerprint,
-            "classes": hashlib.sha256(names).hexdigest(),
-            "targets": hashlib.sha256(self.targets.numpy().astype("<i8").tobytes()).hexdigest(),
-        }
+    def anchors(self, height: int, width: int) -> tuple[tuple[int, int], str]:
+        """Return the size and the fingerprint of the images as they are."""
+        return self.size, self.fingerprint
 
     def subset(self, indexes: torch.Tensor, name: str) -> "ImageArray":
         return ImageArray(self.images[indexes], self.targets[indexes], self.classes, name)
@@ -75,14 +62,8 @@ class ImageArray:
         """The images brought to squares of ``size`` pixels, see :func:`squares`."""
         return replace(self, images=squares(self.images, size))
 
-    def labelled(self) -> "ImageArray":
-        """Return the labelled images, or all if none has a label.
-
-        STL-10's training images are partly unlabelled.
-        """
-        indexes = torch.nonzero(self.targets >= 0)[:, 0]
-        whole = len(indexes) in (0, len(self))
-        return self if whole else self.subset(indexes, f"{self.name}[labelled]")
+    def relabelled(self, targets: torch.Tensor, classes: tuple[str, ...]) -> "ImageArray":
+        return replace(self, targets=targets, classes=classes)
 
 
 def squares(

@@ -9,22 +9,18 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from clsp_plugin.data.digits import make_digits
 from clsp_plugin.data.folders import (
-    EXTENSIONS,
-    class_folders,
     has_class_folders,
-    image_files,
-    open_image,
     to_pixels,
 )
+from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.image_folder import listed, load_folder
 from clsp_plugin.data.objects import given_images
 from clsp_plugin.errors import ClspError, first_line, nearest
-from clsp_plugin.system.memory import total_memory
 
 __all__ = [
     "DATASETS",
@@ -32,8 +28,8 @@ __all__ = [
     "channel_statistics",
     "has_own_split",
     "image_names",
-    "load_image_files",
     "load_images",
+    "open_images",
     "open_torchvision",
 ]
 
@@ -52,8 +48,6 @@ DATASETS = tuple(sorted(MEAN_STD))
 _CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 _STL10 = "stl10_binary"
 _PATHS = "or set data.train_path and data.val_path"
-_MEASURED = 20  # photographs whose size is looked at
-_NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet100": 100}
 
 
 def channel_statistics(
@@ -89,7 +83,7 @@ def load_images(data: Mapping[str, Any], split: Literal["train"]) -> ImageArray:
 @overload
 def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None: ...
 def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
-    """Load the images that a configuration's ``data`` block names.
+    """Load the images that a configuration's ``data`` block names into memory.
 
     Args:
         data: solo-learn's keys: ``dataset``, ``train_path``, ``val_path``, ``no_labels``,
@@ -103,12 +97,34 @@ def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
 
     Raises:
         ClspError: the data set is unknown, a folder is missing, a class is empty, an image is
-            corrupt, ...
+            corrupt, ``packed`` asks for images on the disk, ...
     """
+    images = _open(data, split, packs=False)
+    assert images is None or isinstance(images, ImageArray)
+    return images
+
+
+@overload
+def open_images(data: Mapping[str, Any], split: Literal["train"]) -> Images: ...
+@overload
+def open_images(data: Mapping[str, Any], split: str) -> Images | None: ...
+def open_images(data: Mapping[str, Any], split: str) -> Images | None:
+    """Load images as :func:`load_images` does, or open packed ones where the settings say so.
+
+    Args:
+        data: see :func:`load_images`; also ``packed``, ``pack_size``, ``pack_format``,
+            ``skip_damaged`` and ``cache``, see ``data.packed.choosing``.
+        split: ``"train"`` or ``"val"``.
+    """
+    return _open(data, split, packs=True)
+
+
+def _open(data: Mapping[str, Any], split: str, packs: bool) -> Images | None:
     assert split in ("train", "val")
-    given, array = given_images(split)
+    given, held = given_images(split)
     if given:
-        return array if array is None else _part_of(array, data, split)
+        return held if held is None else _part_of(held, data, split)
+    array: Images
     dataset = data["dataset"]
     if dataset not in DATASETS:
         raise ClspError(f"data.dataset={dataset} is not known{nearest(dataset, DATASETS)}")
@@ -124,7 +140,7 @@ def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
         images, targets = make_digits(number, split, int(data["seed"]), size)
         array = ImageArray(images, targets, tuple("0123456789"), f"digits/{split}")
     elif dataset in _CIFAR:
-        array = _load_cifar(dataset, data, split)
+        array = _load_cifar(dataset, data, split, packs)
     elif dataset == "stl10":
         array = _load_stl10(data, split)
     else:
@@ -133,11 +149,16 @@ def load_images(data: Mapping[str, Any], split: str) -> ImageArray | None:
             if split == "val":
                 return None
             raise ClspError("data.train_path is not set; name the folder of your images.")
-        array = _load_folder(Path(path), f"{dataset}/{split}", data)
+        array = load_folder(Path(path), f"{dataset}/{split}", data, packs)
+    if data.get("packed") and isinstance(array, ImageArray):
+        raise ClspError(
+            f"data.packed=True is for folders of images and {array.name} is held in memory; leave "
+            f"it out."
+        )
     return _part_of(array, data, split)
 
 
-def _part_of(array: ImageArray, data: Mapping[str, Any], split: str) -> ImageArray:
+def _part_of(array: Images, data: Mapping[str, Any], split: str) -> Images:
     """Return the part of the training images that ``fraction`` asks for; all test images."""
     fraction = float(data.get("fraction", -1))
     return _fraction(array, fraction) if split == "train" and fraction > 0 else array
@@ -167,7 +188,7 @@ def _cifar_folder(dataset: str, root: Path, split: str) -> Path | None:
     return root if has_class_folders(root) else None
 
 
-def _load_cifar(dataset: str, data: Mapping[str, Any], split: str) -> ImageArray:
+def _load_cifar(dataset: str, data: Mapping[str, Any], split: str, packs: bool) -> Images:
     root, name = _root(data, split), f"{dataset}/{split}"
     folder = _cifar_folder(dataset, root, split)
     if folder is not None:
@@ -176,7 +197,7 @@ def _load_cifar(dataset: str, data: Mapping[str, Any], split: str) -> ImageArray
                 f"{root} holds class folders, all of them training images, and no test images are "
                 f"named: put them into folders train and test under {root / dataset}, {_PATHS}."
             )
-        return _load_folder(folder, name, data)
+        return load_folder(folder, name, data, packs)
     source = open_torchvision(
         dataset,
         dataset.upper(),
@@ -259,55 +280,6 @@ def _remove_empty(root: Path, folder: str, whole: bool) -> None:
             root.joinpath(*parts[:depth]).rmdir()
 
 
-def _load_folder(root: Path, name: str, data: Mapping[str, Any]) -> ImageArray:
-    if not root.is_dir():
-        raise ClspError(
-            f"The image folder {root} does not exist; set data.train_path and data.val_path to "
-            f"folders that hold one folder of images per class."
-        )
-    classes: tuple[str, ...] = ()
-    if data.get("no_labels", False):
-        files = _some_files(root)
-        labels = torch.full((len(files),), -1)
-    else:
-        files, targets, classes = class_folders(root)
-        labels = torch.tensor(targets)
-        expected = _NUM_CLASSES.get(data["dataset"])
-        if expected not in (None, len(classes)):
-            raise ClspError(
-                f"{root} has {len(classes)} class folders, {data['dataset']} has {expected} "
-                f"classes; point data.train_path and data.val_path at the folders that hold them, "
-                f"or set data.dataset=custom."
-            )
-    images = torch.from_numpy(_decode(files, data.get("image_size")))
-    if name.endswith("/train"):
-        _warn_of_shrinking(files, root, images.shape[1])
-    return ImageArray(images, labels, classes, name)
-
-
-def _some_files(root: Path) -> list[Path]:
-    """Return the images under a folder; refuse a folder that has none."""
-    files = image_files(root)
-    if not files:
-        raise ClspError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))}).")
-    return files
-
-
-def _warn_of_shrinking(files: Sequence[Path], root: Path, image_size: int) -> None:
-    """Say so if photographs are scaled to less than half of their shorter side."""
-    sides = []
-    for file in files[:: max(1, len(files) // _MEASURED)]:
-        with Image.open(file) as image:  # they have been decoded, so they can be opened
-            sides.append(min(image.size))
-    side = sorted(sides)[len(sides) // 2]
-    if side > 2 * image_size:
-        rank_zero_only(print)(
-            f"Warning: the images in {root} have about {side} pixels on their shorter side and "
-            f"data.image_size={image_size} scales them to {image_size}x{image_size}. Set another "
-            f"data.image_size, or take a configuration of custom/, which are for photographs."
-        )
-
-
 def image_names(data: Mapping[str, Any]) -> list[str]:
     """Return the names of the training images, in their order.
 
@@ -326,43 +298,8 @@ def image_names(data: Mapping[str, Any]) -> list[str]:
         folder = Path(data["train_path"])
     if folder is None:
         return []
-    files = _some_files(folder) if data.get("no_labels", False) else class_folders(folder)[0]
-    return [file.relative_to(folder).with_suffix("").as_posix() for file in files]
-
-
-def load_image_files(root: Path, image_size: int | None) -> np.ndarray:
-    """Load all images under a folder, in the order of their paths: uint8 (N, H, W, 3).
-
-    Args:
-        root: the folder, searched recursively.
-        image_size: see :func:`~clsp_plugin.data.folders.to_pixels`.
-
-    Raises:
-        ClspError: there are no images, one is corrupt, or they have several sizes and
-            ``image_size`` is None.
-    """
-    return _decode(_some_files(root), image_size)
-
-
-def _decode(files: list[Path], image_size: int | None) -> np.ndarray:
-    """Read images into one array: ``image_size`` squares if given, else of the first one's size."""
-    size = (image_size, image_size) if image_size else open_image(files[0], None).shape[:2]
-    _check_memory(len(files), *size)
-    out = np.empty((len(files), *size, 3), np.uint8)
-
-    def read(number: int) -> None:
-        image = open_image(files[number], image_size)
-        if image.shape != out.shape[1:]:
-            raise ClspError(
-                f"{files[number]} is {image.shape[0]}x{image.shape[1]}, {files[0]} is "
-                f"{size[0]}x{size[1]}; set data.image_size=PIXELS to bring all to one size."
-            )
-        out[number] = image
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(read, range(len(files))):
-            pass
-    return out
+    files, _, _ = listed(folder, data)
+    return [Path(file).relative_to(folder).with_suffix("").as_posix() for file in files]
 
 
 def _resized(images: np.ndarray, image_size: int) -> np.ndarray:
@@ -378,16 +315,7 @@ def _resized(images: np.ndarray, image_size: int) -> np.ndarray:
     return out
 
 
-def _check_memory(number: int, height: int, width: int) -> None:
-    needed, total = number * height * width * 3, total_memory()
-    if total is not None and needed > 0.7 * total:
-        raise ClspError(
-            f"{number} images of {height}x{width} need {needed / 2**30:.1f} GiB and this machine "
-            f"has {total / 2**30:.1f} GiB; set a smaller data.image_size or a data.fraction."
-        )
-
-
-def _fraction(array: ImageArray, fraction: float) -> ImageArray:
+def _fraction(array: Images, fraction: float) -> Images:
     """Return a stratified part of the images in their order; the choice is always the same."""
     from sklearn.model_selection import train_test_split
 

@@ -1,8 +1,9 @@
 """Training batches: the host yields image indexes, the views are made on the training device."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby, tee
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,8 +12,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
+from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
+from clsp_plugin.data.packed.crops import Crops
+from clsp_plugin.data.packed.images import PackedImages
 from clsp_plugin.errors import ClspError
 
 __all__ = ["IndexBatches", "PretrainData", "index_loader"]
@@ -101,11 +105,47 @@ def index_loader(
     return DataLoader(dataset, sampler=batches, batch_size=None, pin_memory=pinned)
 
 
+class _HostLoader:
+    """A loader of batches that threads of the host make ahead of the device.
+
+    Args:
+        batches: the batches of indexes.
+        make: makes what goes to the device, from an iterator of batches of indexes on.
+        num_images: length of ``dataset``.
+        pin: whether the indexes lie in memory from which a GPU copies without waiting.
+
+    Attributes:
+        sampler: ``batches``, in which Lightning sets the epoch.
+        batch_sampler: None, as Lightning expects of a loader that has a sampler of whole batches.
+        dataset: has the length of the data set, as in torch's ``DataLoader``.
+    """
+
+    def __init__(
+        self,
+        batches: IndexBatches,
+        make: Callable[[Iterator[torch.Tensor]], Iterator[Any]],
+        num_images: int,
+        pin: bool,
+    ):
+        self.sampler, self._make, self._pin = batches, make, pin
+        self.dataset, self.batch_sampler = _Passthrough(num_images), None
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        to_make, to_give = tee(self.sampler)
+        for indexes, made in zip(to_give, self._make(to_make), strict=True):
+            yield [indexes.pin_memory() if self._pin else indexes, made]
+
+
 class PretrainData(pl.LightningDataModule):
     """Training batches ``[indexes, views, targets]`` and validation batches ``[images, targets]``.
 
-    Images stay on the training device as uint8; they are augmented there, each with its own random
-    parameters, keyed by (seed, epoch, view, position in ``places``).
+    Images in memory stay on the training device as uint8; they are augmented there, each with its
+    own random parameters, keyed by (seed, epoch, view, position in ``places``). Packed images are
+    decoded and cropped on the host, ahead of the device, by the same numbers; the rest of the
+    augmentation is done on the device.
 
     Args:
         train: the training images.
@@ -121,12 +161,14 @@ class PretrainData(pl.LightningDataModule):
             at each.
         announce: called with the positions of every training batch, int64 (B,), while they are
             on the host.
+        squares: how packed validation images are brought to squares: arguments of
+            ``PackedImages.square_batches``.
     """
 
     def __init__(
         self,
-        train: ImageArray,
-        val: ImageArray | None,
+        train: Images,
+        val: Images | None,
         augmentations: Sequence[Any],
         batch_size: int,
         seed: int,
@@ -135,8 +177,10 @@ class PretrainData(pl.LightningDataModule):
         compile: bool = False,
         places: torch.Tensor | None = None,
         announce: Callable[[torch.Tensor], None] | None = None,
+        squares: Mapping[str, Any] | None = None,
     ):
         super().__init__()
+        self._squares = squares
         self.places, self.announce = places, announce
         self.arrays = {"train": train, "val": val}
         self.batch_size, self.seed = batch_size, seed
@@ -146,15 +190,22 @@ class PretrainData(pl.LightningDataModule):
             config = AugmentationConfig.from_cfg(block)
             pipeline = BatchAugmentation(config, mean, std, compile=compile)
             self.pipelines += [pipeline] * config.num_crops
+        self.configs = [pipeline.cfg for pipeline in self.pipelines]
+        self._crops: Crops | None = None
+        if isinstance(train, PackedImages):
+            self._crops = Crops(train, self.configs)
+            bare = {pipeline: pipeline.without_geometry() for pipeline in self.pipelines}
+            self.pipelines = [bare[pipeline] for pipeline in self.pipelines]
         self._resident: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def _array(self, split: str) -> ImageArray:
-        array = self.arrays[split]
-        assert array is not None, f"no images to load for {split}"
-        return array
+    def _images(self, split: str) -> Images:
+        images = self.arrays[split]
+        assert images is not None, f"no images to load for {split}"
+        return images
 
-    def _batches(self, split: str, shuffle: bool) -> DataLoader:
-        num_images = num_places = len(self._array(split))
+    def _batches(self, split: str, shuffle: bool) -> DataLoader | _HostLoader:
+        images = self._images(split)
+        num_images = num_places = len(images)
         if split == "train" and self.places is not None:
             num_places = len(self.places)
         batches = IndexBatches(
@@ -170,35 +221,85 @@ class PretrainData(pl.LightningDataModule):
                 f"{self.batch_size} x {self.trainer.world_size} processes; set a smaller "
                 f"optimizer.batch_size."
             )
-        return index_loader(batches, self.trainer.strategy.root_device, num_images)
+        device = self.trainer.strategy.root_device
+        if not isinstance(images, PackedImages):
+            return index_loader(batches, device, num_images)
+        pin = device.type == "cuda"
+        if split == "train":
+            return _HostLoader(batches, self._cut(batches, pin), num_images, pin)
+        make = partial(images.square_batches, **(self._squares or {}))
+        return _HostLoader(batches, make, num_images, pin)
 
-    def train_dataloader(self) -> DataLoader:
+    def _cut(
+        self, batches: IndexBatches, pin: bool
+    ) -> Callable[[Iterator[torch.Tensor]], Iterator[list[torch.Tensor]]]:
+        """Return a function from batches of places to the crops of their images."""
+        assert self._crops is not None
+        crops = self._crops
+        crops.pin = pin
+
+        def cut(places: Iterator[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+            epoch = batches.epoch
+            return crops.ahead((self._rows(batch), self._keys(epoch, batch)) for batch in places)
+
+        return cut
+
+    def _rows(self, places: torch.Tensor) -> torch.Tensor:
+        """Return the indexes of the images at places of an epoch, on their device."""
+        if self.places is None:
+            return places
+        self.places = self.places.to(places.device)
+        return self.places[places]
+
+    def _keys(self, epoch: int, places: torch.Tensor) -> list[torch.Tensor]:
+        """Return the keys of each view: int64 (B,)."""
+        return [
+            keys_for(derive_key(self.seed, Purpose.AUGMENTATION, epoch, number), places)
+            for number in range(len(self.pipelines))
+        ]
+
+    def train_dataloader(self) -> DataLoader | _HostLoader:
         return self._batches("train", shuffle=True)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> DataLoader | _HostLoader | list:
         return self._batches("val", shuffle=False) if self.arrays["val"] is not None else []
 
     def _on(self, split: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the images and the labels on a device; of packed images the labels alone."""
         if split not in self._resident:
-            array = self._array(split)
-            self._resident[split] = (array.images.to(device), array.targets.to(device))
+            held = self._images(split)
+            images = held.images if isinstance(held, ImageArray) else torch.empty(0)
+            self._resident[split] = (images.to(device), held.targets.to(device))
         return self._resident[split]
 
-    def on_before_batch_transfer(self, batch: torch.Tensor, dataloader_idx: int) -> torch.Tensor:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.announce is not None and self.trainer.training:
-            self.announce(batch)
+            self.announce(batch if isinstance(batch, torch.Tensor) else batch[0])
         return batch
 
-    def on_after_batch_transfer(self, batch: torch.Tensor, dataloader_idx: int) -> list[Any]:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> list[Any]:
+        given, made = (batch, None) if isinstance(batch, torch.Tensor) else batch
         if not self.trainer.training:
-            images, targets = self._on("val", batch.device)
-            return [self.plain(images[batch]), targets[batch]]
-        images, targets = self._on("train", batch.device)
-        indexes = batch
-        if self.places is not None:
-            self.places = self.places.to(batch.device)
-            indexes = self.places[batch]
-        return [indexes, self.views(images[indexes], batch), targets[indexes]]
+            images, targets = self._on("val", given.device)
+            return [self.plain(images[given] if made is None else made), targets[given]]
+        images, targets = self._on("train", given.device)
+        indexes = self._rows(given)
+        views = self.views(images[indexes], given) if made is None else self._coloured(made, given)
+        return [indexes, views, targets[indexes]]
+
+    def views_of(self, places: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
+        """Make the views of some places of this epoch, as in training: see :meth:`views`.
+
+        Args:
+            places: int64 (B,), on the host.
+            device: where the views are made.
+        """
+        rows = self._rows(places)
+        if self._crops is None:
+            images, _ = self._on("train", device)
+            return self.views(images[rows.to(device)], places.to(device))
+        made = self._crops(rows, self._keys(self.trainer.current_epoch, places))
+        return self._coloured([view.to(device) for view in made], places.to(device))
 
     def views(self, images: torch.Tensor, places: torch.Tensor) -> list[torch.Tensor]:
         """Make all augmented views of a batch: float32 (B, 3, crop, crop) each.
@@ -207,16 +308,22 @@ class PretrainData(pl.LightningDataModule):
             images: uint8 (B, H, W, 3), the images at ``places``.
             places: int64 (B,), positions in the epoch, which key the random parameters.
         """
-        epoch = self.trainer.current_epoch
-        keys = [
-            keys_for(derive_key(self.seed, Purpose.AUGMENTATION, epoch, number), places)
-            for number in range(len(self.pipelines))
-        ]
+        return self._augmented(lambda first, count: images.repeat(count, 1, 1, 1), places)
+
+    def _coloured(self, made: list[torch.Tensor], places: torch.Tensor) -> list[torch.Tensor]:
+        """Make views of crops, uint8 (B, crop, crop, 3) each; see :meth:`views`."""
+        return self._augmented(lambda first, count: torch.cat(made[first : first + count]), places)
+
+    def _augmented(
+        self, given: Callable[[int, int], torch.Tensor], places: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Augment what ``given(first, count)`` returns for ``count`` views of one pipeline."""
+        keys = self._keys(self.trainer.current_epoch, places)
         out: list[torch.Tensor] = []
         for pipeline, group in groupby(self.pipelines):  # views of one pipeline at once
-            count = len(list(group))
-            together = torch.cat(keys[len(out) : len(out) + count])
-            out += pipeline(images.repeat(count, 1, 1, 1), together).chunk(count)
+            first, count = len(out), len(list(group))
+            together = torch.cat(keys[first : first + count])
+            out += pipeline(given(first, count), together).chunk(count)
         return out
 
     def plain(self, images: torch.Tensor) -> torch.Tensor:

@@ -3,16 +3,20 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.data.images import has_own_split, load_images
+from clsp_plugin.data.images import has_own_split, load_images, open_images
+from clsp_plugin.data.packed.images import PackedImages
 from clsp_plugin.errors import ClspError
 
-__all__ = ["load_splits", "named_images", "numbered_as", "shared_images"]
+__all__ = ["load_splits", "named_images", "numbered_as", "open_splits", "shared_images"]
+
+I = TypeVar("I", bound=Images)  # noqa: E741
 
 _NAMED = 5  # largest number of classes that an error message names
 
@@ -34,18 +38,34 @@ def load_splits(data: Mapping[str, Any]) -> tuple[ImageArray, ImageArray | None]
             not have.
     """
     train, test = load_images(data, "train"), load_images(data, "val")
-    if test is None:
-        return train, None
+    return train, None if test is None else _checked(test, train, data)
+
+
+def open_splits(data: Mapping[str, Any]) -> tuple[Images, Images | None]:
+    """Open the training and the test images, packed ones too; otherwise as :func:`load_splits`.
+
+    The test images are packed if the training images are.
+
+    Args:
+        data: see :func:`~clsp_plugin.data.images.open_images`.
+    """
+    train = open_images(data, "train")
+    test = open_images({**data, "packed": isinstance(train, PackedImages)}, "val")
+    return train, None if test is None else _checked(test, train, data)
+
+
+def _checked(test: I, train: Images, data: Mapping[str, Any]) -> I:
+    """Return the test images, numbered as the training images; warn of images in both."""
     test = numbered_as(test, train)
     if not has_own_split(data) and (shared := shared_images(train, test)):
         rank_zero_only(print)(
             f"Warning: {shared} of the {len(test)} test images ({data['val_path']}) are training "
             f"images too ({data['train_path']}); what is measured on them says little."
         )
-    return train, test
+    return test
 
 
-def numbered_as(test: ImageArray, train: ImageArray) -> ImageArray:
+def numbered_as(test: I, train: Images) -> I:
     """Return the test images with labels renumbered to the classes of the training images.
 
     Args:
@@ -67,7 +87,7 @@ def numbered_as(test: ImageArray, train: ImageArray) -> ImageArray:
         )
     # index -1 reads the last entry, so that images without a label keep -1
     table = torch.tensor([*(numbers[name] for name in test.classes), -1], dtype=torch.int64)
-    return ImageArray(test.images, table[test.targets], train.classes, test.name)
+    return test.relabelled(table[test.targets], train.classes)
 
 
 def _named(classes: list[str]) -> str:
@@ -76,16 +96,16 @@ def _named(classes: list[str]) -> str:
     return f"the {word} {', '.join(classes[:_NAMED])}{more}"
 
 
-def shared_images(train: ImageArray, test: ImageArray) -> int:
+def shared_images(train: Images, test: Images) -> int:
     """Count the test images that are training images too, compared pixel by pixel."""
-    if train.size != test.size:
+    if train.form != test.form:
         return 0
     known = {digest.tobytes() for digest in train.digests}
     return sum(digest.tobytes() in known for digest in test.digests)
 
 
-def named_images(train: ImageArray, test: ImageArray) -> dict[str, str]:
-    """Return the SHA-256 of ``ImageArray.identity`` of each split, keyed ``train`` and ``test``."""
+def named_images(train: Images, test: Images) -> dict[str, str]:
+    """Return the SHA-256 of ``Images.identity`` of each split, keyed ``train`` and ``test``."""
     return {
         split: hashlib.sha256(json.dumps(array.identity, sort_keys=True).encode()).hexdigest()
         for split, array in (("train", train), ("test", test))

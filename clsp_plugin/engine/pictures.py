@@ -5,6 +5,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.engine.progress import History
 from clsp_plugin.methods.synthetic import SyntheticPositives
@@ -55,21 +56,20 @@ class ViewSheet(Callback):
             or not isinstance(data, PretrainData)
         ):
             return
-        array = data.arrays["train"]
-        assert array is not None  # it is trained on
-        number = len(array) if data.places is None else len(data.places)
+        held = data.arrays["train"]
+        assert held is not None  # it is trained on
+        number = len(held) if data.places is None else len(data.places)
         places = torch.linspace(0, number - 1, min(_ROWS, number), dtype=torch.float64).long()
         rows = places if data.places is None else data.places.cpu()[places]
-        images = array.images[rows.to(array.images.device)].to(module.device)
         # what is compiled runs as it is written: no graph for a batch of this size
         with torch.compiler.set_stance("force_eager"):
-            views = data.views(images, places.to(module.device))
+            views = data.views_of(places, module.device)
             if isinstance(module, SyntheticPositives) and module.uses_candidates:
                 views += module.synthetic_views(rows.to(module.device))
         large = [view for view in views if view.shape == views[0].shape]
         shown = [_pixels(view, data) for view in large]
-        if images.shape[1:3] == shown[0].shape[1:3]:
-            shown.insert(0, images.cpu().numpy())
+        if isinstance(held, ImageArray) and held.size == shown[0].shape[1:3]:
+            shown.insert(0, held.images[rows].cpu().numpy())
         self.history.pictures["views"] = side_by_side(np.stack(shown, axis=1), gap=2)
 
 

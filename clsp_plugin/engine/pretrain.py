@@ -17,11 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from clsp_plugin.candidates.extra import inflate
 from clsp_plugin.config.plain import plain
 from clsp_plugin.config.training import Synthetic, parse_cfg, trainer_kwargs
+from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import DATASETS, channel_statistics
 from clsp_plugin.data.keyed_random import Purpose, derive_key, seed_generators
 from clsp_plugin.data.loader import PretrainData
-from clsp_plugin.data.splits import load_splits
+from clsp_plugin.data.packed.images import PackedImages, customary_resize
+from clsp_plugin.data.splits import open_splits
 from clsp_plugin.engine.compiling import parts_to_compile
 from clsp_plugin.engine.loggers import check_installed, log_training
 from clsp_plugin.engine.progress import Bar, History, MetricsFile, quiet
@@ -114,7 +116,8 @@ def pretrain(
     check_installed(cfg.logger)
     _check_generated(cfg)
     METHODS[cfg.method].add_and_assert_specific_cfg(cfg)  # before images are read
-    real, val = load_splits(cfg.data)
+    real, val = open_splits(cfg.data)
+    cfg.data.packed = isinstance(real, PackedImages) or None  # so are those of an evaluation
     train, places = inflate(real, cfg.data)
     cfg.data.num_classes = max(1, len(train.classes))
     cfg.data.mean, cfg.data.std = channel_statistics(cfg.data, cfg.augmentations)
@@ -131,7 +134,7 @@ def pretrain(
 def _train(
     cfg: DictConfig,
     start: Start,
-    images: tuple[ImageArray, ImageArray | None, torch.Tensor | None],
+    images: tuple[Images, Images | None, torch.Tensor | None],
     callbacks: list[Callback],
     loggers: Sequence[Logger],
     held: ExitStack,
@@ -166,12 +169,14 @@ def _train(
         model.attach(train, cfg.data.mean, cfg.data.std, compile=compiled["augmentation"])
         if cfg.synthetic.encoder is not None and model.uses_candidates:
             model.judge_by(frozen_encoder(cfg.synthetic.encoder, cfg.data))
-    if val is not None:  # resized to the size of the views, as in an evaluation
-        val = val.squared(cfg.augmentations[0].crop_size or val.size[0])
+    size = cfg.augmentations[0].crop_size
+    if isinstance(val, ImageArray):  # resized to the size of the views, as in an evaluation
+        val = val.squared(size or val.size[0])
     data = PretrainData(
         train, val, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed,
         cfg.data.mean, cfg.data.std, compile=compiled["augmentation"], places=places,
         announce=model.begin_view if isinstance(model, SyntheticPositives) else None,
+        squares={"size": size, "resize": customary_resize(size)},
     )  # fmt: skip
     history.about["candidates"] = _candidates(model)
     if not cfg.performance.disable_channel_last:
@@ -182,7 +187,7 @@ def _train(
         print(start.told)
     began = time.perf_counter()
     if cfg.debug_augmentations:
-        print("Views:", *(pipeline.cfg for pipeline in data.pipelines), sep="\n  ")
+        print("Views:", *data.configs, sep="\n  ")
     fit(trainer, model, data, start.checkpoint)
     if not history.curve:
         raise ClspError("Nothing was trained: the Trainer's limits leave no step to do.")
@@ -280,7 +285,7 @@ def _candidates(model: pl.LightningModule) -> dict[str, Any] | None:
     return None if manifest is None else asdict(manifest)
 
 
-def _complete(cfg: DictConfig, start: Start, train: ImageArray) -> Finished:
+def _complete(cfg: DictConfig, start: Start, train: Images) -> Finished:
     """Return a run that needs no more training.
 
     If it was killed before its record was written, the record is written now.
@@ -316,7 +321,7 @@ def _record(
     cfg: DictConfig,
     finished: Finished,
     history: History,
-    train: ImageArray,
+    train: Images,
     timings: dict[str, float],
 ) -> Record:
     about, seconds = history.about, sum(history.seconds)

@@ -1,7 +1,7 @@
 """Features of a frozen backbone, computed once and read by every evaluation."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from clsp_plugin.data.downstream import ImageStream
+from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.data.splits import load_splits
+from clsp_plugin.data.packed.images import PackedImages
+from clsp_plugin.data.splits import open_splits
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.modes import evaluating
 from clsp_plugin.system.devices import fetch, to_device
@@ -47,7 +49,7 @@ class Features:
 
 def extract_features(
     backbone: nn.Module,
-    images: ImageArray | ImageStream,
+    images: Images | ImageStream,
     *,
     mean: Sequence[float],
     std: Sequence[float],
@@ -55,6 +57,7 @@ def extract_features(
     device: torch.device | str = "cpu",
     flip: bool,
     squared: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    squares: Mapping[str, Any] | None = None,
     num_workers: int = 0,
     desc: str = "",
 ) -> Features:
@@ -63,7 +66,7 @@ def extract_features(
     Args:
         backbone: images (B, 3, H, W) to features (B, D); moved to ``device``, otherwise left as it
             was.
-        images: labelled images, in memory or read as they are needed.
+        images: labelled images, in memory, packed, or read as they are needed.
         mean: mean of each channel, for pixels in [0, 1].
         std: standard deviation of each channel, for pixels in [0, 1].
         batch_size: images per forward pass.
@@ -71,6 +74,7 @@ def extract_features(
         flip: whether view 1, the horizontal mirror image, is computed too.
         squared: brings images in memory to the size that the backbone takes, a batch at a time:
             uint8 (B, H, W, 3) to (B, S, S, 3); None for images as they are.
+        squares: how packed images are brought to it: arguments of ``PackedImages.square_batches``.
         num_workers: processes that read a stream of images; none for 0.
         desc: title of the progress bar; no bar if empty.
 
@@ -89,7 +93,7 @@ def extract_features(
                 view.append(outputs.clone())  # not in pinned memory
 
     targets: list[torch.Tensor] = []
-    batches = _batches(images, batch_size, num_workers)
+    batches = _batches(images, batch_size, num_workers, squares)
     total = -(-len(images) // batch_size)
     with torch.no_grad(), evaluating(backbone):
         bar = Progress(batches, desc=desc, total=total, disable=not desc, unit="batch")
@@ -119,13 +123,15 @@ def extract_features(
     return Features(feats, torch.cat(targets).to(torch.int64).cpu())
 
 
-def load_labelled(data: Any) -> tuple[ImageArray, ImageArray]:
+def load_labelled(data: Any) -> tuple[Images, Images]:
     """Load the labelled training and test images of a configuration's ``data`` block.
+
+    Packed ones are opened.
 
     Raises:
         ClspError: there are no test images, or some of a class that is not trained on.
     """
-    train, test = load_splits(data)
+    train, test = open_splits(data)
     if test is None:
         raise ClspError(
             "There are no images to test on: set data.val_path to a folder of class folders."
@@ -134,7 +140,10 @@ def load_labelled(data: Any) -> tuple[ImageArray, ImageArray]:
 
 
 def _batches(
-    images: ImageArray | ImageStream, batch_size: int, num_workers: int
+    images: Images | ImageStream,
+    batch_size: int,
+    num_workers: int,
+    squares: Mapping[str, Any] | None,
 ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     """Return batches of pixels uint8 (B, H, W, 3) and targets (B,), in the order of the images."""
     if isinstance(images, ImageStream):
@@ -146,7 +155,13 @@ def _batches(
             f"no labels and an evaluation needs them; put each class into a folder of its own and "
             f"set data.no_labels=False."
         )
-    return zip(images.images.split(batch_size), images.targets.split(batch_size), strict=True)
+    labels = images.targets.split(batch_size)
+    if isinstance(images, PackedImages):
+        assert squares is not None
+        numbers = torch.arange(len(images)).split(batch_size)
+        return zip(images.square_batches(numbers, **squares), labels, strict=True)
+    assert isinstance(images, ImageArray)
+    return zip(images.images.split(batch_size), labels, strict=True)
 
 
 def _read(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

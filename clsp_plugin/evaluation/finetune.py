@@ -22,9 +22,11 @@ from clsp_plugin.config.rules import ranged
 from clsp_plugin.config.training import Data, Training, training_cfg
 from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
+from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.data.loader import PretrainData
+from clsp_plugin.data.packed.images import PackedImages, customary_resize
 from clsp_plugin.data.splits import named_images
 from clsp_plugin.engine.compiling import parts_to_compile
 from clsp_plugin.engine.loggers import check_installed, log_training
@@ -165,7 +167,14 @@ def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | Non
     check_installed(cfg.logger)
     train, test = _labelled(cfg.data)
     (block,) = cfg.augmentations
-    block.crop_size = block.get("crop_size") or train.size[0]
+    own = train.size[0] if isinstance(train, ImageArray) else None
+    block.crop_size = block.get("crop_size") or own
+    if block.crop_size is None:
+        raise ClspError(
+            f"The checkpoint does not say at which size it was trained, and the images of "
+            f"{train.name} have several; give augmentations with a crop_size."
+        )
+    cfg.data.packed = isinstance(train, PackedImages) or None
     cfg.data.num_classes = num_classes(train.targets, test.targets)
     identity = {"images": train.identity, "weights": weights_digest(backbone)}
     with ExitStack() as held:
@@ -175,8 +184,8 @@ def train_and_test(cfg: DictConfig, backbone: nn.Module) -> dict[str, Any] | Non
 def _train_and_test(
     cfg: DictConfig,
     backbone: nn.Module,
-    train: ImageArray,
-    test: ImageArray,
+    train: Images,
+    test: Images,
     identity: dict[str, Any],
     held: ExitStack,
 ) -> dict[str, Any] | None:
@@ -237,8 +246,8 @@ def weights_digest(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _labelled(data: DictConfig) -> tuple[ImageArray, ImageArray]:
-    """Load the training and test images, and refuse them if some have no labels."""
+def _labelled(data: DictConfig) -> tuple[Images, Images]:
+    """Load the training and test images, or open packed ones; all must have labels."""
     arrays = load_labelled(data)
     for array in arrays:
         if bool((array.targets < 0).any()):
@@ -250,7 +259,7 @@ def _labelled(data: DictConfig) -> tuple[ImageArray, ImageArray]:
 
 
 @torch.no_grad()
-def _accuracy(model: _Classifier, test: ImageArray, device: torch.device) -> tuple[float, float]:
+def _accuracy(model: _Classifier, test: Images, device: torch.device) -> tuple[float, float]:
     """Return top-1 and top-5 in percent on plain images, resized to the size of the views."""
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise ClspError("Fine-tuning diverged; give a smaller optimizer.lr.")
@@ -259,8 +268,14 @@ def _accuracy(model: _Classifier, test: ImageArray, device: torch.device) -> tup
     resize = BatchAugmentation(size, cfg.data.mean, cfg.data.std)
     model.to(device).eval()
     hits = torch.zeros(2)
-    batches = (part.split(cfg.optimizer.batch_size) for part in (test.images, test.targets))
-    for images, targets in zip(*batches, strict=True):
+    labels = test.targets.split(cfg.optimizer.batch_size)
+    if isinstance(test, PackedImages):
+        numbers = torch.arange(len(test)).split(cfg.optimizer.batch_size)
+        batches = test.square_batches(numbers, size.crop_size, customary_resize(size.crop_size))
+    else:
+        assert isinstance(test, ImageArray)
+        batches = iter(test.images.split(cfg.optimizer.batch_size))
+    for images, targets in zip(batches, labels, strict=True):
         view = resize(images.to(device), torch.zeros(len(images), dtype=torch.int64, device=device))
         logits = model.classifier(model.backbone(view)).cpu()
         hit = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]

@@ -8,7 +8,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from clsp_plugin.data.downstream import ImageStream
-from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.holder import Images
+from clsp_plugin.data.packed.images import PackedImages
+from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.cache import FeatureCache
 from clsp_plugin.evaluation.encoders import Frozen
 from clsp_plugin.evaluation.features import (
@@ -43,11 +45,23 @@ class Network:
         """Side in pixels of the images that the network is given; None for images as they are."""
         return self.prepare.image_size
 
-    def features(self, images: ImageArray | ImageStream, flip: bool, desc: str = "") -> Features:
+    def features(self, images: Images | ImageStream, flip: bool, desc: str = "") -> Features:
         """Return the features of labelled images, from the cache if they are there.
 
-        Images in memory are resized to the network's size; ``flip`` adds the mirrored view.
+        Images in memory and packed ones are resized to the network's size; ``flip`` adds the
+        mirrored view.
+
+        Raises:
+            ClspError: packed images have several sizes, and the network's is not known.
         """
+        squares: dict[str, Any] | None = None
+        if isinstance(images, PackedImages):
+            if self.size is None:
+                raise ClspError(
+                    f"It is not known at which size the network was trained, and the images of "
+                    f"{images.name} have several; set data.image_size=PIXELS."
+                )
+            squares = {"size": self.size, **self.prepare.resizing}
 
         def key() -> dict[str, Any]:
             if isinstance(images, ImageStream):
@@ -62,6 +76,7 @@ class Network:
                 mean=self.prepare.mean,
                 std=self.prepare.std,
                 squared=self.prepare.squares,
+                squares=squares,
                 batch_size=self.cfg.batch_size,
                 device=self.device,
                 flip=flip,

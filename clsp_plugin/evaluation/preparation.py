@@ -10,6 +10,7 @@ import torch
 from clsp_plugin.data.image_array import squares
 from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.data.objects import as_images
+from clsp_plugin.data.packed.images import customary_resize
 from clsp_plugin.errors import ClspError
 
 __all__ = ["Preparation", "preparation_of"]
@@ -78,8 +79,10 @@ class Preparation:
 def preparation_of(args: Mapping[str, Any]) -> Preparation:
     """Return how a pre-training's configuration prepares images that are not augmented.
 
-    The size is that of the first pipeline's crops; None if the configuration does not say.
+    The size is that of the first pipeline's crops; None if the configuration does not say. After a
+    training on packed photographs more than that is resized, as is customary for them.
     """
     mean, std = channel_statistics(args["data"], args.get("augmentations"))
     size = (args.get("augmentations") or [{}])[0].get("crop_size")
-    return Preparation(size, tuple(mean), tuple(std))
+    resize = customary_resize(size) if size and args["data"].get("packed") else None
+    return Preparation(size, tuple(mean), tuple(std), resize)

@@ -11,6 +11,7 @@ from clsp_plugin.config.plain import plain
 from clsp_plugin.config.training import Data, training_cfg
 from clsp_plugin.config.typed import typed
 from clsp_plugin.data.downstream import DOWNSTREAM, Downstream, load_downstream
+from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.splits import named_images
 from clsp_plugin.errors import ClspError, nearest, short
 from clsp_plugin.evaluation.encoders import Frozen, is_from_elsewhere, load_encoder
@@ -184,7 +185,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     score: Callable = _score_linear if is_linear else _score_knn
     result = score(cfg, train[1], test[1])
     result = {"dataset": data["dataset"], "epoch": encoder.epoch, **result}
-    size = network.size or train[0].size[0]
+    held = train[0]
+    size = network.size or (held.size[0] if isinstance(held, ImageArray) else None)
     named = {**named_images(train[0], test[0]), "size": size}
     result["images"] = {**named, "part": _part(data, args)}
     own = result["dataset"] == args["data"]["dataset"]
@@ -222,7 +224,10 @@ def _features(cfg: DictConfig, network: Network, flip: bool):
 
 
 # Settings of a ``data`` block that choose the images; with dataset=custom, folders do too.
-_WHICH = ("fraction", "image_size", "num_train", "num_val", "seed", "no_labels")
+_WHICH = (
+    "fraction", "image_size", "packed", "pack_size", "pack_format", "num_train", "num_val", "seed",
+    "no_labels",
+)  # fmt: skip
 _FOLDERS = ("train_path", "val_path")
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from clsp_plugin.config.rules import Rule, ranged
 from clsp_plugin.config.typed import with_block
-from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.holder import Images
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.backbones import build_backbone, of_method
 from clsp_plugin.methods.epoch_means import EpochMeans
@@ -172,7 +172,7 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
         """
         return with_block(cfg, "method_kwargs", cls.Kwargs)
 
-    def attach_images(self, array: ImageArray) -> None:
+    def attach_images(self, images: Images) -> None:
         """Receive the training images; a hook for methods that need more than the views."""
 
     def compile_networks(self) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from clsp_plugin.config.rules import ranged
 from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
+from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, keys_for
@@ -125,19 +126,25 @@ class CLGAN(SimCLR):
             )
         return cfg
 
-    def attach_images(self, array: ImageArray) -> None:
+    def attach_images(self, images: Images) -> None:
         """Keep the training images for the discriminator.
 
         Raises:
-            ClspError: their size is not ``crop_size``, the size of the generated images.
+            ClspError: their size is not ``crop_size``, the size of the generated images, or they
+                are not in memory.
         """
         size = self.cfg.augmentations[0].crop_size
-        if array.size != (size, size):
-            raise ClspError(
-                f"{self.cfg.method} generates images of crop_size={size} and those of {array.name} "
-                f"are {array.size[0]}x{array.size[1]}; set data.image_size={size}."
+        if not isinstance(images, ImageArray) or images.size != (size, size):
+            are = (
+                f"are {images.size[0]}x{images.size[1]}"
+                if isinstance(images, ImageArray)
+                else "have several sizes"
             )
-        self._images = array.images
+            raise ClspError(
+                f"{self.cfg.method} generates images of crop_size={size} and those of "
+                f"{images.name} {are}; set data.image_size={size} (and data.packed=False)."
+            )
+        self._images = images.images
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -11,7 +11,9 @@ from clsp_plugin.candidates.third_view import ThirdView
 from clsp_plugin.config.training import Synthetic
 from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
+from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.packed.images import PackedImages
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.epoch_means import EpochMeans
 from clsp_plugin.methods.joint import JointForward
@@ -88,12 +90,12 @@ class ThirdViews(_Method):
         return CandidateStore(settings.path, settings.num_candidates, self.cfg.get("data"))
 
     def attach(
-        self, array: ImageArray, mean: Sequence[float], std: Sequence[float], compile: bool = False
+        self, images: Images, mean: Sequence[float], std: Sequence[float], compile: bool = False
     ) -> None:
         """Set the training images; open the candidate store and check that it is for them.
 
         Args:
-            array: the training images, in the order of the indexes in a batch.
+            images: the training images, in the order of the indexes in a batch.
             mean: per channel, for pixels in [0, 1].
             std: per channel, for pixels in [0, 1].
             compile: whether to compile the augmentation.
@@ -105,15 +107,19 @@ class ThirdViews(_Method):
         augmentation = self.augmentation(mean, std, compile)
         if not self.uses_candidates:
             return
-        source: torch.Tensor | CandidateStore = array.images
+        source: torch.Tensor | PackedImages | CandidateStore
         if self.third_view == "candidate":
             store = source = self.open_store()
-            store.check(len(array), *array.size, array.fingerprint, array.name)
+            size, fingerprint = images.anchors(store.height, store.width)
+            store.check(len(images), *size, fingerprint, images.name)
+        else:
+            assert isinstance(images, (ImageArray, PackedImages))
+            source = images.images if isinstance(images, ImageArray) else images
         self._third = self.third_views(source, augmentation)
 
     def third_views(
         self,
-        source: torch.Tensor | CandidateStore,
+        source: torch.Tensor | PackedImages | CandidateStore,
         augmentation: BatchAugmentation,
         rows: torch.Tensor | None = None,
     ) -> ThirdView:

@@ -58,6 +58,8 @@ _MAY_DIFFER = {
 }  # fmt: skip
 # Where the images lie, which may be another place when a run is evaluated.
 _PLACES = {"train_path", "val_path", "num_workers"}
+# Settings of ``data`` that say how packed images are packed.
+_PACKING = {"packed", "pack_size", "pack_format", "skip_damaged"}
 
 # Settings that every args.json must have, solo-learn's too, with their types.
 _NEEDED: dict[str, Any] = {"method": str, "backbone.name": str, "data.dataset": str}
@@ -73,6 +75,11 @@ _KNOWN: dict[str, Any] = {
     "data.fraction": Optional[float],
     "data.no_labels": Optional[bool],
     "data.image_size": Optional[int],
+    "data.packed": Optional[bool],
+    "data.pack_size": Optional[int],
+    "data.pack_format": Optional[str],
+    "data.skip_damaged": Optional[bool],
+    "data.cache": Optional[str],
     "data.num_train": Optional[int],
     "data.num_val": Optional[int],
     "data.seed": Optional[int],
@@ -289,7 +296,12 @@ def _check_pipelines(given: Any, path: Path, advice: str) -> None:
 
 def comparable(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return those settings that decide what is computed."""
-    return {key: value for key, value in args.items() if key not in _MAY_DIFFER}
+    kept = {key: value for key, value in args.items() if key not in _MAY_DIFFER}
+    data = kept.get("data") or {}
+    idle = {"cache", *(() if data.get("packed") else _PACKING)}  # older runs do not have them
+    if idle & data.keys():
+        kept["data"] = {key: value for key, value in data.items() if key not in idle}
+    return kept
 
 
 def _digest(args: Mapping[str, Any]) -> str:

@@ -140,13 +140,13 @@ def complete(tiny):
 def test_images_are_part_of_a_run(tiny, complete, monkeypatch, capsys):
     again = pretrain(tiny("simclr", AGAIN))
     assert again.checkpoint == complete
-    plain = splits.load_images
+    plain = splits.open_images
 
     def others(data, split):
         array = plain(data, split)
         return type(array)(255 - array.images, array.targets, array.classes, array.name)
 
-    monkeypatch.setattr(splits, "load_images", others)
+    monkeypatch.setattr(splits, "open_images", others)
     other = pretrain(tiny("simclr", AGAIN))
     assert other.run_dir != complete.parent
     assert "is of other training images, so it is not continued" in capsys.readouterr().out

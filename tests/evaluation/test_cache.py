@@ -181,13 +181,13 @@ def test_a_checkpoint_that_changed_is_extracted_again(run, extracted):
 def test_labels_are_not_taken_from_the_cache(run, extracted, monkeypatch):
     given = {"pretrained_feature_extractor": str(run)}
     knn(given)
-    plain = splits.load_images
+    plain = splits.open_images
 
     def relabelled(data, split):
         array = plain(data, split)
         return type(array)(array.images, array.targets.flip(0), array.classes, array.name)
 
-    monkeypatch.setattr(splits, "load_images", relabelled)
+    monkeypatch.setattr(splits, "open_images", relabelled)
     knn(given)
     assert len(extracted) == 4
 

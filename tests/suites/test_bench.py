@@ -501,7 +501,9 @@ def test_shipped_denoisers_and_candidates_are_complete(verb, settings):
         # images are those of the pre-training, by which a store is known
         name = "imagenet-100" if data["dataset"] == "imagenet100" else file.parent.name
         training = compose("pretrain", f"{name}/simclr").data
-        assert data.get("image_size") == training.get("image_size")
+        # where whole photographs are trained on, candidates have the size of the views
+        size = 224 if name == "imagenet-100" else training.get("image_size")
+        assert data.get("image_size") == size
         assert data.get("train_path") == training.get("train_path")
 
 

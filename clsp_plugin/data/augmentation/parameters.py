@@ -14,6 +14,7 @@ __all__ = [
     "blend_weights",
     "jitter_slots",
     "parameters_from",
+    "sample_boxes",
     "sample_parameters",
     "uniform_numbers",
 ]
@@ -106,7 +107,11 @@ def _uniform(u: torch.Tensor, low: float, high: float) -> torch.Tensor:
 
 
 def sample_boxes(
-    u: torch.Tensor, height: int, width: int, min_scale: float, max_scale: float
+    u: torch.Tensor,
+    height: int | torch.Tensor,
+    width: int | torch.Tensor,
+    min_scale: float,
+    max_scale: float,
 ) -> torch.Tensor:
     """Boxes of a random resized crop: ``(B, 4)`` float32 of top, left, height, width, whole pixels.
 
@@ -117,21 +122,28 @@ def sample_boxes(
 
     Args:
         u: (B, at least 22) uniform numbers in [0, 1).
-        height, width: size of the image, in pixels.
+        height, width: size of the images, in pixels: of all of them, or int64 (B,).
         min_scale, max_scale: smallest and largest share of its area.
     """
     u = u.to(torch.float32 if u.device.type == "mps" else torch.float64)
-    area = height * width * _uniform(u[:, _AREA], min_scale, max_scale)
+    # beside the tries; a number stays one, in compiled graphs too
+    tall, wide = (x[:, None] if isinstance(x, torch.Tensor) else x for x in (height, width))
+    area = tall * wide * _uniform(u[:, _AREA], min_scale, max_scale)
     low, high = (math.log(r) for r in _RATIO_RANGE)
     ratio = torch.exp(_uniform(u[:, _RATIO], low, high))
     w, h = torch.sqrt(area * ratio).round(), torch.sqrt(area / ratio).round()
-    valid = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    valid = (w > 0) & (w <= wide) & (h > 0) & (h <= tall)
     first = valid.to(torch.int8).argmax(dim=1, keepdim=True)
     w, h = w.gather(1, first).squeeze(1), h.gather(1, first).squeeze(1)
     top = torch.floor(u[:, _TOP] * (height - h + 1))
     left = torch.floor(u[:, _LEFT] * (width - w + 1))
     box = torch.stack([top, left, h, w], dim=1)
-    rest = torch.stack([torch.full_like(w, x) for x in _central_box(height, width)], dim=1)
+    if isinstance(height, torch.Tensor) or isinstance(width, torch.Tensor):
+        height, width = torch.as_tensor(height), torch.as_tensor(width)
+        boxes = map(_central_box, height.tolist(), width.tolist())
+        rest = torch.tensor(list(boxes)).to(box)
+    else:
+        rest = torch.stack([torch.full_like(w, x) for x in _central_box(height, width)], dim=1)
     return torch.where(valid.any(dim=1, keepdim=True), box, rest).float()
 
 

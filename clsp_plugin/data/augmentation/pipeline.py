@@ -14,6 +14,7 @@ which is why the result differs from that of a pipeline of PIL images. Each step
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -67,6 +68,14 @@ def _choose(flag: torch.Tensor, changed: torch.Tensor, images: torch.Tensor) -> 
     return torch.where(flag[:, None, None, None], changed, images)
 
 
+def _blurred(x: torch.Tensor, p: Parameters) -> torch.Tensor:
+    """Blur the images that are to be; on a CPU the others cost nothing."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # which want one shape for all
+        return _choose(p.blur, gaussian_blur(x, p.sigma), x)
+    rows = p.blur.nonzero()[:, 0]
+    return x.index_copy(0, rows, gaussian_blur(x[rows], p.sigma[rows])) if len(rows) else x
+
+
 def augment(
     images: torch.Tensor,
     p: Parameters,
@@ -88,7 +97,7 @@ def augment(
     if cfg.grayscale_prob:
         x = _choose(p.gray, to_gray(x), x)
     if cfg.blur_prob:
-        x = _choose(p.blur, gaussian_blur(x, p.sigma), x)
+        x = _blurred(x, p)
     if cfg.solarize_prob:
         x = _choose(p.solarize, solarize(x), x)
     if cfg.equalize_prob:
@@ -205,6 +214,15 @@ class BatchAugmentation:
         # float32, whatever the precision of the training
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return self._run(images, keys)
+
+    def without_geometry(self) -> "BatchAugmentation":
+        """Return the same pipeline for images that are cropped and resized already.
+
+        It draws the same numbers for all other steps.
+        """
+        cfg = replace(self.cfg, crop=False)
+        mean, std = (v.flatten().tolist() for v in (self._mean, self._std))
+        return BatchAugmentation(cfg, mean, std, compile=self._compile)
 
     def _run(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         if self._compile and not _compiled_rightly(images.device):

@@ -1,0 +1,242 @@
+"""Measure what two 224-pixel views of a photograph cost the host, beside solo-learn's loader.
+
+The contestants take turns for a number of rounds in one process, on the same photographs; what is
+counted is processor time, of all threads, so that other load on the machine matters little. Ratios
+are computed within one round only. The photographs of a folder are packed first, and that is
+measured too. solo-learn's loader is its own code, of a clone.
+
+    python benchmarks/photographs.py PHOTOGRAPHS --solo-learn CLONE --out record.json
+
+``--many N`` measures instead how long N packed images take to open and how much memory (without the
+page cache) views of N and of N/10 images take; the files are links to small copies.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from omegaconf import OmegaConf
+from PIL import Image
+
+from clsp_plugin.config.compose import compose
+from clsp_plugin.data.folders import image_files
+from clsp_plugin.data.images import MEAN_STD
+from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
+from clsp_plugin.data.loader import IndexBatches, PretrainData
+from clsp_plugin.data.packed.images import PackedImages
+from clsp_plugin.data.packed.pack import Packing, open_pack
+
+VIEWS = OmegaConf.to_container(compose("pretrain", "imagenet-100/simclr").augmentations)
+MEAN, STD = MEAN_STD["imagenet100"]
+
+
+def packed(root: Path, cache: Path, name: str = "photographs") -> PackedImages:
+    files = image_files(root)
+    pack = open_pack(root, files, Packing(), cache, "to be measured")
+    return PackedImages.of(pack, files, torch.zeros(len(files), dtype=torch.int64), ("a",), name)
+
+
+class Ours:
+    """The data path of ``clsp pretrain`` on packed images."""
+
+    def __init__(self, images: PackedImages, batch: int):
+        self.images, self.batch = images, batch
+        self.data = PretrainData(images, None, VIEWS, batch, 0, MEAN, STD)
+        self.epoch = -1
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
+        """Yield places and crops, uint8 (B, 224, 224, 3) for each view, as they go to a device."""
+        self.epoch += 1
+        order = IndexBatches(len(self.images), self.batch, 0)
+        order.set_epoch(self.epoch)
+        cut = self.data._cut(order, pin=False)
+        yield from zip(list(order), cut(iter(order)), strict=True)
+
+    def host(self) -> int:
+        return sum(len(places) for places, _ in self.batches())
+
+    def whole(self) -> int:
+        """Colour the crops as well, on the CPU: what a machine without another device does."""
+        count = 0
+        for places, crops in self.batches():
+            for view, (pipeline, made) in enumerate(zip(self.data.pipelines, crops, strict=True)):
+                base = derive_key(0, Purpose.AUGMENTATION, self.epoch, view)
+                pipeline(made, keys_for(base, places))
+            count += len(places)
+        return count
+
+
+def solo_learns(folder: Path, clone: Path, batch: int) -> Callable[[], int]:
+    """Return a function that goes once through solo-learn's loader, without workers."""
+    sys.path.insert(0, str(clone))
+    from solo.data.pretrain_dataloader import (
+        build_transform_pipeline,
+        prepare_dataloader,
+        prepare_datasets,
+        prepare_n_crop_transform,
+    )
+
+    (block,) = OmegaConf.create(VIEWS)
+    pipeline = build_transform_pipeline("imagenet100", block)
+    transform = prepare_n_crop_transform([pipeline], [block.num_crops])
+    dataset = prepare_datasets("custom", transform, str(folder), no_labels=True)
+    loader = prepare_dataloader(dataset, batch, num_workers=0)
+    return lambda: sum(len(indexes) for indexes, *_ in loader)
+
+
+def linked(root: Path, folder: Path) -> Path:
+    """Make a folder with the photographs of another and nothing else."""
+    folder.mkdir()
+    for number, file in enumerate(image_files(root)):
+        (folder / f"{number:06d}{Path(file).suffix}").symlink_to(Path(file).resolve())
+    return folder
+
+
+def copies(images: PackedImages, folder: Path) -> Path:
+    """Write the packed images as files, to separate the packing from the rest."""
+    folder.mkdir()
+    for index in range(len(images)):
+        (folder / f"{index:06d}.jpg").write_bytes(images.pack[int(images.rows[index])].tobytes())
+    return folder
+
+
+def measured(run: Callable[[], int]) -> dict[str, float]:
+    """Return milliseconds of processor and of wall time for an image."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    count = run()
+    return {
+        "processor_ms": (time.process_time() - cpu) / count * 1e3,
+        "wall_ms": (time.perf_counter() - wall) / count * 1e3,
+    }
+
+
+def compare(args: argparse.Namespace) -> dict:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        links = linked(args.photographs, place / "links")
+        made: list[PackedImages] = []
+        packing = measured(lambda: made.append(packed(links, place)) or len(made[0]))
+        (images,) = made
+        ours = Ours(images, args.batch)
+        runs = {
+            "solo-learn": solo_learns(links, args.solo_learn, args.batch),
+            "solo-learn, on the packed copies as files": solo_learns(
+                copies(images, place / "copies"), args.solo_learn, args.batch
+            ),
+            "ours, the host with a device for the colours": ours.host,
+            "ours, all on the CPU": ours.whole,
+        }
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
+        for _ in range(args.rounds):
+            for name, run in runs.items():
+                rounds[name].append(measured(run))
+        sizes = [Path(file).stat().st_size for file in images.files]
+        about = {"images": len(images), "packing": packing, "bytes_an_image": np.mean(sizes),
+                 "packed_bytes_an_image": images.pack.index[:, 0].mean()}  # fmt: skip
+    return {**about, "batch": args.batch, "rounds": rounds}
+
+
+def table(rounds: dict[str, list[dict[str, float]]]) -> str:
+    base = [one["processor_ms"] for one in next(iter(rounds.values()))]
+    lines = ["| two views of a photograph | processor time, ms | solo-learn's / this |"]
+    lines.append("|---|---:|---:|")
+    for name, found in rounds.items():
+        values = [one["processor_ms"] for one in found]
+        ratios = [other / value for other, value in zip(base, values, strict=True)]
+        lines.append(
+            f"| {name} | {statistics.median(values):.2f} ({min(values):.2f}..{max(values):.2f}) "
+            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f}) |"
+        )
+    return "\n".join(lines)
+
+
+MANY = """
+import json, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from photographs import Ours, packed
+began, cpu = time.perf_counter(), time.process_time()
+images = packed(Path(sys.argv[2]), Path(sys.argv[3]))
+opened = {"wall_s": time.perf_counter() - began, "processor_s": time.process_time() - cpu}
+for number, _ in enumerate(Ours(images, 64).batches()):
+    if number == 30:
+        break
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+own = {key: int(status[key].split()[0]) / 1024 for key in ("RssAnon", "VmHWM")}
+print(json.dumps({"images": len(images), "opening": opened, **own}))
+"""
+
+
+def many(args: argparse.Namespace) -> dict:
+    """Measure opening and memory of many images, each in a process of its own."""
+    found = []
+    with tempfile.TemporaryDirectory() as temporary:
+        small = []
+        for number, file in enumerate(image_files(args.photographs)[:100]):
+            out = io.BytesIO()
+            Image.open(file).convert("RGB").resize((96, 80)).save(out, "JPEG")
+            small.append(Path(temporary) / f"{number}.jpg")
+            small[-1].write_bytes(out.getvalue())
+        for total in (args.many // 10, args.many):
+            root, cache = Path(temporary) / f"of-{total}", Path(temporary) / "cache"
+            for number in range(total):
+                folder = root / f"{number // 1000:05d}"
+                folder.mkdir(parents=True, exist_ok=True)
+                os.link(small[number % 100], folder / f"a-photograph-{number:08d}.jpg")
+            packed(root, cache)
+            where = map(str, (Path(__file__).parent, root, cache))
+            command = [sys.executable, "-c", MANY, *where]
+            for _ in range(args.rounds):
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                found.append(json.loads(done.stdout.splitlines()[-1]))
+                print(found[-1], flush=True)
+    return {"many": found}
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photographs", type=Path, help="a folder of photographs")
+    parser.add_argument("--solo-learn", type=Path, help="a clone of solo-learn")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--many", type=int, default=0, help="images to open; see above")
+    parser.add_argument("--out", type=Path, help="file for the record")
+    args = parser.parse_args()
+
+    result = many(args) if args.many else compare(args)
+    result |= {
+        "processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(),
+        "torch": torch.__version__, "torchvision": torchvision.__version__,
+        "pillow": PIL.__version__,
+    }  # fmt: skip
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    if not args.many:
+        print(table(result["rounds"]))
+        print(f"packing: {result['packing']['processor_ms']:.2f} ms of the processor an image")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,361 @@
+"""Pack photographs into memory-mapped files, once: smaller copies that decode quickly.
+
+A pack is a folder with a manifest and shards. ``shard-00000.npy`` holds the encoded images of 4096
+files one behind the other, ``shard-00000.index.npy`` their lengths, sizes and digests. The index is
+written after its shard, both appear whole or not at all, and a shard counts once its index is
+there, so a packing that was killed goes on with the shard that it was at.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from clsp_plugin.data.folders import check_depth, reading
+from clsp_plugin.errors import ClspError
+from clsp_plugin.system.arrays import map_npy, read_npy
+from clsp_plugin.system.files import unfinished, write_whole
+from clsp_plugin.system.json_files import checked, read_json
+from clsp_plugin.system.locks import locked
+from clsp_plugin.system.processes import cores
+from clsp_plugin.system.progress import Progress
+
+__all__ = ["COLUMNS", "FORMATS", "QUALITY", "Pack", "Packing", "open_pack"]
+
+FORMATS = ("jpeg", "raw")
+QUALITY = 92  # of Pillow's JPEG, with its usual halved colours (4:2:0)
+COLUMNS = ("length", "height", "width", "digest", "digest_rest")  # of an index, int64
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+_SHARD = 4096  # images
+_LEFT_OUT = 20  # names of damaged images that are printed
+_ADVICE = "delete that folder and give the same command again, which packs the images anew."
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How images are packed.
+
+    Attributes:
+        side: pixels that a longer shorter side is brought to; smaller images are not enlarged.
+        encoding: ``"jpeg"`` at quality ``QUALITY``, or ``"raw"``.
+        skip_damaged: whether files that cannot be read are left out; otherwise they are errors.
+    """
+
+    side: int = 256
+    encoding: str = "jpeg"
+    skip_damaged: bool = False
+
+    @property
+    def told(self) -> str:
+        """The settings for people."""
+        return f"shorter side {self.side}, " + (
+            f"JPEG of quality {QUALITY}" if self.encoding == "jpeg" else "raw"
+        )
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What a pack holds; ``source`` identifies the files and ``folder`` is where they were."""
+
+    format: int
+    images: int
+    side: int
+    encoding: str
+    quality: int
+    skip_damaged: bool
+    shard: int
+    source: str
+    folder: str
+
+    @property
+    def shards(self) -> int:
+        return -(-self.images // self.shard)
+
+
+def _source(root: Path, files: Sequence[str], packing: Packing) -> str:
+    """Return a digest of files (names below the root, sizes, times of change) and of settings."""
+    digest = hashlib.sha256(json.dumps([_FORMAT, QUALITY, asdict(packing)]).encode())
+    start = len(os.path.join(root, ""))
+    for file in files:
+        status = os.stat(file)
+        name = os.fsencode(file[start:].replace(os.sep, "/"))
+        digest.update(b"%s\0%d\0%d\n" % (name, status.st_size, status.st_mtime_ns))
+    return digest.hexdigest()
+
+
+def _encode(file: str, packing: Packing) -> tuple[bytes, int, int]:
+    """Read an image file and return its packed form, with height and width in pixels.
+
+    EXIF's orientation is not applied, as nowhere here. A small JPEG stays as it is.
+
+    Raises:
+        ClspError: the file is not a readable image, or has more than 8 bits per channel.
+    """
+
+    def read() -> tuple[bytes, int, int]:
+        with Image.open(file) as image:
+            check_depth(image)
+            width, height = image.size
+            scale = packing.side / min(width, height)
+            kept = scale >= 1 and image.format == "JPEG" and image.mode in ("L", "RGB")
+            if scale < 1:
+                width, height = (max(1, round(side * scale)) for side in image.size)
+                image.draft(None, (2 * width, 2 * height))  # JPEG decodes to 1/2, 1/4, 1/8 quickly
+            pixels = image.convert("RGB")
+            if kept and packing.encoding == "jpeg":  # it was decoded, so it is whole
+                return Path(file).read_bytes(), height, width
+            if scale < 1:
+                pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
+            if packing.encoding == "raw":
+                return pixels.tobytes(), height, width
+            content = io.BytesIO()
+            pixels.save(content, "JPEG", quality=QUALITY)
+            return content.getvalue(), height, width
+
+    return reading(file, read)
+
+
+def _encoded(file: str, packing: Packing) -> tuple[bytes, list[int]] | ClspError:
+    """Return an image's packed form and its row of the index, or the error that it has."""
+    try:
+        content, height, width = _encode(file, packing)
+    except ClspError as error:
+        return error
+    digest = np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), "<i8")
+    return content, [len(content), height, width, *digest.tolist()]
+
+
+def _paths(folder: Path, shard: int) -> tuple[Path, Path]:
+    name = f"shard-{shard:05d}"
+    return folder / f"{name}.npy", folder / f"{name}.index.npy"
+
+
+class Pack:
+    """A complete pack, opened for reading.
+
+    Args:
+        folder: its folder.
+
+    Attributes:
+        index: int64 (N, 5), see ``COLUMNS``; a length of 0 is an image that was left out.
+        packing: its settings.
+
+    Raises:
+        ClspError: there is no pack, or something in it is missing or damaged.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, manifest = folder, _manifest(folder)
+        self.packing = Packing(manifest.side, manifest.encoding, manifest.skip_damaged)
+        self._shard, self._shards, parts, starts = manifest.shard, [], [], []
+        for number in range(manifest.shards):
+            shard, index = _paths(folder, number)
+            try:
+                rows = read_npy(index, _ADVICE)
+                content = map_npy(shard, _ADVICE)
+            except FileNotFoundError as error:
+                raise ClspError(
+                    f"The packed images in {folder} are incomplete ({error.filename} is "
+                    f"missing); give the command that packed them again."
+                ) from error
+            most = min(manifest.shard, manifest.images - number * manifest.shard)
+            if rows.shape != (most, len(COLUMNS)) or max(1, rows[:, 0].sum()) != len(content):
+                raise ClspError(f"{shard} and its index do not belong together; {_ADVICE}")
+            starts.append(np.cumsum(rows[:, 0]) - rows[:, 0])
+            parts.append(rows)
+            self._shards.append(content)
+        self.index, self._starts = np.concatenate(parts), np.concatenate(starts)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Return the encoded image of a row: uint8 (length,), mapped and read-only."""
+        start = self._starts[row]
+        return self._shards[row // self._shard][start : start + self.index[row, 0]]
+
+    @property
+    def digests(self) -> np.ndarray:
+        """BLAKE2b of each image's encoded form: uint8 (N, 16)."""
+        return self.index[:, 3:].astype("<i8").view(np.uint8)
+
+
+def _manifest(folder: Path) -> _Manifest:
+    what = "the manifest of packed images"
+    content = read_json(folder / _MANIFEST, dict[str, Any], what, _ADVICE)
+    if content.get("format") != _FORMAT:
+        raise ClspError(f"{folder / _MANIFEST} is not {what} of format {_FORMAT}; {_ADVICE}")
+    checked(content, _Manifest, f"{folder / _MANIFEST} is not {what}: it has", _ADVICE)
+    return _Manifest(**content)
+
+
+def open_pack(root: Path, files: Sequence[str], packing: Packing, cache: Path, why: str) -> Pack:
+    """Open the pack of some image files; it is made, or completed, if it is not there yet.
+
+    Of several processes one packs and the others wait.
+
+    Args:
+        root: the folder that the files are in; only their names below it identify them.
+        files: paths of the files, in the order of the pack.
+        packing: how they are packed.
+        cache: folder of packs.
+        why: reason for it, for the line that says what is packed where.
+
+    Raises:
+        ClspError: an image is damaged, of more than 8 bits per channel or too large; there is no
+            room or no permission to write; the pack is damaged or of other images.
+    """
+    source = _source(root, files, packing)
+    folder = cache / f"{root.resolve().name or 'images'}-{source[:16]}"
+    manifest = _Manifest(
+        _FORMAT, len(files), packing.side, packing.encoding, QUALITY, packing.skip_damaged,
+        _SHARD, source, str(root.absolute()),
+    )  # fmt: skip
+    _check_same(folder, manifest)
+    if not all(index.exists() for _, index in _all_paths(folder, manifest)):
+        with _writable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked(folder) as free:
+                if not free:
+                    print(f"Waiting for another process that packs {root} into {folder}.")
+            with locked(folder, wait=True):
+                _fill(folder, manifest, files, packing, root, why)
+    return Pack(folder)
+
+
+def _check_same(folder: Path, manifest: _Manifest) -> None:
+    """Refuse a folder that holds a pack of other images."""
+    if (folder / _MANIFEST).exists():
+        there = _manifest(folder)
+        if (there.source, there.images) != (manifest.source, manifest.images):
+            raise ClspError(
+                f"{folder} holds {there.images} packed images of {there.folder}, not those of "
+                f"{manifest.folder}, although it is named after them; delete it, or set "
+                f"data.cache=DIR."
+            )
+
+
+def _all_paths(folder: Path, manifest: _Manifest) -> Iterator[tuple[Path, Path]]:
+    return (_paths(folder, number) for number in range(manifest.shards))
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into a sentence that names the setting."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+            raise
+        raise ClspError(
+            f"The packed images cannot be written to {folder} ({error.strerror}); what is there "
+            f"is whole: make room or set data.cache=DIR, and give the same command again."
+        ) from error
+
+
+def _fill(
+    folder: Path, manifest: _Manifest, files: Sequence[str], packing: Packing, root: Path, why: str
+) -> None:
+    """Write the shards that are missing, under the folder's lock."""
+    _check_same(folder, manifest)
+    for left in unfinished(folder):
+        left.unlink(missing_ok=True)
+    missing = [
+        number for number, (_, index) in enumerate(_all_paths(folder, manifest))
+        if not index.exists()
+    ]  # fmt: skip
+    if not missing:
+        return
+    text = json.dumps(asdict(manifest), indent=2)
+    write_whole(folder / _MANIFEST, lambda file: file.write(text.encode()))
+    print(f"Packing {len(files)} images of {root} into {folder} ({packing.told}; {why}).")
+    done = sum(len(files[n * _SHARD : (n + 1) * _SHARD]) for n in range(manifest.shards)) - sum(
+        len(files[n * _SHARD : (n + 1) * _SHARD]) for n in missing
+    )
+    damaged: list[str] = []
+    with (
+        ThreadPoolExecutor(cores()) as pool,
+        Progress(total=len(files), initial=done, desc="packing", unit="image") as bar,
+    ):
+        for number in missing:
+            part = files[number * _SHARD : (number + 1) * _SHARD]
+            damaged += _write_shard(_paths(folder, number), part, packing, pool, bar.update)
+    if damaged:
+        more = f" and {len(damaged) - _LEFT_OUT} more" if len(damaged) > _LEFT_OUT else ""
+        print(f"Left out, not readable: {', '.join(damaged[:_LEFT_OUT])}{more}.")
+
+
+def _write_shard(
+    paths: tuple[Path, Path],
+    files: Sequence[str],
+    packing: Packing,
+    pool: ThreadPoolExecutor,
+    done: Callable[[int], object],
+) -> list[str]:
+    """Write a shard and its index; return the files that were left out."""
+    rows: list[list[int]] = []
+    damaged: list[str] = []
+
+    def write(file: BinaryIO) -> None:
+        # the length of the array is known at the end: numpy leaves room for it in the header
+        _header(file, 1)
+        length = 0
+        for name, found in zip(files, _ahead(files, packing, pool), strict=True):
+            if isinstance(found, ClspError):
+                if not packing.skip_damaged:
+                    raise ClspError(
+                        f"{str(found).rstrip('.')}, or set data.skip_damaged=True."
+                    ) from found
+                damaged.append(name)
+                rows.append([0] * len(COLUMNS))
+            else:
+                file.write(found[0])
+                length += len(found[0])
+                rows.append(found[1])
+            done(1)
+        if length == 0:  # no array may be empty
+            file.write(b"\0")
+            length = 1
+        file.seek(0)
+        _header(file, length)
+
+    shard, index = paths
+    write_whole(shard, write)
+    table = np.array(rows, np.int64)
+    write_whole(index, lambda file: np.save(file, table))
+    return damaged
+
+
+def _ahead(
+    files: Sequence[str], packing: Packing, pool: ThreadPoolExecutor
+) -> Iterator[tuple[bytes, list[int]] | ClspError]:
+    """Encode images by all threads, in their order, not far ahead of what is taken."""
+    step = 64 * cores()  # raw images may be large
+    begun = [pool.submit(_encoded, file, packing) for file in files[:step]]
+    try:
+        for number in range(len(files)):
+            if number + step < len(files):
+                begun.append(pool.submit(_encoded, files[number + step], packing))
+            found = begun[number].result()
+            begun[number] = None  # type: ignore[call-overload]  # give the bytes back
+            yield found
+    finally:
+        for left in begun:
+            if left is not None:
+                left.cancel()
+
+
+def _header(file: BinaryIO, length: int) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, header)

@@ -1,0 +1,98 @@
+"""Packed photographs through pre-training and evaluation."""
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from clsp_plugin.data.images import load_images
+from clsp_plugin.engine.pretrain import pretrain
+from clsp_plugin.errors import ClspError
+from clsp_plugin.evaluation.verbs import finetune, knn
+from clsp_plugin.records.checkpoint import read_checkpoint
+from clsp_plugin.records.record import Record
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Photographs of several sizes, two classes of each split; the settings that name them."""
+    generator = np.random.default_rng(0)
+    for split, number in (("train", 20), ("val", 7)):
+        for index in range(number):
+            folder = tmp_path / split / ("cat" if index % 2 else "dog")
+            folder.mkdir(parents=True, exist_ok=True)
+            noise = Image.fromarray(generator.integers(0, 256, (5, 5, 3)).astype(np.uint8))
+            noise.resize((30 + index, 28 + index % 3)).save(folder / f"{index:02d}.jpg")
+    return [
+        "data.dataset=custom", "data.image_size=null", f"data.train_path={tmp_path / 'train'}",
+        f"data.val_path={tmp_path / 'val'}", f"data.cache={tmp_path / 'cache'}",
+        "data.pack_size=26", "optimizer.batch_size=8",
+    ]  # fmt: skip
+
+
+def weights(finished):
+    return read_checkpoint(finished.checkpoint)["state_dict"]
+
+
+@pytest.mark.parametrize("method", ["simclr", "simclr_aug", "clsp_byol"])
+def test_a_training_that_was_stopped_ends_as_one_left_alone(
+    tiny, photos, interrupt, tmp_path, write_store, method
+):
+    settings = [*photos]
+    if method == "clsp_byol":
+        data = {"dataset": "custom", "train_path": str(tmp_path / "train"), "image_size": 16}
+        store = write_store(tmp_path / "store", load_images(data, "train"))
+        settings.append(f"synthetic.path={store}")
+    whole = pretrain(tiny(method, *settings))
+    settings.append("auto_resume.enabled=True")
+    elsewhere = f"checkpoint.dir={tmp_path / 'stopped'}"
+    interrupt(tiny(method, *settings, elsewhere), epoch=1)
+    assert len(list((tmp_path / "stopped").glob("*/*/*.ckpt"))) == 1
+    stopped = pretrain(tiny(method, *settings, elsewhere))
+    state, again = weights(whole), weights(stopped)
+    assert state.keys() == again.keys()
+    assert all(torch.equal(state[key], again[key]) for key in state)
+    record = Record.load(stopped.record)
+    assert record.config["data"]["packed"] is True
+    assert record.images["packed"] == "shorter side 26, JPEG of quality 92"
+    assert all("val_acc1" in row for row in record.curve)
+
+
+def test_candidates_of_other_photographs_are_refused(tiny, photos, tmp_path, write_store):
+    data = {"dataset": "custom", "train_path": str(tmp_path / "val"), "image_size": 16}
+    store = write_store(tmp_path / "store", load_images(data, "train"))
+    with pytest.raises(ClspError, match=r"made for 7 images of 16x16 .*images are 20 images of 16"):
+        pretrain(tiny("clsp_simclr", *photos, f"synthetic.path={store}"))
+    data["train_path"] = str(tmp_path / "train")
+    turned = load_images(data, "train")
+    turned = turned.subset(torch.arange(20).flip(0), "turned")
+    store = write_store(tmp_path / "turned", turned)
+    with pytest.raises(ClspError, match=r"fingerprint"):
+        pretrain(tiny("clsp_simclr", *photos, f"synthetic.path={store}"))
+
+
+def test_evaluations(tiny, photos, tmp_path, capsys):
+    run = pretrain(tiny("simclr", *photos, "max_epochs=1")).run_dir
+    common = {"pretrained_feature_extractor": str(run)}
+    own = {**common, "device": "cpu", "k": [1]}
+    result = knn(OmegaConf.create({**own, "data": {"cache": str(tmp_path / "cache")}}))
+    assert (result["num_train"], result["num_test"]) == (20, 7)
+    assert result["images"]["size"] == 16
+    assert result["images"]["part"] == ""
+    again = knn(OmegaConf.create(own))  # from the features that were kept
+    assert again["top1"] == result["top1"]
+    own = {"max_epochs": 1, "optimizer": {"name": "sgd", "batch_size": 8, "lr": 0.1}}
+    tuned = finetune(
+        OmegaConf.create({**common, **own, "accelerator": "cpu", "devices": 1,
+                          "checkpoint": {"enabled": False}})
+    )  # fmt: skip
+    assert tuned["num_test"] == 7
+    assert capsys.readouterr().out.count("Packing") == 2  # each split once, for all of them
+
+
+def test_what_needs_images_in_memory_says_so(tiny, photos, tmp_path):
+    with pytest.raises(ClspError, match=r"cl_gan generates images of crop_size=16 .* several"):
+        pretrain(tiny("cl_gan", *photos))
+    with pytest.raises(ClspError, match=r"is packed on the disk; set data.packed=False"):
+        pretrain(tiny("simclr", *photos, f"data.extra={tmp_path / 'val'}"))
