@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from clsp_plugin.config.rules import ranged
+from clsp_plugin.diffusion.autoencoder import Autoencoder
 from clsp_plugin.diffusion.compiling import compile_blocks, pays
 from clsp_plugin.diffusion.denoiser import ViewUNet
 from clsp_plugin.diffusion.interpolation import is_conditional
@@ -22,6 +23,7 @@ from clsp_plugin.diffusion.sampling import (
     CandidateNoise,
     Sampling,
     begin_candidates,
+    check_latent,
     denoise,
     to_float,
 )
@@ -154,6 +156,7 @@ class Drawer:
         settings: how to draw.
         condition: condition of the images, for a conditional denoiser: classes, int64 (N,), or
             features, float32 (N, D).
+        autoencoder: that of a latent denoiser; moved to the settings' device.
 
     Attributes:
         batch_size: number of samples that the denoiser processes at once; halved whenever memory
@@ -169,9 +172,14 @@ class Drawer:
         scheduler_config: Mapping[str, Any],
         settings: GenerationSettings,
         condition: torch.Tensor | None = None,
+        autoencoder: Autoencoder | None = None,
     ):
         self.device = device_of(settings.device)
         self.condition = _checked_condition(unet, condition, settings)
+        if autoencoder is not None:
+            check_latent(settings)
+            autoencoder.to(self.device)
+        self.autoencoder = autoencoder
         self.images, self.settings = images, settings
         self.scheduler = make_scheduler(
             scheduler_config, settings.steps, settings.clip, settings.sampler
@@ -227,6 +235,7 @@ class Drawer:
             indexes=indexes,
             candidates=candidates,
             condition=None if self.condition is None else self.condition[indexes],
+            autoencoder=self.autoencoder,
         )
 
     def _halve(self, error: BaseException) -> None:
@@ -317,6 +326,20 @@ class Drawer:
         """Measure the seconds that one sampling step takes per candidate, in a full batch."""
         return self._fitting(self._time_steps)
 
+    def seconds_beside(self) -> float:
+        """Measure the seconds a candidate takes beside its steps: the decoding of its latents.
+
+        The encoding of its anchor, which counts for all candidates of it, is in it once.
+        """
+        if self.autoencoder is None:
+            return 0.0
+        x = to_float(self.images[:1].to(self.device))
+        for _ in range(2):  # the first is a warm-up
+            began = time.perf_counter()
+            self.autoencoder.decode(self.autoencoder.encode(x)).sum().item()
+            seconds = time.perf_counter() - began
+        return seconds
+
     def _time_steps(self) -> float:
         for steps in (1, 3):  # the first is a warm-up
             began = time.perf_counter()
@@ -331,6 +354,7 @@ class Drawer:
         rows = min(batch_size // len(numbers), len(self.images), settings.shard_size)
         indexes = torch.arange(rows)
         x = to_float(self.images[indexes].to(self.device))
+        x = x if self.autoencoder is None else self.autoencoder.encode(x)
         noise = CandidateNoise(
             settings.seed,
             indexes.to(self.device),
@@ -345,6 +369,8 @@ class Drawer:
         drawn = denoise(
             self.unet, self.scheduler, x, noise, settings, num_steps=steps, condition=own
         )
+        if self.autoencoder is not None and steps == 1:
+            drawn = self.autoencoder.decode(drawn)  # for the memory that it takes
         drawn.sum().item()
         return rows * len(numbers)
 

@@ -17,7 +17,13 @@ from clsp_plugin.candidates.condition import condition_digest
 from clsp_plugin.candidates.manifest import MANIFEST, StoreManifest
 from clsp_plugin.candidates.writer import Left, StoreWriter, left_to_draw, replace_begun
 from clsp_plugin.config.typed import settings_of
-from clsp_plugin.diffusion.denoiser import ViewUNet, denoiser_hash, load_denoiser
+from clsp_plugin.diffusion.autoencoder import Autoencoder
+from clsp_plugin.diffusion.denoiser import (
+    ViewUNet,
+    denoiser_hash,
+    load_autoencoder_of,
+    load_denoiser,
+)
 from clsp_plugin.diffusion.drawer import Drawer, FoundBatch, GenerationSettings
 from clsp_plugin.diffusion.interpolation import is_conditional
 from clsp_plugin.errors import ClspError
@@ -27,15 +33,19 @@ from clsp_plugin.system.processes import process
 __all__ = ["estimate_generation", "generate_candidates"]
 
 
-def _check_size(images: torch.Tensor, unet: UNet2DModel) -> None:
+def _check_size(images: torch.Tensor, unet: UNet2DModel, autoencoder: Autoencoder | None) -> None:
     """Refuse images of another size than the denoiser was trained for."""
     assert images.dtype == torch.uint8
     assert images.ndim == 4
     assert images.shape[3] == 3
+    factor = 1
+    if autoencoder is not None:
+        factor = autoencoder.factor
+        autoencoder.latent_size(*images.shape[1:3])
     size = unet.config.sample_size
     if size is None:
         return
-    expected = [size, size] if isinstance(size, int) else list(size)
+    expected = [side * factor for side in ([size, size] if isinstance(size, int) else size)]
     if list(images.shape[1:3]) != expected:
         raise ClspError(
             f"The denoiser draws images of {'x'.join(map(str, expected))} pixels, the images are "
@@ -165,12 +175,13 @@ def _prepared(
     """Return the drawer of the candidates, their store's manifest, and the stored batch size."""
     settings = settings_of(GenerationSettings, cfg)
     unet, scheduler_config = load_denoiser(denoiser_path)
-    _check_size(images, unet)
+    autoencoder = load_autoencoder_of(denoiser_path, unet)
+    _check_size(images, unet, autoencoder)
     batch = FoundBatch(out, settings)
     condition = _condition_of(unet, labels, condition)
-    drawer = Drawer(images, unet, scheduler_config, batch.settings, condition)
+    drawer = Drawer(images, unet, scheduler_config, batch.settings, condition, autoencoder)
     digest = None if drawer.condition is None else condition_digest(drawer.condition)
-    name = denoiser_hash(unet, scheduler_config)
+    name = denoiser_hash(unet, scheduler_config, autoencoder)
     middle = "view" if isinstance(unet, ViewUNet) else None
     manifest = _manifest(images, fingerprint, dataset, name, settings, digest, middle)
     return drawer, manifest, batch
@@ -204,7 +215,8 @@ def estimate_generation(
         images, fingerprint, denoiser_path, Path(out), cfg, dataset, labels, condition
     )
     left = left_to_draw(out, manifest)
-    seconds = drawer.seconds_per_step() * manifest.steps * left.candidates
+    each = drawer.seconds_per_step() * manifest.steps + drawer.seconds_beside()
+    seconds = each * left.candidates
     return {
         "images": left.images,
         "candidates": left.candidates,

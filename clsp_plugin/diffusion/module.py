@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.epoch_means import EpochMeans
 
 __all__ = ["DenoiserModule", "TrainingSettings"]
+
+# ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
 # Random streams of a training. They are part of what a seed means: never renumber.
 _WEIGHTS, _DROPOUT, _CHOICES, _NOISE, _RENOISED, _RENOISE, _UNCONDITIONED, _VIEW = range(8)
@@ -80,6 +82,9 @@ class TrainingSettings(UNetSettings):
         sample_every: epochs between sheets of samples in ``<out>.samples``; 0 draws none.
         fid_images: number of samples drawn for the Frechet distance, if one is asked for.
         logger: where the numbers of every epoch go; see ``config.loggers.logger_names``.
+        autoencoder: for a latent denoiser, the directory of an autoencoder or its name on the hub,
+            see :func:`~clsp_plugin.diffusion.autoencoder.load_autoencoder`; None for a denoiser of
+            pixels. ``attention_resolutions`` are then counted in places of the latents.
     """
 
     seed: int = ranged(0, SEED)
@@ -105,6 +110,7 @@ class TrainingSettings(UNetSettings):
     sample_every: int = ranged(0, low=0)
     fid_images: int = ranged(1000, low=2)
     logger: Any = "csv"
+    autoencoder: Optional[str] = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "precision", precision_name(self.precision))
@@ -118,6 +124,11 @@ class TrainingSettings(UNetSettings):
             raise ClspError(
                 f"renoise_middle={self.renoise_middle:g} is for middle=sample; with middle=view "
                 f"the middle feature is always that of another view. Set renoise_middle=0."
+            )
+        if self.middle == "view" and self.autoencoder is not None:
+            raise ClspError(
+                "middle=view makes views of pixels, and a denoiser with an autoencoder sees "
+                "latents; leave one of the two out."
             )
 
     def ema_decay_at(self, step: int) -> float:
@@ -164,8 +175,15 @@ class DenoiserModule(EpochMeans, LightningModule):
     def _draw(
         self, indexes: torch.Tensor, images: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return a batch's images (B, 3, H, W), some flipped, noise (same shape) and steps (B,)."""
-        x = to_float(images)
+        """Return a batch's images (B, 3, H, W), some flipped, noise (same shape) and steps (B,).
+
+        The latents of mirrored images are no mirrored latents, so both are there.
+        """
+        if images.dtype == torch.uint8:
+            x = to_float(images)
+            mirrored = x.flip(-1)
+        else:
+            x, mirrored = images[:, 0].float(), images[:, -1].float()
         choices, noises = (
             derive_key(self.settings.seed, Purpose.TRAINING, stream, self.current_epoch)
             for stream in (_CHOICES, _NOISE)
@@ -174,7 +192,7 @@ class DenoiserModule(EpochMeans, LightningModule):
         noise = key_normal(keys_for(noises, indexes), x[0].numel())
         t = (u[:, 0] * len(self.signal)).long()
         flip = (u[:, 1] < self.settings.horizontal_flip)[:, None, None, None]
-        return torch.where(flip, x.flip(-1), x), noise.view_as(x), t
+        return torch.where(flip, mirrored, x), noise.view_as(x), t
 
     def _noisy(self, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         signal, sigma = (v[t, None, None, None] for v in (self.signal, self.sigma))
@@ -239,7 +257,8 @@ class DenoiserModule(EpochMeans, LightningModule):
         """Return the loss of a batch.
 
         Args:
-            batch: image indexes, int64 (B,), and images, uint8 (B, H, W, 3).
+            batch: image indexes, int64 (B,), and images, uint8 (B, H, W, 3); or their latents,
+                float (B, 2, C, h, w), with those of the mirrored images.
             batch_idx: number of the batch in its epoch, from 0.
         """
         x, noise, t = self._draw(*batch)

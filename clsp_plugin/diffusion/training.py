@@ -25,8 +25,10 @@ from clsp_plugin.candidates.condition import check_condition, condition_digest
 from clsp_plugin.config.typed import settings_of
 from clsp_plugin.data.keyed_random import Purpose, derive_key
 from clsp_plugin.data.loader import IndexBatches, index_loader
+from clsp_plugin.diffusion.autoencoder import Autoencoder, load_autoencoder
 from clsp_plugin.diffusion.compiling import compile_blocks
 from clsp_plugin.diffusion.denoiser import build_unet, check_absent, save_denoiser
+from clsp_plugin.diffusion.latents import Latents
 from clsp_plugin.diffusion.module import _WEIGHTS, DenoiserModule, TrainingSettings
 from clsp_plugin.diffusion.sample_sheets import SampleSheets
 from clsp_plugin.engine.loggers import NOTES, Run, attach_loggers, check_installed
@@ -67,12 +69,22 @@ class _Data(LightningDataModule):
     """Training batches: image indexes, and the images from the training device's memory.
 
     The batch size counts the images of all processes together, and is capped at the number of
-    images.
+    images. Of a latent denoiser the images are latents.
     """
 
-    def __init__(self, images: torch.Tensor, settings: TrainingSettings):
+    def __init__(
+        self, images: torch.Tensor, settings: TrainingSettings, latents: Latents | None = None
+    ):
         super().__init__()
-        self.images, self.settings = images, settings
+        self.images, self.settings, self.latents = images, settings, latents
+
+    def prepare_data(self) -> None:  # called in one process
+        if self.latents is not None:
+            self.latents.write(self.trainer.strategy.root_device)
+
+    def setup(self, stage: str) -> None:
+        if self.latents is not None:
+            self.images = self.latents.read()
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
@@ -129,13 +141,20 @@ def images_digest(images: torch.Tensor) -> str:
 
 
 def _identity(
-    images: torch.Tensor, settings: TrainingSettings, condition: torch.Tensor | None
+    images: torch.Tensor,
+    settings: TrainingSettings,
+    condition: torch.Tensor | None,
+    autoencoder: Autoencoder | None,
 ) -> dict[str, Any]:
     """Return the settings and data that identify a training, as they are read back from JSON."""
     kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in _FREE}
     kept |= {"num_images": len(images), "images": images_digest(images)}
     if settings.middle == "sample":  # as in trainings from before there was another
         del kept["middle"], kept["middle_dropout"]
+    if autoencoder is None:  # as in trainings from before there was one
+        del kept["autoencoder"]
+    else:  # wherever it is
+        kept["autoencoder"] = autoencoder.hash
     if condition is None:
         del kept["condition_dropout"]
     else:
@@ -183,9 +202,15 @@ def _reason(error: Exception) -> str:
 
 
 def _make_module(
-    image_size: int, settings: TrainingSettings, condition: torch.Tensor | None = None
+    image_size: int,
+    settings: TrainingSettings,
+    condition: torch.Tensor | None = None,
+    autoencoder: Autoencoder | None = None,
 ) -> DenoiserModule:
     keys: dict[str, Any] = {"of_view": settings.middle == "view"}
+    if autoencoder is not None:
+        image_size = autoencoder.latent_size(image_size, image_size)[0]
+        keys["channels"] = autoencoder.channels
     if condition is not None and keys["of_view"]:
         raise ClspError("middle=view goes without a condition; leave one of the two out.")
     if condition is not None and condition.ndim == 2:
@@ -303,19 +328,32 @@ def train_denoiser(
     size = _check_images(images)
     if condition is not None:
         check_condition(condition, len(images))
-    identity = _identity(images, settings, condition)
+    autoencoder = None
+    if settings.autoencoder is not None:
+        autoencoder = load_autoencoder(settings.autoencoder)
+    identity = _identity(images, settings, condition, autoencoder)
     workspace = out.with_name(f"{out.name}.training")
     finished = _finished(out, identity)
     if finished is not None:
         shutil.rmtree(workspace, ignore_errors=True)  # left by a process killed at the very end
         return finished
     check_absent(out)
-    module = _make_module(size, settings, condition)
+    module = _make_module(size, settings, condition, autoencoder)
     workspace.mkdir(parents=True, exist_ok=True)
     try:
         with one_training(workspace, "wait for it, or choose another out="):
             try:
-                return _train(images, module, settings, identity, workspace, out, callbacks, score)
+                return _train(
+                    images,
+                    module,
+                    settings,
+                    identity,
+                    workspace,
+                    out,
+                    callbacks,
+                    score,
+                    autoencoder,
+                )
             finally:
                 _leave(workspace)
     finally:
@@ -330,6 +368,19 @@ def _leave(workspace: Path) -> None:
             (workspace / name).unlink(missing_ok=True)
 
 
+def _latents(
+    images: torch.Tensor,
+    autoencoder: Autoencoder,
+    workspace: Path,
+    identity: Mapping[str, Any],
+    settings: TrainingSettings,
+) -> Latents:
+    mirrored = settings.horizontal_flip > 0
+    content = json.dumps([identity["images"], identity["autoencoder"], mirrored])
+    name = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return Latents(images, autoencoder, workspace, name, mirrored)
+
+
 def _train(
     images: torch.Tensor,
     module: DenoiserModule,
@@ -339,6 +390,7 @@ def _train(
     out: Path,
     callbacks: Sequence[Callback] | None,
     score: Callable[[torch.Tensor], float] | None,
+    autoencoder: Autoencoder | None,
 ) -> dict[str, Any]:
     """Train in a workspace, from its checkpoint if it has one; see :func:`train_denoiser`."""
     checkpoint = _find_checkpoint(workspace, identity)
@@ -355,6 +407,7 @@ def _train(
                     score=score,
                     num_scored=settings.fid_images,
                     history=history,
+                    autoencoder=autoencoder,
                 )
             )
         trainer = _make_trainer(settings, workspace, identity, history, callbacks)
@@ -366,7 +419,10 @@ def _train(
         keep_freed_memory(device)
         if to_compile(settings.compile, device, "compile"):
             compile_blocks(module.unet)
-        fit(trainer, module, _Data(images, settings), checkpoint)
+        latents = None
+        if autoencoder is not None:
+            latents = _latents(images, autoencoder, workspace, identity, settings)
+        fit(trainer, module, _Data(images, settings, latents), checkpoint)
     if len(module.losses) < settings.max_epochs:  # a callback may stop the training early
         raise ClspError(
             f"The training stopped after {len(module.losses)} of {settings.max_epochs} epochs; "
@@ -375,7 +431,15 @@ def _train(
     record = _record(module, identity, trainer.global_step)
     if trainer.is_global_zero:
         files = {RECORD: json.dumps(record, indent=2), METRICS: metrics_csv(history)}
-        save_denoiser(module.ema, out, prediction=settings.prediction, files=files)
+        if autoencoder is not None:
+            autoencoder.to(torch.device("cpu"))
+        save_denoiser(
+            module.ema,
+            out,
+            prediction=settings.prediction,
+            autoencoder=autoencoder,
+            files=files,
+        )
         shutil.rmtree(workspace, ignore_errors=True)  # everything needed is in out
     trainer.strategy.barrier()
     return record
