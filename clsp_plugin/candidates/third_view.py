@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class ThirdView:
     ):
         self.source, self.augmentation = source, augmentation
         self.seed, self.rows = seed, rows
-        self._begun: torch.Tensor | None = None
+        self._begun: Future[torch.Tensor] | None = None
+        self._thread: ThreadPoolExecutor | None = None
 
     def to(self, device: torch.device) -> "ThirdView":
         """Move the source to a training GPU if it is small enough, in place.
@@ -62,7 +64,7 @@ class ThirdView:
             self.source = self.source.to(device) if fits else self.source
         elif fits:
             self.source.load_to(device)
-        elif self.source.nbytes <= _VERIFIED:
+        elif self.source.stored_bytes <= _VERIFIED:
             self.source.verify()
         if self.rows is not None:
             self.rows = self.rows.to(device)
@@ -81,8 +83,19 @@ class ThirdView:
         """
         if isinstance(self.source, CandidateStore) and not self.source.resident:
             assert self.rows is None
-            images = self.source.gather(indexes, self.source.choose(indexes, self.seed, epoch))
-            self._begun = to_device(images, device)
+            self._begun = self._start(self.source, indexes, epoch, device)
+
+    def _start(
+        self, store: CandidateStore, indexes: torch.Tensor, epoch: int, device: torch.device
+    ) -> "Future[torch.Tensor]":
+        """Begin to read candidates; encoded ones are decoded while this process goes on."""
+        choice = store.choose(indexes, self.seed, epoch)
+        if store.encoded:
+            self._thread = self._thread or ThreadPoolExecutor(1, "third-view")
+            return self._thread.submit(store.gather, indexes, choice)
+        done: Future[torch.Tensor] = Future()
+        done.set_result(to_device(store.gather(indexes, choice), device))
+        return done
 
     def __call__(self, indexes: torch.Tensor, epoch: int, number: int) -> torch.Tensor:
         """Make the third views of a batch: float32 (B, 3, crop, crop), normalised.
@@ -97,7 +110,8 @@ class ThirdView:
             self.rows = self.rows.to(indexes.device)
         rows = indexes if self.rows is None else self.rows[indexes]
         if self._begun is not None:
-            images, self._begun = self._begun, None
+            begun, self._begun = self._begun, None
+            images = to_device(begun.result(), rows.device)
         elif isinstance(self.source, torch.Tensor):
             images = self.source[rows.to(self.source.device)].to(rows.device)
         else:

@@ -14,6 +14,7 @@ from diffusers import UNet2DModel
 from tqdm import tqdm
 
 from clsp_plugin.candidates.condition import condition_digest
+from clsp_plugin.candidates.encoded import encode_images
 from clsp_plugin.candidates.manifest import MANIFEST, StoreManifest
 from clsp_plugin.candidates.writer import Left, StoreWriter, left_to_draw, replace_begun
 from clsp_plugin.config.typed import settings_of
@@ -83,7 +84,7 @@ def _manifest(
         guidance=settings.guidance,
         condition=condition,
         middle=middle,
-    )
+    ).encoded_with(settings.encoding, settings.quality)
 
 
 class _Shards:
@@ -129,6 +130,19 @@ def _work(writer: StoreWriter, rank: int, world_size: int) -> list[tuple[int, in
         for shard, start, stop in writer.missing()
         if shard % world_size == rank
     ]
+
+
+_WEIGHED = 64  # images that are encoded to estimate the size of a store
+
+
+def _left(out: str | Path, manifest: StoreManifest, images: torch.Tensor) -> Left:
+    """Return what is left to draw; encoded candidates are expected to be as large as the images."""
+    if manifest.encoding is None:
+        return left_to_draw(out, manifest)
+    assert manifest.quality is not None
+    some = images[:: -(-len(images) // _WEIGHED)].numpy()
+    sizes = [len(one) for one in encode_images(some, manifest.encoding, manifest.quality)]
+    return left_to_draw(out, manifest, sum(sizes) / len(sizes))
 
 
 def _no_room(left: Left, out: Path) -> str | None:
@@ -214,7 +228,7 @@ def estimate_generation(
     drawer, manifest, _ = _prepared(
         images, fingerprint, denoiser_path, Path(out), cfg, dataset, labels, condition
     )
-    left = left_to_draw(out, manifest)
+    left = _left(out, manifest, images)
     each = drawer.seconds_per_step() * manifest.steps + drawer.seconds_beside()
     seconds = each * left.candidates
     return {
@@ -280,7 +294,7 @@ def generate_candidates(
     )
     # all checks come before anything is written
     rank, world_size = process()
-    left = left_to_draw(out, manifest)
+    left = _left(out, manifest, images)
     if not (Path(out) / MANIFEST).exists():  # in a store, leftovers are deleted before the check
         _check_room(left, Path(out))
     if replace_begun(out, manifest):
@@ -301,7 +315,7 @@ def _draw_into(
     """Draw what is left of this process's share; see :func:`generate_candidates`."""
     began = time.perf_counter()
     with writer.lock(rank, world_size):
-        _check_room(left_to_draw(writer.path, writer.manifest), writer.path)
+        _check_room(_left(writer.path, writer.manifest, drawer.images), writer.path)
         writer.verify(rank, world_size)
         writer.extend()
         work = _work(writer, rank, world_size)

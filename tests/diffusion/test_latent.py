@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, LDMPipeline, VQModel
 from diffusers.pipelines.deprecated.latent_diffusion_uncond import pipeline_latent_diffusion_uncond
 
+from clsp_plugin.candidates.encoded import encode_images
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.diffusion import latents
@@ -285,3 +286,17 @@ def test_an_inspection_redraws_in_the_latent_space(denoiser, images, tmp_path):
     assert len(report["weights"]) == 7
     features = middle_features(*found[:2], images, autoencoder=found[2])
     assert features.shape == (12, 16 * (SIDE // 4) ** 2)
+
+
+def test_candidates_are_drawn_into_an_encoded_store(denoiser, images, tmp_path):
+    path, cfg = denoiser("tiny"), {**DRAWING, "steps": 5}
+    generate_candidates(images, "abc", path, tmp_path / "raw", cfg)
+    encoded = {**cfg, "encoding": "jpeg", "quality": 95}
+    found = estimate_generation(images, "abc", path, tmp_path / "jpeg", encoded)
+    some = [len(one) for one in encode_images(images.numpy(), "jpeg", 95)]
+    assert found["bytes"] == pytest.approx(2 * sum(some), abs=1)
+    generate_candidates(images, "abc", path, tmp_path / "jpeg", encoded)
+    raw, jpeg = (CandidateStore(tmp_path / name) for name in ("raw", "jpeg"))
+    assert (jpeg.manifest.encoding, jpeg.manifest.quality) == ("jpeg", 95)
+    again = encode_images(raw.images([7])[0], "jpeg", 95)
+    assert jpeg.encoded_shard(1)[4:6] == again
