@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -18,7 +16,6 @@ from diffusers import (
     LDMPipeline,
     UNet2DModel,
 )
-from safetensors import SafetensorError
 from torch import nn
 
 from clsp_plugin.config.rules import ranged
@@ -29,7 +26,13 @@ from clsp_plugin.diffusion.autoencoder import (
     part_of,
     weights_digest,
 )
-from clsp_plugin.diffusion.folders import INDEX, load_network, read_config, write_weight_digests
+from clsp_plugin.diffusion.folders import (
+    INDEX,
+    check_absent,
+    load_network,
+    made_whole,
+    read_config,
+)
 from clsp_plugin.diffusion.interpolation import check_unet
 from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, is_number, predicted, training_betas
 from clsp_plugin.errors import ClspError
@@ -363,14 +366,6 @@ def denoiser_hash(
     return digest.hexdigest()[:16]
 
 
-def check_absent(path: Path) -> None:
-    """Refuse to write over anything: raises ClspError unless path is absent or an empty folder."""
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists():
-        raise ClspError(f"{path} already exists; choose another out= or delete it.")
-
-
 def _pipeline(
     unet: UNet2DModel, betas: Mapping[str, Any], autoencoder: Autoencoder | None
 ) -> DiffusionPipeline:
@@ -422,26 +417,7 @@ def save_denoiser(
         "prediction_type": prediction,
     }
     pipeline = _pipeline(unet, betas, autoencoder)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            pipeline.save_pretrained(temporary)
-        except SafetensorError as error:
-            raise ClspError(
-                f"{path} could not be written ({error}); make room, or choose another place."
-            ) from error
-        for name, text in (files or {}).items():
-            (temporary / name).write_text(text)
-        for folder in (temporary / part for part in ("unet", "vqvae")):
-            if folder.is_dir():
-                write_weight_digests(folder)
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            check_absent(path)  # another process was faster
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    made_whole(path, pipeline.save_pretrained, ("unet", "vqvae"), files or {})
 
 
 # Settings of a network that the shapes of its weights do not show.

@@ -1,13 +1,20 @@
 """Folders of networks in diffusers' format: their configuration, weights and digests."""
 
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.digests import changed_files, write_digests
 from clsp_plugin.system.json_files import read_json
 
-__all__ = ["INDEX", "check_weights", "load_network", "read_config", "write_weight_digests"]
+__all__ = ["INDEX", "check_absent", "check_weights", "load_network", "made_whole", "read_config"]
 
 INDEX = "model_index.json"  # file of a pipeline's folder that names its parts
 _DIGESTS = "weights.b2"  # file of digests beside the weights
@@ -26,9 +33,49 @@ def read_config(path: Path, advice: str = _ADVICE) -> dict[str, Any]:
         raise ClspError(f"{path} cannot be read, it is missing; {advice}") from error
 
 
-def write_weight_digests(folder: Path) -> None:
-    """Write the digests of the weights in a network's folder beside them."""
-    write_digests(folder / _DIGESTS, sorted(folder.glob("*.safetensors")))
+def check_absent(path: Path) -> None:
+    """Refuse to write over anything: raises ClspError unless path is absent or an empty folder."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists():
+        raise ClspError(f"{path} already exists; choose another out= or delete it.")
+
+
+def made_whole(
+    path: Path, save: Callable[[Path], object], parts: Iterable[str], files: Mapping[str, str]
+) -> None:
+    """Write a directory so that it appears whole or not at all.
+
+    Args:
+        path: the directory; it must not exist yet.
+        save: writes networks into the folder that it is given.
+        parts: folders in it that may hold a network; digests are written beside their weights.
+        files: further text files, name to content.
+
+    Raises:
+        ClspError: the path exists, or there is no room for it.
+    """
+    check_absent(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            save(temporary)
+        except SafetensorError as error:
+            raise ClspError(
+                f"{path} could not be written ({error}); make room, or choose another place."
+            ) from error
+        for name, text in files.items():
+            (temporary / name).write_text(text)
+        for folder in (temporary / part for part in parts):
+            if folder.is_dir():
+                write_digests(folder / _DIGESTS, sorted(folder.glob("*.safetensors")))
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            check_absent(path)  # another process was faster
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_weights(folder: Path) -> None:
@@ -43,6 +90,18 @@ def check_weights(folder: Path) -> None:
         )
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep diffusers from warning of a setting that it writes for AutoencoderTiny itself."""
+    logger = logging.getLogger("diffusers.configuration_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def load_network(kind: Any, folder: Path, advice: str) -> Any:
     """Load a network, and refuse one with missing, unexpected or changed weights.
 
@@ -55,9 +114,10 @@ def load_network(kind: Any, folder: Path, advice: str) -> Any:
         The network in evaluation mode, in float32 on the CPU.
     """
     try:
-        network, info = kind.from_pretrained(
-            folder, output_loading_info=True, low_cpu_mem_usage=False, local_files_only=True
-        )
+        with _quiet():
+            network, info = kind.from_pretrained(
+                folder, output_loading_info=True, low_cpu_mem_usage=False, local_files_only=True
+            )
     except Exception as error:  # diffusers may raise anything on a damaged or foreign file
         if isinstance(error, OSError) and error.errno is not None:
             raise  # an error of the system

@@ -32,7 +32,7 @@ from clsp_plugin.diffusion.views import other_view
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.epoch_means import EpochMeans
 
-__all__ = ["DenoiserModule", "TrainingSettings"]
+__all__ = ["DenoiserModule", "KeptModule", "TrainingSettings"]
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
@@ -136,7 +136,37 @@ class TrainingSettings(UNetSettings):
         return min(self.ema_decay, (1 + step) / (10 + step)) if self.ema_warmup else self.ema_decay
 
 
-class DenoiserModule(EpochMeans, LightningModule):
+class KeptModule(EpochMeans, LightningModule):
+    """A module that keeps the mean loss of each epoch and the time of training, over all runs.
+
+    Attributes:
+        losses: mean loss of each epoch so far.
+        seconds: training time so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+        self.seconds = 0.0
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        self.losses.append(float(self.trainer.callback_metrics["loss"]))
+        self.seconds += time.perf_counter() - self._start
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["progress"] = {"losses": list(self.losses), "seconds": self.seconds}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.losses = list(checkpoint["progress"]["losses"])
+        self.seconds = checkpoint["progress"]["seconds"]
+
+
+class DenoiserModule(KeptModule):
     """A denoiser in training.
 
     Random numbers are keyed by (seed, epoch, image index), those of dropout by (seed, epoch, batch,
@@ -151,8 +181,6 @@ class DenoiserModule(EpochMeans, LightningModule):
     Attributes:
         unet: the network in training.
         ema: the moving average of its weights; part of every checkpoint.
-        losses: mean loss of each epoch so far.
-        seconds: training time so far, over all runs.
     """
 
     def __init__(
@@ -165,8 +193,6 @@ class DenoiserModule(EpochMeans, LightningModule):
         self.settings = settings
         self.unet = unet
         self.ema = copy.deepcopy(unet).requires_grad_(False)
-        self.losses: list[float] = []
-        self.seconds = 0.0
         alphas = DDPMScheduler(**LINEAR_BETAS).alphas_cumprod
         self.register_buffer("signal", alphas.sqrt(), persistent=False)
         self.register_buffer("sigma", (1.0 - alphas).sqrt(), persistent=False)
@@ -291,19 +317,3 @@ class DenoiserModule(EpochMeans, LightningModule):
 
     def watched(self) -> dict[str, float]:
         return {"ema_decay": self.settings.ema_decay_at(self.global_step - 1)}
-
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        self._start = time.perf_counter()
-
-    def on_train_epoch_end(self) -> None:
-        super().on_train_epoch_end()
-        self.losses.append(float(self.trainer.callback_metrics["loss"]))
-        self.seconds += time.perf_counter() - self._start
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["progress"] = {"losses": list(self.losses), "seconds": self.seconds}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.losses = list(checkpoint["progress"]["losses"])
-        self.seconds = checkpoint["progress"]["seconds"]

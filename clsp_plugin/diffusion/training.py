@@ -12,7 +12,7 @@ import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import diffusers
 import lightning
@@ -29,7 +29,12 @@ from clsp_plugin.diffusion.autoencoder import Autoencoder, load_autoencoder
 from clsp_plugin.diffusion.compiling import compile_blocks
 from clsp_plugin.diffusion.denoiser import build_unet, check_absent, save_denoiser
 from clsp_plugin.diffusion.latents import Latents
-from clsp_plugin.diffusion.module import _WEIGHTS, DenoiserModule, TrainingSettings
+from clsp_plugin.diffusion.module import (
+    _WEIGHTS,
+    DenoiserModule,
+    KeptModule,
+    TrainingSettings,
+)
 from clsp_plugin.diffusion.sample_sheets import SampleSheets
 from clsp_plugin.engine.loggers import NOTES, Run, attach_loggers, check_installed
 from clsp_plugin.engine.progress import METRICS, History, MetricsFile, metrics_csv, quiet
@@ -44,7 +49,7 @@ from clsp_plugin.system.json_files import read_json
 from clsp_plugin.system.memory import keep_freed_memory
 from clsp_plugin.system.processes import is_first
 
-__all__ = ["RECORD", "SETTINGS", "train_denoiser"]
+__all__ = ["RECORD", "SETTINGS", "Loop", "carry_out", "images_digest", "once", "train_denoiser"]
 
 # The file beside a denoiser's weights that says how they were trained.
 RECORD = "training.json"
@@ -72,9 +77,7 @@ class _Data(LightningDataModule):
     images. Of a latent denoiser the images are latents.
     """
 
-    def __init__(
-        self, images: torch.Tensor, settings: TrainingSettings, latents: Latents | None = None
-    ):
+    def __init__(self, images: torch.Tensor, settings: "Loop", latents: Latents | None = None):
         super().__init__()
         self.images, self.settings, self.latents = images, settings, latents
 
@@ -222,17 +225,45 @@ def _make_module(
         return DenoiserModule(build_unet(image_size, settings, **keys), settings, condition)
 
 
+class Loop(Protocol):
+    """The settings of a training that its loop reads, see ``TrainingSettings``."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def max_epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def gradient_clip(self) -> float: ...
+    @property
+    def precision(self) -> Any: ...
+    @property
+    def accelerator(self) -> str: ...
+    @property
+    def devices(self) -> Any: ...
+    @property
+    def strategy(self) -> str: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+    @property
+    def logger(self) -> Any: ...
+
+
 def _make_trainer(
-    settings: TrainingSettings,
+    settings: Loop,
     workspace: Path,
     identity: dict[str, Any],
     history: History,
     callbacks: Sequence[Callback],
+    whose: str,
 ) -> Trainer:
     advice = f"a smaller lr (it is {settings.lr:g})"
     if settings.precision != "32-true":
         advice = f"precision=32-true or {advice}"
-    finite = Finite("the denoiser", f"use {advice}")
+    finite = Finite(whose, f"use {advice}")
     callbacks = [
         finite,
         Watching(history),
@@ -267,7 +298,7 @@ def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     return record if record.get("settings") == identity else None
 
 
-def _record(module: DenoiserModule, identity: dict[str, Any], steps: int) -> dict[str, Any]:
+def record_of(module: KeptModule, identity: dict[str, Any], steps: int) -> dict[str, Any]:
     """Return the content of ``training.json`` for a finished training."""
     device = module.device
     cpu = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
@@ -332,28 +363,42 @@ def train_denoiser(
     if settings.autoencoder is not None:
         autoencoder = load_autoencoder(settings.autoencoder)
     identity = _identity(images, settings, condition, autoencoder)
+
+    def prepare() -> Callable[[Path], dict[str, Any]]:
+        module = _make_module(size, settings, condition, autoencoder)
+        return lambda workspace: _train(
+            images, module, settings, identity, workspace, out, callbacks, score, autoencoder
+        )
+
+    return once(out, identity, prepare)
+
+
+def once(
+    out: Path, identity: dict[str, Any], prepare: Callable[[], Callable[[Path], dict[str, Any]]]
+) -> dict[str, Any]:
+    """Do a training that is not finished yet, with its files beside ``out`` meanwhile.
+
+    Args:
+        out: the directory that is written.
+        identity: what identifies the training.
+        prepare: called before anything is written. What it returns trains in the folder that it is
+            given, from the checkpoint there is, and returns the record of the training.
+
+    Returns:
+        The record.
+    """
     workspace = out.with_name(f"{out.name}.training")
     finished = _finished(out, identity)
     if finished is not None:
         shutil.rmtree(workspace, ignore_errors=True)  # left by a process killed at the very end
         return finished
     check_absent(out)
-    module = _make_module(size, settings, condition, autoencoder)
+    train = prepare()
     workspace.mkdir(parents=True, exist_ok=True)
     try:
         with one_training(workspace, "wait for it, or choose another out="):
             try:
-                return _train(
-                    images,
-                    module,
-                    settings,
-                    identity,
-                    workspace,
-                    out,
-                    callbacks,
-                    score,
-                    autoencoder,
-                )
+                return train(workspace)
             finally:
                 _leave(workspace)
     finally:
@@ -393,42 +438,42 @@ def _train(
     autoencoder: Autoencoder | None,
 ) -> dict[str, Any]:
     """Train in a workspace, from its checkpoint if it has one; see :func:`train_denoiser`."""
-    checkpoint = _find_checkpoint(workspace, identity)
-    history = History()
-    with quiet():
-        callbacks = list(callbacks or ())
-        if settings.sample_every:
-            folder = out.with_name(f"{out.name}.samples")
-            callbacks.append(
-                SampleSheets(
-                    folder,
-                    settings.sample_every,
-                    settings.prediction,
-                    score=score,
-                    num_scored=settings.fid_images,
-                    history=history,
-                    autoencoder=autoencoder,
-                )
+    history, callbacks = History(), list(callbacks or ())
+    if settings.sample_every:
+        folder = out.with_name(f"{out.name}.samples")
+        callbacks.append(
+            SampleSheets(
+                folder,
+                settings.sample_every,
+                settings.prediction,
+                score=score,
+                num_scored=settings.fid_images,
+                history=history,
+                autoencoder=autoencoder,
             )
-        trainer = _make_trainer(settings, workspace, identity, history, callbacks)
-        run = Run(workspace, out.name, identity, out.with_name(f"{out.name}.tensorboard"))
-        if checkpoint is not None:
-            run.read()
-        attach_loggers(trainer, history, settings.logger, run)
-        device = trainer.strategy.root_device
-        keep_freed_memory(device)
+        )
+    latents = None
+    if autoencoder is not None:
+        latents = _latents(images, autoencoder, workspace, identity, settings)
+
+    def prepare(device: torch.device) -> None:
         if to_compile(settings.compile, device, "compile"):
             compile_blocks(module.unet)
-        latents = None
-        if autoencoder is not None:
-            latents = _latents(images, autoencoder, workspace, identity, settings)
-        fit(trainer, module, _Data(images, settings, latents), checkpoint)
-    if len(module.losses) < settings.max_epochs:  # a callback may stop the training early
-        raise ClspError(
-            f"The training stopped after {len(module.losses)} of {settings.max_epochs} epochs; "
-            f"start it again with the same settings to continue."
-        )
-    record = _record(module, identity, trainer.global_step)
+
+    data = _Data(images, settings, latents)
+    trainer = carry_out(
+        module,
+        data,
+        settings,
+        identity,
+        workspace,
+        out,
+        history,
+        callbacks,
+        "the denoiser",
+        prepare,
+    )
+    record = record_of(module, identity, trainer.global_step)
     if trainer.is_global_zero:
         files = {RECORD: json.dumps(record, indent=2), METRICS: metrics_csv(history)}
         if autoencoder is not None:
@@ -443,3 +488,54 @@ def _train(
         shutil.rmtree(workspace, ignore_errors=True)  # everything needed is in out
     trainer.strategy.barrier()
     return record
+
+
+def carry_out(
+    module: KeptModule,
+    data: LightningDataModule,
+    settings: Loop,
+    identity: dict[str, Any],
+    workspace: Path,
+    out: Path,
+    history: History,
+    callbacks: Sequence[Callback],
+    whose: str,
+    prepare: Callable[[torch.device], None] = lambda device: None,
+) -> Trainer:
+    """Train a module, from the checkpoint in its workspace if there is one.
+
+    Args:
+        module: what is trained.
+        data: its batches.
+        settings: the settings of the loop.
+        identity: what identifies the training.
+        workspace: folder of its files.
+        out: the directory that will be written, for names.
+        history: receives the numbers of every epoch.
+        callbacks: further callbacks.
+        whose: what is trained, for messages.
+        prepare: called with the device before the first step.
+
+    Returns:
+        The trainer, after the last epoch.
+
+    Raises:
+        ClspError: see :func:`train_denoiser`.
+    """
+    checkpoint = _find_checkpoint(workspace, identity)
+    with quiet():
+        trainer = _make_trainer(settings, workspace, identity, history, callbacks, whose)
+        run = Run(workspace, out.name, identity, out.with_name(f"{out.name}.tensorboard"))
+        if checkpoint is not None:
+            run.read()
+        attach_loggers(trainer, history, settings.logger, run)
+        device = trainer.strategy.root_device
+        keep_freed_memory(device)
+        prepare(device)
+        fit(trainer, module, data, checkpoint)
+    if len(module.losses) < settings.max_epochs:  # a callback may stop the training early
+        raise ClspError(
+            f"The training stopped after {len(module.losses)} of {settings.max_epochs} epochs; "
+            f"start it again with the same settings to continue."
+        )
+    return trainer

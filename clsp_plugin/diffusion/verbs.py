@@ -18,6 +18,7 @@ from clsp_plugin.config.training import Data
 from clsp_plugin.config.typed import settings_of, typed
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import load_images
+from clsp_plugin.diffusion.autoencoder_training import AutoencoderSettings, train_autoencoder
 from clsp_plugin.diffusion.denoiser import check_absent
 from clsp_plugin.diffusion.drawer import GenerationSettings
 from clsp_plugin.diffusion.generation import estimate_generation, generate_candidates
@@ -29,7 +30,14 @@ from clsp_plugin.system.json_files import checked, read_json
 from clsp_plugin.system.memory import in_bytes
 from clsp_plugin.system.processes import process
 
-__all__ = ["check_denoiser", "check_generate", "denoiser", "generate"]
+__all__ = [
+    "autoencoder",
+    "check_autoencoder",
+    "check_denoiser",
+    "check_generate",
+    "denoiser",
+    "generate",
+]
 
 
 def _split(given: DictConfig, *names: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -46,6 +54,7 @@ def _split(given: DictConfig, *names: str) -> tuple[dict[str, Any], dict[str, An
 
 # Keys of the two configurations that are not settings of the training or the generation.
 _BESIDE = {
+    "autoencoder": ("out", "data"),
     "denoiser": ("out", "data", "condition", "fid"),
     "generate": ("out", "data", "condition", "denoiser", "export_npy", "dry_run"),
 }
@@ -68,6 +77,15 @@ def _check(verb: str, cfg: DictConfig, settings: type) -> None:
         settings_of(settings, given)
 
 
+def check_autoencoder(cfg: DictConfig) -> None:
+    """Refuse a configuration that :func:`autoencoder` would refuse for any images.
+
+    Raises:
+        ClspError: a setting is not valid; the message names it.
+    """
+    _check("autoencoder", cfg, AutoencoderSettings)
+
+
 def check_denoiser(cfg: DictConfig) -> None:
     """Refuse a configuration that :func:`denoiser` would refuse for any images.
 
@@ -88,6 +106,38 @@ def check_generate(cfg: DictConfig) -> None:
 
 def _images(data: dict[str, Any]) -> ImageArray:
     return load_images(typed(data, Data), "train")
+
+
+def autoencoder(
+    given: DictConfig,
+    *,
+    title: str = "train the autoencoder",
+    callbacks: Sequence[Callback] = (),
+) -> dict[str, Any]:
+    """Train an autoencoder on the training images and write it in diffusers' format.
+
+    Args:
+        given: the configuration: ``data`` as in pre-training, ``out`` and the keys of
+            ``AutoencoderSettings``.
+        title: label of the progress bar.
+        callbacks: further callbacks of Lightning.
+
+    Returns:
+        The content of ``training.json``.
+    """
+    own, rest = _split(given, "data", "out")
+    settings = settings_of(AutoencoderSettings, rest)
+    finished = (Path(own["out"]) / RECORD).exists()
+    if not finished:
+        check_absent(Path(own["out"]))
+    bars = [Bar(title, metrics=("loss",)), *callbacks]
+    record = train_autoencoder(_images(own["data"]).images, settings, own["out"], callbacks=bars)
+    trained = f"{record['epochs']} epochs, {record['seconds']:.0f} s"
+    print(
+        f"Autoencoder: {own['out']} ({'already complete: ' if finished else ''}{trained}; "
+        f"PSNR {record['psnr']:.2f} dB on images held out)"
+    )
+    return record
 
 
 def denoiser(
