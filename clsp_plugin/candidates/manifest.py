@@ -51,6 +51,8 @@ class StoreManifest:
         condition: digest of the condition that the denoiser got; None for an unconditional one.
         middle: ``view`` if the denoiser was trained to take from an anchor what it shares with
             other views of it (``middle=view``); None if middle features were blended.
+        noise_level: noise of the anchors' embeddings, of an image-variation pipeline; else None.
+        draw_size: side in pixels of what such a pipeline drew before it was resized; else None.
         encoding: how candidates are encoded, ``jpeg`` or ``webp``; None for pixels.
         quality: quality of the encoding, 1 to 100; None for pixels.
     """
@@ -74,6 +76,8 @@ class StoreManifest:
     guidance: float = 0.0
     condition: str | None = None
     middle: str | None = None
+    noise_level: int | None = None
+    draw_size: int | None = None
     encoding: str | None = None
     quality: int | None = None
 

@@ -57,7 +57,7 @@ class Autoencoder:
         ClspError: it is not one of RGB images.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: Any):
         self.network = network.eval().requires_grad_(False)
         config = network.config
         given = (config.in_channels, config.out_channels)

@@ -45,9 +45,11 @@ __all__ = [
     "build_unet",
     "check_absent",
     "denoiser_hash",
+    "fetch_pipeline",
     "load_autoencoder_of",
     "load_denoiser",
     "save_denoiser",
+    "scheduler_config",
 ]
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
@@ -271,6 +273,17 @@ def _fetch(source: str) -> Path:
         ) from error
 
 
+def fetch_pipeline(source: str | Path) -> Path:
+    """Return the local folder of a pipeline: a directory, or a copy of one on the hub.
+
+    Raises:
+        ClspError: there is no such directory, and it cannot be fetched.
+    """
+    if Path(source).is_file():
+        raise ClspError(f"{source} is a file; a denoiser is a directory in diffusers' format.")
+    return Path(source) if Path(source).is_dir() else _fetch(str(source))
+
+
 def _load_unet(folder: Path, latent: bool) -> UNet2DModel:
     """Load a network, and refuse one with missing, unexpected or changed weights."""
     config = read_config(folder / "config.json")
@@ -300,9 +313,7 @@ def load_denoiser(source: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
             changed since they were written (checked if there is ``unet/weights.b2``), or the
             network is not one of RGB images.
     """
-    if Path(source).is_file():
-        raise ClspError(f"{source} is a file; a denoiser is a directory in diffusers' format.")
-    folder = Path(source) if Path(source).is_dir() else _fetch(str(source))
+    folder = fetch_pipeline(source)
     if not (folder / INDEX).exists():
         if not (folder / "config.json").exists():
             raise ClspError(
@@ -315,7 +326,7 @@ def load_denoiser(source: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
         raise ClspError(f"The pipeline in {folder} has no unet, so it is not a denoiser.")
     nested = folder / "unet"
     unet = _load_unet(nested if nested.is_dir() else folder, part_of(folder) is not None)
-    return unet, _scheduler_config(folder)
+    return unet, scheduler_config(folder)
 
 
 def load_autoencoder_of(source: str | Path, unet: UNet2DModel) -> Autoencoder | None:
@@ -329,7 +340,7 @@ def load_autoencoder_of(source: str | Path, unet: UNet2DModel) -> Autoencoder | 
         ClspError: the autoencoder cannot be loaded, or its latents have another number of channels
             than the denoiser takes.
     """
-    folder = Path(source) if Path(source).is_dir() else _fetch(str(source))
+    folder = fetch_pipeline(source)
     part = part_of(folder) if (folder / INDEX).exists() else None
     if part is None:
         return None
@@ -428,7 +439,7 @@ _UNSEEN_KEYS = (
 )  # fmt: skip
 
 
-def _scheduler_config(folder: Path) -> dict[str, Any]:
+def scheduler_config(folder: Path) -> dict[str, Any]:
     """Read the configuration of the training's scheduler from a pipeline directory."""
     # early pipelines such as google/ddpm-cifar10-32 keep all files in one directory
     nested = folder / "scheduler" / "scheduler_config.json"

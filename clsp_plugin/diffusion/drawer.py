@@ -59,6 +59,10 @@ class GenerationSettings(Sampling):
         encoding: how candidates are stored: ``raw``, as pixels, or ``jpeg`` or ``webp``, which
             takes a seventh of the room or less at 224 pixels and changes the pixels a little.
         quality: quality of the encoding, 1 to 100.
+        noise_level: for a Stable unCLIP pipeline, noise of the anchor's embedding, 0 to 999; the
+            more, the less a candidate has of its anchor.
+        draw_size: for an image-variation pipeline, side in pixels of what is drawn, before it gets
+            the size of the images; None is the pipeline's own.
         channels_last: whether to keep the channels of a pixel side by side in memory; None does so
             if the denoiser is compiled for a CUDA GPU. Elsewhere torch's normalisation of groups
             copies such images back and forth.
@@ -74,6 +78,8 @@ class GenerationSettings(Sampling):
     shard_size: int = ranged(1024, low=1)
     encoding: str = ranged("raw", choices=("raw", *ENCODINGS))
     quality: int = ranged(90, low=1, high=100)
+    noise_level: int = ranged(0, low=0, high=999)
+    draw_size: Optional[int] = ranged(None, low=1)
     channels_last: Optional[bool] = None
     compile: Optional[bool] = None
 
@@ -181,7 +187,7 @@ class Drawer:
         autoencoder: Autoencoder | None = None,
     ):
         self.device = device_of(settings.device)
-        self.condition = _checked_condition(unet, condition, settings)
+        self.condition = self._checked(unet, condition, settings)
         if autoencoder is not None:
             check_latent(settings)
             autoencoder.to(self.device)
@@ -202,6 +208,11 @@ class Drawer:
             # the batch that fits is found first: there is a graph for every size that is tried
             self._fitting(lambda: self._try_steps(1, self.batch_size))
             compile_blocks(self.unet)
+
+    def _checked(
+        self, unet: UNet2DModel, condition: torch.Tensor | None, settings: GenerationSettings
+    ) -> torch.Tensor | None:
+        return _checked_condition(unet, condition, settings)
 
     def _prepared(self, unet: UNet2DModel, compiled: bool) -> UNet2DModel:
         """Return the denoiser on its device, in the memory layout that was asked for."""

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from clsp_plugin.diffusion.denoiser import (
 )
 from clsp_plugin.diffusion.drawer import Drawer, FoundBatch, GenerationSettings
 from clsp_plugin.diffusion.interpolation import is_conditional
+from clsp_plugin.diffusion.variations import VariationDrawer, is_variation, load_variations
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.memory import in_bytes
 from clsp_plugin.system.processes import process
@@ -188,10 +190,24 @@ def _prepared(
 ) -> tuple[Drawer, StoreManifest, FoundBatch]:
     """Return the drawer of the candidates, their store's manifest, and the stored batch size."""
     settings = settings_of(GenerationSettings, cfg)
+    batch = FoundBatch(out, settings)
+    if is_variation(denoiser_path):
+        if condition is not None:
+            raise ClspError(
+                "A condition was given, and an image-variation pipeline takes the embeddings of "
+                "the images; leave it out."
+            )
+        variations = load_variations(denoiser_path)
+        varied = VariationDrawer(images, variations, batch.settings)
+        given = (images, fingerprint, dataset, variations.hash, settings, None, None)
+        manifest = replace(
+            _manifest(*given), noise_level=settings.noise_level, draw_size=varied.size
+        )
+        return varied, manifest, batch
+    _check_not_varied(settings)
     unet, scheduler_config = load_denoiser(denoiser_path)
     autoencoder = load_autoencoder_of(denoiser_path, unet)
     _check_size(images, unet, autoencoder)
-    batch = FoundBatch(out, settings)
     condition = _condition_of(unet, labels, condition)
     drawer = Drawer(images, unet, scheduler_config, batch.settings, condition, autoencoder)
     digest = None if drawer.condition is None else condition_digest(drawer.condition)
@@ -199,6 +215,16 @@ def _prepared(
     middle = "view" if isinstance(unet, ViewUNet) else None
     manifest = _manifest(images, fingerprint, dataset, name, settings, digest, middle)
     return drawer, manifest, batch
+
+
+def _check_not_varied(settings: GenerationSettings) -> None:
+    for name, unset in (("noise_level", 0), ("draw_size", None)):
+        given = getattr(settings, name)
+        if given != unset:
+            raise ClspError(
+                f"{name}={given} is of image-variation pipelines, and this denoiser is none; "
+                f"leave it out."
+            )
 
 
 def estimate_generation(

@@ -6,6 +6,7 @@ that was killed while it encoded goes on from there.
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ class Latents:
         with tqdm(total=total, desc="encode", unit="image") as bar:
             for path, start, stop in missing:
                 latents = self._encoded(start, stop, device)
-                write_whole(path, lambda file, latents=latents: np.save(file, latents))
+                write_whole(path, partial(np.save, arr=latents))
                 bar.update(stop - start)
         self.autoencoder.to(torch.device("cpu"))
 

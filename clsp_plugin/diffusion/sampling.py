@@ -43,6 +43,8 @@ from clsp_plugin.system.devices import fetch, to_device
 __all__ = [
     "CandidateNoise",
     "Sampling",
+    "advance",
+    "autocast",
     "begin_candidates",
     "check_latent",
     "denoise",
@@ -161,12 +163,12 @@ class CandidateNoise:
         return self._draw(self.anchor_keys, step)
 
 
-def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     dtype = PRECISIONS[precision]
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _advance(
+def advance(
     scheduler: Scheduler,
     estimate: torch.Tensor,
     t: int,
@@ -220,14 +222,14 @@ def denoise(
     middle = None
     if isinstance(unet, ViewUNet):
         assert sampling.w in (0.0, 1.0), "the anchor's middle feature, or none"
-        with _autocast(x.device, sampling.precision):
+        with autocast(x.device, sampling.precision):
             middle = viewed_middle(unet, anchors) * (1.0 - sampling.w)
     for t in scheduler.timesteps[:num_steps].tolist():
         x_anchor = anchors
         if sampling.w < 1.0 and middle is None:  # an unconditional sample never looks at the anchor
             a = scheduler.alphas_cumprod[t]
             x_anchor = a.sqrt() * anchors + (1 - a).sqrt() * noise.anchor(t)
-        with _autocast(x.device, sampling.precision):
+        with autocast(x.device, sampling.precision):
             if middle is not None:
                 estimate = viewed_noise(unet, x, middle, t, sampling.guidance)
             elif condition is None:
@@ -239,7 +241,7 @@ def denoise(
         estimate = estimate.float()
         # clipping would hide an infinity, but never hides a NaN
         estimate = estimate.masked_fill(estimate.isinf(), torch.nan)
-        x = _advance(scheduler, estimate, t, x, noise, sampling.chosen_eta)
+        x = advance(scheduler, estimate, t, x, noise, sampling.chosen_eta)
     return x
 
 
