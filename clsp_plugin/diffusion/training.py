@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,7 @@ from clsp_plugin.diffusion.module import (
     TrainingSettings,
 )
 from clsp_plugin.diffusion.sample_sheets import SampleSheets
+from clsp_plugin.diffusion.sampling import autocast, to_float
 from clsp_plugin.engine.loggers import NOTES, Run, attach_loggers, check_installed
 from clsp_plugin.engine.progress import METRICS, History, MetricsFile, metrics_csv, quiet
 from clsp_plugin.engine.trainer import Finite, fit, new_trainer
@@ -47,7 +49,7 @@ from clsp_plugin.system.compiling import to_compile
 from clsp_plugin.system.files import write_text
 from clsp_plugin.system.json_files import read_json
 from clsp_plugin.system.memory import keep_freed_memory
-from clsp_plugin.system.processes import is_first
+from clsp_plugin.system.processes import device_of, is_first
 
 __all__ = ["RECORD", "SETTINGS", "Loop", "carry_out", "images_digest", "once", "train_denoiser"]
 
@@ -371,6 +373,79 @@ def train_denoiser(
         )
 
     return once(out, identity, prepare)
+
+
+_TIMED = 3  # optimiser steps that an estimate is made from
+
+
+def estimate_training(
+    images: torch.Tensor,
+    cfg: TrainingSettings | Mapping[str, Any] | None,
+    condition: torch.Tensor | None = None,
+) -> dict[str, Any]:
+    """Time a few steps of a training, on one device, and estimate it; nothing is written.
+
+    Takes the arguments of :func:`train_denoiser`.
+
+    Returns:
+        ``steps``, their number in the whole training; ``seconds``, the expected time of all;
+        ``encoding``, the seconds of these that the encoding of the images takes; ``weights``, the
+        number of the network's weights; and ``device``.
+
+    Raises:
+        ClspError: as :func:`train_denoiser`.
+    """
+    settings, size = settings_of(TrainingSettings, cfg), _check_images(images)
+    if condition is not None:
+        check_condition(condition, len(images))
+    autoencoder = None
+    if settings.autoencoder is not None:
+        autoencoder = load_autoencoder(settings.autoencoder)
+    device = device_of("cpu" if settings.accelerator == "cpu" else "auto")
+    module = _make_module(size, settings, condition, autoencoder).to(device)
+    number = min(settings.batch_size, len(images))
+    indexes = torch.arange(number, device=device)
+    batch, encoding = images[:number].to(device), 0.0
+    if autoencoder is not None:
+        batch, encoding = _timed_encoding(autoencoder.to(device), batch)
+        encoding *= len(images) * (2 if settings.horizontal_flip else 1)
+    steps = settings.max_epochs * (len(images) // number)
+    seconds = _seconds_a_step(module, (indexes, batch)) * steps
+    return {
+        "steps": steps,
+        "seconds": seconds + encoding,
+        "encoding": encoding,
+        "weights": sum(p.numel() for p in module.unet.parameters()),
+        "device": str(device),
+    }
+
+
+def _timed_encoding(autoencoder: Autoencoder, images: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return latents for a batch, and the seconds that the encoding of one image takes."""
+    some = to_float(images[:8])
+    for _ in range(2):  # the first is a warm-up
+        began = time.perf_counter()
+        latents = autoencoder.encode(some)
+        latents.sum().item()
+        seconds = (time.perf_counter() - began) / len(some)
+    rows = torch.arange(len(images), device=images.device) % len(some)
+    return latents.clone()[rows][:, None], seconds
+
+
+def _seconds_a_step(module: DenoiserModule, batch: tuple[torch.Tensor, torch.Tensor]) -> float:
+    """Measure the seconds of an optimiser step."""
+    adam, device = module.configure_optimizers()["optimizer"], batch[0].device
+    for count in (1, _TIMED):  # the first is a warm-up
+        began = time.perf_counter()
+        for number in range(count):
+            with autocast(device, module.settings.precision):
+                loss = module.training_step(batch, number)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        loss.item()
+        seconds = (time.perf_counter() - began) / count
+    return seconds
 
 
 def once(

@@ -23,7 +23,12 @@ from clsp_plugin.diffusion.denoiser import check_absent
 from clsp_plugin.diffusion.drawer import GenerationSettings
 from clsp_plugin.diffusion.generation import estimate_generation, generate_candidates
 from clsp_plugin.diffusion.module import TrainingSettings
-from clsp_plugin.diffusion.training import RECORD, images_digest, train_denoiser
+from clsp_plugin.diffusion.training import (
+    RECORD,
+    estimate_training,
+    images_digest,
+    train_denoiser,
+)
 from clsp_plugin.engine.progress import Bar
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.json_files import checked, read_json
@@ -55,7 +60,7 @@ def _split(given: DictConfig, *names: str) -> tuple[dict[str, Any], dict[str, An
 # Keys of the two configurations that are not settings of the training or the generation.
 _BESIDE = {
     "autoencoder": ("out", "data"),
-    "denoiser": ("out", "data", "condition", "fid"),
+    "denoiser": ("out", "data", "condition", "fid", "dry_run"),
     "generate": ("out", "data", "condition", "denoiser", "export_npy", "dry_run"),
 }
 
@@ -152,18 +157,24 @@ def denoiser(
     Args:
         given: the configuration: ``data`` as in pre-training, ``out``, ``condition`` (null,
             labels, or a file of ``clsp embed``), ``fid`` (null, or the first argument of
-            ``frechet``) and the keys of ``TrainingSettings``.
+            ``frechet``), ``dry_run`` (only estimate the time) and the keys of ``TrainingSettings``.
         title: label of the progress bar.
         frechet: function of ``fid``, the training images and their ``data`` block; it returns a
             function from samples to their Frechet distance from these images.
         callbacks: further callbacks of Lightning.
 
     Returns:
-        The content of ``training.json``.
+        The content of ``training.json``; with ``dry_run`` what ``estimate_training`` returns.
     """
     own, rest = _split(given, "data", "out")
+    dry_run = _flag(rest, "dry_run")
     condition, fid = rest.pop("condition", None), rest.pop("fid", None)
     settings = settings_of(TrainingSettings, rest)
+    if dry_run:
+        array = _images(own["data"])
+        found = estimate_training(array.images, settings, load_condition(condition, array))
+        print(_training_estimate(found, settings))
+        return found
     finished = (Path(own["out"]) / RECORD).exists()
     if not finished:
         check_absent(Path(own["out"]))
@@ -206,10 +217,8 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
     export = given.get("export_npy")
     own, rest = _split(given, "data", "denoiser", "out")
     rest.pop("export_npy", None)
-    dry_run, condition = rest.pop("dry_run", False), rest.pop("condition", None)
+    dry_run, condition = _flag(rest, "dry_run"), rest.pop("condition", None)
     settings = settings_of(GenerationSettings, rest)
-    if not isinstance(dry_run, bool):
-        raise ClspError(f"dry_run={dry_run!r} is neither True nor False.")
     if export is not None:
         export = check_export(str(export), own["out"])
     array = _images(own["data"])
@@ -280,16 +289,39 @@ def _check_condition(denoiser: Path, array: ImageArray, condition: torch.Tensor 
         )
 
 
-def _estimate(found: dict[str, Any], settings: GenerationSettings) -> str:
-    """Return the sentence that a dry run prints."""
-    seconds, left, total = found["seconds"], found["candidates"], found["total"]
+def _flag(content: dict[str, Any], name: str) -> bool:
+    """Take a setting out of a configuration that is True or False, False where it is not set."""
+    value = content.pop(name, False)
+    if not isinstance(value, bool):
+        raise ClspError(f"{name}={value!r} is neither True nor False.")
+    return value
+
+
+def _duration(seconds: float) -> str:
     unit, name = next(
         u for u in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * u[0] or u[0] == 1
     )
+    return f"{seconds / unit:.1f} {name}"
+
+
+def _training_estimate(found: dict[str, Any], settings: TrainingSettings) -> str:
+    """Return the sentence that a dry run of a training prints."""
+    encoding = f", {_duration(found['encoding'])} of it to encode the images"
+    return (
+        f"Dry run: {settings.max_epochs} epochs of {found['steps'] // settings.max_epochs} steps "
+        f"of a network of {found['weights'] / 1e6:.1f} million weights would take about "
+        f"{_duration(found['seconds'])} on one device ({found['device']}"
+        f"{encoding if found['encoding'] else ''}); nothing was written."
+    )
+
+
+def _estimate(found: dict[str, Any], settings: GenerationSettings) -> str:
+    """Return the sentence that a dry run prints."""
+    seconds, left, total = found["seconds"], found["candidates"], found["total"]
     there = f" that are left of {total}" if left < total else ""
     room = "" if found["no_room"] is None else f" {found['no_room']}"
     return (
         f"Dry run: {left} candidates{there}, of {found['images']} images, in {settings.steps} "
-        f"steps would take about {seconds / unit:.1f} {name} on one process ({found['device']}) "
+        f"steps would take about {_duration(seconds)} on one process ({found['device']}) "
         f"and {in_bytes(found['bytes'])}; nothing was written.{room}"
     )

@@ -10,6 +10,7 @@ from diffusers.pipelines.deprecated.latent_diffusion_uncond import pipeline_late
 
 from clsp_plugin.candidates.encoded import encode_images
 from clsp_plugin.candidates.store import CandidateStore
+from clsp_plugin.config.compose import compose
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.diffusion import latents
 from clsp_plugin.diffusion.autoencoder import Autoencoder, load_autoencoder
@@ -30,6 +31,7 @@ from clsp_plugin.errors import ClspError
 from clsp_plugin.inspection.middle_features import middle_features
 from clsp_plugin.inspection.redrawn import denoiser_of, draw_like
 from clsp_plugin.inspection.report import inspect_store
+from clsp_plugin.verbs import VERBS
 from tests.diffusion.test_training import Stop
 
 SIDE, CHANNELS = 16, 4
@@ -300,3 +302,17 @@ def test_candidates_are_drawn_into_an_encoded_store(denoiser, images, tmp_path):
     assert (jpeg.manifest.encoding, jpeg.manifest.quality) == ("jpeg", 95)
     again = encode_images(raw.images([7])[0], "jpeg", 95)
     assert jpeg.encoded_shard(1)[4:6] == again
+
+
+def test_a_dry_run_tells_what_a_training_would_take(images, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seeded(tiny).save_pretrained("vae")
+    few = ["data.num_train=40", "data.image_size=16", "+dry_run=True", "batch_size=8"]
+    for network in ("+autoencoder=vae", "+autoencoder=null"):
+        cfg = compose("denoiser", "digits/denoiser", [*few, network, "max_epochs=3"])
+        found = VERBS["denoiser"].run(cfg)
+        out = capsys.readouterr().out
+        assert found["steps"] == 3 * 5
+        assert "Dry run: 3 epochs of 5 steps of a network of 0.2 million weights" in out
+        assert (found["encoding"] > 0) == ("encode the images" in out) == ("vae" in network)
+    assert [path.name for path in tmp_path.iterdir()] == ["vae"]
