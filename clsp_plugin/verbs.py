@@ -89,6 +89,17 @@ def _named(name: str) -> Callable[[Any], Any]:
 
 _TABLE = (
     Verb(
+        "autoencoder",
+        "train a small autoencoder for latent denoisers",
+        "diffusion.verbs:autoencoder",
+        check="diffusion.verbs:check_autoencoder",
+        configuration="autoencoder",
+        stages=("images", "denoiser"),
+        takes_data=True,
+        counts="training images",
+        cost=_each_epoch,
+    ),
+    Verb(
         "denoiser",
         "train a diffusion model on your images",
         "inspection.frechet:denoiser",

@@ -29,6 +29,9 @@ def import_drawn(
     out: str | Path,
     num_candidates: int | None = None,
     name: str | None = None,
+    *,
+    encoding: str = "raw",
+    quality: int = 90,
 ) -> str:
     """Make a store of candidates from elsewhere; stopped, it continues.
 
@@ -43,6 +46,8 @@ def import_drawn(
         out: directory of the store.
         num_candidates: K, to take only the first of each image; all by default.
         name: what the manifest calls the generator; by default the source's name.
+        encoding: how they are stored, ``raw`` or one of ``encoded.ENCODINGS``.
+        quality: quality of the encoding.
 
     Returns:
         What was done, in one line.
@@ -68,7 +73,8 @@ def import_drawn(
             f"--num-candidates {num_candidates} is not between 1 and the {drawn.number} candidates "
             f"of an image that {source} has."
         )
-    writer = StoreWriter(out, _manifest(array, number, name or source.stem), array.digests)
+    manifest = _manifest(array, number, name or source.stem).encoded_with(encoding, quality)
+    writer = StoreWriter(out, manifest, array.digests)
     with writer.lock():
         writer.extend()
         for shard, start, stop in writer.missing():

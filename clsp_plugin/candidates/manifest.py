@@ -4,10 +4,11 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from clsp_plugin.candidates.encoded import ENCODINGS
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.files import write_whole
 from clsp_plugin.system.json_files import checked, read_json
@@ -51,6 +52,10 @@ class StoreManifest:
         condition: digest of the condition that the denoiser got; None for an unconditional one.
         middle: ``view`` if the denoiser was trained to take from an anchor what it shares with
             other views of it (``middle=view``); None if middle features were blended.
+        noise_level: noise of the anchors' embeddings, of an image-variation pipeline; else None.
+        draw_size: side in pixels of what such a pipeline drew before it was resized; else None.
+        encoding: how candidates are encoded, ``jpeg`` or ``webp``; None for pixels.
+        quality: quality of the encoding, 1 to 100; None for pixels.
     """
 
     num_images: int
@@ -72,6 +77,15 @@ class StoreManifest:
     guidance: float = 0.0
     condition: str | None = None
     middle: str | None = None
+    noise_level: int | None = None
+    draw_size: int | None = None
+    encoding: str | None = None
+    quality: int | None = None
+
+    def encoded_with(self, encoding: str, quality: int) -> "StoreManifest":
+        """Return the manifest of a store with an encoding; ``raw`` stands for pixels."""
+        raw = encoding == "raw"
+        return replace(self, encoding=None if raw else encoding, quality=None if raw else quality)
 
     @property
     def sampled(self) -> bool:
@@ -117,6 +131,13 @@ class StoreManifest:
                 raise ClspError(
                     f"{file} is not {what}: it has {name}={getattr(manifest, name)}; {advice}"
                 )
+        if manifest.encoding is not None and (
+            manifest.encoding not in ENCODINGS or manifest.quality not in range(1, 101)
+        ):
+            raise ClspError(
+                f"{file} is not {what}: it has encoding={manifest.encoding} and "
+                f"quality={manifest.quality}; {advice}"
+            )
         if seal != manifest.seal:
             raise ClspError(
                 f"{file} was changed by hand, so it may not say how the candidates were made; "

@@ -1,21 +1,23 @@
 """The candidate store: the denoiser's candidates on disk, read by pre-training.
 
-A store is a directory of uint8 shards of shape (n, K, H, W, 3), memory-mapped, and a
-``manifest.json`` that identifies the images they were made for. Opening it against other images,
-another order or a subset is an error. ``images.npy`` has a digest of each image's pixels, so that
-a host's data set may have another order. A shard is complete or absent; writing continues where
-it was stopped. While a store is extended to more candidates per image, some shards hold the new
-number and the others still the old one.
+A store is a directory of uint8 shards of shape (n, K, H, W, 3), memory-mapped, or of encoded ones
+(see :mod:`clsp_plugin.candidates.encoded`), and a ``manifest.json`` that identifies the images they
+were made for. Opening it against other images, another order or a subset is an error.
+``images.npy`` has a digest of each image's pixels, so that a host's data set may have another
+order. A shard is complete or absent; writing continues where it was stopped. While a store is
+extended to more candidates per image, some shards hold the new number and the others still the old
+one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
+from clsp_plugin.candidates.encoded import EncodedShard
 from clsp_plugin.candidates.manifest import MANIFEST, StoreManifest, generate_command
 from clsp_plugin.data.image_array import fingerprint_of
 from clsp_plugin.data.keyed_random import Purpose, derive_key, key_uniform, keys_for
@@ -23,7 +25,7 @@ from clsp_plugin.errors import ClspError
 from clsp_plugin.system.arrays import map_npy, read_npy
 from clsp_plugin.system.digests import check_whole
 
-__all__ = ["DIGESTS", "CandidateStore", "map_shard", "shard_path"]
+__all__ = ["DIGESTS", "CandidateStore", "Shard", "map_shard", "shard_path"]
 
 DIGESTS = "images.npy"
 _DRAW_AGAIN = (
@@ -37,12 +39,22 @@ def shard_path(path: Path, shard: int) -> Path:
     return path / f"shard-{shard:05d}.npy"
 
 
-def map_shard(path: Path, shard: int, manifest: StoreManifest) -> np.ndarray:
+Shard: TypeAlias = np.ndarray | EncodedShard
+
+
+def map_shard(path: Path, shard: int, manifest: StoreManifest) -> Shard:
     """Open a shard memory-mapped: uint8 (n, k, H, W, 3), with k at most the manifest's K."""
     file = shard_path(path, shard)
     array = map_npy(file, _DRAW_AGAIN)
     expected = manifest.shard_shape(shard)
+    if manifest.encoding is not None and array.dtype == np.uint8 and array.ndim == 1:
+
+        def broken(reason: str) -> ClspError:
+            return ClspError(f"{file} is damaged ({reason}); {_DRAW_AGAIN}")
+
+        return EncodedShard(array, expected, broken)
     fits = array.ndim == 5 and array.shape[:1] + array.shape[2:] == expected[:1] + expected[2:]
+    fits = fits and manifest.encoding is None
     if array.dtype != np.uint8 or not fits or not 1 <= array.shape[1] <= expected[1]:
         raise ClspError(
             f"{file} holds {array.dtype} {array.shape}, its manifest says uint8 {expected}; "
@@ -56,8 +68,10 @@ def _placeholder(shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(np.zeros((), np.uint8), shape)
 
 
-def _is_there(shard: np.ndarray) -> bool:
-    return any(shard.strides)  # a placeholder's strides are all 0
+def _is_there(shard: Shard) -> bool:
+    return isinstance(shard, EncodedShard) or any(
+        shard.strides
+    )  # a placeholder's strides are all 0
 
 
 class CandidateStore:
@@ -90,7 +104,7 @@ class CandidateStore:
         self.path, self.data, self.partial = Path(path), data, partial
         self.manifest: StoreManifest | None = None
         if self.path.is_file() and self.path.suffix == ".npy":
-            self._shards = [self._open_npy()]
+            self._shards: list[Shard] = [self._open_npy()]
         elif (self.path / MANIFEST).exists():
             self.manifest = StoreManifest.load(self.path)
             self._shards = self._open_shards(self.manifest)
@@ -127,7 +141,7 @@ class CandidateStore:
             )
         return array
 
-    def _open_shards(self, manifest: StoreManifest) -> list[np.ndarray]:
+    def _open_shards(self, manifest: StoreManifest) -> list[Shard]:
         shards = range(manifest.num_shards)
         absent = {shard for shard in shards if not shard_path(self.path, shard).exists()}
         if len(absent) > (manifest.num_shards - 1 if self.partial else 0):
@@ -198,8 +212,24 @@ class CandidateStore:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes of the candidates that are used: the first ``num_candidates`` per image."""
+        """Size in bytes of the pixels that are used: the first ``num_candidates`` per image."""
         return self.num_images * self.num_candidates * self.height * self.width * 3
+
+    @property
+    def encoded(self) -> bool:
+        """Whether candidates are decoded when they are read."""
+        return self.manifest is not None and self.manifest.encoding is not None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the candidates on the disk: of pixels those that are used, else all."""
+        return sum(shard.nbytes for shard in self._shards) if self.encoded else self.nbytes
+
+    def encoded_shard(self, shard: int) -> list[bytes]:
+        """Return the encoded candidates of a shard, image by image; of an encoded store."""
+        found = self._shards[shard]
+        assert isinstance(found, EncodedShard)
+        return found.all_encoded()
 
     def rows_of(self, digests: np.ndarray, name: str) -> torch.Tensor:
         """Find images, in any order and not necessarily all of them, in this store.

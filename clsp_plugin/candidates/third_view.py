@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ class ThirdView:
             self._crops = Crops(source, [augmentation.cfg])
             self.augmentation = augmentation.without_geometry()
         self.seed, self.rows, self.number = seed, rows, number
-        self._begun: torch.Tensor | None = None
+        self._begun: Future[torch.Tensor] | None = None
+        self._thread: ThreadPoolExecutor | None = None
         self._here: torch.Tensor | None = None  # the next indexes, on the host
 
     def to(self, device: torch.device) -> "ThirdView":
@@ -83,7 +85,7 @@ class ThirdView:
             self.source = self.source.to(device) if fits else self.source
         elif fits:
             self.source.load_to(device)
-        elif self.source.nbytes <= _VERIFIED:
+        elif self.source.stored_bytes <= _VERIFIED:
             self.source.verify()
         if self.rows is not None:
             self.rows = self.rows.to(device)
@@ -102,8 +104,19 @@ class ThirdView:
         """
         if isinstance(self.source, CandidateStore) and not self.source.resident:
             assert self.rows is None
-            self._begun = to_device(self._images(indexes, epoch), device)
+            self._begun = self._start(self.source, indexes, epoch, device)
         self._here = indexes
+
+    def _start(
+        self, store: CandidateStore, rows: torch.Tensor, epoch: int, device: torch.device
+    ) -> "Future[torch.Tensor]":
+        """Begin to read candidates; encoded ones are decoded while this process goes on."""
+        if store.encoded:
+            self._thread = self._thread or ThreadPoolExecutor(1, "third-view")
+            return self._thread.submit(self._images, rows, epoch)
+        done: Future[torch.Tensor] = Future()
+        done.set_result(to_device(self._images(rows, epoch), device))
+        return done
 
     def _images(self, rows: torch.Tensor, epoch: int) -> torch.Tensor:
         """Return what the views are made of: uint8 (number * B, H, W, 3)."""
@@ -133,7 +146,8 @@ class ThirdView:
             for place in range(self.number)
         ]
         if self._begun is not None:
-            images, self._begun = self._begun, None
+            begun, self._begun = self._begun, None
+            images = to_device(begun.result(), rows.device)
         elif self._crops is not None:
             here = indexes.cpu() if self._here is None else self._here
             parts = [self._crops(here, [keys_for(base, here)])[0] for base in bases]

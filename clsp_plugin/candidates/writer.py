@@ -5,13 +5,14 @@ import errno
 import glob
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from clsp_plugin.candidates.encoded import EncodedShard, encode_images, joined, packed
 from clsp_plugin.candidates.manifest import MANIFEST, StoreManifest
 from clsp_plugin.candidates.store import DIGESTS, CandidateStore, map_shard, shard_path
 from clsp_plugin.errors import ClspError
@@ -133,7 +134,7 @@ class Left:
     Attributes:
         images: number of images that lack candidates.
         candidates: number of candidates to draw.
-        nbytes: size of these candidates in bytes.
+        nbytes: size of these candidates in bytes; of encoded ones an estimate.
         rewritten: bytes of the largest shard that will be rewritten with more candidates; the old
             file stays on disk until the new one is complete.
     """
@@ -144,8 +145,15 @@ class Left:
     rewritten: int
 
 
-def left_to_draw(path: str | Path, manifest: StoreManifest) -> Left:
+def left_to_draw(
+    path: str | Path, manifest: StoreManifest, image_bytes: float | None = None
+) -> Left:
     """Return what is left to draw of a store, which may not exist yet; nothing is written.
+
+    Args:
+        path: directory of the store.
+        manifest: what it will hold.
+        image_bytes: expected size of an encoded candidate; by default that of its pixels.
 
     Raises:
         ClspError: the path holds a store with another manifest or something other than a store,
@@ -155,7 +163,7 @@ def left_to_draw(path: str | Path, manifest: StoreManifest) -> Left:
     _check_place(path)
     if _begun(path) and not _without_shards(path):
         _check_same(path, manifest)
-    image = manifest.height * manifest.width * 3
+    image = image_bytes or manifest.height * manifest.width * 3
     images, candidates, rewritten = 0, 0, 0
     for shard in range(manifest.num_shards):
         start, stop = manifest.shard_range(shard)
@@ -163,8 +171,8 @@ def left_to_draw(path: str | Path, manifest: StoreManifest) -> Left:
         if have < manifest.num_candidates:
             images += stop - start
             candidates += (stop - start) * (manifest.num_candidates - have)
-            rewritten = max(rewritten, (stop - start) * have * image)
-    return Left(images, candidates, candidates * image, rewritten)
+            rewritten = max(rewritten, round((stop - start) * have * image))
+    return Left(images, candidates, round(candidates * image), rewritten)
 
 
 class StoreWriter:
@@ -332,16 +340,46 @@ class StoreWriter:
         have = self.present(shard)
         if have == self.manifest.num_candidates:
             return  # another process was faster, and drew the same candidates
+        shape = self.manifest.shard_shape(shard)
+        assert candidates.dtype == np.uint8
+        assert candidates.shape == (shape[0], shape[1] - have, *shape[2:])
+        if self.manifest.encoding is not None:
+            assert self.manifest.quality is not None
+            flat = candidates.reshape(-1, *shape[2:])
+            encoded = encode_images(flat, self.manifest.encoding, self.manifest.quality)
+            self.write_encoded(shard, encoded)
+            return
         if have:  # the map ends here: Windows replaces no file that is mapped
             candidates = np.concatenate(
                 [map_shard(self.path, shard, self.manifest), candidates], axis=1
             )
-        assert candidates.dtype == np.uint8
-        assert candidates.shape == self.manifest.shard_shape(shard)
-        path, candidates = shard_path(self.path, shard), np.ascontiguousarray(candidates)
+        self._write(shard, np.ascontiguousarray(candidates), have)
+
+    def write_encoded(self, shard: int, candidates: Sequence[bytes]) -> None:
+        """Write one shard of an encoded store; it appears whole or not at all.
+
+        Args:
+            shard: number of the shard.
+            candidates: the encoded candidates of its first image, of its second, ..; those that
+                the shard holds already are kept as they are, and these are appended.
+
+        Raises:
+            ClspError: there is no room left on the disk.
+        """
+        have, number = self.present(shard), self.manifest.shard_shape(shard)[0]
+        if have:
+            before = map_shard(self.path, shard, self.manifest)
+            assert isinstance(before, EncodedShard)
+            candidates = joined(before.all_encoded(), candidates, number)
+        assert len(candidates) == number * self.manifest.num_candidates
+        self._write(shard, packed(candidates, number), have)
+
+    def _write(self, shard: int, content: np.ndarray, have: int) -> None:
+        """Write a shard and its digest, and delete that of the shard it replaces."""
+        path = shard_path(self.path, shard)
         with self._room():
-            write_digest(path, candidates)
-            write_whole(path, lambda file: np.save(file, candidates))
+            write_digest(path, content, self.manifest.num_candidates)
+            write_whole(path, lambda file: np.save(file, content))
         if have:
             digest_path(path, have).unlink(missing_ok=True)
 

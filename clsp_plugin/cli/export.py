@@ -71,7 +71,16 @@ def import_candidates(args: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of the store")
     parser.add_argument("--num-candidates", type=int, help="only the first of each image")
     parser.add_argument("--name", help="of the generator (default: the source's)")
+    parser.add_argument(
+        "--encoding",
+        choices=("raw", "jpeg", "webp"),
+        default="raw",
+        help="how they are stored: as pixels, or encoded in a fraction of the room",
+    )
+    parser.add_argument("--quality", type=int, default=90, help="of the encoding, 1 to 100")
     options = parser.parse_intermixed_args(args)
+    if not 1 <= options.quality <= 100:
+        raise ClspError(f"--quality {options.quality} is not between 1 and 100.")
 
     from clsp_plugin.candidates.imported import import_drawn
     from clsp_plugin.data.images import load_images
@@ -86,4 +95,15 @@ def import_candidates(args: list[str]) -> None:
         return
     data = data_of("generate", options.config_name or "cifar/generate", options.data)
     array = load_images(data, "train")
-    print(import_drawn(source, array, data, options.out, options.num_candidates, options.name))
+    print(
+        import_drawn(
+            source,
+            array,
+            data,
+            options.out,
+            options.num_candidates,
+            options.name,
+            encoding=options.encoding,
+            quality=options.quality,
+        )
+    )

@@ -2,34 +2,40 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
 from diffusers import (
+    DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
     DiffusionPipeline,
+    LDMPipeline,
     UNet2DModel,
 )
-from safetensors import SafetensorError
 from torch import nn
 
 from clsp_plugin.config.rules import ranged
 from clsp_plugin.config.typed import settings_of
-from clsp_plugin.diffusion.interpolation import (
-    check_unet,
+from clsp_plugin.diffusion.autoencoder import (
+    Autoencoder,
+    load_autoencoder,
+    part_of,
+    weights_digest,
 )
+from clsp_plugin.diffusion.folders import (
+    INDEX,
+    check_absent,
+    load_network,
+    made_whole,
+    read_config,
+)
+from clsp_plugin.diffusion.interpolation import check_unet
 from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, is_number, predicted, training_betas
 from clsp_plugin.errors import ClspError
-from clsp_plugin.system.digests import changed_files, write_digests
-from clsp_plugin.system.json_files import read_json
 
 __all__ = [
     "AuthorsConditionalUNet",
@@ -39,8 +45,11 @@ __all__ = [
     "build_unet",
     "check_absent",
     "denoiser_hash",
+    "fetch_pipeline",
+    "load_autoencoder_of",
     "load_denoiser",
     "save_denoiser",
+    "scheduler_config",
 ]
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
@@ -55,7 +64,7 @@ _LARGEST = {
 }  # fmt: skip
 _LISTS = ("block_out_channels", "sample_size")
 _LARGEST_LIST = 16
-_DIGESTS = "weights.b2"  # file of digests that save_denoiser writes beside the weights
+_ADVICE = "`clsp denoiser` trains a denoiser."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,16 +129,18 @@ def build_unet(
     num_classes: int | None = None,
     num_features: int | None = None,
     of_view: bool = False,
+    channels: int = 3,
 ) -> UNet2DModel:
     """Make an untrained denoiser.
 
     Args:
-        image_size: height and width of the images in pixels.
+        image_size: height and width of the images in pixels, or of their latents in places.
         cfg: keys of :class:`UNetSettings`.
         num_classes: number of classes of a class-conditional denoiser; the embedding has one row
             more, for no class.
         num_features: number of features per image that a denoiser is conditioned on.
         of_view: whether its middle feature will be that of another view; not with a condition.
+        channels: channels of the latents; 3 for a denoiser of RGB images.
 
     Returns:
         A ``UNet2DModel``; with the defaults and 32 pixels, that of ``google/ddpm-cifar10-32``
@@ -153,6 +164,8 @@ def build_unet(
     network = FeatureConditionalUNet if num_features else ViewUNet if of_view else UNet2DModel
     return network(
         sample_size=image_size,
+        in_channels=channels,
+        out_channels=channels,
         block_out_channels=settings.block_out_channels,
         layers_per_block=settings.layers_per_block,
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
@@ -244,14 +257,6 @@ def _problem_with(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    advice = "a denoiser is a directory in diffusers' format, `clsp denoiser` trains one."
-    try:
-        return read_json(path, dict[str, Any], "a configuration in diffusers' format", advice)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ClspError(f"{path} cannot be read, it is missing; {advice}") from error
-
-
 def _fetch(source: str) -> Path:
     """Download a pipeline from the Hugging Face hub and return its local folder."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
@@ -268,43 +273,26 @@ def _fetch(source: str) -> Path:
         ) from error
 
 
-def _check_weights(folder: Path) -> None:
-    """Refuse weights that changed since they were written, if the folder has their digests."""
-    listing = folder / _DIGESTS
-    changed = changed_files(listing) if listing.is_file() else []
-    if changed:
-        raise ClspError(
-            f"{folder / changed[0]} changed since being written, as the digest in {_DIGESTS} "
-            f"beside says; take the denoiser from a copy or make it again, or delete {listing} "
-            f"if you changed it yourself."
-        )
+def fetch_pipeline(source: str | Path) -> Path:
+    """Return the local folder of a pipeline: a directory, or a copy of one on the hub.
+
+    Raises:
+        ClspError: there is no such directory, and it cannot be fetched.
+    """
+    if Path(source).is_file():
+        raise ClspError(f"{source} is a file; a denoiser is a directory in diffusers' format.")
+    return Path(source) if Path(source).is_dir() else _fetch(str(source))
 
 
-def _load_unet(folder: Path) -> UNet2DModel:
+def _load_unet(folder: Path, latent: bool) -> UNet2DModel:
     """Load a network, and refuse one with missing, unexpected or changed weights."""
-    config = _read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     problem = _problem_with(config)
     if problem:
         raise ClspError(f"The network in {folder} {problem}; `clsp denoiser` trains one.")
-    try:
-        unet, info = _NETWORKS[config["_class_name"]].from_pretrained(
-            folder, output_loading_info=True, low_cpu_mem_usage=False, local_files_only=True
-        )
-    except Exception as error:  # diffusers may raise anything on a damaged or foreign file
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # an error of the system
-        reason = " ".join(str(error).split())[:200]
-        raise ClspError(
-            f"The weights in {folder} cannot be loaded ({reason}); `clsp denoiser` trains a "
-            f"denoiser."
-        ) from error
-    wrong = {name: info[name] for name in ("missing_keys", "unexpected_keys") if info[name]}
-    if wrong:
-        found = ", ".join(f"{len(names)} {kind}" for kind, names in wrong.items())
-        raise ClspError(f"The weights in {folder} are not those of its config.json ({found}).")
-    check_unet(unet)
-    _check_weights(folder)
-    return unet.eval()
+    unet = load_network(_NETWORKS[config["_class_name"]], folder, _ADVICE)
+    check_unet(unet, None if latent else 3)
+    return unet
 
 
 def load_denoiser(source: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
@@ -325,51 +313,79 @@ def load_denoiser(source: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
             changed since they were written (checked if there is ``unet/weights.b2``), or the
             network is not one of RGB images.
     """
-    if Path(source).is_file():
-        raise ClspError(f"{source} is a file; a denoiser is a directory in diffusers' format.")
-    folder = Path(source) if Path(source).is_dir() else _fetch(str(source))
-    if not (folder / "model_index.json").exists():
+    folder = fetch_pipeline(source)
+    if not (folder / INDEX).exists():
         if not (folder / "config.json").exists():
             raise ClspError(
                 f"{folder} has neither model_index.json nor config.json, so it is not a denoiser "
                 f"in diffusers' format; `clsp denoiser` trains one."
             )
-        return _load_unet(folder), dict(LINEAR_BETAS)
-    parts = _read_config(folder / "model_index.json")
+        return _load_unet(folder, latent=False), dict(LINEAR_BETAS)
+    parts = read_config(folder / INDEX)
     if "unet" not in parts:
         raise ClspError(f"The pipeline in {folder} has no unet, so it is not a denoiser.")
     nested = folder / "unet"
-    return _load_unet(nested if nested.is_dir() else folder), _scheduler_config(folder)
+    unet = _load_unet(nested if nested.is_dir() else folder, part_of(folder) is not None)
+    return unet, scheduler_config(folder)
 
 
-def denoiser_hash(unet: UNet2DModel, config: Mapping[str, Any]) -> str:
-    """Return a hash of everything that a denoiser's estimates depend on.
+def load_autoencoder_of(source: str | Path, unet: UNet2DModel) -> Autoencoder | None:
+    """Load the autoencoder of a latent denoiser; None for a denoiser of pixels.
+
+    Args:
+        source: what :func:`load_denoiser` loaded.
+        unet: what it returned.
+
+    Raises:
+        ClspError: the autoencoder cannot be loaded, or its latents have another number of channels
+            than the denoiser takes.
+    """
+    folder = fetch_pipeline(source)
+    part = part_of(folder) if (folder / INDEX).exists() else None
+    if part is None:
+        return None
+    autoencoder = load_autoencoder(part)
+    if autoencoder.channels != unet.config.in_channels:
+        raise ClspError(
+            f"The autoencoder in {part} has latents of {autoencoder.channels} channels and the "
+            f"denoiser beside it takes {unet.config.in_channels}; they do not belong together."
+        )
+    return autoencoder
+
+
+def denoiser_hash(
+    unet: UNet2DModel, config: Mapping[str, Any], autoencoder: Autoencoder | None = None
+) -> str:
+    """Return a hash of everything that a denoiser's samples depend on.
 
     Args:
         unet: the network, of which the weights are hashed, and the settings that their shapes do
             not show.
         config: configuration of the scheduler that it was trained with, of which the betas and the
             type of prediction are hashed.
+        autoencoder: that of a latent denoiser, which is hashed too.
 
     Returns:
         16 hexadecimal digits of a SHA-256.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(unet.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest = weights_digest(unet)
     settings = {key: unet.config.get(key) for key in _UNSEEN_KEYS}
     digest.update(json.dumps([settings, predicted(config)]).encode())
     digest.update(training_betas(config).numpy().tobytes())
+    if autoencoder is not None:
+        digest.update(autoencoder.hash.encode())
     return digest.hexdigest()[:16]
 
 
-def check_absent(path: Path) -> None:
-    """Refuse to write over anything: raises ClspError unless path is absent or an empty folder."""
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists():
-        raise ClspError(f"{path} already exists; choose another out= or delete it.")
+def _pipeline(
+    unet: UNet2DModel, betas: Mapping[str, Any], autoencoder: Autoencoder | None
+) -> DiffusionPipeline:
+    """Return diffusers' pipeline of a denoiser."""
+    if autoencoder is None:
+        return DDPMPipeline(unet=unet, scheduler=DDPMScheduler(**betas))
+    # diffusers' pipeline then takes the steps that candidates are drawn in, and clips no latents
+    scheduler = DDIMScheduler(**betas, clip_sample=False, timestep_spacing="trailing")
+    return LDMPipeline(vqvae=autoencoder.network, unet=unet, scheduler=scheduler)
 
 
 def save_denoiser(
@@ -380,9 +396,13 @@ def save_denoiser(
     beta_start: float = 1e-4,
     beta_end: float = 0.02,
     prediction: str = "epsilon",
+    autoencoder: Autoencoder | None = None,
     files: Mapping[str, str] | None = None,
 ) -> None:
     """Write a ``DDPMPipeline`` directory, which diffusers and :func:`load_denoiser` read.
+
+    With an autoencoder it is a ``LDMPipeline`` directory. (diffusers' own pipeline ignores an
+    autoencoder's ``shift_factor``, which is used here; those of Stable Diffusion have none.)
 
     The directory appears whole or not at all.
 
@@ -393,6 +413,7 @@ def save_denoiser(
         beta_start: the first of the linear betas.
         beta_end: the last of the linear betas.
         prediction: what the network predicts, in diffusers' words.
+        autoencoder: that of a latent denoiser; it is saved with the network.
         files: further text files, name to content.
 
     Raises:
@@ -400,31 +421,14 @@ def save_denoiser(
     """
     path = Path(path)
     check_absent(path)
-    scheduler = DDPMScheduler(
-        num_train_timesteps=num_train_timesteps,
-        beta_start=beta_start,
-        beta_end=beta_end,
-        prediction_type=prediction,
-    )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(temporary)
-        except SafetensorError as error:
-            raise ClspError(
-                f"{path} could not be written ({error}); make room, or choose another place."
-            ) from error
-        for name, text in (files or {}).items():
-            (temporary / name).write_text(text, encoding="utf-8")
-        nested = temporary / "unet"
-        write_digests(nested / _DIGESTS, sorted(nested.glob("*.safetensors")))
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            check_absent(path)  # another process was faster
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    betas = {
+        "num_train_timesteps": num_train_timesteps,
+        "beta_start": beta_start,
+        "beta_end": beta_end,
+        "prediction_type": prediction,
+    }
+    pipeline = _pipeline(unet, betas, autoencoder)
+    made_whole(path, pipeline.save_pretrained, ("unet", "vqvae"), files or {})
 
 
 # Settings of a network that the shapes of its weights do not show.
@@ -435,8 +439,8 @@ _UNSEEN_KEYS = (
 )  # fmt: skip
 
 
-def _scheduler_config(folder: Path) -> dict[str, Any]:
+def scheduler_config(folder: Path) -> dict[str, Any]:
     """Read the configuration of the training's scheduler from a pipeline directory."""
     # early pipelines such as google/ddpm-cifar10-32 keep all files in one directory
     nested = folder / "scheduler" / "scheduler_config.json"
-    return _read_config(nested if nested.parent.is_dir() else folder / "scheduler_config.json")
+    return read_config(nested if nested.parent.is_dir() else folder / "scheduler_config.json")

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,20 @@ import torch
 from diffusers import UNet2DModel
 
 from clsp_plugin.candidates.condition import condition_digest
+from clsp_plugin.candidates.encoded import encode_images
 from clsp_plugin.candidates.manifest import MANIFEST, StoreManifest
 from clsp_plugin.candidates.writer import Left, StoreWriter, left_to_draw, replace_begun
 from clsp_plugin.config.typed import settings_of
-from clsp_plugin.diffusion.denoiser import ViewUNet, denoiser_hash, load_denoiser
+from clsp_plugin.diffusion.autoencoder import Autoencoder
+from clsp_plugin.diffusion.denoiser import (
+    ViewUNet,
+    denoiser_hash,
+    load_autoencoder_of,
+    load_denoiser,
+)
 from clsp_plugin.diffusion.drawer import Drawer, FoundBatch, GenerationSettings
 from clsp_plugin.diffusion.interpolation import is_conditional
+from clsp_plugin.diffusion.variations import VariationDrawer, is_variation, load_variations
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.memory import in_bytes
 from clsp_plugin.system.processes import process
@@ -27,15 +36,19 @@ from clsp_plugin.system.progress import Progress
 __all__ = ["estimate_generation", "generate_candidates"]
 
 
-def _check_size(images: torch.Tensor, unet: UNet2DModel) -> None:
+def _check_size(images: torch.Tensor, unet: UNet2DModel, autoencoder: Autoencoder | None) -> None:
     """Refuse images of another size than the denoiser was trained for."""
     assert images.dtype == torch.uint8
     assert images.ndim == 4
     assert images.shape[3] == 3
+    factor = 1
+    if autoencoder is not None:
+        factor = autoencoder.factor
+        autoencoder.latent_size(*images.shape[1:3])
     size = unet.config.sample_size
     if size is None:
         return
-    expected = [size, size] if isinstance(size, int) else list(size)
+    expected = [side * factor for side in ([size, size] if isinstance(size, int) else size)]
     if list(images.shape[1:3]) != expected:
         raise ClspError(
             f"The denoiser draws images of {'x'.join(map(str, expected))} pixels, the images are "
@@ -73,7 +86,7 @@ def _manifest(
         guidance=settings.guidance,
         condition=condition,
         middle=middle,
-    )
+    ).encoded_with(settings.encoding, settings.quality)
 
 
 class _Shards:
@@ -121,6 +134,19 @@ def _work(writer: StoreWriter, rank: int, world_size: int) -> list[tuple[int, in
     ]
 
 
+_WEIGHED = 64  # images that are encoded to estimate the size of a store
+
+
+def _left(out: str | Path, manifest: StoreManifest, images: torch.Tensor) -> Left:
+    """Return what is left to draw; encoded candidates are expected to be as large as the images."""
+    if manifest.encoding is None:
+        return left_to_draw(out, manifest)
+    assert manifest.quality is not None
+    some = images[:: -(-len(images) // _WEIGHED)].numpy()
+    sizes = [len(one) for one in encode_images(some, manifest.encoding, manifest.quality)]
+    return left_to_draw(out, manifest, sum(sizes) / len(sizes))
+
+
 def _no_room(left: Left, out: Path) -> str | None:
     """Return why the disk has no room for what a store lacks, or None if it has."""
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
@@ -164,16 +190,41 @@ def _prepared(
 ) -> tuple[Drawer, StoreManifest, FoundBatch]:
     """Return the drawer of the candidates, their store's manifest, and the stored batch size."""
     settings = settings_of(GenerationSettings, cfg)
-    unet, scheduler_config = load_denoiser(denoiser_path)
-    _check_size(images, unet)
     batch = FoundBatch(out, settings)
+    if is_variation(denoiser_path):
+        if condition is not None:
+            raise ClspError(
+                "A condition was given, and an image-variation pipeline takes the embeddings of "
+                "the images; leave it out."
+            )
+        variations = load_variations(denoiser_path)
+        varied = VariationDrawer(images, variations, batch.settings)
+        given = (images, fingerprint, dataset, variations.hash, settings, None, None)
+        manifest = replace(
+            _manifest(*given), noise_level=settings.noise_level, draw_size=varied.size
+        )
+        return varied, manifest, batch
+    _check_not_varied(settings)
+    unet, scheduler_config = load_denoiser(denoiser_path)
+    autoencoder = load_autoencoder_of(denoiser_path, unet)
+    _check_size(images, unet, autoencoder)
     condition = _condition_of(unet, labels, condition)
-    drawer = Drawer(images, unet, scheduler_config, batch.settings, condition)
+    drawer = Drawer(images, unet, scheduler_config, batch.settings, condition, autoencoder)
     digest = None if drawer.condition is None else condition_digest(drawer.condition)
-    name = denoiser_hash(unet, scheduler_config)
+    name = denoiser_hash(unet, scheduler_config, autoencoder)
     middle = "view" if isinstance(unet, ViewUNet) else None
     manifest = _manifest(images, fingerprint, dataset, name, settings, digest, middle)
     return drawer, manifest, batch
+
+
+def _check_not_varied(settings: GenerationSettings) -> None:
+    for name, unset in (("noise_level", 0), ("draw_size", None)):
+        given = getattr(settings, name)
+        if given != unset:
+            raise ClspError(
+                f"{name}={given} is of image-variation pipelines, and this denoiser is none; "
+                f"leave it out."
+            )
 
 
 def estimate_generation(
@@ -203,8 +254,9 @@ def estimate_generation(
     drawer, manifest, _ = _prepared(
         images, fingerprint, denoiser_path, Path(out), cfg, dataset, labels, condition
     )
-    left = left_to_draw(out, manifest)
-    seconds = drawer.seconds_per_step() * manifest.steps * left.candidates
+    left = _left(out, manifest, images)
+    each = drawer.seconds_per_step() * manifest.steps + drawer.seconds_beside()
+    seconds = each * left.candidates
     return {
         "images": left.images,
         "candidates": left.candidates,
@@ -268,7 +320,7 @@ def generate_candidates(
     )
     # all checks come before anything is written
     rank, world_size = process()
-    left = left_to_draw(out, manifest)
+    left = _left(out, manifest, images)
     if not (Path(out) / MANIFEST).exists():  # in a store, leftovers are deleted before the check
         _check_room(left, Path(out))
     if replace_begun(out, manifest):
@@ -289,7 +341,7 @@ def _draw_into(
     """Draw what is left of this process's share; see :func:`generate_candidates`."""
     began = time.perf_counter()
     with writer.lock(rank, world_size):
-        _check_room(left_to_draw(writer.path, writer.manifest), writer.path)
+        _check_room(_left(writer.path, writer.manifest, drawer.images), writer.path)
         writer.verify(rank, world_size)
         writer.extend()
         work = _work(writer, rank, world_size)

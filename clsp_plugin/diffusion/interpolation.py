@@ -49,8 +49,13 @@ def unknown(condition: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(condition)
 
 
-def check_unet(unet: UNet2DModel) -> None:
-    """Refuse a UNet that is not a model of RGB images with a middle block.
+def check_unet(unet: UNet2DModel, channels: int | None = 3) -> None:
+    """Refuse a UNet that is not a model of RGB images, or of latents, with a middle block.
+
+    Args:
+        unet: the UNet.
+        channels: channels that it must map to as many; 3 for RGB images. None takes any number,
+            as of latents.
 
     Raises:
         ClspError: the UNet is not one; the message says why.
@@ -59,10 +64,11 @@ def check_unet(unet: UNet2DModel) -> None:
     problem = None
     if is_conditional(unet) and not isinstance(unet.class_embedding, (nn.Embedding, nn.Linear)):
         problem = f"takes no class numbers (class_embed_type {config.class_embed_type!r})"
-    elif (config.in_channels, config.out_channels) != (3, 3):
+    elif config.in_channels != config.out_channels or channels not in (None, config.in_channels):
+        n, what = channels or config.in_channels, "an RGB image" if channels == 3 else "latents"
         problem = (
             f"maps {config.in_channels} channels to {config.out_channels} "
-            f"(3 to 3 are needed: an RGB image and its noise)"
+            f"({n} to {n} are needed: {what} and the noise)"
         )
     elif unet.mid_block is None:
         problem = "has no middle block, whose output is what is interpolated"
@@ -121,7 +127,7 @@ def encode(
     Raises:
         ClspError: the UNet is not supported, see :func:`check_unet`.
     """
-    check_unet(unet)
+    check_unet(unet, x.shape[1])
     if unet.config.center_input_sample:
         x = 2 * x - 1.0
     emb = _embedding(unet, t, x, condition)

@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,9 @@ from clsp_plugin.diffusion.views import other_view
 from clsp_plugin.errors import ClspError
 from clsp_plugin.methods.epoch_means import EpochMeans
 
-__all__ = ["DenoiserModule", "TrainingSettings"]
+__all__ = ["DenoiserModule", "KeptModule", "TrainingSettings"]
+
+# ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
 # Random streams of a training. They are part of what a seed means: never renumber.
 _WEIGHTS, _DROPOUT, _CHOICES, _NOISE, _RENOISED, _RENOISE, _UNCONDITIONED, _VIEW = range(8)
@@ -80,6 +82,9 @@ class TrainingSettings(UNetSettings):
         sample_every: epochs between sheets of samples in ``<out>.samples``; 0 draws none.
         fid_images: number of samples drawn for the Frechet distance, if one is asked for.
         logger: where the numbers of every epoch go; see ``config.loggers.logger_names``.
+        autoencoder: for a latent denoiser, the directory of an autoencoder or its name on the hub,
+            see :func:`~clsp_plugin.diffusion.autoencoder.load_autoencoder`; None for a denoiser of
+            pixels. ``attention_resolutions`` are then counted in places of the latents.
     """
 
     seed: int = ranged(0, SEED)
@@ -105,6 +110,7 @@ class TrainingSettings(UNetSettings):
     sample_every: int = ranged(0, low=0)
     fid_images: int = ranged(1000, low=2)
     logger: Any = "csv"
+    autoencoder: Optional[str] = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "precision", precision_name(self.precision))
@@ -119,13 +125,48 @@ class TrainingSettings(UNetSettings):
                 f"renoise_middle={self.renoise_middle:g} is for middle=sample; with middle=view "
                 f"the middle feature is always that of another view. Set renoise_middle=0."
             )
+        if self.middle == "view" and self.autoencoder is not None:
+            raise ClspError(
+                "middle=view makes views of pixels, and a denoiser with an autoencoder sees "
+                "latents; leave one of the two out."
+            )
 
     def ema_decay_at(self, step: int) -> float:
         """Return the decay of the moving average at optimiser step ``step``, counted from 0."""
         return min(self.ema_decay, (1 + step) / (10 + step)) if self.ema_warmup else self.ema_decay
 
 
-class DenoiserModule(EpochMeans, LightningModule):
+class KeptModule(EpochMeans, LightningModule):
+    """A module that keeps the mean loss of each epoch and the time of training, over all runs.
+
+    Attributes:
+        losses: mean loss of each epoch so far.
+        seconds: training time so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+        self.seconds = 0.0
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        self.losses.append(float(self.trainer.callback_metrics["loss"]))
+        self.seconds += time.perf_counter() - self._start
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["progress"] = {"losses": list(self.losses), "seconds": self.seconds}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.losses = list(checkpoint["progress"]["losses"])
+        self.seconds = checkpoint["progress"]["seconds"]
+
+
+class DenoiserModule(KeptModule):
     """A denoiser in training.
 
     Random numbers are keyed by (seed, epoch, image index), those of dropout by (seed, epoch, batch,
@@ -140,8 +181,6 @@ class DenoiserModule(EpochMeans, LightningModule):
     Attributes:
         unet: the network in training.
         ema: the moving average of its weights; part of every checkpoint.
-        losses: mean loss of each epoch so far.
-        seconds: training time so far, over all runs.
     """
 
     def __init__(
@@ -154,8 +193,6 @@ class DenoiserModule(EpochMeans, LightningModule):
         self.settings = settings
         self.unet = unet
         self.ema = copy.deepcopy(unet).requires_grad_(False)
-        self.losses: list[float] = []
-        self.seconds = 0.0
         alphas = DDPMScheduler(**LINEAR_BETAS).alphas_cumprod
         self.register_buffer("signal", alphas.sqrt(), persistent=False)
         self.register_buffer("sigma", (1.0 - alphas).sqrt(), persistent=False)
@@ -164,8 +201,15 @@ class DenoiserModule(EpochMeans, LightningModule):
     def _draw(
         self, indexes: torch.Tensor, images: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return a batch's images (B, 3, H, W), some flipped, noise (same shape) and steps (B,)."""
-        x = to_float(images)
+        """Return a batch's images (B, 3, H, W), some flipped, noise (same shape) and steps (B,).
+
+        The latents of mirrored images are no mirrored latents, so both are there.
+        """
+        if images.dtype == torch.uint8:
+            x = to_float(images)
+            mirrored = x.flip(-1)
+        else:
+            x, mirrored = images[:, 0].float(), images[:, -1].float()
         choices, noises = (
             derive_key(self.settings.seed, Purpose.TRAINING, stream, self.current_epoch)
             for stream in (_CHOICES, _NOISE)
@@ -174,7 +218,7 @@ class DenoiserModule(EpochMeans, LightningModule):
         noise = key_normal(keys_for(noises, indexes), x[0].numel())
         t = (u[:, 0] * len(self.signal)).long()
         flip = (u[:, 1] < self.settings.horizontal_flip)[:, None, None, None]
-        return torch.where(flip, x.flip(-1), x), noise.view_as(x), t
+        return torch.where(flip, mirrored, x), noise.view_as(x), t
 
     def _noisy(self, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         signal, sigma = (v[t, None, None, None] for v in (self.signal, self.sigma))
@@ -239,7 +283,8 @@ class DenoiserModule(EpochMeans, LightningModule):
         """Return the loss of a batch.
 
         Args:
-            batch: image indexes, int64 (B,), and images, uint8 (B, H, W, 3).
+            batch: image indexes, int64 (B,), and images, uint8 (B, H, W, 3); or their latents,
+                float (B, 2, C, h, w), with those of the mirrored images.
             batch_idx: number of the batch in its epoch, from 0.
         """
         x, noise, t = self._draw(*batch)
@@ -272,19 +317,3 @@ class DenoiserModule(EpochMeans, LightningModule):
 
     def watched(self) -> dict[str, float]:
         return {"ema_decay": self.settings.ema_decay_at(self.global_step - 1)}
-
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        self._start = time.perf_counter()
-
-    def on_train_epoch_end(self) -> None:
-        super().on_train_epoch_end()
-        self.losses.append(float(self.trainer.callback_metrics["loss"]))
-        self.seconds += time.perf_counter() - self._start
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["progress"] = {"losses": list(self.losses), "seconds": self.seconds}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.losses = list(checkpoint["progress"]["losses"])
-        self.seconds = checkpoint["progress"]["seconds"]

@@ -4,6 +4,7 @@ import csv
 import io
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
+from clsp_plugin.diffusion.autoencoder import Autoencoder
 from clsp_plugin.diffusion.sampling import Sampling, sample_candidates
 from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, make_scheduler
 from clsp_plugin.engine.pictures import side_by_side
@@ -39,6 +41,7 @@ class SampleSheets(Callback):
             training images.
         num_scored: M, the number of samples to score.
         history: receives the picture ``samples``, and the score as ``frechet``.
+        autoencoder: that of a latent denoiser.
     """
 
     def __init__(
@@ -50,15 +53,18 @@ class SampleSheets(Callback):
         score: Callable[[torch.Tensor], float] | None = None,
         num_scored: int = 1000,
         history: History | None = None,
+        autoencoder: Autoencoder | None = None,
     ):
         self.folder, self.every = folder, every
         self.score, self.num_scored = score, num_scored
         self.history = history or History()
+        self.autoencoder = autoencoder
+        self.sampling = replace(_UNCONDITIONAL, clip=autoencoder is None)
         self.scheduler = make_scheduler(
             {**LINEAR_BETAS, "prediction_type": prediction},
-            _UNCONDITIONAL.steps,
-            _UNCONDITIONAL.clip,
-            _UNCONDITIONAL.sampler,
+            self.sampling.steps,
+            self.sampling.clip,
+            self.sampling.sampler,
         )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,6 +81,8 @@ class SampleSheets(Callback):
     def _draw(self, module: LightningModule, number: int) -> torch.Tensor:
         """Draw samples with the averaged weights: uint8 (number, H, W, 3)."""
         condition, size = module.condition, module.ema.config.sample_size
+        if self.autoencoder is not None:
+            size *= self.autoencoder.to(module.device).factor
         if condition is not None:
             rows = torch.linspace(0, len(condition) - 1, number, dtype=torch.float64).round().long()
             condition = condition[rows.to(condition.device)].cpu()
@@ -83,10 +91,11 @@ class SampleSheets(Callback):
                 module.ema,
                 self.scheduler,
                 torch.zeros(len(indexes), size, size, 3, dtype=torch.uint8),
-                _UNCONDITIONAL,
+                self.sampling,
                 indexes=indexes,
                 candidates=[0],
                 condition=None if condition is None else condition[indexes],
+                autoencoder=self.autoencoder,
             )
             for indexes in torch.arange(number).split(_BATCH)
         ]

@@ -20,6 +20,7 @@ from diffusers import (
 
 from clsp_plugin.config.rules import SEED, ranged
 from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, keys_for
+from clsp_plugin.diffusion.autoencoder import Autoencoder
 from clsp_plugin.diffusion.denoiser import ViewUNet
 from clsp_plugin.diffusion.interpolation import (
     check_unet,
@@ -42,7 +43,10 @@ from clsp_plugin.system.devices import fetch, to_device
 __all__ = [
     "CandidateNoise",
     "Sampling",
+    "advance",
+    "autocast",
     "begin_candidates",
+    "check_latent",
     "denoise",
     "sample_candidates",
     "to_float",
@@ -125,7 +129,7 @@ class CandidateNoise:
         seed: seed of all the noise.
         indexes: int64 (B,), image indexes in their data set.
         candidates: int64 (K,), candidate numbers.
-        shape: shape of an image, (3, H, W).
+        shape: shape of an image, (3, H, W), or of its latents, (C, h, w).
         share_anchor: whether the anchor's noise depends on the candidate (False) or not (True).
     """
 
@@ -159,12 +163,12 @@ class CandidateNoise:
         return self._draw(self.anchor_keys, step)
 
 
-def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     dtype = PRECISIONS[precision]
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _advance(
+def advance(
     scheduler: Scheduler,
     estimate: torch.Tensor,
     t: int,
@@ -196,12 +200,13 @@ def denoise(
     num_steps: int | None = None,
     condition: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Run the sampler from pure noise to images.
+    """Run the sampler from pure noise to images, or to latents.
 
     Args:
         unet: a denoiser in evaluation mode.
         scheduler: from :func:`make_scheduler`.
-        anchors: float (B * K, 3, H, W) in [-1, 1], or (B, 3, H, W) if candidates share an anchor.
+        anchors: float (B * K, 3, H, W) in [-1, 1], or (B, 3, H, W) if candidates share an anchor;
+            for a latent denoiser their latents.
         noise: the noise of B images with K candidates each.
         sampling: how to sample.
         num_steps: stop after this many steps of the sampler; by default after all of them.
@@ -209,7 +214,7 @@ def denoise(
             (B * K, D); else None.
 
     Returns:
-        float32 (B * K, 3, H, W).
+        float32 (B * K, 3, H, W), or latents.
     """
     if isinstance(scheduler, DPMSolverMultistepScheduler):  # reset: it remembers earlier steps
         scheduler.set_timesteps(timesteps=scheduler.timesteps.tolist())
@@ -217,14 +222,14 @@ def denoise(
     middle = None
     if isinstance(unet, ViewUNet):
         assert sampling.w in (0.0, 1.0), "the anchor's middle feature, or none"
-        with _autocast(x.device, sampling.precision):
+        with autocast(x.device, sampling.precision):
             middle = viewed_middle(unet, anchors) * (1.0 - sampling.w)
     for t in scheduler.timesteps[:num_steps].tolist():
         x_anchor = anchors
         if sampling.w < 1.0 and middle is None:  # an unconditional sample never looks at the anchor
             a = scheduler.alphas_cumprod[t]
             x_anchor = a.sqrt() * anchors + (1 - a).sqrt() * noise.anchor(t)
-        with _autocast(x.device, sampling.precision):
+        with autocast(x.device, sampling.precision):
             if middle is not None:
                 estimate = viewed_noise(unet, x, middle, t, sampling.guidance)
             elif condition is None:
@@ -236,8 +241,24 @@ def denoise(
         estimate = estimate.float()
         # clipping would hide an infinity, but never hides a NaN
         estimate = estimate.masked_fill(estimate.isinf(), torch.nan)
-        x = _advance(scheduler, estimate, t, x, noise, sampling.chosen_eta)
+        x = advance(scheduler, estimate, t, x, noise, sampling.chosen_eta)
     return x
+
+
+def check_latent(sampling: Sampling) -> None:
+    """Refuse to clip latents as if they were pixels."""
+    if sampling.clip:
+        raise ClspError(
+            "clip=True clips every step's estimate to the range of pixels, and this denoiser "
+            "draws latents, which have no such range; set clip=False."
+        )
+
+
+def _latents(autoencoder: Autoencoder, x: torch.Tensor, w: float) -> torch.Tensor:
+    """Return the latents of anchors; where no anchor is looked at, zeros."""
+    if w < 1.0:
+        return autoencoder.encode(x)
+    return x.new_zeros(len(x), autoencoder.channels, *autoencoder.latent_size(*x.shape[2:]))
 
 
 def begin_candidates(
@@ -249,6 +270,7 @@ def begin_candidates(
     indexes: torch.Tensor,
     candidates: Sequence[int],
     condition: torch.Tensor | None = None,
+    autoencoder: Autoencoder | None = None,
 ) -> Callable[[], torch.Tensor]:
     """Begin to draw candidates of a batch of anchors, without waiting for the device.
 
@@ -266,6 +288,7 @@ def begin_candidates(
         candidates: the candidate numbers to draw, K of them.
         condition: for a conditional denoiser, the anchors' classes from 0, int64 (B,), or
             features, float (B, D).
+        autoencoder: that of a latent denoiser, on the denoiser's device. It computes in float32.
 
     Returns:
         A function that waits for the candidates and returns them: uint8 (B, K, H, W, 3), on the
@@ -275,11 +298,14 @@ def begin_candidates(
         ClspError: w is not valid, or the UNet is not supported. The returned function raises it if
             samples are not finite in float32 either.
     """
-    check_unet(unet)
+    check_unet(unet, 3 if autoencoder is None else autoencoder.channels)
     check_weight(sampling.w)
     unet.eval()
     device = unet.device
     x = to_float(to_device(anchors, device))
+    if autoencoder is not None:
+        check_latent(sampling)
+        x = _latents(autoencoder, x, sampling.w)
     numbers = to_device(torch.as_tensor(list(candidates), dtype=torch.int64), device)
     shape = tuple(x.shape[1:])
     noise = CandidateNoise(
@@ -292,6 +318,8 @@ def begin_candidates(
         assert condition is not None, "a conditional denoiser needs the anchors' condition"
         own = to_device(condition, device).repeat_interleave(len(numbers), dim=0)
     x = denoise(unet, scheduler, x, noise, sampling, condition=own)
+    if autoencoder is not None:
+        x = autoencoder.decode(x)
     out = to_uint8(x).unflatten(0, (len(anchors), len(numbers)))
     wait = fetch(out, torch.isfinite(x).flatten(1).all(1).view(len(anchors), -1).all(1))
 
@@ -318,6 +346,7 @@ def begin_candidates(
             indexes=indexes[broken],
             candidates=candidates,
             condition=None if condition is None else condition[broken],
+            autoencoder=autoencoder,
         )
         return drawn
 

@@ -10,9 +10,10 @@ import hashlib
 import json
 import platform
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import diffusers
 import lightning
@@ -25,10 +26,18 @@ from clsp_plugin.candidates.condition import check_condition, condition_digest
 from clsp_plugin.config.typed import settings_of
 from clsp_plugin.data.keyed_random import Purpose, derive_key
 from clsp_plugin.data.loader import IndexBatches, index_loader
+from clsp_plugin.diffusion.autoencoder import Autoencoder, load_autoencoder
 from clsp_plugin.diffusion.compiling import compile_blocks
 from clsp_plugin.diffusion.denoiser import build_unet, check_absent, save_denoiser
-from clsp_plugin.diffusion.module import _WEIGHTS, DenoiserModule, TrainingSettings
+from clsp_plugin.diffusion.latents import Latents
+from clsp_plugin.diffusion.module import (
+    _WEIGHTS,
+    DenoiserModule,
+    KeptModule,
+    TrainingSettings,
+)
 from clsp_plugin.diffusion.sample_sheets import SampleSheets
+from clsp_plugin.diffusion.sampling import autocast, to_float
 from clsp_plugin.engine.loggers import NOTES, Run, attach_loggers, check_installed
 from clsp_plugin.engine.progress import METRICS, Bar, History, MetricsFile, metrics_csv, quiet
 from clsp_plugin.engine.trainer import Finite, fit, new_trainer
@@ -40,9 +49,9 @@ from clsp_plugin.system.compiling import to_compile
 from clsp_plugin.system.files import write_text
 from clsp_plugin.system.json_files import read_json
 from clsp_plugin.system.memory import keep_freed_memory
-from clsp_plugin.system.processes import is_first
+from clsp_plugin.system.processes import device_of, is_first
 
-__all__ = ["RECORD", "SETTINGS", "train_denoiser"]
+__all__ = ["RECORD", "SETTINGS", "Loop", "carry_out", "images_digest", "once", "train_denoiser"]
 
 # The file beside a denoiser's weights that says how they were trained.
 RECORD = "training.json"
@@ -67,12 +76,20 @@ class _Data(LightningDataModule):
     """Training batches: image indexes, and the images from the training device's memory.
 
     The batch size counts the images of all processes together, and is capped at the number of
-    images.
+    images. Of a latent denoiser the images are latents.
     """
 
-    def __init__(self, images: torch.Tensor, settings: TrainingSettings):
+    def __init__(self, images: torch.Tensor, settings: "Loop", latents: Latents | None = None):
         super().__init__()
-        self.images, self.settings = images, settings
+        self.images, self.settings, self.latents = images, settings, latents
+
+    def prepare_data(self) -> None:  # called in one process
+        if self.latents is not None:
+            self.latents.write(self.trainer.strategy.root_device)
+
+    def setup(self, stage: str) -> None:
+        if self.latents is not None:
+            self.images = self.latents.read()
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
@@ -129,13 +146,20 @@ def images_digest(images: torch.Tensor) -> str:
 
 
 def _identity(
-    images: torch.Tensor, settings: TrainingSettings, condition: torch.Tensor | None
+    images: torch.Tensor,
+    settings: TrainingSettings,
+    condition: torch.Tensor | None,
+    autoencoder: Autoencoder | None,
 ) -> dict[str, Any]:
     """Return the settings and data that identify a training, as they are read back from JSON."""
     kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in _FREE}
     kept |= {"num_images": len(images), "images": images_digest(images)}
     if settings.middle == "sample":  # as in trainings from before there was another
         del kept["middle"], kept["middle_dropout"]
+    if autoencoder is None:  # as in trainings from before there was one
+        del kept["autoencoder"]
+    else:  # wherever it is
+        kept["autoencoder"] = autoencoder.hash
     if condition is None:
         del kept["condition_dropout"]
     else:
@@ -183,9 +207,15 @@ def _reason(error: Exception) -> str:
 
 
 def _make_module(
-    image_size: int, settings: TrainingSettings, condition: torch.Tensor | None = None
+    image_size: int,
+    settings: TrainingSettings,
+    condition: torch.Tensor | None = None,
+    autoencoder: Autoencoder | None = None,
 ) -> DenoiserModule:
     keys: dict[str, Any] = {"of_view": settings.middle == "view"}
+    if autoencoder is not None:
+        image_size = autoencoder.latent_size(image_size, image_size)[0]
+        keys["channels"] = autoencoder.channels
     if condition is not None and keys["of_view"]:
         raise ClspError("middle=view goes without a condition; leave one of the two out.")
     if condition is not None and condition.ndim == 2:
@@ -197,17 +227,45 @@ def _make_module(
         return DenoiserModule(build_unet(image_size, settings, **keys), settings, condition)
 
 
+class Loop(Protocol):
+    """The settings of a training that its loop reads, see ``TrainingSettings``."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def max_epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def gradient_clip(self) -> float: ...
+    @property
+    def precision(self) -> Any: ...
+    @property
+    def accelerator(self) -> str: ...
+    @property
+    def devices(self) -> Any: ...
+    @property
+    def strategy(self) -> str: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+    @property
+    def logger(self) -> Any: ...
+
+
 def _make_trainer(
-    settings: TrainingSettings,
+    settings: Loop,
     workspace: Path,
     identity: dict[str, Any],
     history: History,
     callbacks: Sequence[Callback],
+    whose: str,
 ) -> Trainer:
     advice = f"a smaller lr (it is {settings.lr:g})"
     if settings.precision != "32-true":
         advice = f"precision=32-true or {advice}"
-    finite = Finite("the denoiser", f"use {advice}")
+    finite = Finite(whose, f"use {advice}")
     callbacks = [
         finite,
         Watching(history),
@@ -242,7 +300,7 @@ def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     return record if record.get("settings") == identity else None
 
 
-def _record(module: DenoiserModule, identity: dict[str, Any], steps: int) -> dict[str, Any]:
+def record_of(module: KeptModule, identity: dict[str, Any], steps: int) -> dict[str, Any]:
     """Return the content of ``training.json`` for a finished training."""
     device = module.device
     cpu = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
@@ -303,19 +361,119 @@ def train_denoiser(
     size = _check_images(images)
     if condition is not None:
         check_condition(condition, len(images))
-    identity = _identity(images, settings, condition)
+    autoencoder = None
+    if settings.autoencoder is not None:
+        autoencoder = load_autoencoder(settings.autoencoder)
+    identity = _identity(images, settings, condition, autoencoder)
+
+    def prepare() -> Callable[[Path], dict[str, Any]]:
+        module = _make_module(size, settings, condition, autoencoder)
+        return lambda workspace: _train(
+            images, module, settings, identity, workspace, out, callbacks, score, autoencoder
+        )
+
+    return once(out, identity, prepare)
+
+
+_TIMED = 3  # optimiser steps that an estimate is made from
+
+
+def estimate_training(
+    images: torch.Tensor,
+    cfg: TrainingSettings | Mapping[str, Any] | None,
+    condition: torch.Tensor | None = None,
+) -> dict[str, Any]:
+    """Time a few steps of a training, on one device, and estimate it; nothing is written.
+
+    Takes the arguments of :func:`train_denoiser`.
+
+    Returns:
+        ``steps``, their number in the whole training; ``seconds``, the expected time of all;
+        ``encoding``, the seconds of these that the encoding of the images takes; ``weights``, the
+        number of the network's weights; and ``device``.
+
+    Raises:
+        ClspError: as :func:`train_denoiser`.
+    """
+    settings, size = settings_of(TrainingSettings, cfg), _check_images(images)
+    if condition is not None:
+        check_condition(condition, len(images))
+    autoencoder = None
+    if settings.autoencoder is not None:
+        autoencoder = load_autoencoder(settings.autoencoder)
+    device = device_of("cpu" if settings.accelerator == "cpu" else "auto")
+    module = _make_module(size, settings, condition, autoencoder).to(device)
+    number = min(settings.batch_size, len(images))
+    indexes = torch.arange(number, device=device)
+    batch, encoding = images[:number].to(device), 0.0
+    if autoencoder is not None:
+        batch, encoding = _timed_encoding(autoencoder.to(device), batch)
+        encoding *= len(images) * (2 if settings.horizontal_flip else 1)
+    steps = settings.max_epochs * (len(images) // number)
+    seconds = _seconds_a_step(module, (indexes, batch)) * steps
+    return {
+        "steps": steps,
+        "seconds": seconds + encoding,
+        "encoding": encoding,
+        "weights": sum(p.numel() for p in module.unet.parameters()),
+        "device": str(device),
+    }
+
+
+def _timed_encoding(autoencoder: Autoencoder, images: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return latents for a batch, and the seconds that the encoding of one image takes."""
+    some = to_float(images[:8])
+    for _ in range(2):  # the first is a warm-up
+        began = time.perf_counter()
+        latents = autoencoder.encode(some)
+        latents.sum().item()
+        seconds = (time.perf_counter() - began) / len(some)
+    rows = torch.arange(len(images), device=images.device) % len(some)
+    return latents.clone()[rows][:, None], seconds
+
+
+def _seconds_a_step(module: DenoiserModule, batch: tuple[torch.Tensor, torch.Tensor]) -> float:
+    """Measure the seconds of an optimiser step."""
+    adam, device = module.configure_optimizers()["optimizer"], batch[0].device
+    for count in (1, _TIMED):  # the first is a warm-up
+        began = time.perf_counter()
+        for number in range(count):
+            with autocast(device, module.settings.precision):
+                loss = module.training_step(batch, number)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        loss.item()
+        seconds = (time.perf_counter() - began) / count
+    return seconds
+
+
+def once(
+    out: Path, identity: dict[str, Any], prepare: Callable[[], Callable[[Path], dict[str, Any]]]
+) -> dict[str, Any]:
+    """Do a training that is not finished yet, with its files beside ``out`` meanwhile.
+
+    Args:
+        out: the directory that is written.
+        identity: what identifies the training.
+        prepare: called before anything is written. What it returns trains in the folder that it is
+            given, from the checkpoint there is, and returns the record of the training.
+
+    Returns:
+        The record.
+    """
     workspace = out.with_name(f"{out.name}.training")
     finished = _finished(out, identity)
     if finished is not None:
         shutil.rmtree(workspace, ignore_errors=True)  # left by a process killed at the very end
         return finished
     check_absent(out)
-    module = _make_module(size, settings, condition)
+    train = prepare()
     workspace.mkdir(parents=True, exist_ok=True)
     try:
         with one_training(workspace, "wait for it, or choose another out="):
             try:
-                return _train(images, module, settings, identity, workspace, out, callbacks, score)
+                return train(workspace)
             finally:
                 _leave(workspace)
     finally:
@@ -330,6 +488,19 @@ def _leave(workspace: Path) -> None:
             (workspace / name).unlink(missing_ok=True)
 
 
+def _latents(
+    images: torch.Tensor,
+    autoencoder: Autoencoder,
+    workspace: Path,
+    identity: Mapping[str, Any],
+    settings: TrainingSettings,
+) -> Latents:
+    mirrored = settings.horizontal_flip > 0
+    content = json.dumps([identity["images"], identity["autoencoder"], mirrored])
+    name = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return Latents(images, autoencoder, workspace, name, mirrored)
+
+
 def _train(
     images: torch.Tensor,
     module: DenoiserModule,
@@ -339,43 +510,107 @@ def _train(
     out: Path,
     callbacks: Sequence[Callback] | None,
     score: Callable[[torch.Tensor], float] | None,
+    autoencoder: Autoencoder | None,
 ) -> dict[str, Any]:
     """Train in a workspace, from its checkpoint if it has one; see :func:`train_denoiser`."""
-    checkpoint = _find_checkpoint(workspace, identity)
-    history = History()
-    with quiet():
-        callbacks = list(callbacks or ())
-        if settings.sample_every:
-            folder = out.with_name(f"{out.name}.samples")
-            callbacks.append(
-                SampleSheets(
-                    folder,
-                    settings.sample_every,
-                    settings.prediction,
-                    score=score,
-                    num_scored=settings.fid_images,
-                    history=history,
-                )
+    history, callbacks = History(), list(callbacks or ())
+    if settings.sample_every:
+        folder = out.with_name(f"{out.name}.samples")
+        callbacks.append(
+            SampleSheets(
+                folder,
+                settings.sample_every,
+                settings.prediction,
+                score=score,
+                num_scored=settings.fid_images,
+                history=history,
+                autoencoder=autoencoder,
             )
-        trainer = _make_trainer(settings, workspace, identity, history, callbacks)
+        )
+    latents = None
+    if autoencoder is not None:
+        latents = _latents(images, autoencoder, workspace, identity, settings)
+
+    def prepare(device: torch.device) -> None:
+        if to_compile(settings.compile, device, "compile"):
+            compile_blocks(module.unet)
+
+    data = _Data(images, settings, latents)
+    trainer = carry_out(
+        module,
+        data,
+        settings,
+        identity,
+        workspace,
+        out,
+        history,
+        callbacks,
+        "the denoiser",
+        prepare,
+    )
+    record = record_of(module, identity, trainer.global_step)
+    if trainer.is_global_zero:
+        files = {RECORD: json.dumps(record, indent=2), METRICS: metrics_csv(history)}
+        if autoencoder is not None:
+            autoencoder.to(torch.device("cpu"))
+        save_denoiser(
+            module.ema,
+            out,
+            prediction=settings.prediction,
+            autoencoder=autoencoder,
+            files=files,
+        )
+        shutil.rmtree(workspace, ignore_errors=True)  # everything needed is in out
+    trainer.strategy.barrier()
+    return record
+
+
+def carry_out(
+    module: KeptModule,
+    data: LightningDataModule,
+    settings: Loop,
+    identity: dict[str, Any],
+    workspace: Path,
+    out: Path,
+    history: History,
+    callbacks: Sequence[Callback],
+    whose: str,
+    prepare: Callable[[torch.device], None] = lambda device: None,
+) -> Trainer:
+    """Train a module, from the checkpoint in its workspace if there is one.
+
+    Args:
+        module: what is trained.
+        data: its batches.
+        settings: the settings of the loop.
+        identity: what identifies the training.
+        workspace: folder of its files.
+        out: the directory that will be written, for names.
+        history: receives the numbers of every epoch.
+        callbacks: further callbacks.
+        whose: what is trained, for messages.
+        prepare: called with the device before the first step.
+
+    Returns:
+        The trainer, after the last epoch.
+
+    Raises:
+        ClspError: see :func:`train_denoiser`.
+    """
+    checkpoint = _find_checkpoint(workspace, identity)
+    with quiet():
+        trainer = _make_trainer(settings, workspace, identity, history, callbacks, whose)
         run = Run(workspace, out.name, identity, out.with_name(f"{out.name}.tensorboard"))
         if checkpoint is not None:
             run.read()
         attach_loggers(trainer, history, settings.logger, run)
         device = trainer.strategy.root_device
         keep_freed_memory(device)
-        if to_compile(settings.compile, device, "compile"):
-            compile_blocks(module.unet)
-        fit(trainer, module, _Data(images, settings), checkpoint)
+        prepare(device)
+        fit(trainer, module, data, checkpoint)
     if len(module.losses) < settings.max_epochs:  # a callback may stop the training early
         raise ClspError(
             f"The training stopped after {len(module.losses)} of {settings.max_epochs} epochs; "
             f"start it again with the same settings to continue."
         )
-    record = _record(module, identity, trainer.global_step)
-    if trainer.is_global_zero:
-        files = {RECORD: json.dumps(record, indent=2), METRICS: metrics_csv(history)}
-        save_denoiser(module.ema, out, prediction=settings.prediction, files=files)
-        shutil.rmtree(workspace, ignore_errors=True)  # everything needed is in out
-    trainer.strategy.barrier()
-    return record
+    return trainer

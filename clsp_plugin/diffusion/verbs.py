@@ -18,18 +18,34 @@ from clsp_plugin.config.training import Data
 from clsp_plugin.config.typed import settings_of, typed
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import load_images
+from clsp_plugin.diffusion.autoencoder_training import AutoencoderSettings, train_autoencoder
 from clsp_plugin.diffusion.denoiser import check_absent
 from clsp_plugin.diffusion.drawer import GenerationSettings
 from clsp_plugin.diffusion.generation import estimate_generation, generate_candidates
 from clsp_plugin.diffusion.module import TrainingSettings
-from clsp_plugin.diffusion.training import RECORD, images_digest, train_denoiser
+from clsp_plugin.diffusion.training import (
+    RECORD,
+    estimate_training,
+    images_digest,
+    train_denoiser,
+)
 from clsp_plugin.engine.progress import Bar
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.json_files import checked, read_json
 from clsp_plugin.system.memory import in_bytes
 from clsp_plugin.system.processes import process
 
-__all__ = ["OfDenoiser", "OfGenerate", "check_denoiser", "check_generate", "denoiser", "generate"]
+__all__ = [
+    "OfAutoencoder",
+    "OfDenoiser",
+    "OfGenerate",
+    "autoencoder",
+    "check_autoencoder",
+    "check_denoiser",
+    "check_generate",
+    "denoiser",
+    "generate",
+]
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
@@ -48,13 +64,24 @@ def _split(given: DictConfig, *names: str) -> tuple[dict[str, Any], dict[str, An
 
 @dataclass
 class _OfImages:
-    """What both configurations have beside the settings of the training or the generation.
+    """What all three configurations have beside the settings of the training or the generation.
 
     Attributes:
         data: the training images, as in pre-training.
     """
 
     data: Data = field(default_factory=Data)
+
+
+@dataclass
+class OfAutoencoder(_OfImages):
+    """What a configuration of ``clsp autoencoder`` has beside the settings of the training.
+
+    Attributes:
+        out: directory that the autoencoder is written to, in diffusers' format.
+    """
+
+    out: str = MISSING
 
 
 @dataclass
@@ -67,11 +94,13 @@ class OfDenoiser(_OfImages):
             ``clsp embed``.
         fid: what measures the Frechet distance of samples at each sheet: ``inception``, or the
             checkpoint of an encoder; null for nothing.
+        dry_run: whether only to estimate the time.
     """
 
     out: str = MISSING
     condition: Optional[str] = None
     fid: Optional[str] = None
+    dry_run: bool = False
 
 
 @dataclass
@@ -95,7 +124,11 @@ class OfGenerate(_OfImages):
 
 _BESIDE = {
     verb: tuple(one.name for one in fields(schema))
-    for verb, schema in (("denoiser", OfDenoiser), ("generate", OfGenerate))
+    for verb, schema in (
+        ("autoencoder", OfAutoencoder),
+        ("denoiser", OfDenoiser),
+        ("generate", OfGenerate),
+    )
 }
 
 
@@ -107,6 +140,15 @@ def _check(verb: str, cfg: DictConfig, settings: type) -> None:
         check_oracle(settings_of(Oracle, given))
     else:
         settings_of(settings, given)
+
+
+def check_autoencoder(cfg: DictConfig) -> None:
+    """Refuse a configuration that :func:`autoencoder` would refuse for any images.
+
+    Raises:
+        ClspError: a setting is not valid; the message names it.
+    """
+    _check("autoencoder", cfg, AutoencoderSettings)
 
 
 def check_denoiser(cfg: DictConfig) -> None:
@@ -131,6 +173,38 @@ def _images(data: dict[str, Any]) -> ImageArray:
     return load_images(typed(data, Data), "train")
 
 
+def autoencoder(
+    given: DictConfig,
+    *,
+    title: str = "train the autoencoder",
+    callbacks: Sequence[Callback] = (),
+) -> dict[str, Any]:
+    """Train an autoencoder on the training images and write it in diffusers' format.
+
+    Args:
+        given: the configuration: ``data`` as in pre-training, ``out`` and the keys of
+            ``AutoencoderSettings``.
+        title: label of the progress bar.
+        callbacks: further callbacks of Lightning.
+
+    Returns:
+        The content of ``training.json``.
+    """
+    own, rest = _split(given, "data", "out")
+    settings = settings_of(AutoencoderSettings, rest)
+    finished = (Path(own["out"]) / RECORD).exists()
+    if not finished:
+        check_absent(Path(own["out"]))
+    bars = [Bar(title, metrics=("loss",)), *callbacks]
+    record = train_autoencoder(_images(own["data"]).images, settings, own["out"], callbacks=bars)
+    trained = f"{record['epochs']} epochs, {record['seconds']:.0f} s"
+    print(
+        f"Autoencoder: {own['out']} ({'already complete: ' if finished else ''}{trained}; "
+        f"PSNR {record['psnr']:.2f} dB on images held out)"
+    )
+    return record
+
+
 def denoiser(
     given: DictConfig,
     *,
@@ -148,11 +222,17 @@ def denoiser(
         callbacks: further callbacks of Lightning.
 
     Returns:
-        The content of ``training.json``.
+        The content of ``training.json``; with ``dry_run`` what ``estimate_training`` returns.
     """
     own, rest = _split(given, "data", "out")
+    dry_run = _flag(rest, "dry_run")
     condition, fid = rest.pop("condition", None), rest.pop("fid", None)
     settings = settings_of(TrainingSettings, rest)
+    if dry_run:
+        array = _images(own["data"])
+        found = estimate_training(array.images, settings, load_condition(condition, array))
+        print(_training_estimate(found, settings))
+        return found
     finished = (Path(own["out"]) / RECORD).exists()
     if not finished:
         check_absent(Path(own["out"]))
@@ -192,10 +272,8 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
     export = given.get("export_npy")
     own, rest = _split(given, "data", "denoiser", "out")
     rest.pop("export_npy", None)
-    dry_run, condition = rest.pop("dry_run", False), rest.pop("condition", None)
+    dry_run, condition = _flag(rest, "dry_run"), rest.pop("condition", None)
     settings = settings_of(GenerationSettings, rest)
-    if not isinstance(dry_run, bool):
-        raise ClspError(f"dry_run={dry_run!r} is neither True nor False.")
     if export is not None:
         export = check_export(str(export), own["out"])
     array = _images(own["data"])
@@ -266,16 +344,39 @@ def _check_condition(denoiser: Path, array: ImageArray, condition: torch.Tensor 
         )
 
 
-def _estimate(found: dict[str, Any], settings: GenerationSettings) -> str:
-    """Return the sentence that a dry run prints."""
-    seconds, left, total = found["seconds"], found["candidates"], found["total"]
+def _flag(content: dict[str, Any], name: str) -> bool:
+    """Take a setting out of a configuration that is True or False, False where it is not set."""
+    value = content.pop(name, False)
+    if not isinstance(value, bool):
+        raise ClspError(f"{name}={value!r} is neither True nor False.")
+    return value
+
+
+def _duration(seconds: float) -> str:
     unit, name = next(
         u for u in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * u[0] or u[0] == 1
     )
+    return f"{seconds / unit:.1f} {name}"
+
+
+def _training_estimate(found: dict[str, Any], settings: TrainingSettings) -> str:
+    """Return the sentence that a dry run of a training prints."""
+    encoding = f", {_duration(found['encoding'])} of it to encode the images"
+    return (
+        f"Dry run: {settings.max_epochs} epochs of {found['steps'] // settings.max_epochs} steps "
+        f"of a network of {found['weights'] / 1e6:.1f} million weights would take about "
+        f"{_duration(found['seconds'])} on one device ({found['device']}"
+        f"{encoding if found['encoding'] else ''}); nothing was written."
+    )
+
+
+def _estimate(found: dict[str, Any], settings: GenerationSettings) -> str:
+    """Return the sentence that a dry run prints."""
+    seconds, left, total = found["seconds"], found["candidates"], found["total"]
     there = f" that are left of {total}" if left < total else ""
     room = "" if found["no_room"] is None else f" {found['no_room']}"
     return (
         f"Dry run: {left} candidates{there}, of {found['images']} images, in {settings.steps} "
-        f"steps would take about {seconds / unit:.1f} {name} on one process ({found['device']}) "
+        f"steps would take about {_duration(seconds)} on one process ({found['device']}) "
         f"and {in_bytes(found['bytes'])}; nothing was written.{room}"
     )

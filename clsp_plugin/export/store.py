@@ -86,8 +86,8 @@ def export_store(path: str | Path, out: str | Path) -> Path:
         (made / "data").mkdir()
         for shard in Progress(range(manifest.num_shards), desc="export", unit="shard"):
             first, last = manifest.shard_range(shard)
-            images = store.images(range(first, last))
-            content = dict(zip(_COLUMNS, (list(range(first, last)), _encoded(images)), strict=True))
+            images = _encoded(store, shard, range(first, last))
+            content = dict(zip(_COLUMNS, (list(range(first, last)), images), strict=True))
             file = _file(made, shard, manifest.num_shards)
             with _without_bar(datasets):
                 datasets.Dataset.from_dict(content, features=features).to_parquet(file)
@@ -96,17 +96,25 @@ def export_store(path: str | Path, out: str | Path) -> Path:
     return Path(out)
 
 
-def _encoded(images: np.ndarray) -> list[list[dict[str, Any]]]:
-    """Encode images as PNG: uint8 (n, K, H, W, 3) to n lists of K, as ``datasets`` holds images."""
+def _encoded(store: CandidateStore, shard: int, indexes: range) -> list[list[dict[str, Any]]]:
+    """Return the candidates of n images as n lists of K, as ``datasets`` holds images.
 
-    def encode(pixels: np.ndarray) -> dict[str, Any]:
+    Those of a store of pixels become PNG, encoded ones are taken as they are.
+    """
+
+    def encode(pixels: np.ndarray) -> bytes:
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG")
-        return {"bytes": file.getvalue(), "path": None}
+        return file.getvalue()
 
-    with ThreadPoolExecutor() as pool:
-        flat = list(pool.map(encode, images.reshape(-1, *images.shape[2:])))
-    number = images.shape[1]
+    if store.encoded:
+        found = store.encoded_shard(shard)
+    else:
+        images = store.images(indexes)
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(encode, images.reshape(-1, *images.shape[2:])))
+    number = len(found) // len(indexes)
+    flat = [{"bytes": image, "path": None} for image in found]
     return [flat[start : start + number] for start in range(0, len(flat), number)]
 
 
@@ -181,7 +189,12 @@ def import_store(folder: str | Path, out: str | Path) -> str:
             if not file.is_file():
                 raise ClspError(f"{file} is missing; {advice}")
             rows = _rows(file, advice)
-            writer.write(shard, _decoded(rows, file, manifest, range(first, last)))
+            images = _decoded(rows, file, manifest, range(first, last))
+            if manifest.encoding is None:
+                writer.write(shard, images)
+            else:
+                encoded = (image["bytes"] for row in rows["candidates"] for image in row)
+                writer.write_encoded(shard, list(encoded))
     for digest in _digests(folder / _STORE, manifest):
         beside = writer.path / digest.name
         if digest.is_file() and digest.read_bytes() != beside.read_bytes():

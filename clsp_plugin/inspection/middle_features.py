@@ -15,6 +15,7 @@ from sklearn.manifold import TSNE
 
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.keyed_random import Purpose, derive_key, key_normal, keys_for
+from clsp_plugin.diffusion.autoencoder import Autoencoder
 from clsp_plugin.diffusion.interpolation import encode, known, masked_middle, unknown
 from clsp_plugin.diffusion.sampling import to_float
 from clsp_plugin.diffusion.schedulers import make_scheduler
@@ -35,6 +36,7 @@ def middle_features(
     images: torch.Tensor,
     condition: torch.Tensor | None = None,
     step: int = STEP,
+    autoencoder: Autoencoder | None = None,
 ) -> torch.Tensor:
     """Compute the middle features of images noised to a step.
 
@@ -45,6 +47,7 @@ def middle_features(
         condition: condition of the images, (N,) or (N, D), if the denoiser is conditional; only
             its shape and type are used, since the denoiser is run without a condition.
         step: training step that the noise level is taken from, 0 to T - 1.
+        autoencoder: that of a latent denoiser, on the denoiser's device.
 
     Returns:
         float32 (N, C * h * w).
@@ -54,6 +57,7 @@ def middle_features(
     keys = keys_for(derive_key(0, Purpose.ANCHOR_NOISE, step), torch.arange(len(images)))
     for rows in torch.arange(len(images)).split(_BATCH):
         x = to_float(images[rows])
+        x = x if autoencoder is None else autoencoder.encode(x.to(unet.device)).cpu()
         noised = signal * x + sigma * key_normal(keys[rows], x[0].numel()).view_as(x)
         # no condition: with it, the feature would contain the label that it is tested for
         none = None if condition is None else unknown(known(condition[rows])).to(unet.device)
@@ -85,6 +89,7 @@ def middle_report(
     rows: Sequence[int],
     condition: torch.Tensor | None,
     path: str | Path,
+    autoencoder: Autoencoder | None = None,
 ) -> dict[str, float] | None:
     """Write a t-SNE of middle features at step 50, and measure how well they separate the labels.
 
@@ -95,6 +100,7 @@ def middle_report(
         rows: indexes of the images that are used.
         condition: condition of all images, for a conditional denoiser; otherwise None.
         path: the PNG file to write.
+        autoencoder: that of a latent denoiser, on the denoiser's device.
 
     Returns:
         ``agreement``, percent of a random half of the images with the label that nearest
@@ -106,7 +112,9 @@ def middle_report(
     if len(rows) < _LEAST or bool((targets < 0).any()):
         return None
     own = None if condition is None else condition[rows]
-    features = middle_features(unet, scheduler_config, array.images[rows], own)
+    features = middle_features(
+        unet, scheduler_config, array.images[rows], own, autoencoder=autoencoder
+    )
     perplexity = min(30, (len(rows) - 1) / 3)
     places = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(features.numpy())
     found = {"step": STEP, **_neighbours(features, targets)}

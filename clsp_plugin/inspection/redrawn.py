@@ -13,7 +13,13 @@ from diffusers import UNet2DModel
 from clsp_plugin.candidates.condition import condition_digest
 from clsp_plugin.candidates.manifest import StoreManifest
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.diffusion.denoiser import ViewUNet, denoiser_hash, load_denoiser
+from clsp_plugin.diffusion.autoencoder import Autoencoder
+from clsp_plugin.diffusion.denoiser import (
+    ViewUNet,
+    denoiser_hash,
+    load_autoencoder_of,
+    load_denoiser,
+)
 from clsp_plugin.diffusion.sampling import Sampling, sample_candidates
 from clsp_plugin.diffusion.schedulers import make_scheduler
 from clsp_plugin.errors import ClspError
@@ -30,14 +36,18 @@ SHEET_ROWS = 8
 
 def denoiser_of(
     manifest: StoreManifest, denoiser: str | Path, condition: torch.Tensor
-) -> tuple[UNet2DModel, dict[str, Any]]:
-    """Load the denoiser that a store was made with, and the configuration of its scheduler.
+) -> tuple[UNet2DModel, dict[str, Any], Autoencoder | None]:
+    """Load the denoiser that a store was made with.
+
+    Returns:
+        The network, the configuration of its scheduler, and a latent denoiser's autoencoder.
 
     Raises:
         ClspError: the store was made with another denoiser, or with another condition.
     """
     unet, config = load_denoiser(denoiser)
-    name = denoiser_hash(unet, config)
+    autoencoder = load_autoencoder_of(denoiser, unet)
+    name = denoiser_hash(unet, config, autoencoder)
     if name != manifest.denoiser:
         raise ClspError(
             f"{denoiser} is not the denoiser of this store ({name} instead of "
@@ -53,7 +63,8 @@ def denoiser_of(
             "--denoiser shows what w and the blended middle feature do, and this denoiser "
             "(middle=view) blends none; leave it out."
         )
-    return unet.to(device_name()), config
+    device = torch.device(device_name())
+    return unet.to(device), config, None if autoencoder is None else autoencoder.to(device)
 
 
 def draw_like(
@@ -63,6 +74,7 @@ def draw_like(
     array: ImageArray,
     rows: Sequence[int],
     condition: torch.Tensor,
+    autoencoder: Autoencoder | None = None,
 ) -> Callable[[float], torch.Tensor]:
     """Return a function of w that draws the first candidate of each anchor, uint8 (A, H, W, 3).
 
@@ -72,7 +84,12 @@ def draw_like(
     sampling = Sampling(
         precision=manifest.dtype, **{name: getattr(manifest, name) for name in names}
     )
-    keys = {"condition": condition[rows], "indexes": torch.tensor(rows), "candidates": [0]}
+    keys: dict[str, Any] = {
+        "condition": condition[rows],
+        "indexes": torch.tensor(rows),
+        "candidates": [0],
+        "autoencoder": autoencoder,
+    }
     scheduler = make_scheduler(config, sampling.steps, sampling.clip, sampling.sampler)
 
     def draw(w: float) -> torch.Tensor:

@@ -181,12 +181,14 @@ def inspect_store(
             report["fid"] = inception(first_candidates(store))
         if denoiser is not None:
             given = array.targets if condition is None else load_condition(condition, array)
-            unet, config = denoiser_of(manifest, denoiser, given)
+            unet, config, autoencoder = denoiser_of(manifest, denoiser, given)
             some = [rows[i] for i in spread_rows(_REDRAWN, len(rows))]
-            draw = draw_like(manifest, unet, config, array, some, given)
+            draw = draw_like(manifest, unet, config, array, some, given, autoencoder)
             report |= denoiser_report(draw, unet, array.images[some], manifest.w, network, out)
             own = given if is_conditional(unet) else None
-            report["middle"] = middle_report(unet, config, array, rows, own, out / "middle.png")
+            report["middle"] = middle_report(
+                unet, config, array, rows, own, out / "middle.png", autoencoder
+            )
         for name, part in _PICTURES.items():
             if not report.get(part):
                 (out / name).unlink(missing_ok=True)  # left by an earlier report

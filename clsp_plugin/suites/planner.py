@@ -109,8 +109,10 @@ def _of_backbone(cfg: DictConfig) -> str:
 
 
 def _of_denoiser(cfg: DictConfig) -> str:
-    names = ("block_out_channels", "layers_per_block", "attention_resolutions")
+    names: tuple[str, ...] = ("block_out_channels", "layers_per_block", "attention_resolutions")
     content = plain(cfg)
+    if content.get("autoencoder") is not None:
+        names = (*names, "autoencoder")
     size = cfg.data.get("image_size") or _SIDES.get(cfg.data.dataset, cfg.data.dataset)
     return _network({name: content.get(name) for name in names}, size)
 

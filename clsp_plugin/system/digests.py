@@ -60,12 +60,13 @@ def _content(shard: Path, digest: str) -> bytes:
     return f"{digest}  {shard.name}\n".encode()
 
 
-def write_digest(shard: Path, array: np.ndarray) -> None:
+def write_digest(shard: Path, array: np.ndarray, candidates: int) -> None:
     """Write the digest of a shard that is about to be saved.
 
     Args:
         shard: its path.
-        array: its content, uint8 (n, K, H, W, 3), C-contiguous.
+        array: its content, C-contiguous.
+        candidates: how many an image it has.
     """
     assert array.flags.c_contiguous
     hasher, head = _hasher(), io.BytesIO()
@@ -73,7 +74,7 @@ def write_digest(shard: Path, array: np.ndarray) -> None:
     hasher.update(head.getvalue())
     hasher.update(array.data)
     content = _content(shard, hasher.hexdigest())
-    write_whole(digest_path(shard, array.shape[1]), lambda file: file.write(content))
+    write_whole(digest_path(shard, candidates), lambda file: file.write(content))
 
 
 def _is_whole(shard: Path, candidates: int) -> bool | None:
