@@ -21,11 +21,12 @@ from clsp_plugin.config import training
 from clsp_plugin.config.rules import Rule
 from clsp_plugin.config.trainer_arguments import TrainerArguments
 from clsp_plugin.data.augmentation import config as augmentation
+from clsp_plugin.diffusion.autoencoder_training import AutoencoderSettings
 from clsp_plugin.diffusion.denoiser import UNetSettings
 from clsp_plugin.diffusion.drawer import GenerationSettings
 from clsp_plugin.diffusion.module import TrainingSettings
 from clsp_plugin.diffusion.sampling import Sampling
-from clsp_plugin.diffusion.verbs import OfDenoiser, OfGenerate
+from clsp_plugin.diffusion.verbs import OfAutoencoder, OfDenoiser, OfGenerate
 from clsp_plugin.evaluation import settings as evaluation
 from clsp_plugin.evaluation.finetune import Finetune
 from clsp_plugin.methods import METHODS
@@ -221,6 +222,13 @@ def _denoiser() -> list[Section]:
     ]
 
 
+def _autoencoder() -> list[Section]:
+    return [
+        _section("What is trained", OfAutoencoder),
+        _section("The network and its training", AutoencoderSettings),
+    ]
+
+
 def _generate() -> list[Section]:
     return [
         _section("What is drawn", OfGenerate),
@@ -274,6 +282,12 @@ PAGES = {
         "Settings of `clsp denoiser`; [Candidates](../candidates.md) says what to choose. The keys "
         "of `data` are those of [`clsp pretrain`](pretrain.md#data).",
         _denoiser,
+    ),
+    "autoencoder": (
+        "clsp autoencoder",
+        "Settings of `clsp autoencoder`; [Candidates](../candidates.md) says what it is for. The "
+        "keys of `data` are those of [`clsp pretrain`](pretrain.md#data).",
+        _autoencoder,
     ),
     "generate": (
         "clsp generate",

@@ -14,9 +14,10 @@ from clsp_plugin.config.rules import ranged
 from clsp_plugin.config.shipped import shipped
 from clsp_plugin.config.trainer_arguments import TrainerArguments
 from clsp_plugin.config.training import Pretrain
+from clsp_plugin.diffusion.autoencoder_training import AutoencoderSettings
 from clsp_plugin.diffusion.drawer import GenerationSettings
 from clsp_plugin.diffusion.module import TrainingSettings
-from clsp_plugin.diffusion.verbs import OfDenoiser, OfGenerate
+from clsp_plugin.diffusion.verbs import OfAutoencoder, OfDenoiser, OfGenerate
 from clsp_plugin.evaluation.finetune import Finetune
 from clsp_plugin.evaluation.settings import Knn, Linear, Transfer
 from clsp_plugin.methods import METHODS
@@ -46,6 +47,7 @@ def keys(reference):
 SCHEMAS = {
     "pretrain": ((Pretrain, TrainerArguments), ("pretrain",)),
     "denoiser": ((OfDenoiser, TrainingSettings), ("denoiser", "pretrain")),
+    "autoencoder": ((OfAutoencoder, AutoencoderSettings), ("autoencoder", "pretrain")),
     "generate": ((OfGenerate, GenerationSettings, Oracle), ("generate", "pretrain")),
     "linear": ((Linear,), ("evaluation", "pretrain")),
     "knn": ((Knn,), ("evaluation", "pretrain")),
