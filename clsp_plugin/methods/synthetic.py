@@ -12,8 +12,9 @@ Beside its ordinary views each image gets views of candidates, which a diffusion
 
 ``replace``
     ``L_method(view 1, c)``, where ``c`` is the third view with ``probability`` and view 2
-    otherwise, drawn for every image and epoch: as MixDiff (Bafghi et al., WACV 2025), which always
-    replaces. The third view is augmented as view 2.
+    otherwise, drawn for every image and epoch. By default it is always the third view, as in
+    MixDiff (Bafghi et al., WACV 2025), whose pairs are of a real and a generated image. The third
+    view is augmented as view 2.
 
 ``view``
     ``L_method(view 1, view 2, view 3)``: the third view is a positive like the others and, where
