@@ -495,6 +495,17 @@ def test_a_view_of_another_size_is_refused(tiny):
         check(cfg)
     cfg.synthetic.use = "align"
     check(cfg)
+    cfg.synthetic.choice = "hardest"
+    with pytest.raises(ClspError, match=r"for synthetic.choice=hardest they have to be like"):
+        check(cfg)
+
+
+@pytest.mark.parametrize("use", ["align", "replace", "view"])
+def test_nothing_of_a_step_is_kept(tiny, store, digits48, use):
+    given = (f"synthetic.path={store}", f"synthetic.use={use}", "joint_forward=False")
+    model = model_with(tiny, "clsp_simclr", digits48, *given)
+    model.training_step(step_inputs(4), 0)
+    assert not model._first
 
 
 def test_more_candidates_than_the_store_holds_are_refused(tiny, store):
