@@ -114,9 +114,9 @@ def milliseconds(step: Callable[[], None], args: argparse.Namespace) -> float:
 def measure(args: argparse.Namespace, base: str, images: ImageArray, store: Path) -> None:
     """Print the rows of one method."""
     steps = {"alone": stepper(args, base, None, images, store)}
-    for name, use in USES.items():
+    for name in args.uses:
         try:
-            steps[name] = stepper(args, base, use, images, store)
+            steps[name] = stepper(args, base, USES[name], images, store)
         except ClspError as error:
             print(f"| {base} | {name} | refused | {str(error).partition(';')[0]} |")
     for step in steps.values():
@@ -138,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every training")
     parser.add_argument("--methods", nargs="+", default=["simclr", "mocov2plus", "byol", "vicreg"])
+    parser.add_argument("--uses", nargs="+", default=[*USES], choices=[*USES], metavar="USE")
     parser.add_argument("--config", default="digits", help="folder of scripts/pretrain")
     parser.add_argument("--batch", type=int, default=128, help="images a step")
     parser.add_argument("--steps", type=int, default=5, help="of each turn")

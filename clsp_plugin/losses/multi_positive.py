@@ -26,7 +26,7 @@ def multi_positive_loss(
 
     averaged over the rows. With one positive a row this is NT-Xent, see :func:`nt_xent_loss`; with
     more it asks for all of them, where NT-Xent, which sums inside of the logarithm, is content with
-    the nearest. SynCLR (Tian et al., CVPR 2024) trains with the same loss.
+    the nearest. SynCLR (Tian et al., CVPR 2024) has the same loss.
 
     Args:
         z: (V * B, D) embeddings of any norm, the views one after another; V > 1.

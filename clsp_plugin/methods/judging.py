@@ -75,10 +75,8 @@ class Judging(ThirdViews):
         self._encoder = encoder
 
     def _check_maps(self, backbone: nn.Module) -> None:
-        settings = self.cfg.synthetic
-        if settings.pair_weight == "quality":
-            own = settings.augmentation or self.cfg.augmentations[0]
-            check_maps(backbone, own.get("crop_size") or self.cfg.augmentations[0].crop_size)
+        if self.cfg.synthetic.pair_weight == "quality":
+            check_maps(backbone, self.cfg.augmentations[0].crop_size)
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -12,8 +12,9 @@ Beside its ordinary views each image gets views of candidates, which a diffusion
 
 ``replace``
     ``L_method(view 1, c)``, where ``c`` is the third view with ``probability`` and view 2
-    otherwise, drawn for every image and epoch: as MixDiff (Bafghi et al., WACV 2025), which always
-    replaces. The third view is augmented as view 2.
+    otherwise, drawn for every image and epoch. By default it is always the third view, as in
+    MixDiff (Bafghi et al., WACV 2025), whose pairs are of a real and a generated image. The third
+    view is augmented as view 2.
 
 ``view``
     ``L_method(view 1, view 2, view 3)``: the third view is a positive like the others and, where
@@ -83,7 +84,8 @@ class SyntheticPositives(Judging):
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
-        self._first: dict[str, torch.Tensor] = {}  # the outputs of view 1, within a step
+        # the outputs of view 1 within a step; kept longer they would hold its graph
+        self._first: dict[str, torch.Tensor] | None = None
 
     @staticmethod
     def can_take_more(method: type) -> bool:
@@ -97,7 +99,7 @@ class SyntheticPositives(Judging):
 
     def base_training_step(self, X: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
         out = super().base_training_step(X, targets)
-        if not self._first:
+        if self._first is not None and not self._first:
             self._first = out
         return out
 
@@ -125,11 +127,11 @@ class SyntheticPositives(Judging):
         with self.joint_forward([*large_views, *third]) if joint else nullcontext():
             loss = super().training_step(batch, batch_idx)
             outs = [self(view) for view in third]
+        first, self._first = self._first, None
         if use == "align":
-            term = self.alignment(self._first, outs[0], weights)
+            term = self.alignment(first, outs[0], weights)
         else:
-            term = self.multi_positive(indexes, [self._first, *outs], weigh)
-        self._first = {}
+            term = self.multi_positive(indexes, [first, *outs], weigh)
         self.log_epoch(**{"train_alignment" if use == "align" else "train_multi_positive": term})
         return loss + self.weight_at(self.current_epoch) * term
 

@@ -38,8 +38,7 @@ def check_use(cfg: DictConfig, third_view: str, takes_more_views: bool, weighs_p
     _check_encoder(block)
     if block.use == "view":
         _check_view(cfg, takes_more_views)
-    if block.use in ("replace", "view"):
-        _check_size(cfg)
+    _check_size(cfg)
     if block.pair_weight == "quality":
         _check_weights(cfg, weighs_pairs)
     _check_numbers(block, third_view)
@@ -100,12 +99,19 @@ def _check_weights(cfg: DictConfig, weighs_pairs: bool) -> None:
 
 
 def _check_size(cfg: DictConfig) -> None:
-    own, size = cfg.synthetic.augmentation, cfg.augmentations[0].crop_size
-    if own and own.get("crop_size") != size:
+    """Refuse third views of another size where they make one batch with the others."""
+    block, size = cfg.synthetic, cfg.augmentations[0].crop_size
+    own = (block.augmentation or {}).get("crop_size", size)
+    together = {
+        f"synthetic.use={block.use}": block.use in ("replace", "view"),
+        f"synthetic.choice={block.choice}": block.choice != "uniform",
+        f"synthetic.pair_weight={block.pair_weight}": block.pair_weight == "quality",
+    }
+    why = next((setting for setting, needed in together.items() if needed), None)
+    if own != size and why is not None:
         raise ClspError(
-            f"synthetic.augmentation makes views of {own.get('crop_size')} pixels, and for "
-            f"synthetic.use={cfg.synthetic.use} they have to be like the others, of {size}; set "
-            f"synthetic.augmentation.crop_size={size}."
+            f"synthetic.augmentation makes views of {own} pixels, and for {why} they have to be "
+            f"like the others, of {size}; set synthetic.augmentation.crop_size={size}."
         )
 
 
