@@ -21,8 +21,10 @@ import torchvision.transforms.v2.functional as F
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from clsp_plugin.candidates.third_view import ThirdView
 from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.data.augmentation.parameters import sample_boxes, uniform_numbers
+from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
 from clsp_plugin.data.folders import image_files, to_pixels
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.imagenet100 import IMAGENET100
@@ -458,6 +460,19 @@ def test_some_views_are_those_of_the_batches(same):
         rows, views, _ = batches_of(images, [BLOCK])[1]
         some = module.views_of(rows[:2], torch.device("cpu"))
         assert all(torch.equal(own, view[:2]) for own, view in zip(some, views, strict=True))
+
+
+def test_a_third_view_of_the_image_is_that_of_an_image_in_memory(same):
+    array, images = same
+    pipeline = BatchAugmentation(AugmentationConfig.from_cfg(BLOCK), MEAN, STD)
+    indexes = torch.tensor([5, 2, 7, 2])
+    expected = ThirdView(array.images, pipeline, 3)(indexes, 4, 2)
+    third = ThirdView(images, pipeline, 3).to(torch.device("cpu"))
+    for begun in (False, True):
+        if begun:
+            third.begin(indexes, 4, torch.device("cpu"))
+        view = third(indexes, 4, 2)
+        assert ((view - expected).abs() < 2.1 / 255 / 0.25).float().mean() > 0.97
 
 
 def test_views_of_another_epoch_differ(same):

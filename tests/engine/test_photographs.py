@@ -9,6 +9,7 @@ from PIL import Image
 from clsp_plugin.data.images import load_images
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.errors import ClspError
+from clsp_plugin.evaluation.encoders import load_encoder
 from clsp_plugin.evaluation.verbs import finetune, knn
 from clsp_plugin.records.checkpoint import read_checkpoint
 from clsp_plugin.records.record import Record
@@ -79,6 +80,8 @@ def test_evaluations(tiny, photos, tmp_path, capsys):
     result = knn(OmegaConf.create({**own, "data": {"cache": str(tmp_path / "cache")}}))
     assert (result["num_train"], result["num_test"]) == (20, 7)
     assert result["images"]["size"] == 16
+    prepare = load_encoder(run, {}, None).prepare
+    assert (prepare.image_size, prepare.resize) == (16, 18)  # as 224 out of 256
     assert result["images"]["part"] == ""
     again = knn(OmegaConf.create(own))  # from the features that were kept
     assert again["top1"] == result["top1"]

@@ -208,12 +208,12 @@ def test_refused_in_a_sentence(run, tune, name):
 def test_images_without_labels(run, tune, monkeypatch):
     from clsp_plugin.data import splits as module
 
-    plain = module.load_images
+    plain = module.open_images
 
     def unlabelled(data, split):
         array = plain(data, split)
         return type(array)(array.images, array.targets * 0 - 1, array.classes, array.name)
 
-    monkeypatch.setattr(module, "load_images", unlabelled)
+    monkeypatch.setattr(module, "open_images", unlabelled)
     with pytest.raises(ClspError, match="have no labels"):
         tune()

@@ -110,17 +110,17 @@ def begun_ahead(
     Raises:
         Exception: what the work raises.
     """
-    with ThreadPoolExecutor(cores(), "decode") as pool:
-        waiting: deque[tuple[R, list[Future]]] = deque()
-        try:
-            for batch in batches:
-                waiting.append(begin(batch, pool))
-                if len(waiting) > _AHEAD:
-                    yield _finished(waiting.popleft())
-            while waiting:
+    pool = ThreadPoolExecutor(cores(), "decode")
+    waiting: deque[tuple[R, list[Future]]] = deque()
+    try:
+        for batch in batches:
+            waiting.append(begin(batch, pool))
+            if len(waiting) > _AHEAD:
                 yield _finished(waiting.popleft())
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        while waiting:
+            yield _finished(waiting.popleft())
+    finally:  # also when an epoch is broken off
+        pool.shutdown(cancel_futures=True)
 
 
 def _finished(begun: tuple[R, list[Future]]) -> R:
