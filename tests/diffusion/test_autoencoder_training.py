@@ -36,14 +36,14 @@ def smooth():
 
 
 def test_it_learns_and_is_loaded_by_diffusers_and_by_us(smooth, tmp_path):
-    record = train_autoencoder(smooth, {**CFG, "max_epochs": 40, "crop": None}, tmp_path / "out")
+    record = train_autoencoder(smooth, {**CFG, "max_epochs": 30, "crop": None}, tmp_path / "out")
     loaded = load_autoencoder(tmp_path / "out")
     train, held_out = _split(60, settings_of(AutoencoderSettings, CFG))
     assert (len(train), len(held_out)) == (54, 6)
     assert sorted([*train.tolist(), *held_out.tolist()]) == list(range(60))
     assert psnr(loaded, smooth[held_out]) == pytest.approx(record["psnr"], abs=1e-4)
     blank = ((smooth[held_out].double() - 127.5) ** 2).flatten(1).mean(1)
-    assert record["psnr"] > float(10 * torch.log10(255**2 / blank).mean()) + 3
+    assert record["psnr"] > float(10 * torch.log10(255**2 / blank).mean()) + 2
     # what is denoised has a standard deviation of 1
     assert loaded.encode(to_float(smooth[train])).std() == pytest.approx(1, abs=1e-3)
     assert (loaded.factor, loaded.channels) == (2, 3)

@@ -316,3 +316,16 @@ def test_a_dry_run_tells_what_a_training_would_take(images, tmp_path, capsys, mo
         assert "Dry run: 3 epochs of 5 steps of a network of 0.2 million weights" in out
         assert (found["encoding"] > 0) == ("encode the images" in out) == ("vae" in network)
     assert [path.name for path in tmp_path.iterdir()] == ["vae"]
+
+
+@pytest.mark.parametrize("kind", ["tiny", "kl"])
+def test_scale_and_shift_are_the_autoencoders(images, kind):
+    autoencoder = Autoencoder(seeded(KINDS[kind], scaling_factor=0.7, shift_factor=2.0))
+    network, x = autoencoder.network, to_float(images)
+    z = autoencoder.encode(x)
+    with torch.no_grad():
+        found = network.encode(x)
+        plain = found.latents if kind == "tiny" else found.latent_dist.mode()
+        assert (z - (plain - 2.0) * 0.7).abs().max() < 1e-5
+        again, other = network.decode(plain).sample, network.decode(plain - 2.0).sample
+    assert (autoencoder.decode(z) - again).abs().max() < 1e-4 < (other - again).abs().max() / 2
