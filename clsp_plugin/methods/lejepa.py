@@ -48,7 +48,9 @@ class LeJEPA(BaseMethod):
         super().__init__(cfg)
         kwargs = self.cfg.method_kwargs
         hidden, out = kwargs.proj_hidden_dim, kwargs.proj_output_dim
-        self.add_head("projector", mlp(self.features_dim, hidden, hidden, out, norm=True))
+        sizes = (self.features_dim, hidden, hidden, out)
+        # Adam would make steps of a bias out of the rounding that normalisation leaves of it
+        self.add_head("projector", mlp(*sizes, norm=True, hidden_bias=False))
 
     def forward(self, X: torch.Tensor) -> dict[str, torch.Tensor]:
         """Adds ``z`` (B, proj_output_dim)."""

@@ -502,7 +502,7 @@ def test_shipped_denoisers_and_candidates_are_complete(verb, settings):
         name = "imagenet-100" if data["dataset"] == "imagenet100" else file.parent.name
         training = compose("pretrain", f"{name}/simclr").data
         # where whole photographs are trained on, candidates have the size of the views
-        size = 224 if name == "imagenet-100" else training.get("image_size")
+        size = 224 if name in ("imagenet-100", "custom") else training.get("image_size")
         assert data.get("image_size") == size
         assert data.get("train_path") == training.get("train_path")
 
