@@ -18,7 +18,6 @@ from clsp_plugin.errors import ClspError
 
 __all__ = ["import_drawn"]
 
-_SHARD_SIZE = 1024
 _NUMBERED = re.compile(r"(.+?)[_-](\d+)")
 
 
@@ -73,7 +72,8 @@ def import_drawn(
             f"--num-candidates {num_candidates} is not between 1 and the {drawn.number} candidates "
             f"of an image that {source} has."
         )
-    manifest = _manifest(array, number, name or source.stem).encoded_with(encoding, quality)
+    made_by = f"imported: {name or source.stem}"
+    manifest = StoreManifest.unsampled(array, number, made_by).encoded_with(encoding, quality)
     writer = StoreWriter(out, manifest, array.digests)
     with writer.lock():
         writer.extend()
@@ -164,13 +164,3 @@ def _belonging(
                 f"{folder / stem} belongs to no image of the data set, such as "
                 f"{next(iter(places))}; name candidates like the images that they belong to."
             )
-
-
-def _manifest(array: ImageArray, number: int, name: str) -> StoreManifest:
-    """Return the store's manifest, in which the settings of a sampler are 0, False or ``none``."""
-    return StoreManifest(
-        num_images=len(array), num_candidates=number, height=array.size[0], width=array.size[1],
-        fingerprint=array.fingerprint, dataset=array.name, denoiser=f"imported: {name}", w=0.0,
-        sampler="none", steps=0, eta=0.0, seed=0, dtype="none", clip=False, share_anchor=False,
-        shard_size=_SHARD_SIZE,
-    )  # fmt: skip

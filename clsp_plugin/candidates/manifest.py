@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clsp_plugin.candidates.encoded import ENCODINGS
+from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.files import write_whole
 from clsp_plugin.system.json_files import checked, read_json
@@ -81,6 +82,28 @@ class StoreManifest:
     draw_size: int | None = None
     encoding: str | None = None
     quality: int | None = None
+
+    @classmethod
+    def unsampled(
+        cls, array: ImageArray, number: int, made_by: str, *, seed: int = 0, shard_size: int = 1024
+    ) -> "StoreManifest":
+        """Return the manifest of candidates that were not sampled here.
+
+        The settings of a sampler are 0, False or ``none``.
+
+        Args:
+            array: the anchors.
+            number: K, candidates per image.
+            made_by: what stands in place of the denoiser's hash.
+            seed: seed of the candidates.
+            shard_size: images per shard.
+        """
+        return cls(
+            num_images=len(array), num_candidates=number, height=array.size[0],
+            width=array.size[1], fingerprint=array.fingerprint, dataset=array.name,
+            denoiser=made_by, w=0.0, sampler="none", steps=0, eta=0.0, seed=seed, dtype="none",
+            clip=False, share_anchor=False, shard_size=shard_size,
+        )  # fmt: skip
 
     def encoded_with(self, encoding: str, quality: int) -> "StoreManifest":
         """Return the manifest of a store with an encoding; ``raw`` stands for pixels."""

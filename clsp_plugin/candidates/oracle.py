@@ -121,7 +121,11 @@ def write_oracle(
         )
     ]
     candidates = torch.stack(drawn, dim=1).numpy()
-    writer = StoreWriter(out, _manifest(array, settings), array.digests)
+    manifest = StoreManifest.unsampled(
+        array, settings.num_candidates, _PREFIX + settings.oracle,
+        seed=settings.seed, shard_size=settings.shard_size,
+    )  # fmt: skip
+    writer = StoreWriter(out, manifest, array.digests)
     made = 0
     with writer.lock():
         writer.extend()
@@ -130,25 +134,3 @@ def write_oracle(
             writer.write(shard, new)
             made += new.shape[0] * new.shape[1]
     return {"candidates": made, "out": str(out)}
-
-
-def _manifest(array: ImageArray, settings: Oracle) -> StoreManifest:
-    """Return the store's manifest, in which the settings of a sampler are 0, False or ``none``."""
-    return StoreManifest(
-        num_images=len(array),
-        num_candidates=settings.num_candidates,
-        height=array.size[0],
-        width=array.size[1],
-        fingerprint=array.fingerprint,
-        dataset=array.name,
-        denoiser=_PREFIX + settings.oracle,
-        w=0.0,
-        sampler="none",
-        steps=0,
-        eta=0.0,
-        seed=settings.seed,
-        dtype="none",
-        clip=False,
-        share_anchor=False,
-        shard_size=settings.shard_size,
-    )

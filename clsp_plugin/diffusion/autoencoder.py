@@ -8,7 +8,6 @@ CVPR 2022) denoises what an autoencoder makes of an image. Three kinds of diffus
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from torch import nn
 
-from clsp_plugin.diffusion.folders import INDEX, load_network, read_config
-from clsp_plugin.diffusion.schedulers import is_number
+from clsp_plugin.diffusion.folders import (
+    INDEX,
+    fetched,
+    invalid_setting,
+    load_network,
+    read_config,
+)
 from clsp_plugin.errors import ClspError
 
 __all__ = ["Autoencoder", "load_autoencoder", "part_of", "weights_digest"]
@@ -36,7 +40,6 @@ _LARGEST_LISTS = {
     "block_out_channels": 2**14, "encoder_block_out_channels": 2**14, "num_encoder_blocks": 64,
     "decoder_block_out_channels": 2**14, "num_decoder_blocks": 64,
 }  # fmt: skip
-_LARGEST_LIST = 16
 # Pixels that are encoded or decoded at once: an autoencoder needs a hundred times the memory of
 # the images, which a batch for the denoiser of small latents would not leave room for.
 _PIXELS = 2**20
@@ -176,30 +179,13 @@ def _problem_with(config: Mapping[str, Any]) -> str | None:
     kind = config.get("_class_name")
     if not isinstance(kind, str) or kind not in _KINDS:
         return f"is a {str(kind)[:60]}, not an {', '.join(_KINDS)}"
-    for key, most in {**_LARGEST, **_LARGEST_LISTS}.items():
-        given = config.get(key)
-        values = given if isinstance(given, list) and key in _LARGEST_LISTS else [given]
-        if len(values) > _LARGEST_LIST or not all(is_number(v, most) for v in values):
-            return f"has {key}={str(given)[:60]}, which is not valid"
-    return None
+    return invalid_setting(config, {**_LARGEST, **_LARGEST_LISTS}, _LARGEST_LISTS)
 
 
-def _fetch(source: str) -> Path:
-    """Download an autoencoder from the Hugging Face hub and return its local folder."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise ClspError(
-            f"There is no autoencoder directory at {source}; `clsp autoencoder` trains one, or "
-            f"name one on the hub such as madebyollin/taesd."
-        )
+def _download(source: str) -> str:
     from huggingface_hub import snapshot_download
 
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # the hub's client, its cache and the network may raise anything
-        raise ClspError(
-            f"{source} is neither a directory here nor could it be fetched from the hub "
-            f"({type(error).__name__}); `clsp autoencoder` trains an autoencoder."
-        ) from error
+    return snapshot_download(source, allow_patterns=["*.json", "*.safetensors"])
 
 
 def load_autoencoder(source: str | Path) -> Autoencoder:
@@ -218,7 +204,9 @@ def load_autoencoder(source: str | Path) -> Autoencoder:
     """
     if Path(source).is_file():
         raise ClspError(f"{source} is a file; {_ADVICE}")
-    folder = Path(source) if Path(source).is_dir() else _fetch(str(source))
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = fetched(str(source), _download, "autoencoder", "madebyollin/taesd")
     if (folder / INDEX).exists():
         part = part_of(folder)
         if part is None:

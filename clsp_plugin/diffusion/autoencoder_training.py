@@ -229,10 +229,10 @@ def _scale(network: AutoencoderTiny, images: torch.Tensor) -> float:
 
 
 def _check(images: torch.Tensor, settings: AutoencoderSettings) -> None:
-    for name, side in (("images", images.shape[1]), ("images", images.shape[2])):
+    for side in images.shape[1:3]:
         if side % settings.factor:
             raise ClspError(
-                f"The {name} are {images.shape[1]}x{images.shape[2]}, and block_out_channels="
+                f"The images are {images.shape[1]}x{images.shape[2]}, and block_out_channels="
                 f"{list(settings.block_out_channels)} needs a multiple of {settings.factor}; "
                 f"resize them (data.image_size=) or give fewer blocks."
             )

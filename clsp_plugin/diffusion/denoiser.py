@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -29,12 +28,14 @@ from clsp_plugin.diffusion.autoencoder import (
 from clsp_plugin.diffusion.folders import (
     INDEX,
     check_absent,
+    fetched,
+    invalid_setting,
     load_network,
     made_whole,
     read_config,
 )
 from clsp_plugin.diffusion.interpolation import check_unet
-from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, is_number, predicted, training_betas
+from clsp_plugin.diffusion.schedulers import LINEAR_BETAS, predicted, training_betas
 from clsp_plugin.errors import ClspError
 
 __all__ = [
@@ -63,7 +64,6 @@ _LARGEST = {
     "time_embedding_dim": 2**16,
 }  # fmt: skip
 _LISTS = ("block_out_channels", "sample_size")
-_LARGEST_LIST = 16
 _ADVICE = "`clsp denoiser` trains a denoiser."
 
 
@@ -249,28 +249,7 @@ def _problem_with(config: Mapping[str, Any]) -> str | None:
         return f"is a {str(kind)[:60]}, not a UNet2DModel"
     if config.get("class_embed_type") is not None:
         return "is conditioned on something else than class numbers"
-    for key, most in _LARGEST.items():
-        given = config.get(key)
-        values = given if isinstance(given, list) and key in _LISTS else [given]
-        if len(values) > _LARGEST_LIST or not all(is_number(v, most) for v in values):
-            return f"has {key}={str(given)[:60]}, which is not valid"
-    return None
-
-
-def _fetch(source: str) -> Path:
-    """Download a pipeline from the Hugging Face hub and return its local folder."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise ClspError(
-            f"There is no denoiser directory at {source}; `clsp denoiser` trains one, or name one "
-            f"on the hub such as google/ddpm-cifar10-32."
-        )
-    try:
-        return Path(DiffusionPipeline.download(source))
-    except Exception as error:  # the hub's client, its cache and the network may raise anything
-        raise ClspError(
-            f"{source} is neither a directory here nor could it be fetched from the hub "
-            f"({type(error).__name__}); `clsp denoiser` trains a denoiser."
-        ) from error
+    return invalid_setting(config, _LARGEST, _LISTS)
 
 
 def fetch_pipeline(source: str | Path) -> Path:
@@ -281,7 +260,9 @@ def fetch_pipeline(source: str | Path) -> Path:
     """
     if Path(source).is_file():
         raise ClspError(f"{source} is a file; a denoiser is a directory in diffusers' format.")
-    return Path(source) if Path(source).is_dir() else _fetch(str(source))
+    if Path(source).is_dir():
+        return Path(source)
+    return fetched(str(source), DiffusionPipeline.download, "denoiser", "google/ddpm-cifar10-32")
 
 
 def _load_unet(folder: Path, latent: bool) -> UNet2DModel:

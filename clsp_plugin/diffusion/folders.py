@@ -2,21 +2,32 @@
 
 import contextlib
 import logging
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from clsp_plugin.diffusion.schedulers import is_number
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.digests import changed_files, write_digests
+from clsp_plugin.system.files import whole_folder
 from clsp_plugin.system.json_files import read_json
 
-__all__ = ["INDEX", "check_absent", "check_weights", "load_network", "made_whole", "read_config"]
+__all__ = [
+    "INDEX",
+    "check_absent",
+    "check_weights",
+    "fetched",
+    "invalid_setting",
+    "load_network",
+    "made_whole",
+    "read_config",
+]
 
 INDEX = "model_index.json"  # file of a pipeline's folder that names its parts
+_LARGEST_LIST = 16  # values of a setting
 _DIGESTS = "weights.b2"  # file of digests beside the weights
 _ADVICE = "a denoiser is a directory in diffusers' format, `clsp denoiser` trains one."
 
@@ -31,6 +42,51 @@ def read_config(path: Path, advice: str = _ADVICE) -> dict[str, Any]:
         return read_json(path, dict[str, Any], "a configuration in diffusers' format", advice)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ClspError(f"{path} cannot be read, it is missing; {advice}") from error
+
+
+def invalid_setting(
+    config: Mapping[str, Any], largest: Mapping[str, int], lists: Container[str]
+) -> str | None:
+    """Say which setting of a network is beyond its limit or no number; None if all are valid.
+
+    Args:
+        config: content of its configuration file.
+        largest: a setting to its largest accepted number.
+        lists: settings that may be a list of numbers.
+    """
+    for key, most in largest.items():
+        given = config.get(key)
+        values = given if isinstance(given, list) and key in lists else [given]
+        if len(values) > _LARGEST_LIST or not all(is_number(v, most) for v in values):
+            return f"has {key}={str(given)[:60]}, which is not valid"
+    return None
+
+
+def fetched(source: str, download: Callable[[str], object], what: str, example: str) -> Path:
+    """Download a network from the Hugging Face hub and return its local folder.
+
+    Args:
+        source: its id there.
+        download: takes the id and returns the folder.
+        what: what it is, which is also the verb of ``clsp`` that trains one.
+        example: id of one on the hub.
+
+    Raises:
+        ClspError: it is no id, or cannot be fetched.
+    """
+    article = "an" if what[0] in "aeiou" else "a"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        raise ClspError(
+            f"There is no {what} directory at {source}; `clsp {what}` trains one, or name one on "
+            f"the hub such as {example}."
+        )
+    try:
+        return Path(str(download(source)))
+    except Exception as error:  # the hub's client, its cache and the network may raise anything
+        raise ClspError(
+            f"{source} is neither a directory here nor could it be fetched from the hub "
+            f"({type(error).__name__}); `clsp {what}` trains {article} {what}."
+        ) from error
 
 
 def check_absent(path: Path) -> None:
@@ -56,26 +112,21 @@ def made_whole(
         ClspError: the path exists, or there is no room for it.
     """
     check_absent(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
+        with whole_folder(path) as temporary:
             save(temporary)
-        except SafetensorError as error:
-            raise ClspError(
-                f"{path} could not be written ({error}); make room, or choose another place."
-            ) from error
-        for name, text in files.items():
-            (temporary / name).write_text(text, encoding="utf-8")
-        for folder in (temporary / part for part in parts):
-            if folder.is_dir():
-                write_digests(folder / _DIGESTS, sorted(folder.glob("*.safetensors")))
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            check_absent(path)  # another process was faster
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            for name, text in files.items():
+                (temporary / name).write_text(text, encoding="utf-8")
+            for folder in (temporary / part for part in parts):
+                if folder.is_dir():
+                    write_digests(folder / _DIGESTS, sorted(folder.glob("*.safetensors")))
+    except SafetensorError as error:
+        raise ClspError(
+            f"{path} could not be written ({error}); make room, or choose another place."
+        ) from error
+    except OSError:
+        check_absent(path)  # another process was faster
+        raise
 
 
 def check_weights(folder: Path) -> None:

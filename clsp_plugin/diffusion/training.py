@@ -358,12 +358,7 @@ def train_denoiser(
     settings = settings_of(TrainingSettings, cfg)
     check_installed(settings.logger)
     out = Path(out)
-    size = _check_images(images)
-    if condition is not None:
-        check_condition(condition, len(images))
-    autoencoder = None
-    if settings.autoencoder is not None:
-        autoencoder = load_autoencoder(settings.autoencoder)
+    size, autoencoder = _given(images, settings, condition)
     identity = _identity(images, settings, condition, autoencoder)
 
     def prepare() -> Callable[[Path], dict[str, Any]]:
@@ -373,6 +368,17 @@ def train_denoiser(
         )
 
     return once(out, identity, prepare)
+
+
+def _given(
+    images: torch.Tensor, settings: TrainingSettings, condition: torch.Tensor | None
+) -> tuple[int, Autoencoder | None]:
+    """Check what a training is given; return the side of the images, and the autoencoder."""
+    size = _check_images(images)
+    if condition is not None:
+        check_condition(condition, len(images))
+    source = settings.autoencoder
+    return size, None if source is None else load_autoencoder(source)
 
 
 _TIMED = 3  # optimiser steps that an estimate is made from
@@ -395,12 +401,8 @@ def estimate_training(
     Raises:
         ClspError: as :func:`train_denoiser`.
     """
-    settings, size = settings_of(TrainingSettings, cfg), _check_images(images)
-    if condition is not None:
-        check_condition(condition, len(images))
-    autoencoder = None
-    if settings.autoencoder is not None:
-        autoencoder = load_autoencoder(settings.autoencoder)
+    settings = settings_of(TrainingSettings, cfg)
+    size, autoencoder = _given(images, settings, condition)
     device = device_of("cpu" if settings.accelerator == "cpu" else "auto")
     module = _make_module(size, settings, condition, autoencoder).to(device)
     number = min(settings.batch_size, len(images))

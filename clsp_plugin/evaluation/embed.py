@@ -8,7 +8,7 @@ anchor belongs to.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -106,25 +106,26 @@ def embed_table(
         raise ClspError(f"{out} already exists; choose another --out or delete it.")
     if out.suffix not in _TABLES:
         raise ClspError(f"--out {out} must end in {' or '.join(_TABLES)}.")
-    _TABLES[out.suffix](None)  # refuses what is not installed before anything is computed
+    write = _TABLES[out.suffix]()  # refuses what is not installed before anything is computed
     network = Encoder(encoder, data)
     features = network(array.images.permute(0, 3, 1, 2)).numpy()
     out.parent.mkdir(parents=True, exist_ok=True)
-    _TABLES[out.suffix]((out, features, array))
+    write_whole(out, lambda file: write(file, features, array))
     return f"Features: {out} ({features.shape[1]} of {len(array)} images, {network.name})"
 
 
-_Table = tuple[Path, np.ndarray, ImageArray]
+_Write = Callable[[BinaryIO, np.ndarray, ImageArray], object]  # of features (N, D) of images
 
 
-def _to_npz(given: _Table | None) -> None:
-    if given is not None:
-        out, features, array = given
-        content: dict[str, Any] = {"features": features, "targets": array.targets.numpy()}
-        write_whole(out, lambda file: np.savez(file, **content, classes=np.array(array.classes)))
+def _npz() -> _Write:
+    def write(file: BinaryIO, features: np.ndarray, array: ImageArray) -> None:
+        classes = np.array(array.classes)
+        np.savez(file, features=features, targets=array.targets.numpy(), classes=classes)
+
+    return write
 
 
-def _to_parquet(given: _Table | None) -> None:
+def _parquet() -> _Write:
     try:
         import pandas
         import pyarrow  # noqa: F401
@@ -133,14 +134,16 @@ def _to_parquet(given: _Table | None) -> None:
             "A Parquet file needs pandas and pyarrow: `pip install 'clsp-plugin[pandas]'`; or give "
             "--out FILE.npz."
         ) from None
-    if given is not None:
-        out, features, array = given
+
+    def write(file: BinaryIO, features: np.ndarray, array: ImageArray) -> None:
         targets = array.targets.numpy()
         names = [array.classes[n] if 0 <= n < len(array.classes) else None for n in targets]
         labels = pandas.DataFrame({"target": targets, "class": names})
         columns = [f"f{number}" for number in range(features.shape[1])]
         frame = pandas.concat([labels, pandas.DataFrame(features, columns=columns)], axis=1)
-        write_whole(out, lambda file: frame.to_parquet(file, index=False))
+        frame.to_parquet(file, index=False)
+
+    return write
 
 
-_TABLES: dict[str, Callable[[_Table | None], None]] = {".npz": _to_npz, ".parquet": _to_parquet}
+_TABLES: dict[str, Callable[[], _Write]] = {".npz": _npz, ".parquet": _parquet}

@@ -185,11 +185,19 @@ def _timm(name: str) -> tuple[nn.Module, Preparation]:
         if not known or (tag and name not in known):
             raise ClspError(f"timm has no weights {name}{nearest(name, known)}")
     backbone: Any = timm.create_model(name, pretrained=True, num_classes=0)
-    own = timm.data.resolve_model_data_config(backbone)
+    return backbone, _preparation_of_timm(timm.data.resolve_model_data_config(backbone))
+
+
+def _preparation_of_timm(own: Mapping[str, Any]) -> Preparation:
+    """Read how timm prepares images; an interpolation that tensors lack counts as bicubic."""
     size = int(own["input_size"][-1])
-    how = own["interpolation"] if own["interpolation"] in ("bilinear", "nearest") else "bicubic"
     resize = max(size, int(size / (own["crop_pct"] or 1)))
-    return backbone, Preparation(size, tuple(own["mean"]), tuple(own["std"]), resize, how)
+    how = _interpolation(own["interpolation"])
+    return Preparation(size, tuple(own["mean"]), tuple(own["std"]), resize, how)
+
+
+def _interpolation(name: str) -> str:
+    return name if name in ("bilinear", "nearest") else "bicubic"
 
 
 class _OfTransformers(nn.Module):
@@ -265,27 +273,28 @@ def _silent() -> Iterator[None]:
 
 def _preparation_of(processor: Any, name: str) -> Preparation:
     """Read how a processor of transformers prepares images."""
-    if hasattr(processor, "data_config"):  # of timm
-        own = processor.data_config
-        size = int(own["input_size"][-1])
-        resize, how = int(size / (own["crop_pct"] or 1)), own["interpolation"]
-        mean, std = own["mean"], own["std"]
+    if hasattr(processor, "data_config"):
+        prepare = _preparation_of_timm(processor.data_config)
     else:
-        resize = _sides(processor.size)
-        crops = getattr(processor, "do_center_crop", False)
-        size = _sides(processor.crop_size) if crops else resize
-        mean, std = processor.image_mean, processor.image_std
-        if not size or not resize:
-            raise ClspError(
-                f"hf:{name} prepares images in a way that is not known here ({processor.size})."
-            )
-        if getattr(processor, "crop_pct", None) and size < 384:  # ConvNeXt's
-            resize = int(size / processor.crop_pct)
-        how = {0: "nearest", 2: "bilinear"}.get(int(processor.resample), "bicubic")
-    how = how if how in ("bilinear", "nearest") else "bicubic"
+        prepare = _preparation_of_transformers(processor, name)
     if not getattr(processor, "do_normalize", True):
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return Preparation(size, tuple(mean), tuple(std), max(size, resize), how)
+        prepare = replace(prepare, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return prepare
+
+
+def _preparation_of_transformers(processor: Any, name: str) -> Preparation:
+    resize = _sides(processor.size)
+    crops = getattr(processor, "do_center_crop", False)
+    size = _sides(processor.crop_size) if crops else resize
+    if not size or not resize:
+        raise ClspError(
+            f"hf:{name} prepares images in a way that is not known here ({processor.size})."
+        )
+    if getattr(processor, "crop_pct", None) and size < 384:  # ConvNeXt's
+        resize = int(size / processor.crop_pct)
+    how = {0: "nearest", 2: "bilinear"}.get(int(processor.resample), "bicubic")
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    return Preparation(size, mean, std, max(size, resize), how)
 
 
 def _sides(size: Any) -> int:
@@ -324,10 +333,9 @@ def _torchvision(given: str) -> tuple[nn.Module, Preparation]:
     module.num_features = classifier.in_features
     parent, _, last = linear[-1].rpartition(".")
     setattr(module.get_submodule(parent), last, nn.Identity())
-    how = own.interpolation.value
     return module, Preparation(
         own.crop_size[0], tuple(own.mean), tuple(own.std), own.resize_size[0],
-        how if how in ("bilinear", "nearest") else "bicubic",
+        _interpolation(own.interpolation.value),
     )  # fmt: skip
 
 

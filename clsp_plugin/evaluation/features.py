@@ -1,7 +1,7 @@
 """Features of a frozen backbone, computed once and read by every evaluation."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.packed.images import PackedImages
 from clsp_plugin.data.splits import open_splits
 from clsp_plugin.errors import ClspError
+from clsp_plugin.evaluation.preparation import Preparation
 from clsp_plugin.methods.modes import evaluating
 from clsp_plugin.system.devices import fetch, to_device
 from clsp_plugin.system.progress import Progress
@@ -56,8 +57,7 @@ def extract_features(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     flip: bool,
-    squared: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    squares: Mapping[str, Any] | None = None,
+    prepare: Preparation | None = None,
     num_workers: int = 0,
     desc: str = "",
 ) -> Features:
@@ -72,9 +72,8 @@ def extract_features(
         batch_size: images per forward pass.
         device: where the backbone runs; the features come back to the CPU.
         flip: whether view 1, the horizontal mirror image, is computed too.
-        squared: brings images in memory to the size that the backbone takes, a batch at a time:
-            uint8 (B, H, W, 3) to (B, S, S, 3); None for images as they are.
-        squares: how packed images are brought to it: arguments of ``PackedImages.square_batches``.
+        prepare: brings images in memory and packed ones to the size that the backbone takes, a
+            batch at a time; None for images in memory as they are. Packed images need its size.
         num_workers: processes that read a stream of images; none for 0.
         desc: title of the progress bar; no bar if empty.
 
@@ -93,14 +92,12 @@ def extract_features(
                 view.append(outputs.clone())  # not in pinned memory
 
     targets: list[torch.Tensor] = []
-    batches = _batches(images, batch_size, num_workers, squares)
+    batches = _batches(images, batch_size, num_workers, prepare)
     total = -(-len(images) // batch_size)
     with torch.no_grad(), evaluating(backbone):
         bar = Progress(batches, desc=desc, total=total, disable=not desc, unit="batch")
         for pixels, labels in bar:
             targets.append(labels)
-            if squared is not None and isinstance(images, ImageArray):
-                pixels = squared(pixels)
             # NHWC in memory, seen as NCHW: that is what channels_last means
             X = to_device(pixels, centre.device).permute(0, 3, 1, 2)
             X = X.float().div_(255).sub_(centre).div_(scale)
@@ -143,7 +140,7 @@ def _batches(
     images: Images | ImageStream,
     batch_size: int,
     num_workers: int,
-    squares: Mapping[str, Any] | None,
+    prepare: Preparation | None,
 ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     """Return batches of pixels uint8 (B, H, W, 3) and targets (B,), in the order of the images."""
     if isinstance(images, ImageStream):
@@ -157,11 +154,14 @@ def _batches(
         )
     labels = images.targets.split(batch_size)
     if isinstance(images, PackedImages):
-        assert squares is not None
+        assert prepare is not None
+        assert prepare.image_size is not None
         numbers = torch.arange(len(images)).split(batch_size)
-        return zip(images.square_batches(numbers, **squares), labels, strict=True)
+        squares = images.square_batches(numbers, prepare.image_size, **prepare.resizing)
+        return zip(squares, labels, strict=True)
     assert isinstance(images, ImageArray)
-    return zip(images.images.split(batch_size), labels, strict=True)
+    parts: Iterable[torch.Tensor] = images.images.split(batch_size)
+    return zip(parts if prepare is None else map(prepare.squares, parts), labels, strict=True)
 
 
 def _read(loader: DataLoader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -97,7 +97,7 @@ class Encoder(nn.Module):
             array,
             mean=self.prepare.mean,
             std=self.prepare.std,
-            squared=self.prepare.squares,
+            prepare=self.prepare,
             device=self.device,
             flip=False,
         )

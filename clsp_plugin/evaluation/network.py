@@ -54,14 +54,11 @@ class Network:
         Raises:
             ClspError: packed images have several sizes, and the network's is not known.
         """
-        squares: dict[str, Any] | None = None
-        if isinstance(images, PackedImages):
-            if self.size is None:
-                raise ClspError(
-                    f"It is not known at which size the network was trained, and the images of "
-                    f"{images.name} have several; set data.image_size=PIXELS."
-                )
-            squares = {"size": self.size, **self.prepare.resizing}
+        if isinstance(images, PackedImages) and self.size is None:
+            raise ClspError(
+                f"It is not known at which size the network was trained, and the images of "
+                f"{images.name} have several; set data.image_size=PIXELS."
+            )
 
         def key() -> dict[str, Any]:
             if isinstance(images, ImageStream):
@@ -75,8 +72,7 @@ class Network:
                 images,
                 mean=self.prepare.mean,
                 std=self.prepare.std,
-                squared=self.prepare.squares,
-                squares=squares,
+                prepare=self.prepare,
                 batch_size=self.cfg.batch_size,
                 device=self.device,
                 flip=flip,

@@ -1,19 +1,18 @@
 """A folder that appears whole or not at all."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from clsp_plugin.errors import ClspError
+from clsp_plugin.system.files import whole_folder
 
 __all__ = ["made_whole"]
 
 
 @contextmanager
 def made_whole(out: str | Path) -> Iterator[Path]:
-    """Make a folder beside its place, and move it there when the block ends without an error.
+    """Make what is exported beside its place, and move it there when the block ends well.
 
     Args:
         out: the folder, which may exist only if it is empty.
@@ -25,10 +24,8 @@ def made_whole(out: str | Path) -> Iterator[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ClspError(f"{out} is there already; name another --out, or delete it.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        made = Path(folder) / "whole"
+    with whole_folder(out) as made:
         made.mkdir()
         yield made
         if out.is_dir():
             out.rmdir()  # an empty one
-        shutil.move(made, out)

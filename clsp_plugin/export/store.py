@@ -7,7 +7,6 @@ the store's manifest and digests, so that what comes back is the same store, to 
 import io
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from clsp_plugin import __version__
+from clsp_plugin.candidates.encoded import threads
 from clsp_plugin.candidates.manifest import MANIFEST, StoreManifest
 from clsp_plugin.candidates.store import DIGESTS, CandidateStore
 from clsp_plugin.candidates.writer import StoreWriter
@@ -111,8 +111,7 @@ def _encoded(store: CandidateStore, shard: int, indexes: range) -> list[list[dic
         found = store.encoded_shard(shard)
     else:
         images = store.images(indexes)
-        with ThreadPoolExecutor() as pool:
-            found = list(pool.map(encode, images.reshape(-1, *images.shape[2:])))
+        found = list(threads().map(encode, images.reshape(-1, *images.shape[2:])))
     number = len(found) // len(indexes)
     flat = [{"bytes": image, "path": None} for image in found]
     return [flat[start : start + number] for start in range(0, len(flat), number)]
@@ -233,8 +232,7 @@ def _decoded(
 
     def read() -> np.ndarray:
         flat = (image for row in rows["candidates"] for image in row)
-        with ThreadPoolExecutor() as pool:
-            return np.stack(list(pool.map(decode, flat)))
+        return np.stack(list(threads().map(decode, flat)))
 
     images = reading(str(file), read)
     shape = (len(indexes), manifest.num_candidates, manifest.height, manifest.width, 3)

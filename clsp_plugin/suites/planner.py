@@ -231,16 +231,23 @@ class _Planner:
         people = ", ".join(["denoiser", dataset, *_words(point, "denoiser.")])
         return self.add(Unit("denoiser", people, path, (step,)))
 
+    def _pretraining(
+        self, dataset: str, method: str, overrides: Sequence[str]
+    ) -> tuple[str, tuple[str, ...], DictConfig]:
+        """Return a pre-training's configuration: its name, its overrides, and it composed."""
+        variant = self.suite.variants.get(method)
+        name = method if variant is None else variant.config
+        config = f"{self.suite.datasets[dataset].configs}/{name}"
+        given = tuple(_routed(overrides, "pretrain"))
+        return config, given, _composed("pretrain", config, given)
+
     def run(
         self, dataset: str, method: str, seed: int, point: dict[str, Any], kind: str = "run"
     ) -> Unit:
         """Add and return the unit of a pre-training and, except for encoders, its evaluations."""
-        suite, block = self.suite, self.suite.datasets[dataset]
+        block = self.suite.datasets[dataset]
         overrides = self.overrides(dataset, method, point)
-        given = tuple(_routed(overrides, "pretrain"))
-        variant = suite.variants.get(method)
-        config = f"{block.configs}/{method if variant is None else variant.config}"
-        cfg = _composed("pretrain", config, given)
+        config, given, cfg = self._pretraining(dataset, method, overrides)
         needs: tuple[Path, ...] = ()
         paths: dict[str, Any] = {}
         parts: list[Any] = [{**what(cfg), "seed": seed}]
@@ -263,7 +270,7 @@ class _Planner:
         images = _images(cfg.data)
         budget = {"backbone": cfg.backbone.name, "epochs": cfg.max_epochs, "num_train": images}
         about = {"method": cfg.method, "dataset": cfg.data.dataset, "seed": seed}
-        about["variant"] = "" if variant is None else method
+        about["variant"] = method if method in self.suite.variants else ""
         about |= {"point": point, "budget": budget}
         people = ", ".join([method, dataset, *_words(point), f"seed {seed}"])
         return self.add(Unit(kind, people, path, tuple(steps), needs, about))
@@ -273,17 +280,15 @@ class _Planner:
 
         The images are those that the first method is pre-trained on.
         """
-        suite, block = self.suite, self.suite.datasets[dataset]
+        block = self.suite.datasets[dataset]
         if not is_from_elsewhere(encoder):
             raise ClspError(
                 f"encoders names {encoder}, which is no encoder from elsewhere; name a run as "
                 f"`clsp table` does, or an encoder as timm:NAME, hf:NAME or torchvision:NAME."
             )
-        method = suite.methods[0]
+        method = self.suite.methods[0]
         overrides = self.overrides(dataset, method, {})
-        variant = suite.variants.get(method)
-        config = f"{block.configs}/{method if variant is None else variant.config}"
-        cfg = _composed("pretrain", config, tuple(_routed(overrides, "pretrain")))
+        _, _, cfg = self._pretraining(dataset, method, overrides)
         usual = Data(dataset=cfg.data.dataset)
         data = {name: cfg.data.get(name, getattr(usual, name)) for name in _EVALUATED}
         data = {k: v for k, v in data.items() if k == "dataset" or v != getattr(usual, k)}

@@ -1,16 +1,18 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import os
+import shutil
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from clsp_plugin.errors import ClspError
 
-__all__ = ["check_regular", "unfinished", "write_text", "write_whole"]
+__all__ = ["check_regular", "unfinished", "whole_folder", "write_text", "write_whole"]
 
 # Seconds in which to try again to replace a file: Windows refuses it while anybody has it open.
 _PATIENCE = 2.0 if os.name == "nt" else 0.0
@@ -60,6 +62,24 @@ def _replace(temporary: Path, target: Path) -> None:
             if time.monotonic() >= end:
                 raise
             time.sleep(0.05)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Make a folder so that it appears whole or not at all.
+
+    Args:
+        target: its path, where there may be nothing when the block ends.
+
+    Yields:
+        The path beside it at which the block makes the folder.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(target: Path, text: str) -> None:

@@ -146,8 +146,13 @@ class Row:
         return self.variant or self.method
 
     @property
+    def from_elsewhere(self) -> bool:
+        """Whether it is of an encoder that was not trained here."""
+        return self.dataset == ELSEWHERE
+
+    @property
     def heading(self) -> str:
-        if self.dataset == ELSEWHERE:  # beside the rows that were trained on these images
+        if self.from_elsewhere:  # beside the rows that were trained on these images
             return self.target
         own = self.target == self.dataset or self.target.startswith(f"{self.dataset} [")
         return self.target if own else f"{self.dataset} → {self.target}"

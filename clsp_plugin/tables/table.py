@@ -12,7 +12,6 @@ from scipy.stats import ttest_1samp, ttest_ind
 from clsp_plugin.evaluation.protocol import PROTOCOLS
 from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
 from clsp_plugin.records.recipe import BUDGET
-from clsp_plugin.records.record import ELSEWHERE
 from clsp_plugin.tables.formats import Grid, GridCell, counted, csv_cell
 from clsp_plugin.tables.published import (
     BACKBONE,
@@ -140,7 +139,7 @@ class Table:
             *self._shown_budget(), *self.by)  # fmt: skip
 
     def _key(self, row: Row, extra: Sequence[str]) -> tuple:
-        unknown = BUDGET[1:] if row.dataset == ELSEWHERE else ()  # epochs and images
+        unknown = BUDGET[1:] if row.from_elsewhere else ()  # epochs and images
         values = tuple("" if name in unknown else row.budget[name] for name in extra)
         return values if self.layout == "ablation" else (row.name, *values)
 
@@ -153,7 +152,7 @@ class Table:
         return varying(
             (row.dataset, {name: row.budget[name] for name in BUDGET})
             for row in self.rows
-            if row.dataset != ELSEWHERE
+            if not row.from_elsewhere
         )
 
     def _has_paper(self, column: str) -> bool:
@@ -173,7 +172,7 @@ class Table:
         cells = {
             key: rows[column].cells[task]
             for key, rows in lines.items()
-            if column in rows and rows[column].dataset != ELSEWHERE
+            if column in rows and not rows[column].from_elsewhere
         }
         cells = {key: cell for key, cell in cells.items() if cell.mean is not None}
         if len(cells) < 2:
@@ -250,7 +249,7 @@ class Table:
         }
         kind = "paired t-test" if len(seeds) == 1 else (
             "t-test, paired where both have the same seeds and else Welch's,")  # fmt: skip
-        elsewhere = any(row.dataset == ELSEWHERE for row in self.rows)
+        elsewhere = any(row.from_elsewhere for row in self.rows)
         trained = " that was trained here" if elsewhere else ""
         test = f"{kind} over seeds, two-sided p < {_LEVEL}"
         if any_bold:
@@ -262,7 +261,7 @@ class Table:
 
         For example ``Pre-training on digits: resnet18, 20 epochs``.
         """
-        if row.dataset == ELSEWHERE:
+        if row.from_elsewhere:
             return f"{row.name}: weights from elsewhere"
         images = row.budget["num_train"]
         phrases = {

@@ -11,10 +11,12 @@ import hashlib
 import io
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -342,18 +344,16 @@ def _ahead(
 ) -> Iterator[tuple[bytes, list[int]] | ClspError]:
     """Encode images by all threads, in their order, not far ahead of what is taken."""
     step = 64 * cores()  # raw images may be large
-    begun = [pool.submit(_encoded, file, packing) for file in files[:step]]
+    begun: deque[Future[tuple[bytes, list[int]] | ClspError]] = deque()
+    waiting = iter(files)
     try:
-        for number in range(len(files)):
-            if number + step < len(files):
-                begun.append(pool.submit(_encoded, files[number + step], packing))
-            found = begun[number].result()
-            begun[number] = None  # type: ignore[call-overload]  # give the bytes back
-            yield found
+        for _ in files:
+            for file in islice(waiting, step + 1 - len(begun)):
+                begun.append(pool.submit(_encoded, file, packing))
+            yield begun.popleft().result()
     finally:
         for left in begun:
-            if left is not None:
-                left.cancel()
+            left.cancel()
 
 
 def _header(file: BinaryIO, length: int) -> None:
