@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 
@@ -20,6 +21,8 @@ from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.engine.progress import History
 
 torch.set_num_threads(1)
+# a shell that starts the tests in the background ignores Ctrl-C for them and their children
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("tests", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("tests")
 

@@ -41,7 +41,7 @@ def test_a_real_run(tiny, clsp, tmp_path):
         code, out, _ = clsp("watch", place, "--once")
         assert code == 0
         assert re.search(r"simclr on digits, done, in .*offline-", out)
-        assert re.search(r"epoch 2 of 2, loss [\d.]+, val_acc1 [\d.]+, \d+ images/s", out)
+        assert re.search(r"epoch 2 of 2, loss [\d.]+, val_acc1 [\d.]+, \d+(,\d{3})* images/s", out)
         assert re.search(r"(?m)^  val_rankme +[\d.]+  ([▁▂▃▄▅▆▇█]{2}|[_.=+*#@-]{2})$", out)
     assert content(tmp_path) == before
 

@@ -46,7 +46,6 @@ def begin():
         def body():
             os.environ.update(dict(environment))
             torch.set_num_threads(1)
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
             try:
                 function(*args, **keys)
             except ClspError as error:
