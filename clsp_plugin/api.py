@@ -25,11 +25,11 @@ from clsp_plugin.config.overrides import TEXTS, literal, quoted
 from clsp_plugin.config.shipped import fingerprint
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.objects import as_images, images_given
+from clsp_plugin.data.preparation import Preparation
 from clsp_plugin.data.splits import numbered_as
 from clsp_plugin.engine.pretrain import pretrain as run_pretrain
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.evaluation.encoders import load_encoder
-from clsp_plugin.evaluation.preparation import Preparation
 from clsp_plugin.inspection.frechet import denoiser as run_denoiser
 from clsp_plugin.methods.backbones import resolve_stem
 from clsp_plugin.records.environment import made_from

@@ -285,8 +285,8 @@ class Synthetic:
         temperature: of the loss of ``multi``.
         choice: which candidate: ``uniform``, or by its similarity to the anchor ``hardest``,
             ``easiest``, ``quantile`` or ``curriculum`` (from the easiest to the hardest).
-        encoder: checkpoint or run that judges similarity, for ``choice`` and ``pair_weight``; null
-            is the network in training.
+        encoder: checkpoint, run, ``timm:NAME``, ``hf:NAME`` or ``torchvision:NAME`` that judges
+            similarity, for ``choice`` and ``pair_weight``; null is the network in training.
         choice_of: of how many drawn candidates the choice is made; null for all.
         quantile: of ``choice=quantile``: 0 is the least similar, 1 the most.
         pair_weight: ``equal``, or ``quality``: GenView's weights of pairs, by the network in

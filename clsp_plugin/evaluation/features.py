@@ -13,9 +13,9 @@ from clsp_plugin.data.downstream import ImageStream
 from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.packed.images import PackedImages
+from clsp_plugin.data.preparation import Preparation
 from clsp_plugin.data.splits import open_splits
 from clsp_plugin.errors import ClspError
-from clsp_plugin.evaluation.preparation import Preparation
 from clsp_plugin.methods.modes import evaluating
 from clsp_plugin.system.devices import fetch, to_device
 from clsp_plugin.system.progress import Progress

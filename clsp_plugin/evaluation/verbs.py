@@ -14,7 +14,7 @@ from clsp_plugin.data.downstream import DOWNSTREAM, Downstream, load_downstream
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.splits import named_images
 from clsp_plugin.errors import ClspError, nearest, short
-from clsp_plugin.evaluation.encoders import Frozen, is_from_elsewhere, load_encoder
+from clsp_plugin.evaluation.encoders import Frozen, load_encoder
 from clsp_plugin.evaluation.features import Features, load_labelled
 from clsp_plugin.evaluation.finetune import Finetune, finetune_cfg, train_and_test
 from clsp_plugin.evaluation.network import Network
@@ -23,6 +23,7 @@ from clsp_plugin.evaluation.settings import Knn, Linear, Transfer, complete
 from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer
 from clsp_plugin.records.backbone import load_backbone
 from clsp_plugin.records.checkpoint import epoch_of
+from clsp_plugin.records.elsewhere import is_from_elsewhere
 from clsp_plugin.records.environment import environment
 from clsp_plugin.records.record import (
     ELSEWHERE,

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from clsp_plugin.data.preparation import preparation_of
 from clsp_plugin.errors import ClspError, first_line, nearest
-from clsp_plugin.evaluation.preparation import preparation_of
 from clsp_plugin.export.card import model_card
 from clsp_plugin.export.folder import made_whole
 from clsp_plugin.methods import architectures

@@ -28,6 +28,8 @@ class FrozenEncoder:
         expects: mean and deviation per channel, for pixels in [0, 1], of the images that it was
             trained on.
         gets: those of the views that it is given.
+        size: H = W in pixels that views are resized to; None for views as they are.
+        interpolation: of that resizing, ``"bicubic"``, ``"bilinear"`` or ``"nearest"``.
     """
 
     def __init__(
@@ -35,7 +37,10 @@ class FrozenEncoder:
         backbone: nn.Module,
         expects: tuple[Sequence[float], Sequence[float]],
         gets: tuple[Sequence[float], Sequence[float]],
+        size: int | None = None,
+        interpolation: str = "bicubic",
     ):
+        self.size, self.interpolation = size, interpolation
         self.backbone = backbone.eval().requires_grad_(False)
         (mean, std), (own_mean, own_std) = (torch.tensor(pair).view(2, 1, 3, 1, 1) for pair in
                                             (expects, gets))  # fmt: skip
@@ -47,7 +52,12 @@ class FrozenEncoder:
         self.scale, self.shift = self.scale.to(device), self.shift.to(device)
 
     def expected(self, views: torch.Tensor) -> torch.Tensor:
-        """Normalise views as the backbone expects them."""
+        """Resize and normalise views (B, 3, crop, crop) as the backbone expects them."""
+        if self.size not in (None, views.shape[2]):
+            smooth = self.interpolation != "nearest"
+            views = F.interpolate(
+                views, size=(self.size, self.size), mode=self.interpolation, antialias=smooth
+            )
         return views * self.scale + self.shift
 
 
@@ -63,7 +73,7 @@ class Judging(ThirdViews):
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
-        self._check_maps(self.backbone)
+        self._check_maps(self.backbone, None)
 
     def judge_by(self, encoder: FrozenEncoder) -> None:
         """Ask an encoder, not the network in training.
@@ -71,12 +81,12 @@ class Judging(ThirdViews):
         Raises:
             ClspError: pairs are to be weighed, and it has no feature map.
         """
-        self._check_maps(encoder.backbone)
+        self._check_maps(encoder.backbone, encoder.size)
         self._encoder = encoder
 
-    def _check_maps(self, backbone: nn.Module) -> None:
+    def _check_maps(self, backbone: nn.Module, size: int | None) -> None:
         if self.cfg.synthetic.pair_weight == "quality":
-            check_maps(backbone, self.cfg.augmentations[0].crop_size)
+            check_maps(backbone, size or self.cfg.augmentations[0].crop_size)
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -20,6 +20,7 @@ from clsp_plugin.records.checkpoint import (
     load_args,
     read_newest,
 )
+from clsp_plugin.records.elsewhere import is_from_elsewhere, load_from_elsewhere
 
 __all__ = ["frozen_encoder", "load_backbone"]
 
@@ -67,21 +68,27 @@ def load_backbone(
     return module, args, checkpoint
 
 
-def frozen_encoder(path: str | Path, data: Mapping[str, Any]) -> FrozenEncoder:
-    """Load the backbone of a checkpoint to look at the views of a training.
+def frozen_encoder(encoder: str | Path, data: Mapping[str, Any]) -> FrozenEncoder:
+    """Load a trained network to look at the views of a training.
 
     Args:
-        path: see :func:`load_backbone`.
+        encoder: a checkpoint or the directory of a run, see :func:`load_backbone`; or a network
+            from elsewhere, see :func:`load_from_elsewhere`, whose size views are resized to.
         data: the training's ``data`` settings, with the ``mean`` and ``std`` of its views.
 
     Raises:
-        ClspError: see :func:`load_backbone`.
+        ClspError: see these two.
     """
+    gets = (data["mean"], data["std"])
+    if is_from_elsewhere(encoder):
+        found, prepare, *_ = load_from_elsewhere(str(encoder))
+        expected = (prepare.mean, prepare.std)
+        return FrozenEncoder(found, expected, gets, prepare.image_size, prepare.interpolation)
     # not the mean and std of this training's views, which would take the place of the encoder's
     said = {key: data.get(key) for key in ("dataset", "image_size")}
-    backbone, args, _ = load_backbone(path, said)
+    backbone, args, _ = load_backbone(encoder, said)
     expects = channel_statistics(args["data"], args.get("augmentations"))
-    return FrozenEncoder(backbone, expects, (data["mean"], data["std"]))
+    return FrozenEncoder(backbone, expects, gets)
 
 
 def _backbone_state(content: Any, checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -20,9 +20,9 @@ from clsp_plugin.config.shipped import what
 from clsp_plugin.config.training import Data, Synthetic
 from clsp_plugin.data.downstream import to_fetch
 from clsp_plugin.errors import ClspError, first_line
-from clsp_plugin.evaluation.encoders import is_from_elsewhere
 from clsp_plugin.evaluation.settings import Transfer, complete
 from clsp_plugin.evaluation.verbs import targets_of
+from clsp_plugin.records.elsewhere import is_from_elsewhere
 from clsp_plugin.records.numerics import numerics_label, numerics_of
 from clsp_plugin.records.numerics_before import of_first_version
 from clsp_plugin.records.record import ELSEWHERE

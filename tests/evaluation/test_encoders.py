@@ -38,6 +38,7 @@ from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.encoders import load_encoder
 from clsp_plugin.evaluation.settings import Knn, Linear, Transfer
 from clsp_plugin.export.backbone import export_backbone
+from clsp_plugin.records.backbone import frozen_encoder
 from clsp_plugin.records.record import ELSEWHERE, Record
 
 ROOT = Path(__file__).parents[2]
@@ -130,6 +131,28 @@ def test_of_transformers(kind, tmp_path, monkeypatch, pictures):
     with torch.no_grad():
         torch.testing.assert_close(backbone(pixels), features, atol=1e-6, rtol=0)
     assert backbone.num_features == features.shape[1]
+
+
+def test_an_encoder_from_elsewhere_sees_the_views_of_a_training(tmp_path, monkeypatch, pictures):
+    monkeypatch.chdir(tmp_path)
+    write_hf("vit", "made")
+    data = {"mean": [0.2, 0.3, 0.4], "std": [0.1, 0.2, 0.3]}
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in data.values())
+    views = (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - mean) / std
+    encoder = frozen_encoder("made", data)
+    ours, wanted = encoder.expected(views), clsp.load_backbone("made").prepare(pictures)
+    assert ours.shape == wanted.shape == (3, 3, 32, 32)
+    assert (ours - wanted).abs().max() < 1.5 / 255 / 0.5  # theirs is rounded to whole levels
+
+
+def test_an_encoder_from_elsewhere_chooses_and_weighs(caches, tiny, store):
+    given = (f"synthetic.path={store}", "max_epochs=1", "synthetic.choice=hardest")
+    trained = {}
+    for encoder in ("null", f"timm:{TIMM}"):
+        said = ("synthetic.pair_weight=quality", f"synthetic.encoder={encoder}")
+        run = pretrain(tiny("clsp_simclr", *given, *said))
+        trained[encoder] = torch.load(run.checkpoint)["state_dict"]["backbone.conv1.weight"]
+    assert not torch.equal(*trained.values())
 
 
 def test_of_timm_and_torchvision(caches, pictures):
