@@ -78,15 +78,20 @@ def numbered_as(test: I, train: Images) -> I:
     if test.classes == train.classes:
         return test
     numbers = {name: number for number, name in enumerate(train.classes)}
-    unknown = [name for name in test.classes if name not in numbers]
+    present = set(test.targets.tolist())  # a data set may name classes that it has no images of
+    unknown = [
+        name for number, name in enumerate(test.classes)
+        if number in present and name not in numbers
+    ]  # fmt: skip
     if unknown:
         raise ClspError(
             f"The test images ({test.name}) have {_named(unknown)}, which the training images "
             f"({train.name}) do not have; theirs: {', '.join(train.classes[:40]) or 'none'}. Name "
-            f"the folders alike, or leave the class out."
+            f"the classes alike, or leave the class out."
         )
     # index -1 reads the last entry, so that images without a label keep -1
-    table = torch.tensor([*(numbers[name] for name in test.classes), -1], dtype=torch.int64)
+    own = (numbers.get(name, -1) for name in test.classes)
+    table = torch.tensor([*own, -1], dtype=torch.int64)
     return test.relabelled(table[test.targets], train.classes)
 
 

@@ -67,9 +67,9 @@ def _opened(path: str, data: Mapping[str, Any], split: str) -> Source:
     if suffix == tar_shards.SUFFIX:
         return tar_shards.from_tars(path, _tars(path), data)
     if not where.exists():
+        what = "file" if suffix in _FILES else "image folder"
         raise ClspError(
-            f"The image folder {path} does not exist; set data.train_path and data.val_path to "
-            f"folders that hold one folder of images per class."
+            f"The {what} {path} does not exist; set data.train_path and data.val_path to {_KINDS}."
         )
     if suffix in hugging_face.SUFFIXES:
         return hugging_face.from_files([where], where.parent, str(where), part, data, split)

@@ -13,7 +13,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -116,8 +116,14 @@ def from_tars(shown: str, paths: Sequence[Path], data: Mapping[str, Any]) -> Sou
         ClspError: a file is missing, damaged, compressed or no tar file; a sample has several
             images, or no label; ...
     """
-    bar = Progress(paths, desc="listing", unit="archive", leave=False)
-    archives = [_archive(path, data) for path in bar]
+    found = [_found(path, data) for path in paths]
+    new = {kept for _, kept in found if not kept.exists()}
+    bar = Progress(total=len(new), desc=f"listing {shown}", unit="archive", disable=len(new) < 2)
+    archives = []
+    with bar:
+        for path, (state, kept) in zip(paths, found, strict=True):
+            archives.append(_Archive(path, state, _listing(path, kept, data)))
+            bar.update(kept in new)
     members = _Members(archives)
     if not len(members):
         raise no_images(shown)
@@ -174,29 +180,38 @@ def expanded(pattern: str) -> Iterator[str]:
             yield f"{pattern[: found.start()]}{part}{rest}"
 
 
-def _archive(path: Path, data: Mapping[str, Any]) -> _Archive:
-    """Return an archive with its images, listed now or before."""
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn a refusal of the system into a sentence."""
     try:
-        check_regular(path)
-        status = os.stat(path)
-        state = b"%s\0%d\0%d\0" % (
-            os.fsencode(path.name), status.st_size, status.st_mtime_ns,
-        )  # fmt: skip
-        how = [_FORMAT, *(data.get(key) for key in ("image_column", "label_column", "no_labels"))]
-        digest = hashlib.sha256(state + json.dumps(how).encode()).hexdigest()
-        kept = cache_of(data) / "listings" / f"{path.stem}-{digest[:16]}.json"
-        with suppress(ClspError, OSError):
-            return _Archive(path, state, read_json(kept, _Listing, "a listing", "delete it."))
-        with open(path, "rb") as file:
-            listing = _listed(file, path, data)
+        yield
     except OSError as error:
         raise ClspError(
             f"{path} cannot be read ({error.strerror or error}); correct data.train_path and "
             f"data.val_path, or put the file there."
         ) from error
+
+
+def _found(path: Path, data: Mapping[str, Any]) -> tuple[bytes, Path]:
+    """Return an archive's name, size and time of change, and where its listing is kept."""
+    with _reading(path):
+        check_regular(path)
+        status = os.stat(path)
+    state = b"%s\0%d\0%d\0" % (os.fsencode(path.name), status.st_size, status.st_mtime_ns)
+    how = [_FORMAT, *(data.get(key) for key in ("image_column", "label_column", "no_labels"))]
+    digest = hashlib.sha256(state + json.dumps(how).encode()).hexdigest()
+    return state, cache_of(data) / "listings" / f"{path.stem}-{digest[:16]}.json"
+
+
+def _listing(path: Path, kept: Path, data: Mapping[str, Any]) -> _Listing:
+    """Return the images of an archive, listed now or before."""
+    with suppress(ClspError, OSError):
+        return read_json(kept, _Listing, "a listing", "delete it.")
+    with _reading(path), open(path, "rb") as file:
+        listing = _listed(file, path, data)
     with suppress(OSError):  # without it all is read through again
         write_whole(kept, lambda out: out.write(json.dumps(asdict(listing)).encode()))
-    return _Archive(path, state, listing)
+    return listing
 
 
 def _listed(file: BinaryIO, path: Path, data: Mapping[str, Any]) -> _Listing:
