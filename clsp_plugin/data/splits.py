@@ -24,8 +24,8 @@ _NAMED = 5  # largest number of classes that an error message names
 def load_splits(data: Mapping[str, Any]) -> tuple[ImageArray, ImageArray | None]:
     """Load the training and the test images that a configuration's ``data`` block names.
 
-    A class has the same number in both, given by its name. Prints a warning if test images are
-    training images too, unless the split is the data set's own.
+    A class has the same number in both, given by its name. Prints a warning if no test image has a
+    label, or test images are training images too, unless the split is the data set's own.
 
     Args:
         data: see :func:`~clsp_plugin.data.images.load_images`.
@@ -57,6 +57,11 @@ def open_splits(data: Mapping[str, Any]) -> tuple[Images, Images | None]:
 def _checked(test: I, train: Images, data: Mapping[str, Any]) -> I:
     """Return the test images, numbered as the training images; warn of images in both."""
     test = numbered_as(test, train)
+    if train.classes and not bool((test.targets >= 0).any()):
+        rank_zero_only(print)(
+            f"Warning: none of the {len(test)} test images ({data['val_path']}) has a label, so "
+            f"nothing can be measured on them; name a split or a folder with labels."
+        )
     if not has_own_split(data) and (shared := shared_images(train, test)):
         rank_zero_only(print)(
             f"Warning: {shared} of the {len(test)} test images ({data['val_path']}) are training "

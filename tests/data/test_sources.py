@@ -16,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from clsp_plugin.candidates.imported import import_drawn
+from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.imagenet100 import IMAGENET100
 from clsp_plugin.data.images import image_names, load_images, open_images
@@ -749,6 +751,30 @@ def test_sizes_that_differ_and_candidates(tmp_path, write):
     packed = open_images(data(path), "train")
     array = load_images(data(path, image_size=8), "train")
     assert packed.anchors(8, 8) == (array.size, array.fingerprint)
+
+
+@pytest.mark.parametrize(("write", "stem"), [(of_list, "{}"), (of_tar, "s{}"), (of_hub, "{}")])
+def test_candidates_of_another_generator(tmp_path, write, stem):
+    path, _ = write(tmp_path, [encoded(Image.fromarray(pixels(i))) for i in range(3)])
+    array = load_images(data(path, image_size=8), "train")
+    drawn = tmp_path / "drawn"
+    drawn.mkdir()
+    for index in range(3):
+        Image.fromarray(pixels(50 + index, 8, 8)).save(drawn / f"{stem.format(index)}_0.png")
+    import_drawn(drawn, array, data(path, image_size=8), tmp_path / "store")
+    candidates = CandidateStore(tmp_path / "store").images(range(3))
+    for index in range(3):
+        assert np.array_equal(candidates[index, 0], pixels(50 + index, 8, 8))
+
+
+def test_test_images_without_labels_are_told(photos, capsys):
+    train = write_csv(photos / "list.csv", files_of(photos))
+    val = write_csv(photos / "val.csv", [(name, -1) for name, _ in files_of(photos)])
+    load_splits(data(train, val, image_size=8))
+    assert f"none of the 6 test images ({val}) has a label" in capsys.readouterr().out
+    load_splits(data(train, train, image_size=8))
+    load_splits(data(train, val, image_size=8, no_labels=True))
+    assert "has a label" not in capsys.readouterr().out
 
 
 def test_packs_of_class_folders_are_found_again(tmp_path):

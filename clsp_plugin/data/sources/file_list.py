@@ -6,9 +6,8 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clsp_plugin.data.folders import EXTENSIONS
 from clsp_plugin.data.sources.source import (
@@ -32,8 +31,7 @@ _ENDINGS = "|".join(sorted(suffix[1:] for suffix in EXTENSIONS))
 _LINE = re.compile(rf"(.*\.(?:{_ENDINGS}))(?:(?:\s*[,\t]\s*|\s+)(\S.*))?", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class _Line:
+class _Line(NamedTuple):
     number: int
     path: str
     label: str
