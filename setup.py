@@ -85,7 +85,7 @@ setup(
         "trackio": ["trackio"],
         "pandas": ["pandas", "pyarrow"],  # clsp_plugin.read_records, `clsp embed --table`
         "transformers": ["transformers"],  # encoders that are named hf:NAME
-        "datasets": ["datasets"],  # candidate stores for the Hugging Face hub
+        "datasets": ["datasets"],  # images of the Hugging Face hub, and stores for it
         # `clsp export --format onnx`, and what runs it
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
         # mkdocs.yml; the last two run a notebook of docs/tutorials anew
@@ -109,7 +109,7 @@ setup(
             "onnxscript",
             "onnxruntime",
             "transformers",  # reads exported backbones; encoders
-            "datasets",  # Hugging Face's, whose objects are taken as images
+            "datasets",  # Hugging Face's, whose objects and files are taken as images
             # docs/loops.md; stable-pretraining is tested where it is installed, because it adds
             # callbacks to every Trainer of an environment
             "lightly",

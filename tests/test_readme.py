@@ -1,11 +1,13 @@
 """Every command in the README runs, at a small size, in the README's order."""
 
 import importlib.util
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,29 @@ def test_the_page_on_uses(place, write_store, monkeypatch):
     assert len(list(place.glob("trained_models/clsp_simclr/*/record.json"))) >= 3
 
 
+def write_sources(place):
+    """The photographs again: as lists, tar shards, and saved by ``datasets``."""
+    from datasets import load_dataset
+
+    for folder in ("lists", "shards"):
+        (place / folder).mkdir()
+    for split, shards in (("train", 2), ("val", 1)):
+        files = sorted((place / "photos" / split).rglob("*.jpg"))
+        lines = [f"../{file.relative_to(place)},{file.parent.name}\n" for file in files]
+        (place / "lists" / f"{split}.csv").write_text("".join(lines))
+        for shard in range(shards):
+            with tarfile.open(place / f"shards/{split}-{shard:03d}.tar", "w") as archive:
+                for number, file in enumerate(files[shard::shards]):
+                    archive.add(file, f"{shard}-{number}.jpg")
+                    label = tarfile.TarInfo(f"{shard}-{number}.cls")
+                    label.size = len(file.parent.name)
+                    archive.addfile(label, io.BytesIO(file.parent.name.encode()))
+    files = {"train": f"{place}/photos/train/**", "test": f"{place}/photos/val/**"}
+    cache = str(place / "cache/hf")
+    found = load_dataset("imagefolder", data_files=files, cache_dir=cache)
+    found.save_to_disk(str(place / "saved"))
+
+
 def test_the_page_on_photographs(place, monkeypatch, capfd):
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     module = module_of("tests/data/test_packed.py")
@@ -134,12 +159,15 @@ def test_the_page_on_photographs(place, monkeypatch, capfd):
             folder = place / "ILSVRC2012" / split / name
             folder.mkdir(parents=True)
             module.picture(12 + index % 2, 12, index).save(folder / f"{index}.jpg")
+    write_sources(place)
     for line in commands("docs/photographs.md"):
         words = shlex.split(line)
         run_clsp(words + ["augmentations.0.crop_size=32"] * (words[1] == "pretrain"), monkeypatch)
     out = capfd.readouterr().out
     assert out.count("Packing 18 images of photos/train") == 1
     assert out.count("Packing 100 images of ILSVRC2012/train") == 1
+    for name in ("lists/train.csv", "shards/train-{000..001}.tar", "saved"):
+        assert f"Packing 18 images of {name} " in out
     assert list(place.glob("trained_models/clsp_simclr/*/clsp_simclr-custom-dataset-*.ckpt"))
 
 

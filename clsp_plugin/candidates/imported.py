@@ -38,8 +38,8 @@ def import_drawn(
         source: a ``.npy`` or ``.npz`` of uint8 (N, K, H, W, 3) or (N, H, W, 3), in the order of the
             images; or a folder of images, whose names say which image they belong to: for
             ``cat/7.png`` of the data set ``cat/7.png``, or ``cat/7_0.png``, ``cat/7_1.png``, .., or
-            all images in ``cat/7``. The images of a data set that is not in folders go by their
-            number: ``7.png``, ``00007_0.png``, ..
+            all images in ``cat/7``; see ``data.images.image_names``. Images without names go by
+            their number: ``7.png``, ``00007_0.png``, ..
         array: the training images.
         data: the configuration's ``data`` block that they were loaded by.
         out: directory of the store.

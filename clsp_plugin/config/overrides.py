@@ -19,9 +19,9 @@ __all__ = ["TEXTS", "as_typed", "composing", "hydra_overrides", "literal", "quot
 
 # The last parts of keys that take a free text: a path or a name.
 TEXTS = frozenset({
-    "condition", "denoiser", "dir", "entity", "export_npy", "extra", "fid", "name", "out", "path",
-    "pretrained_feature_extractor", "project", "record_dir", "resume_from_checkpoint", "train_path",
-    "val_path",
+    "condition", "denoiser", "dir", "entity", "export_npy", "extra", "fid", "image_column",
+    "label_column", "name", "out", "path", "pretrained_feature_extractor", "project", "record_dir",
+    "resume_from_checkpoint", "train_path", "val_path",
 })  # fmt: skip
 # Keys that take several names with commas between them, as well as a list.
 _LISTS = frozenset({"logger"})

@@ -74,14 +74,21 @@ class Data:
     """The training and validation images.
 
     Attributes:
-        dataset: ``cifar10``, ``cifar100``, ``stl10``, ``imagenet100``, ``custom`` (folders) or
+        dataset: ``cifar10``, ``cifar100``, ``stl10``, ``imagenet100``, ``custom`` (own images) or
             ``digits`` (drawn offline).
-        train_path: folder with a folder of images per class, or the one in which torchvision keeps,
-            or puts, its files; of these null takes ``./datasets``.
+        train_path: folder with a folder of images per class, a list of files, tar shards or a data
+            set of Hugging Face (``hf:NAME``), see :mod:`~clsp_plugin.data.sources.choosing`; or the
+            folder in which torchvision keeps, or puts, its files; of these null takes
+            ``./datasets``.
         val_path: the same for the test images; null takes torchvision's, and none for folders.
         format: must be ``image_folder``; solo-learn's other formats are refused.
         num_workers: for solo-learn's loaders; batches here need no workers.
-        no_labels: whether ``train_path`` is one folder of images without classes.
+        no_labels: whether ``train_path`` is one folder of images without classes, or the labels of
+            another source are left aside.
+        image_column: column of the images in a list or a data set of Hugging Face, or their ending
+            in tar shards; null takes the one that can be told.
+        label_column: column of the labels, or in tar shards their ending or a key of the ``json``;
+            null takes the one that can be told.
         fraction: share of the training images to use, of each class alike; -1 uses all.
         extra: generated images to train on too: a folder, an ``.npy``, an ``.npz`` or a candidate
             store; see :func:`~clsp_plugin.candidates.extra.inflate`.
@@ -111,6 +118,8 @@ class Data:
     format: str = "image_folder"
     num_workers: int = ranged(4, low=0)
     no_labels: bool = False
+    image_column: Optional[str] = None
+    label_column: Optional[str] = None
     fraction: float = ranged(-1, above=0, below=1, also=(-1,))
     extra: Optional[str] = None
     replicate: int = ranged(1, low=1)

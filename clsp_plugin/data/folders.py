@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image
 
+from clsp_plugin.data.encoded import ImageFile, openable
 from clsp_plugin.errors import ClspError
 
 __all__ = [
@@ -241,15 +242,15 @@ def reading(name: str, read: Callable[[], Any]) -> Any:
         raise ClspError(f"{name} is not a readable image ({why}); repair or remove it.") from error
 
 
-def open_image(file: str | Path, image_size: int | None) -> np.ndarray:
-    """Read an image file: uint8 (H, W, 3), see :func:`to_pixels`.
+def open_image(file: ImageFile | Path, image_size: int | None) -> np.ndarray:
+    """Read an encoded image: uint8 (H, W, 3), see :func:`to_pixels`.
 
     Raises:
-        ClspError: the file is not a readable image, or has more than 8 bits per channel.
+        ClspError: it is not a readable image, or has more than 8 bits per channel.
     """
 
     def read() -> np.ndarray:
-        with Image.open(file) as image:
+        with Image.open(openable(file)) as image:
             return to_pixels(image, image_size)
 
     return reading(str(file), read)

@@ -1,4 +1,4 @@
-"""Folders of images, as an array in memory or packed on the disk."""
+"""Images of folders and other sources, as an array in memory or packed on the disk."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,90 +11,61 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from clsp_plugin.data.folders import EXTENSIONS, class_folders, image_files, open_image
+from clsp_plugin.data.encoded import ImageFile, openable
+from clsp_plugin.data.folders import open_image
 from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.data.imagenet100 import IMAGENET100
 from clsp_plugin.data.packed.choosing import SHARE, open_packed, reason_to_pack
+from clsp_plugin.data.sources.choosing import open_source
+from clsp_plugin.data.sources.class_folders import some_files
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.memory import total_memory
 
-__all__ = ["listed", "load_folder", "load_image_files"]
+__all__ = ["load_image_files", "load_source"]
 
 _MEASURED = 20  # photographs whose size is looked at
-_NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet100": 100}
 
 
-def load_folder(root: Path, name: str, data: Mapping[str, Any], packs: bool) -> Images:
-    """Load the images of a folder, or open them packed.
+def load_source(path: str | Path, name: str, data: Mapping[str, Any], packs: bool) -> Images:
+    """Load the images of a folder or of another source, or open them packed.
 
     Args:
-        root: the folder; with one folder of images a class, unless ``no_labels`` is set.
-        name: name of the images, for messages.
+        path: what names them, see :func:`~clsp_plugin.data.sources.choosing.open_source`.
+        name: name of the images, for messages, with the split behind its last ``/``.
         data: the configuration's ``data`` block.
         packs: whether the caller can take packed images.
 
     Raises:
-        ClspError: the folder is missing, a class is empty, an image cannot be read, the images
-            have several sizes or do not fit in memory and may not be packed, ...
+        ClspError: the source is missing or not what it should be, an image cannot be read, the
+            images have several sizes or do not fit in memory and may not be packed, ...
     """
-    if not root.is_dir():
-        raise ClspError(
-            f"The image folder {root} does not exist; set data.train_path and data.val_path to "
-            f"folders that hold one folder of images per class."
-        )
-    found = listed(root, data)
-    files, labels, classes = found
+    source = open_source(path, data, name.rpartition("/")[2])
+    files = source.files
     if packs:
         why = reason_to_pack(files, data)
         if why is not None:
-            return open_packed(root, found, data, name, why)
+            return open_packed(source, data, name, why)
     elif data.get("packed"):
         raise ClspError(
-            f"Images are held in memory here, and data.packed=True leaves those of {root} on the "
+            f"Images are held in memory here, and data.packed=True leaves those of {path} on the "
             f"disk; set data.packed=False and data.image_size=PIXELS."
         )
     images = torch.from_numpy(_decode(files, data.get("image_size")))
     if name.endswith("/train"):
-        _warn_of_shrinking(files, root, images.shape[1])
-    return ImageArray(images, labels, classes, name)
+        _warn_of_shrinking(files, source.shown, images.shape[1])
+    return ImageArray(images, source.targets, source.classes, name)
 
 
-def listed(root: Path, data: Mapping[str, Any]) -> tuple[list[str], torch.Tensor, tuple[str, ...]]:
-    """Return a folder's image files, their class numbers and the names of the classes."""
-    if data.get("no_labels", False):
-        found = _some_files(root)
-        return found, torch.full((len(found),), -1), ()
-    only = IMAGENET100 if data["dataset"] == "imagenet100" else ()  # out of all of ImageNet
-    files, targets, classes = class_folders(root, only)
-    expected = _NUM_CLASSES.get(data["dataset"])
-    if expected not in (None, len(classes)):
-        raise ClspError(
-            f"{root} has {len(classes)} class folders, {data['dataset']} has {expected} "
-            f"classes; point data.train_path and data.val_path at the folders that hold them, "
-            f"or set data.dataset=custom."
-        )
-    return files, torch.tensor(targets), classes
-
-
-def _some_files(root: Path) -> list[str]:
-    """Return the images under a folder; refuse a folder that has none."""
-    files = image_files(root)
-    if not files:
-        raise ClspError(f"{root} holds no images ({', '.join(sorted(EXTENSIONS))}).")
-    return files
-
-
-def _warn_of_shrinking(files: Sequence[str], root: Path, image_size: int) -> None:
+def _warn_of_shrinking(files: Sequence[ImageFile], shown: str, image_size: int) -> None:
     """Say so if photographs are scaled to less than half of their shorter side."""
     sides = []
     for file in files[:: max(1, len(files) // _MEASURED)]:
-        with Image.open(file) as image:  # they have been decoded, so they can be opened
+        with Image.open(openable(file)) as image:  # they have been decoded, so they can be opened
             sides.append(min(image.size))
     side = sorted(sides)[len(sides) // 2]
     if side > 2 * image_size:
         rank_zero_only(print)(
-            f"Warning: the images in {root} have about {side} pixels on their shorter side and "
+            f"Warning: the images in {shown} have about {side} pixels on their shorter side and "
             f"data.image_size={image_size} scales them to {image_size}x{image_size}. Set another "
             f"data.image_size, or take a configuration of custom/, which are for photographs."
         )
@@ -111,10 +82,10 @@ def load_image_files(root: Path, image_size: int | None) -> np.ndarray:
         ClspError: there are no images, one is corrupt, or they have several sizes and
             ``image_size`` is None.
     """
-    return _decode(_some_files(root), image_size)
+    return _decode(some_files(root), image_size)
 
 
-def _decode(files: Sequence[str], image_size: int | None) -> np.ndarray:
+def _decode(files: Sequence[ImageFile], image_size: int | None) -> np.ndarray:
     """Read images into one array: ``image_size`` squares if given, else of the first one's size."""
     size = (image_size, image_size) if image_size else open_image(files[0], None).shape[:2]
     _check_memory(len(files), *size)

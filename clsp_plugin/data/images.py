@@ -18,8 +18,9 @@ from clsp_plugin.data.folders import (
 )
 from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.data.image_folder import listed, load_folder
+from clsp_plugin.data.image_folder import load_source
 from clsp_plugin.data.objects import given_images
+from clsp_plugin.data.sources.choosing import open_source
 from clsp_plugin.errors import ClspError, first_line, nearest
 
 __all__ = [
@@ -148,8 +149,10 @@ def _open(data: Mapping[str, Any], split: str, packs: bool) -> Images | None:
         if path is None:
             if split == "val":
                 return None
-            raise ClspError("data.train_path is not set; name the folder of your images.")
-        array = load_folder(Path(path), f"{dataset}/{split}", data, packs)
+            raise ClspError(
+                "data.train_path is not set; name the folder of your images, or a list of them."
+            )
+        array = load_source(path, f"{dataset}/{split}", data, packs)
     if data.get("packed") and isinstance(array, ImageArray):
         raise ClspError(
             f"data.packed=True is for folders of images and {array.name} is held in memory; leave "
@@ -197,7 +200,7 @@ def _load_cifar(dataset: str, data: Mapping[str, Any], split: str, packs: bool) 
                 f"{root} holds class folders, all of them training images, and no test images are "
                 f"named: put them into folders train and test under {root / dataset}, {_PATHS}."
             )
-        return load_folder(folder, name, data, packs)
+        return load_source(folder, name, data, packs)
     source = open_torchvision(
         dataset,
         dataset.upper(),
@@ -287,19 +290,16 @@ def image_names(data: Mapping[str, Any]) -> list[str]:
         data: see :func:`load_images`.
 
     Returns:
-        Paths below the data set's folder, with ``/`` and without the suffix, such as ``cat/7``, of
-        images in folders; nothing for other data sets.
+        Of images in folders and lists their paths, with ``/`` and without the suffix, such as
+        ``cat/7``; of images in tar files their keys; nothing for others, which go by their number.
     """
     dataset = data["dataset"]
-    folder: Path | None = None
+    folder: str | Path | None = None
     if dataset in _CIFAR:
         folder = _cifar_folder(dataset, _root(data, "train"), "train")
     elif dataset in ("custom", "imagenet100"):
-        folder = Path(data["train_path"])
-    if folder is None:
-        return []
-    files, _, _ = listed(folder, data)
-    return [Path(file).relative_to(folder).with_suffix("").as_posix() for file in files]
+        folder = data["train_path"]
+    return [] if folder is None else open_source(folder, data, "train").names()
 
 
 def _resized(images: np.ndarray, image_size: int) -> np.ndarray:

@@ -24,8 +24,8 @@ _NAMED = 5  # largest number of classes that an error message names
 def load_splits(data: Mapping[str, Any]) -> tuple[ImageArray, ImageArray | None]:
     """Load the training and the test images that a configuration's ``data`` block names.
 
-    A class has the same number in both, given by its name. Prints a warning if test images are
-    training images too, unless the split is the data set's own.
+    A class has the same number in both, given by its name. Prints a warning if no test image has a
+    label, or test images are training images too, unless the split is the data set's own.
 
     Args:
         data: see :func:`~clsp_plugin.data.images.load_images`.
@@ -57,6 +57,11 @@ def open_splits(data: Mapping[str, Any]) -> tuple[Images, Images | None]:
 def _checked(test: I, train: Images, data: Mapping[str, Any]) -> I:
     """Return the test images, numbered as the training images; warn of images in both."""
     test = numbered_as(test, train)
+    if train.classes and not bool((test.targets >= 0).any()):
+        rank_zero_only(print)(
+            f"Warning: none of the {len(test)} test images ({data['val_path']}) has a label, so "
+            f"nothing can be measured on them; name a split or a folder with labels."
+        )
     if not has_own_split(data) and (shared := shared_images(train, test)):
         rank_zero_only(print)(
             f"Warning: {shared} of the {len(test)} test images ({data['val_path']}) are training "
@@ -78,15 +83,20 @@ def numbered_as(test: I, train: Images) -> I:
     if test.classes == train.classes:
         return test
     numbers = {name: number for number, name in enumerate(train.classes)}
-    unknown = [name for name in test.classes if name not in numbers]
+    present = set(test.targets.tolist())  # a data set may name classes that it has no images of
+    unknown = [
+        name for number, name in enumerate(test.classes)
+        if number in present and name not in numbers
+    ]  # fmt: skip
     if unknown:
         raise ClspError(
             f"The test images ({test.name}) have {_named(unknown)}, which the training images "
             f"({train.name}) do not have; theirs: {', '.join(train.classes[:40]) or 'none'}. Name "
-            f"the folders alike, or leave the class out."
+            f"the classes alike, or leave the class out."
         )
     # index -1 reads the last entry, so that images without a label keep -1
-    table = torch.tensor([*(numbers[name] for name in test.classes), -1], dtype=torch.int64)
+    own = (numbers.get(name, -1) for name in test.classes)
+    table = torch.tensor([*own, -1], dtype=torch.int64)
     return test.relabelled(table[test.targets], train.classes)
 
 

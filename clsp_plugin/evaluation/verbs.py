@@ -227,7 +227,7 @@ def _features(cfg: DictConfig, network: Network, flip: bool):
 # Settings of a ``data`` block that choose the images; with dataset=custom, folders do too.
 _WHICH = (
     "fraction", "image_size", "packed", "pack_size", "pack_format", "num_train", "num_val", "seed",
-    "no_labels",
+    "no_labels", "image_column", "label_column",
 )  # fmt: skip
 _FOLDERS = ("train_path", "val_path")
 

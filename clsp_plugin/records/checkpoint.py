@@ -60,6 +60,8 @@ _MAY_DIFFER = {
 _PLACES = {"train_path", "val_path", "num_workers"}
 # Settings of ``data`` that say how packed images are packed.
 _PACKING = {"packed", "pack_size", "pack_format", "skip_damaged"}
+# Settings of ``data`` that older runs do not have and that do nothing where they are null.
+_COLUMNS = {"image_column", "label_column"}
 
 # Settings that every args.json must have, solo-learn's too, with their types.
 _NEEDED: dict[str, Any] = {"method": str, "backbone.name": str, "data.dataset": str}
@@ -74,6 +76,8 @@ _KNOWN: dict[str, Any] = {
     "data.format": Optional[str],
     "data.fraction": Optional[float],
     "data.no_labels": Optional[bool],
+    "data.image_column": Optional[str],
+    "data.label_column": Optional[str],
     "data.image_size": Optional[int],
     "data.packed": Optional[bool],
     "data.pack_size": Optional[int],
@@ -299,6 +303,7 @@ def comparable(args: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in args.items() if key not in _MAY_DIFFER}
     data = kept.get("data") or {}
     idle = {"cache", *(() if data.get("packed") else _PACKING)}  # older runs do not have them
+    idle |= {key for key in _COLUMNS if data.get(key) is None}
     if idle & data.keys():
         kept["data"] = {key: value for key, value in data.items() if key not in idle}
     return kept

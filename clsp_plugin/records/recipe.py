@@ -34,8 +34,9 @@ _RECIPE = (
 )  # fmt: skip
 # Settings of ``data`` that they must share; folders and numbers of workers may differ.
 _IMAGES = (
-    "no_labels", "fraction", "extra", "replicate", "image_size", "packed", "pack_size",
-    "pack_format", "num_val", "seed", "mean", "std", "num_large_crops", "num_small_crops",
+    "no_labels", "image_column", "label_column", "fraction", "extra", "replicate", "image_size",
+    "packed", "pack_size", "pack_format", "num_val", "seed", "mean", "std", "num_large_crops",
+    "num_small_crops",
 )  # fmt: skip
 _FOLDERS = ("train_path", "val_path")  # choose the images of dataset=custom
 _PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}

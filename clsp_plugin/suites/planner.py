@@ -39,8 +39,8 @@ _SIZES = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 105_000}
 _ABOUT = {"imagenet100": 126_689}
 # Settings of a ``data`` block that choose the images of an evaluation.
 _EVALUATED = (
-    "dataset", "train_path", "val_path", "no_labels", "fraction", "image_size", "num_train",
-    "num_val", "seed",
+    "dataset", "train_path", "val_path", "no_labels", "image_column", "label_column", "fraction",
+    "image_size", "num_train", "num_val", "seed",
 )  # fmt: skip
 _SIDES = {"cifar10": 32, "cifar100": 32, "digits": 32, "stl10": 96}  # pixels, unless asked for
 

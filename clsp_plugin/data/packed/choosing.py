@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
+from clsp_plugin.data.encoded import ImageFile, openable
 from clsp_plugin.data.folders import UNREADABLE
 from clsp_plugin.data.packed.images import PackedImages
 from clsp_plugin.data.packed.pack import Packing, open_pack
+from clsp_plugin.data.sources.source import Source
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.memory import total_memory
 
@@ -20,7 +21,7 @@ SHARE = 0.7  # of the memory of the machine, that images may take
 _LOOKED_AT = 100  # images whose size is read
 
 
-def reason_to_pack(files: Sequence[str], data: Mapping[str, Any]) -> str | None:
+def reason_to_pack(files: Sequence[ImageFile], data: Mapping[str, Any]) -> str | None:
     """Return why images are packed; None if they are held in memory.
 
     Args:
@@ -50,12 +51,12 @@ def reason_to_pack(files: Sequence[str], data: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _sizes(files: Sequence[str]) -> list[tuple[int, int]]:
+def _sizes(files: Sequence[ImageFile]) -> list[tuple[int, int]]:
     """Return width and height of images, without those that cannot be read."""
     found = []
     for file in files:
         try:
-            with Image.open(file) as image:
+            with Image.open(openable(file)) as image:
                 found.append(image.size)
         except UNREADABLE:  # told when the image itself is read
             continue
@@ -63,17 +64,15 @@ def _sizes(files: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def open_packed(
-    root: Path,
-    listed: tuple[Sequence[str], torch.Tensor, tuple[str, ...]],
+    source: Source,
     data: Mapping[str, Any],
     name: str,
     why: str,
 ) -> PackedImages:
-    """Open packed images of a folder; the first time they are packed.
+    """Open packed images; the first time they are packed.
 
     Args:
-        root: the folder.
-        listed: its image files, their class numbers, int64 (N,), and the names of the classes.
+        source: where they come from.
         data: the configuration's ``data`` block: ``pack_size``, ``pack_format``, ``skip_damaged``
             and ``cache``.
         name: name of the images, for messages.
@@ -86,12 +85,14 @@ def open_packed(
         data.get("pack_size", 256), data.get("pack_format", "jpeg"),
         bool(data.get("skip_damaged", False)),
     )  # fmt: skip
-    files, targets, classes = listed
-    cache = data.get("cache") or _usual_cache()
-    pack = open_pack(root, files, packing, Path(cache) / "packed", why)
-    return PackedImages.of(pack, files, targets, classes, name)
+    cache = cache_of(data) / "packed"
+    pack = open_pack(source.root, source.files, packing, cache, why, source.shown)
+    return PackedImages.of(pack, source.files, source.targets, source.classes, name)
 
 
-def _usual_cache() -> Path:
+def cache_of(data: Mapping[str, Any]) -> Path:
+    """Return the folder of what is kept of images: ``data.cache``, or one in the user's cache."""
+    if data.get("cache"):
+        return Path(data["cache"])
     home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(home) / "clsp_plugin"

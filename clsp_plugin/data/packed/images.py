@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clsp_plugin.data.encoded import ImageFile
 from clsp_plugin.data.folders import open_image
 from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import fingerprint_of, image_digest, squares
@@ -40,12 +41,12 @@ class PackedImages(Images):
 
     Attributes:
         pack: the pack.
-        files: the image files that were packed, in the order of the pack.
+        files: the images that were packed, in the order of the pack.
         rows: int64 (N,), the row in the pack of each image.
     """
 
     pack: Pack
-    files: Sequence[str]
+    files: Sequence[ImageFile]
     rows: np.ndarray
     targets: torch.Tensor
     classes: tuple[str, ...]
@@ -53,8 +54,8 @@ class PackedImages(Images):
 
     @classmethod
     def of(
-        cls, pack: Pack, files: Sequence[str], targets: torch.Tensor, classes: tuple[str, ...],
-        name: str,
+        cls, pack: Pack, files: Sequence[ImageFile], targets: torch.Tensor,
+        classes: tuple[str, ...], name: str,
     ) -> "PackedImages":  # fmt: skip
         """Return the images of a pack, without those that were left out.
 

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from clsp_plugin.data.encoded import ImageFile, content_of, openable, state_of
 from clsp_plugin.data.folders import check_depth, reading
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.arrays import map_npy, read_npy
@@ -85,18 +86,16 @@ class _Manifest:
         return -(-self.images // self.shard)
 
 
-def _source(root: Path, files: Sequence[str], packing: Packing) -> str:
+def _source(root: Path, files: Sequence[ImageFile], packing: Packing) -> str:
     """Return a digest of files (names below the root, sizes, times of change) and of settings."""
     digest = hashlib.sha256(json.dumps([_FORMAT, QUALITY, asdict(packing)]).encode())
-    start = len(os.path.join(root, ""))
+    start = os.path.join(root, "")
     for file in files:
-        status = os.stat(file)
-        name = os.fsencode(file[start:].replace(os.sep, "/"))
-        digest.update(b"%s\0%d\0%d\n" % (name, status.st_size, status.st_mtime_ns))
+        digest.update(state_of(file, start))
     return digest.hexdigest()
 
 
-def _encode(file: str, packing: Packing) -> tuple[bytes, int, int]:
+def _encode(file: ImageFile, packing: Packing) -> tuple[bytes, int, int]:
     """Read an image file and return its packed form, with height and width in pixels.
 
     EXIF's orientation is not applied, as nowhere here. A small JPEG stays as it is.
@@ -106,7 +105,7 @@ def _encode(file: str, packing: Packing) -> tuple[bytes, int, int]:
     """
 
     def read() -> tuple[bytes, int, int]:
-        with Image.open(file) as image:
+        with Image.open(openable(file)) as image:
             check_depth(image)
             width, height = image.size
             scale = packing.side / min(width, height)
@@ -116,7 +115,7 @@ def _encode(file: str, packing: Packing) -> tuple[bytes, int, int]:
                 image.draft(None, (2 * width, 2 * height))  # JPEG decodes to 1/2, 1/4, 1/8 quickly
             pixels = image.convert("RGB")
             if kept and packing.encoding == "jpeg":  # it was decoded, so it is whole
-                return Path(file).read_bytes(), height, width
+                return content_of(file), height, width
             if scale < 1:
                 pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
             if packing.encoding == "raw":
@@ -125,10 +124,10 @@ def _encode(file: str, packing: Packing) -> tuple[bytes, int, int]:
             pixels.save(content, "JPEG", quality=QUALITY)
             return content.getvalue(), height, width
 
-    return reading(file, read)
+    return reading(str(file), read)
 
 
-def _encoded(file: str, packing: Packing) -> tuple[bytes, list[int]] | ClspError:
+def _encoded(file: ImageFile, packing: Packing) -> tuple[bytes, list[int]] | ClspError:
     """Return an image's packed form and its row of the index, or the error that it has."""
     try:
         content, height, width = _encode(file, packing)
@@ -202,17 +201,21 @@ def _manifest(folder: Path) -> _Manifest:
     return _Manifest(**content)
 
 
-def open_pack(root: Path, files: Sequence[str], packing: Packing, cache: Path, why: str) -> Pack:
+def open_pack(
+    root: Path, files: Sequence[ImageFile], packing: Packing, cache: Path, why: str,
+    shown: str | None = None,
+) -> Pack:  # fmt: skip
     """Open the pack of some image files; it is made, or completed, if it is not there yet.
 
     Of several processes one packs and the others wait.
 
     Args:
         root: the folder that the files are in; only their names below it identify them.
-        files: paths of the files, in the order of the pack.
+        files: the images, in the order of the pack.
         packing: how they are packed.
         cache: folder of packs.
         why: reason for it, for the line that says what is packed where.
+        shown: what messages call the images in place of ``root``.
 
     Raises:
         ClspError: an image is damaged, of more than 8 bits per channel or too large; there is no
@@ -222,7 +225,7 @@ def open_pack(root: Path, files: Sequence[str], packing: Packing, cache: Path, w
     folder = cache / f"{root.resolve().name or 'images'}-{source[:16]}"
     manifest = _Manifest(
         _FORMAT, len(files), packing.side, packing.encoding, QUALITY, packing.skip_damaged,
-        _SHARD, source, str(root.absolute()),
+        _SHARD, source, shown or str(root.absolute()),
     )  # fmt: skip
     _check_same(folder, manifest)
     if not all(index.exists() for _, index in _all_paths(folder, manifest)):
@@ -230,9 +233,9 @@ def open_pack(root: Path, files: Sequence[str], packing: Packing, cache: Path, w
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder) as free:
                 if not free:
-                    print(f"Waiting for another process that packs {root} into {folder}.")
+                    print(f"Waiting for another process that packs {shown or root} into {folder}.")
             with locked(folder, wait=True):
-                _fill(folder, manifest, files, packing, root, why)
+                _fill(folder, manifest, files, packing, shown or str(root), why)
     return Pack(folder)
 
 
@@ -267,8 +270,9 @@ def _writable(folder: Path) -> Iterator[None]:
 
 
 def _fill(
-    folder: Path, manifest: _Manifest, files: Sequence[str], packing: Packing, root: Path, why: str
-) -> None:
+    folder: Path, manifest: _Manifest, files: Sequence[ImageFile], packing: Packing, shown: str,
+    why: str,
+) -> None:  # fmt: skip
     """Write the shards that are missing, under the folder's lock."""
     _check_same(folder, manifest)
     for left in unfinished(folder):
@@ -281,7 +285,7 @@ def _fill(
         return
     text = json.dumps(asdict(manifest), indent=2)
     write_whole(folder / _MANIFEST, lambda file: file.write(text.encode()))
-    print(f"Packing {len(files)} images of {root} into {folder} ({packing.told}; {why}).")
+    print(f"Packing {len(files)} images of {shown} into {folder} ({packing.told}; {why}).")
     done = sum(len(files[n * _SHARD : (n + 1) * _SHARD]) for n in range(manifest.shards)) - sum(
         len(files[n * _SHARD : (n + 1) * _SHARD]) for n in missing
     )
@@ -300,7 +304,7 @@ def _fill(
 
 def _write_shard(
     paths: tuple[Path, Path],
-    files: Sequence[str],
+    files: Sequence[ImageFile],
     packing: Packing,
     pool: ThreadPoolExecutor,
     done: Callable[[int], object],
@@ -319,7 +323,7 @@ def _write_shard(
                     raise ClspError(
                         f"{str(found).rstrip('.')}, or set data.skip_damaged=True."
                     ) from found
-                damaged.append(name)
+                damaged.append(str(name))
                 rows.append([0] * len(COLUMNS))
             else:
                 file.write(found[0])
@@ -340,7 +344,7 @@ def _write_shard(
 
 
 def _ahead(
-    files: Sequence[str], packing: Packing, pool: ThreadPoolExecutor
+    files: Sequence[ImageFile], packing: Packing, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[bytes, list[int]] | ClspError]:
     """Encode images by all threads, in their order, not far ahead of what is taken."""
     step = 64 * cores()  # raw images may be large

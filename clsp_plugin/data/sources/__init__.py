@@ -1,0 +1,1 @@
+"""Where labelled images come from, each kind in a file: folders, lists, data sets, archives."""
