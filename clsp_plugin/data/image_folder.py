@@ -12,14 +12,21 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from clsp_plugin.data.folders import EXTENSIONS, class_folders, image_files, open_image
+from clsp_plugin.data.fraction import chosen, named, part_of
 from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.imagenet100 import IMAGENET100
-from clsp_plugin.data.packed.choosing import SHARE, open_packed, reason_to_pack
+from clsp_plugin.data.packed.choosing import (
+    SHARE,
+    mapped_squares,
+    open_packed,
+    reason_to_map,
+    reason_to_pack,
+)
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.memory import total_memory
 
-__all__ = ["listed", "load_folder", "load_image_files"]
+__all__ = ["load_folder", "load_image_files", "trained_files"]
 
 _MEASURED = 20  # photographs whose size is looked at
 _NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet100": 100}
@@ -43,21 +50,36 @@ def load_folder(root: Path, name: str, data: Mapping[str, Any], packs: bool) -> 
             f"The image folder {root} does not exist; set data.train_path and data.val_path to "
             f"folders that hold one folder of images per class."
         )
+    trains = name.endswith("/train")
     found = listed(root, data)
-    files, labels, classes = found
     if packs:
-        why = reason_to_pack(files, data)
+        why = reason_to_pack(found[0], data)
         if why is not None:
-            return open_packed(root, found, data, name, why)
-    elif data.get("packed"):
+            packed = open_packed(root, found, data, name, why)
+            return part_of(packed, data) if trains else packed
+    elif data.get("packed") and not data.get("image_size"):
         raise ClspError(
-            f"Images are held in memory here, and data.packed=True leaves those of {root} on the "
-            f"disk; set data.packed=False and data.image_size=PIXELS."
+            f"Images of one size are needed here, and data.packed=True without a size leaves those "
+            f"of {root} as they are; set data.image_size=PIXELS too."
         )
+    if trains and data.get("fraction", -1) > 0:  # before any is read
+        name, found = named(name, data), _some(found, data)
+    files, labels, classes = found
+    why = reason_to_map(len(files), data)
+    if why is not None:
+        mapped = mapped_squares(root, found, data, name, why)
+        if trains:
+            _warn_of_shrinking(files, root, data["image_size"])
+        return mapped
     images = torch.from_numpy(_decode(files, data.get("image_size")))
-    if name.endswith("/train"):
+    if trains:
         _warn_of_shrinking(files, root, images.shape[1])
     return ImageArray(images, labels, classes, name)
+
+
+def trained_files(root: Path, data: Mapping[str, Any]) -> list[str]:
+    """Return the image files that are trained on, in their order."""
+    return _some(listed(root, data), data)[0]
 
 
 def listed(root: Path, data: Mapping[str, Any]) -> tuple[list[str], torch.Tensor, tuple[str, ...]]:
@@ -75,6 +97,17 @@ def listed(root: Path, data: Mapping[str, Any]) -> tuple[list[str], torch.Tensor
             f"or set data.dataset=custom."
         )
     return files, torch.tensor(targets), classes
+
+
+def _some(
+    found: tuple[list[str], torch.Tensor, tuple[str, ...]], data: Mapping[str, Any]
+) -> tuple[list[str], torch.Tensor, tuple[str, ...]]:
+    """Return the part of listed images that ``fraction`` asks for."""
+    files, targets, classes = found
+    rows = chosen(targets, data)
+    if rows is None:
+        return found
+    return [files[row] for row in rows.tolist()], targets[rows], classes
 
 
 def _some_files(root: Path) -> list[str]:
@@ -141,6 +174,6 @@ def _check_memory(number: int, height: int, width: int) -> None:
     if total is not None and needed > SHARE * total:
         raise ClspError(
             f"{number} images of {height}x{width} need {needed / 2**30:.1f} GiB and this machine "
-            f"has {total / 2**30:.1f} GiB; set data.image_size=null, with which pre-training and "
-            f"evaluation keep them on the disk, or a smaller one, or a data.fraction."
+            f"has {total / 2**30:.1f} GiB; set data.packed=True data.image_size=PIXELS, with which "
+            f"squares are kept on the disk, or a data.fraction."
         )
