@@ -106,7 +106,7 @@ def test_candidates(many, make_unet, tmp_path, monkeypatch):
     monkeypatch.setattr(Drawer, "draw_each", lambda self, jobs, done: _some(self, jobs, drawn))
     with images_given(many), most(0.3), pytest.raises(Enough):
         verbs.generate(OmegaConf.create(cfg))
-    assert drawn == [(8, 1, SIDE, SIDE, 3)]
+    assert set(drawn) == {(8, 1, SIDE, SIDE, 3)}
     with most(0.3), pytest.raises(Enough):
         write_oracle(many, {}, tmp_path / "oracle", Oracle("class", num_candidates=2))
 
