@@ -48,8 +48,8 @@ class AutoencoderSettings:
     """How an autoencoder is trained.
 
     Attributes:
-        block_out_channels: channels at each resolution, from the finest; each is half of the one
-            before, so that three make a place of 4x4 pixels.
+        block_out_channels: channels at each resolution, equally many at all; each resolution is
+            half of the one before, so that three make a place of 4x4 pixels.
         blocks: residual blocks per resolution.
         latent_channels: channels of the latents.
         crop: side in pixels of the random squares that it is trained on; None takes whole images.
@@ -98,6 +98,12 @@ class AutoencoderSettings:
         object.__setattr__(self, "logger", logger_names(self.logger))
         if not self.block_out_channels:
             raise ClspError("block_out_channels is an empty list; give the channels of each block.")
+        if len(set(self.block_out_channels)) > 1:
+            raise ClspError(
+                f"block_out_channels={list(self.block_out_channels)} differ, and diffusers' "
+                f"AutoencoderTiny has as many channels at every resolution; give one number "
+                f"{len(self.block_out_channels)} times."
+            )
 
     @property
     def factor(self) -> int:
