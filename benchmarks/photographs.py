@@ -9,6 +9,9 @@ measured too. solo-learn's loader is its own code, of a clone.
 
 ``--many N`` measures instead how long N packed images take to open and how much memory (without the
 page cache) views of N and of N/10 images take; the files are links to small copies.
+
+``--squares N`` measures the memory of ``clsp denoiser`` and ``clsp generate`` on N/10 and N squares
+of 64 pixels, on the disk and in memory.
 """
 
 import argparse
@@ -181,22 +184,29 @@ print(json.dumps({"images": len(images), "opening": opened, **own}))
 """
 
 
+def many_links(photographs: Path, place: Path, total: int) -> Iterator[Path]:
+    """Yield folders of a tenth of many images and of all, which are links to small copies."""
+    small = []
+    for number, file in enumerate(image_files(photographs)[:100]):
+        out = io.BytesIO()
+        Image.open(file).convert("RGB").resize((96, 80)).save(out, "JPEG")
+        small.append(place / f"{number}.jpg")
+        small[-1].write_bytes(out.getvalue())
+    for count in (total // 10, total):
+        root = place / f"of-{count}"
+        for number in range(count):
+            folder = root / f"{number // 1000:05d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            os.link(small[number % len(small)], folder / f"a-photograph-{number:08d}.jpg")
+        yield root
+
+
 def many(args: argparse.Namespace) -> dict:
     """Measure opening and memory of many images, each in a process of its own."""
     found = []
     with tempfile.TemporaryDirectory() as temporary:
-        small = []
-        for number, file in enumerate(image_files(args.photographs)[:100]):
-            out = io.BytesIO()
-            Image.open(file).convert("RGB").resize((96, 80)).save(out, "JPEG")
-            small.append(Path(temporary) / f"{number}.jpg")
-            small[-1].write_bytes(out.getvalue())
-        for total in (args.many // 10, args.many):
-            root, cache = Path(temporary) / f"of-{total}", Path(temporary) / "cache"
-            for number in range(total):
-                folder = root / f"{number // 1000:05d}"
-                folder.mkdir(parents=True, exist_ok=True)
-                os.link(small[number % 100], folder / f"a-photograph-{number:08d}.jpg")
+        cache = Path(temporary) / "cache"
+        for root in many_links(args.photographs, Path(temporary), args.many):
             packed(root, cache)
             where = map(str, (Path(__file__).parent, root, cache))
             command = [sys.executable, "-c", MANY, *where]
@@ -205,6 +215,47 @@ def many(args: argparse.Namespace) -> dict:
                 found.append(json.loads(done.stdout.splitlines()[-1]))
                 print(found[-1], flush=True)
     return {"many": found}
+
+
+def anonymous_mib(command: list[str]) -> float:
+    """Run a command, and return the largest memory that it had, without mapped files."""
+    process, most = subprocess.Popen(command, stdout=subprocess.DEVNULL), 0
+    while process.poll() is None:
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            continue
+        own = [int(line.split()[1]) for line in status if line.startswith("RssAnon")]
+        most = max([most, *own])
+        time.sleep(0.01)
+    if process.returncode:
+        raise SystemExit(f"{command} failed")
+    return most / 1024
+
+
+def squares(args: argparse.Namespace) -> dict:
+    """Measure the memory of whole commands on squares, each in a process of its own."""
+    found = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for root in many_links(args.photographs, Path(temporary), args.squares):
+            for packs in (True, False):
+                place = Path(temporary) / f"{root.name}-{packs}"
+                data = [
+                    "data.dataset=custom", "data.no_labels=True", f"data.train_path={root}",
+                    "data.image_size=64", f"data.packed={packs}", f"data.cache={temporary}/cache",
+                ]  # fmt: skip
+                tiny = ["block_out_channels=[8]", "layers_per_block=1", "attention_resolutions=[]"]
+                denoiser = [*tiny, "max_epochs=1", "batch_size=64", f"out={place}-denoiser"]
+                drawing = [
+                    "num_candidates=1", "steps=1", "batch_size=64", "shard_size=64", "w=1", "eta=1",
+                    "guidance=0", f"denoiser={place}-denoiser", f"out={place}-candidates",
+                ]  # fmt: skip
+                for verb, own in (("denoiser", denoiser), ("generate", drawing)):
+                    command = [sys.executable, "-m", "clsp_plugin.cli", verb, *data, *own]
+                    found.append({"verb": verb, "images": len(image_files(root)), "packed": packs,
+                                  "anonymous_mib": anonymous_mib(command)})  # fmt: skip
+                    print(found[-1], flush=True)
+    return {"squares": found}
 
 
 def processor() -> str:
@@ -221,10 +272,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--many", type=int, default=0, help="images to open; see above")
+    parser.add_argument("--squares", type=int, default=0, help="squares for memory; see above")
     parser.add_argument("--out", type=Path, help="file for the record")
     args = parser.parse_args()
 
-    result = many(args) if args.many else compare(args)
+    run = many if args.many else squares if args.squares else compare
+    result = run(args)
     result |= {
         "processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(),
         "torch": torch.__version__, "torchvision": torchvision.__version__,
@@ -233,7 +286,7 @@ def main() -> None:
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")
-    if not args.many:
+    if run is compare:
         print(table(result["rounds"]))
         print(f"packing: {result['packing']['processor_ms']:.2f} ms of the processor an image")
 

@@ -41,7 +41,10 @@ class Oracle:
     shard_size: int = 1024
 
 
-def _same_class(array: ImageArray, data: Mapping[str, Any], keys: torch.Tensor) -> torch.Tensor:
+_Drawn = Callable[[slice], torch.Tensor]  # from some of the anchors to a candidate of each
+
+
+def _same_class(array: ImageArray, data: Mapping[str, Any], keys: torch.Tensor) -> _Drawn:
     """Draw another training image of each anchor's class: perfect semantics."""
     if bool((array.targets < 0).any()):
         raise ClspError("oracle=class needs the labels of all images, and some have none.")
@@ -55,30 +58,33 @@ def _same_class(array: ImageArray, data: Mapping[str, Any], keys: torch.Tensor) 
     place[order] = torch.arange(len(array)) - first[array.targets[order]]
     others = sizes[array.targets] - 1
     step = 1 + (key_uniform(keys, 1)[:, 0].double() * others).long()
-    return array.images[order[first[array.targets] + (place + step) % (others + 1)]]
+    other = order[first[array.targets] + (place + step) % (others + 1)]
+    return lambda anchors: array.images[other[anchors]]
 
 
-def _any_image(array: ImageArray, data: Mapping[str, Any], keys: torch.Tensor) -> torch.Tensor:
+def _any_image(array: ImageArray, data: Mapping[str, Any], keys: torch.Tensor) -> _Drawn:
     """Draw another training image of any class for each anchor: a control that must not help."""
     if len(array) < 2:
         raise ClspError("oracle=other takes another image, and there is only one image.")
     step = 1 + (key_uniform(keys, 1)[:, 0].double() * (len(array) - 1)).long()
-    return array.images[(torch.arange(len(array)) + step) % len(array)]
+    other = (torch.arange(len(array)) + step) % len(array)
+    return lambda anchors: array.images[other[anchors]]
 
 
-def _background(array: ImageArray, data: Mapping[str, Any], keys: torch.Tensor) -> torch.Tensor:
+def _background(array: ImageArray, data: Mapping[str, Any], keys: torch.Tensor) -> _Drawn:
     """Redraw each digit at its place on another texture in another ink: a perfect background."""
     if data["dataset"] != "digits" or data.get("fraction", -1) > 0:
         raise ClspError(
             "oracle=background knows how the images of data.dataset=digits are made, all of them; "
             "leave data.fraction out, or take oracle=class."
         )
-    return on_other_backgrounds(
+    drawn = on_other_backgrounds(
         torch.arange(len(array)), "train", keys, seed=int(data["seed"]), size=array.size[0]
     )
+    return lambda anchors: drawn[anchors]
 
 
-ORACLES: dict[str, Callable[[ImageArray, Mapping[str, Any], torch.Tensor], torch.Tensor]] = {
+ORACLES: dict[str, Callable[[ImageArray, Mapping[str, Any], torch.Tensor], _Drawn]] = {
     "background": _background,
     "class": _same_class,
     "other": _any_image,
@@ -120,7 +126,6 @@ def write_oracle(
             for number in range(settings.num_candidates)
         )
     ]
-    candidates = torch.stack(drawn, dim=1).numpy()
     manifest = StoreManifest.unsampled(
         array, settings.num_candidates, _PREFIX + settings.oracle,
         seed=settings.seed, shard_size=settings.shard_size,
@@ -130,7 +135,8 @@ def write_oracle(
     with writer.lock():
         writer.extend()
         for shard, start, stop in writer.missing():
-            new = candidates[start:stop, writer.present(shard) :]
+            missing = drawn[writer.present(shard) :]
+            new = torch.stack([one(slice(start, stop)) for one in missing], dim=1).numpy()
             writer.write(shard, new)
             made += new.shape[0] * new.shape[1]
     return {"candidates": made, "out": str(out)}

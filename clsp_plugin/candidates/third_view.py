@@ -15,7 +15,7 @@ from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 from clsp_plugin.data.packed.crops import Crops
 from clsp_plugin.data.packed.images import PackedImages
 from clsp_plugin.errors import ClspError
-from clsp_plugin.system.devices import to_device
+from clsp_plugin.system.devices import fits, to_device
 
 __all__ = ["SyntheticPositiveLoader", "ThirdView", "match"]
 
@@ -78,12 +78,10 @@ class ThirdView:
         self._begun = None  # by a training that was broken off
         if isinstance(self.source, PackedImages):
             return self
-        fits = device.type == "cuda" and (
-            self.source.nbytes < 0.25 * torch.cuda.mem_get_info(device)[0]
-        )
+        moves = device.type == "cuda" and fits(self.source.nbytes, device)
         if isinstance(self.source, torch.Tensor):
-            self.source = self.source.to(device) if fits else self.source
-        elif fits:
+            self.source = self.source.to(device) if moves else self.source
+        elif moves:
             self.source.load_to(device)
         elif self.source.stored_bytes <= _VERIFIED:
             self.source.verify()

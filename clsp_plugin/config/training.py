@@ -96,12 +96,13 @@ class Data:
             ``extra``.
         image_size: side in pixels that images are resized to and cut at the centre; null leaves
             them as they are, and packs images of several sizes.
-        packed: whether images of folders are kept on the disk, packed once; null does so where
-            ``image_size`` is null and they have several sizes or do not fit in memory.
+        packed: whether images of folders are kept on the disk, written once: packed where
+            ``image_size`` is null, squares otherwise. null packs images that have several sizes or
+            do not fit in memory, and keeps squares there that take more than a quarter of it.
         pack_size: pixels of the shorter side of packed images, which are never enlarged.
         pack_format: ``jpeg`` (quality 92) or ``raw``.
         skip_damaged: whether images that cannot be read are left out of what is packed.
-        cache: folder of what is packed; null is ``clsp_plugin/packed`` in the user's cache.
+        cache: folder of what is packed; null is ``clsp_plugin`` in the user's cache.
         num_train: number of training images of ``digits``.
         num_val: number of test images of ``digits``.
         seed: seed of the images of ``digits``.

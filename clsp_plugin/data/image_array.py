@@ -11,7 +11,7 @@ import torchvision.transforms.v2.functional as F
 
 from clsp_plugin.data.holder import Images
 
-__all__ = ["ImageArray", "fingerprint_of", "image_digest", "squares"]
+__all__ = ["ImageArray", "fingerprint_of", "image_digest", "pixels_sha256", "squares"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class ImageArray(Images):
     def fingerprint(self) -> str:
         """Digest of the images and their order, see :func:`fingerprint_of`."""
         return fingerprint_of(self.digests, *self.size)
+
+    @cached_property
+    def sha256(self) -> str:
+        """By what a training knows its images again, see :func:`pixels_sha256`."""
+        return pixels_sha256(self.images)
 
     @property
     def form(self) -> dict[str, Any]:
@@ -98,6 +103,11 @@ def image_digest(image: np.ndarray) -> np.ndarray:
     """
     pixels = np.ascontiguousarray(image).data
     return np.frombuffer(hashlib.blake2b(pixels, digest_size=16).digest(), np.uint8)
+
+
+def pixels_sha256(images: torch.Tensor) -> str:
+    """Return the SHA-256 of the pixels of images in their order, to compare training images by."""
+    return hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()
 
 
 def fingerprint_of(digests: np.ndarray, height: int, width: int) -> str:

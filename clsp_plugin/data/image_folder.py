@@ -13,15 +13,23 @@ from PIL import Image
 
 from clsp_plugin.data.encoded import ImageFile, openable
 from clsp_plugin.data.folders import open_image
+from clsp_plugin.data.fraction import chosen, named, part_of
 from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.data.packed.choosing import SHARE, open_packed, reason_to_pack
+from clsp_plugin.data.packed.choosing import (
+    SHARE,
+    mapped_squares,
+    open_packed,
+    reason_to_map,
+    reason_to_pack,
+)
 from clsp_plugin.data.sources.choosing import open_source
 from clsp_plugin.data.sources.class_folders import some_files
+from clsp_plugin.data.sources.source import Source
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.memory import total_memory
 
-__all__ = ["load_image_files", "load_source"]
+__all__ = ["load_image_files", "load_source", "trained_part"]
 
 _MEASURED = 20  # photographs whose size is looked at
 
@@ -39,21 +47,38 @@ def load_source(path: str | Path, name: str, data: Mapping[str, Any], packs: boo
         ClspError: the source is missing or not what it should be, an image cannot be read, the
             images have several sizes or do not fit in memory and may not be packed, ...
     """
-    source = open_source(path, data, name.rpartition("/")[2])
-    files = source.files
+    split = name.rpartition("/")[2]
+    trains = split == "train"
+    source = open_source(path, data, split)
     if packs:
-        why = reason_to_pack(files, data)
+        why = reason_to_pack(source.files, data)
         if why is not None:
-            return open_packed(source, data, name, why)
-    elif data.get("packed"):
+            packed = open_packed(source, data, name, why)
+            return part_of(packed, data) if trains else packed
+    elif data.get("packed") and not data.get("image_size"):
         raise ClspError(
-            f"Images are held in memory here, and data.packed=True leaves those of {path} on the "
-            f"disk; set data.packed=False and data.image_size=PIXELS."
+            f"Images of one size are needed here, and data.packed=True without a size leaves those "
+            f"of {path} as they are; set data.image_size=PIXELS too."
         )
+    if trains and data.get("fraction", -1) > 0:  # before any is read
+        name, source = named(name, data), trained_part(source, data)
+    files = source.files
+    why = reason_to_map(len(files), data)
+    if why is not None:
+        mapped = mapped_squares(source, data, name, why)
+        if trains:
+            _warn_of_shrinking(files, source.shown, data["image_size"])
+        return mapped
     images = torch.from_numpy(_decode(files, data.get("image_size")))
-    if name.endswith("/train"):
+    if trains:
         _warn_of_shrinking(files, source.shown, images.shape[1])
     return ImageArray(images, source.targets, source.classes, name)
+
+
+def trained_part(source: Source, data: Mapping[str, Any]) -> Source:
+    """Return the part of training images that ``fraction`` asks for, before any is read."""
+    rows = chosen(source.targets, data)
+    return source if rows is None else source.part(rows)
 
 
 def _warn_of_shrinking(files: Sequence[ImageFile], shown: str, image_size: int) -> None:
@@ -112,6 +137,6 @@ def _check_memory(number: int, height: int, width: int) -> None:
     if total is not None and needed > SHARE * total:
         raise ClspError(
             f"{number} images of {height}x{width} need {needed / 2**30:.1f} GiB and this machine "
-            f"has {total / 2**30:.1f} GiB; set data.image_size=null, with which pre-training and "
-            f"evaluation keep them on the disk, or a smaller one, or a data.fraction."
+            f"has {total / 2**30:.1f} GiB; set data.packed=True data.image_size=PIXELS, with which "
+            f"squares are kept on the disk, or a data.fraction."
         )

@@ -16,9 +16,10 @@ from clsp_plugin.data.folders import (
     has_class_folders,
     to_pixels,
 )
+from clsp_plugin.data.fraction import part_of
 from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.data.image_folder import load_source
+from clsp_plugin.data.image_folder import load_source, trained_part
 from clsp_plugin.data.objects import given_images
 from clsp_plugin.data.sources.choosing import open_source
 from clsp_plugin.errors import ClspError, first_line, nearest
@@ -124,8 +125,8 @@ def _open(data: Mapping[str, Any], split: str, packs: bool) -> Images | None:
     assert split in ("train", "val")
     given, held = given_images(split)
     if given:
-        return held if held is None else _part_of(held, data, split)
-    array: Images
+        return part_of(held, data) if held is not None and split == "train" else held
+    array: ImageArray
     dataset = data["dataset"]
     if dataset not in DATASETS:
         raise ClspError(f"data.dataset={dataset} is not known{nearest(dataset, DATASETS)}")
@@ -141,7 +142,10 @@ def _open(data: Mapping[str, Any], split: str, packs: bool) -> Images | None:
         images, targets = make_digits(number, split, int(data["seed"]), size)
         array = ImageArray(images, targets, tuple("0123456789"), f"digits/{split}")
     elif dataset in _CIFAR:
-        array = _load_cifar(dataset, data, split, packs)
+        folder = _class_folders_of_cifar(dataset, data, split)
+        if folder is not None:
+            return load_source(folder, f"{dataset}/{split}", data, packs)
+        array = _load_cifar(dataset, data, split)
     elif dataset == "stl10":
         array = _load_stl10(data, split)
     else:
@@ -152,19 +156,13 @@ def _open(data: Mapping[str, Any], split: str, packs: bool) -> Images | None:
             raise ClspError(
                 "data.train_path is not set; name the folder of your images, or a list of them."
             )
-        array = load_source(path, f"{dataset}/{split}", data, packs)
-    if data.get("packed") and isinstance(array, ImageArray):
+        return load_source(path, f"{dataset}/{split}", data, packs)
+    if data.get("packed"):
         raise ClspError(
             f"data.packed=True is for folders of images and {array.name} is held in memory; leave "
             f"it out."
         )
-    return _part_of(array, data, split)
-
-
-def _part_of(array: Images, data: Mapping[str, Any], split: str) -> Images:
-    """Return the part of the training images that ``fraction`` asks for; all test images."""
-    fraction = float(data.get("fraction", -1))
-    return _fraction(array, fraction) if split == "train" and fraction > 0 else array
+    return part_of(array, data) if split == "train" else array
 
 
 def _root(data: Mapping[str, Any], split: str) -> Path:
@@ -191,16 +189,20 @@ def _cifar_folder(dataset: str, root: Path, split: str) -> Path | None:
     return root if has_class_folders(root) else None
 
 
-def _load_cifar(dataset: str, data: Mapping[str, Any], split: str, packs: bool) -> Images:
-    root, name = _root(data, split), f"{dataset}/{split}"
+def _class_folders_of_cifar(dataset: str, data: Mapping[str, Any], split: str) -> Path | None:
+    """Return :func:`_cifar_folder`; refuse training images in the place of test images."""
+    root = _root(data, split)
     folder = _cifar_folder(dataset, root, split)
-    if folder is not None:
-        if folder == root and split == "val" and data["val_path"] is None:
-            raise ClspError(
-                f"{root} holds class folders, all of them training images, and no test images are "
-                f"named: put them into folders train and test under {root / dataset}, {_PATHS}."
-            )
-        return load_source(folder, name, data, packs)
+    if folder == root and split == "val" and data["val_path"] is None:
+        raise ClspError(
+            f"{root} holds class folders, all of them training images, and no test images are "
+            f"named: put them into folders train and test under {root / dataset}, {_PATHS}."
+        )
+    return folder
+
+
+def _load_cifar(dataset: str, data: Mapping[str, Any], split: str) -> ImageArray:
+    root = _root(data, split)
     source = open_torchvision(
         dataset,
         dataset.upper(),
@@ -210,7 +212,7 @@ def _load_cifar(dataset: str, data: Mapping[str, Any], split: str, packs: bool) 
         train=split == "train",
     )
     images, targets = torch.from_numpy(source.data), torch.tensor(source.targets)
-    return ImageArray(images, targets, tuple(source.classes), name)
+    return ImageArray(images, targets, tuple(source.classes), f"{dataset}/{split}")
 
 
 def _load_stl10(data: Mapping[str, Any], split: str) -> ImageArray:
@@ -299,7 +301,9 @@ def image_names(data: Mapping[str, Any]) -> list[str]:
         folder = _cifar_folder(dataset, _root(data, "train"), "train")
     elif dataset in ("custom", "imagenet100"):
         folder = data["train_path"]
-    return [] if folder is None else open_source(folder, data, "train").names()
+    if folder is None:
+        return []
+    return trained_part(open_source(folder, data, "train"), data).names()
 
 
 def _resized(images: np.ndarray, image_size: int) -> np.ndarray:
@@ -313,22 +317,3 @@ def _resized(images: np.ndarray, image_size: int) -> np.ndarray:
         for _ in pool.map(resize, range(len(images))):
             pass
     return out
-
-
-def _fraction(array: Images, fraction: float) -> Images:
-    """Return a stratified part of the images in their order; the choice is always the same."""
-    from sklearn.model_selection import train_test_split
-
-    if fraction >= 1:
-        raise ClspError(f"data.fraction={fraction} is not between 0 and 1; -1 takes everything.")
-    labelled = bool((array.targets >= 0).all())
-    try:
-        chosen, _ = train_test_split(
-            np.arange(len(array)),
-            train_size=fraction,
-            stratify=array.targets.numpy() if labelled else None,
-            random_state=42,
-        )
-    except ValueError as error:
-        raise ClspError(f"data.fraction={fraction} leaves too few images ({error}).") from error
-    return array.subset(torch.from_numpy(np.sort(chosen)), f"{array.name}[{fraction:g}]")

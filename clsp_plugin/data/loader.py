@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import groupby, tee
 from typing import Any
@@ -16,10 +17,12 @@ from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 from clsp_plugin.data.packed.crops import Crops
-from clsp_plugin.data.packed.images import PackedImages
+from clsp_plugin.data.packed.decoding import begun_ahead
+from clsp_plugin.data.packed.images import CHUNK, PackedImages
 from clsp_plugin.errors import ClspError
+from clsp_plugin.system.devices import fits
 
-__all__ = ["IndexBatches", "PretrainData", "index_loader"]
+__all__ = ["HostLoader", "IndexBatches", "PretrainData", "index_loader", "row_loader"]
 
 
 class _Passthrough(Dataset):
@@ -105,7 +108,7 @@ def index_loader(
     return DataLoader(dataset, sampler=batches, batch_size=None, pin_memory=pinned)
 
 
-class _HostLoader:
+class HostLoader:
     """A loader of batches that threads of the host make ahead of the device.
 
     Args:
@@ -139,11 +142,44 @@ class _HostLoader:
             yield [indexes.pin_memory() if self._pin else indexes, made]
 
 
+def row_loader(
+    images: torch.Tensor,
+    batches: IndexBatches,
+    device: torch.device,
+    rows: torch.Tensor | None = None,
+) -> HostLoader:
+    """Return a loader of ``[indexes, images]`` for images that stay on the host.
+
+    Args:
+        images: (N, ...), in memory or mapped.
+        batches: the batches of indexes that it yields.
+        device: where the batches go.
+        rows: int64, the image at each index; by default they are the same.
+    """
+    pin = device.type == "cuda"
+
+    def begin(indexes: torch.Tensor, pool: ThreadPoolExecutor) -> tuple[torch.Tensor, list[Future]]:
+        out = torch.empty(len(indexes), *images.shape[1:], dtype=images.dtype, pin_memory=pin)
+        # numpy copies without threads of torch
+        source, target = images.numpy(), out.numpy()
+
+        wanted = (indexes if rows is None else rows[indexes]).tolist()
+
+        def work(start: int) -> None:
+            for place, row in enumerate(wanted[start : start + CHUNK], start):
+                target[place] = source[row]
+
+        return out, [pool.submit(work, start) for start in range(0, len(indexes), CHUNK)]
+
+    return HostLoader(batches, partial(begun_ahead, begin=begin), len(images), pin)
+
+
 class PretrainData(pl.LightningDataModule):
     """Training batches ``[indexes, views, targets]`` and validation batches ``[images, targets]``.
 
-    Images in memory stay on the training device as uint8; they are augmented there, each with its
-    own random parameters, keyed by (seed, epoch, view, position in ``places``). Packed images are
+    Images in memory stay on the training device as uint8, if they are few enough for it; they are
+    augmented there, each with its own random parameters, keyed by (seed, epoch, view, position in
+    ``places``). Packed images are
     decoded and cropped on the host, ahead of the device, by the same numbers; the rest of the
     augmentation is done on the device.
 
@@ -197,13 +233,14 @@ class PretrainData(pl.LightningDataModule):
             bare = {pipeline: pipeline.without_geometry() for pipeline in self.pipelines}
             self.pipelines = [bare[pipeline] for pipeline in self.pipelines]
         self._resident: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._fits: dict[str, bool] = {}
 
     def _images(self, split: str) -> Images:
         images = self.arrays[split]
         assert images is not None, f"no images to load for {split}"
         return images
 
-    def _batches(self, split: str, shuffle: bool) -> DataLoader | _HostLoader:
+    def _batches(self, split: str, shuffle: bool) -> DataLoader | HostLoader:
         images = self._images(split)
         num_images = num_places = len(images)
         if split == "train" and self.places is not None:
@@ -222,13 +259,17 @@ class PretrainData(pl.LightningDataModule):
                 f"optimizer.batch_size."
             )
         device = self.trainer.strategy.root_device
+        if isinstance(images, ImageArray) and not self._resides(split, images, device):
+            places = self.places if split == "train" else None
+            rows = None if places is None else places.cpu()
+            return row_loader(images.images, batches, device, rows)
         if not isinstance(images, PackedImages):
             return index_loader(batches, device, num_images)
         pin = device.type == "cuda"
         if split == "train":
-            return _HostLoader(batches, self._cut(batches, pin), num_images, pin)
+            return HostLoader(batches, self._cut(batches, pin), num_images, pin)
         make = partial(images.square_batches, **(self._squares or {}))
-        return _HostLoader(batches, make, num_images, pin)
+        return HostLoader(batches, make, num_images, pin)
 
     def _cut(
         self, batches: IndexBatches, pin: bool
@@ -258,19 +299,27 @@ class PretrainData(pl.LightningDataModule):
             for number in range(len(self.pipelines))
         ]
 
-    def train_dataloader(self) -> DataLoader | _HostLoader:
+    def train_dataloader(self) -> DataLoader | HostLoader:
         return self._batches("train", shuffle=True)
 
-    def val_dataloader(self) -> DataLoader | _HostLoader | list:
+    def val_dataloader(self) -> DataLoader | HostLoader | list:
         return self._batches("val", shuffle=False) if self.arrays["val"] is not None else []
 
     def _on(self, split: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the images and the labels on a device; of packed images the labels alone."""
+        """Return the images and the labels on a device; the labels alone of images not there."""
         if split not in self._resident:
             held = self._images(split)
-            images = held.images if isinstance(held, ImageArray) else torch.empty(0)
+            images = torch.empty(0)
+            if isinstance(held, ImageArray) and self._resides(split, held, device):
+                images = held.images
             self._resident[split] = (images.to(device), held.targets.to(device))
         return self._resident[split]
+
+    def _resides(self, split: str, held: ImageArray, device: torch.device) -> bool:
+        """Whether the images of a split are few enough to lie on a device."""
+        if split not in self._fits:
+            self._fits[split] = fits(held.images.nbytes, device)
+        return self._fits[split]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.announce is not None and self.trainer.training:
@@ -284,7 +333,9 @@ class PretrainData(pl.LightningDataModule):
             return [self.plain(images[given] if made is None else made), targets[given]]
         images, targets = self._on("train", given.device)
         indexes = self._rows(given)
-        views = self.views(images[indexes], given) if made is None else self._coloured(made, given)
+        if isinstance(made, list):
+            return [indexes, self._coloured(made, given), targets[indexes]]
+        views = self.views(images[indexes] if made is None else made, given)
         return [indexes, views, targets[indexes]]
 
     def views_of(self, places: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
@@ -295,9 +346,10 @@ class PretrainData(pl.LightningDataModule):
             device: where the views are made.
         """
         rows = self._rows(places)
-        if self._crops is None:
-            images, _ = self._on("train", device)
-            return self.views(images[rows.to(device)], places.to(device))
+        held = self._images("train")
+        if isinstance(held, ImageArray):
+            return self.views(held.images[rows.cpu()].to(device), places.to(device))
+        assert self._crops is not None
         made = self._crops(rows, self._keys(self.trainer.current_epoch, places))
         return self._coloured([view.to(device) for view in made], places.to(device))
 

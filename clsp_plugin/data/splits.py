@@ -50,7 +50,9 @@ def open_splits(data: Mapping[str, Any]) -> tuple[Images, Images | None]:
         data: see :func:`~clsp_plugin.data.images.open_images`.
     """
     train = open_images(data, "train")
-    test = open_images({**data, "packed": isinstance(train, PackedImages)}, "val")
+    if not data.get("image_size"):
+        data = {**data, "packed": isinstance(train, PackedImages)}
+    test = open_images(data, "val")
     return train, None if test is None else _checked(test, train, data)
 
 

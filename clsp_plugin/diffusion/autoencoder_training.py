@@ -21,20 +21,14 @@ from lightning.pytorch.callbacks import Callback
 from clsp_plugin.config.loggers import logger_names
 from clsp_plugin.config.rules import SEED, ranged
 from clsp_plugin.config.typed import settings_of
+from clsp_plugin.data.image_array import pixels_sha256
 from clsp_plugin.data.keyed_random import Purpose, derive_key, key_uniform, keys_for
 from clsp_plugin.diffusion.autoencoder import Autoencoder
 from clsp_plugin.diffusion.folders import made_whole
 from clsp_plugin.diffusion.module import _CHOICES, _WEIGHTS, KeptModule
 from clsp_plugin.diffusion.precision import precision_name
 from clsp_plugin.diffusion.sampling import to_float, to_uint8
-from clsp_plugin.diffusion.training import (
-    RECORD,
-    _Data,
-    carry_out,
-    images_digest,
-    once,
-    record_of,
-)
+from clsp_plugin.diffusion.training import RECORD, _Data, carry_out, once, record_of
 from clsp_plugin.engine.loggers import check_installed
 from clsp_plugin.engine.progress import METRICS, History, metrics_csv
 from clsp_plugin.errors import ClspError
@@ -54,8 +48,8 @@ class AutoencoderSettings:
     """How an autoencoder is trained.
 
     Attributes:
-        block_out_channels: channels at each resolution, from the finest; each is half of the one
-            before, so that three make a place of 4x4 pixels.
+        block_out_channels: channels at each resolution, equally many at all; each resolution is
+            half of the one before, so that three make a place of 4x4 pixels.
         blocks: residual blocks per resolution.
         latent_channels: channels of the latents.
         crop: side in pixels of the random squares that it is trained on; None takes whole images.
@@ -104,6 +98,12 @@ class AutoencoderSettings:
         object.__setattr__(self, "logger", logger_names(self.logger))
         if not self.block_out_channels:
             raise ClspError("block_out_channels is an empty list; give the channels of each block.")
+        if len(set(self.block_out_channels)) > 1:
+            raise ClspError(
+                f"block_out_channels={list(self.block_out_channels)} differ, and diffusers' "
+                f"AutoencoderTiny has as many channels at every resolution; give one number "
+                f"{len(self.block_out_channels)} times."
+            )
 
     @property
     def factor(self) -> int:
@@ -246,6 +246,7 @@ def train_autoencoder(
     out: str | Path,
     *,
     callbacks: Sequence[Callback] | None = None,
+    sha256: str | None = None,
 ) -> dict[str, Any]:
     """Train an autoencoder and write it in diffusers' format.
 
@@ -256,6 +257,7 @@ def train_autoencoder(
         cfg: keys of :class:`AutoencoderSettings`.
         out: the directory to write.
         callbacks: further Lightning callbacks; a progress bar among them replaces the default.
+        sha256: the images' ``ImageArray.sha256``, where it is known.
 
     Returns:
         The content of ``training.json``: as of a denoiser, and ``psnr``, the mean over the images
@@ -270,14 +272,14 @@ def train_autoencoder(
     train, held_out = _split(len(images), settings)
     _check(images, settings)
     kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in _FREE}
-    kept |= {"num_images": len(images), "images": images_digest(images)}
+    kept |= {"num_images": len(images), "images": sha256 or pixels_sha256(images)}
     identity = json.loads(json.dumps(kept))
     steps = settings.max_epochs * max(1, len(train) // settings.batch_size)
 
     def prepare() -> Any:
         module = AutoencoderModule(settings, steps)
         return lambda workspace: _train(
-            images[train], images[held_out], module, settings, identity, workspace, out, callbacks
+            images, train, held_out, module, settings, identity, workspace, out, callbacks
         )
 
     return once(out, identity, prepare)
@@ -285,6 +287,7 @@ def train_autoencoder(
 
 def _train(
     images: torch.Tensor,
+    rows: torch.Tensor,
     held_out: torch.Tensor,
     module: AutoencoderModule,
     settings: AutoencoderSettings,
@@ -293,7 +296,7 @@ def _train(
     out: Path,
     callbacks: Sequence[Callback] | None,
 ) -> dict[str, Any]:
-    history, data = History(), _Data(images, settings)
+    history, data = History(), _Data(images, settings, rows=rows)
     trainer = carry_out(
         module, data, settings, identity, workspace, out, history, callbacks or (),
         "the autoencoder",
@@ -301,8 +304,8 @@ def _train(
     record = record_of(module, identity, trainer.global_step)
     if trainer.is_global_zero:
         network = module.network.eval()
-        network.register_to_config(scaling_factor=_scale(network, images[:_WEIGHED]))
-        record["psnr"] = psnr(Autoencoder(network), held_out)
+        network.register_to_config(scaling_factor=_scale(network, images[rows[:_WEIGHED]]))
+        record["psnr"] = psnr(Autoencoder(network), images[held_out])
         files = {RECORD: json.dumps(record, indent=2), METRICS: metrics_csv(history)}
         made_whole(out, network.save_pretrained, (".",), files)
         shutil.rmtree(workspace, ignore_errors=True)  # everything needed is in out

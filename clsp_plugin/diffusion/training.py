@@ -24,8 +24,9 @@ from torch.utils.data import DataLoader
 
 from clsp_plugin.candidates.condition import check_condition, condition_digest
 from clsp_plugin.config.typed import settings_of
+from clsp_plugin.data.image_array import pixels_sha256
 from clsp_plugin.data.keyed_random import Purpose, derive_key
-from clsp_plugin.data.loader import IndexBatches, index_loader
+from clsp_plugin.data.loader import HostLoader, IndexBatches, index_loader, row_loader
 from clsp_plugin.diffusion.autoencoder import Autoencoder, load_autoencoder
 from clsp_plugin.diffusion.compiling import compile_blocks
 from clsp_plugin.diffusion.denoiser import build_unet, check_absent, save_denoiser
@@ -46,12 +47,13 @@ from clsp_plugin.errors import ClspError
 from clsp_plugin.records.checkpoint import read_checkpoint
 from clsp_plugin.records.lock import one_training
 from clsp_plugin.system.compiling import to_compile
+from clsp_plugin.system.devices import fits
 from clsp_plugin.system.files import write_text
 from clsp_plugin.system.json_files import read_json
 from clsp_plugin.system.memory import keep_freed_memory
 from clsp_plugin.system.processes import device_of, is_first
 
-__all__ = ["RECORD", "SETTINGS", "Loop", "carry_out", "images_digest", "once", "train_denoiser"]
+__all__ = ["RECORD", "SETTINGS", "Loop", "carry_out", "once", "train_denoiser"]
 
 # The file beside a denoiser's weights that says how they were trained.
 RECORD = "training.json"
@@ -73,15 +75,27 @@ _FREE = frozenset(
 
 
 class _Data(LightningDataModule):
-    """Training batches: image indexes, and the images from the training device's memory.
+    """Training batches: image indexes, and the images, which lie on the device if they fit there.
 
     The batch size counts the images of all processes together, and is capped at the number of
     images. Of a latent denoiser the images are latents.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        settings: the settings of the loop.
+        latents: the latents of a latent denoiser.
+        rows: int64 (M,), the images to train on, which then count from 0; None for all.
     """
 
-    def __init__(self, images: torch.Tensor, settings: "Loop", latents: Latents | None = None):
+    def __init__(
+        self,
+        images: torch.Tensor,
+        settings: "Loop",
+        latents: Latents | None = None,
+        rows: torch.Tensor | None = None,
+    ):
         super().__init__()
-        self.images, self.settings, self.latents = images, settings, latents
+        self.images, self.settings, self.latents, self.rows = images, settings, latents, rows
 
     def prepare_data(self) -> None:  # called in one process
         if self.latents is not None:
@@ -91,7 +105,7 @@ class _Data(LightningDataModule):
         if self.latents is not None:
             self.images = self.latents.read()
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader | HostLoader:
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         batch_size = self.settings.batch_size
         if batch_size % world_size:
@@ -99,15 +113,24 @@ class _Data(LightningDataModule):
                 f"batch_size={batch_size} does not divide among {world_size} "
                 f"processes; it counts the images of all of them."
             )
-        each = min(batch_size, len(self.images)) // world_size
-        batches = IndexBatches(len(self.images), each, self.settings.seed, rank, world_size)
-        return index_loader(batches, self.trainer.strategy.root_device)
+        number = len(self.images if self.rows is None else self.rows)
+        each = min(batch_size, number) // world_size
+        batches = IndexBatches(number, each, self.settings.seed, rank, world_size)
+        device = self.trainer.strategy.root_device
+        if not fits(self.images.nbytes, device):
+            return row_loader(self.images, batches, device, self.rows)
+        return index_loader(batches, device)
 
     def on_after_batch_transfer(
-        self, indexes: torch.Tensor, dataloader_idx: int
+        self, batch: Any, dataloader_idx: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.images = self.images.to(indexes.device)
-        return indexes, self.images[indexes]
+        if not isinstance(batch, torch.Tensor):  # the images came along
+            return tuple(batch)
+        self.images = self.images.to(batch.device)
+        if self.rows is None:
+            return batch, self.images[batch]
+        self.rows = self.rows.to(batch.device)
+        return batch, self.images[self.rows[batch]]
 
 
 class _LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint after the module's own hook
@@ -140,20 +163,16 @@ def _check_images(images: torch.Tensor) -> int:
     return height
 
 
-def images_digest(images: torch.Tensor) -> str:
-    """Return a SHA-256 of the pixels of images in their order, to compare training images by."""
-    return hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()
-
-
 def _identity(
     images: torch.Tensor,
     settings: TrainingSettings,
     condition: torch.Tensor | None,
     autoencoder: Autoencoder | None,
+    sha256: str | None,
 ) -> dict[str, Any]:
     """Return the settings and data that identify a training, as they are read back from JSON."""
     kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in _FREE}
-    kept |= {"num_images": len(images), "images": images_digest(images)}
+    kept |= {"num_images": len(images), "images": sha256 or pixels_sha256(images)}
     if settings.middle == "sample":  # as in trainings from before there was another
         del kept["middle"], kept["middle_dropout"]
     if autoencoder is None:  # as in trainings from before there was one
@@ -328,6 +347,7 @@ def train_denoiser(
     condition: torch.Tensor | None = None,
     callbacks: Sequence[Callback] | None = None,
     score: Callable[[torch.Tensor], float] | None = None,
+    sha256: str | None = None,
 ) -> dict[str, Any]:
     """Train a denoiser and write it as a pipeline directory.
 
@@ -345,6 +365,7 @@ def train_denoiser(
         callbacks: further Lightning callbacks; a progress bar among them replaces the default.
         score: function of samples, uint8 (M, H, W, 3), such as the FID; computed with each sheet
             of samples.
+        sha256: the images' ``ImageArray.sha256``, where it is known.
 
     Returns:
         The content of ``training.json``.
@@ -359,7 +380,7 @@ def train_denoiser(
     check_installed(settings.logger)
     out = Path(out)
     size, autoencoder = _given(images, settings, condition)
-    identity = _identity(images, settings, condition, autoencoder)
+    identity = _identity(images, settings, condition, autoencoder, sha256)
 
     def prepare() -> Callable[[Path], dict[str, Any]]:
         module = _make_module(size, settings, condition, autoencoder)

@@ -26,7 +26,6 @@ from clsp_plugin.diffusion.module import TrainingSettings
 from clsp_plugin.diffusion.training import (
     RECORD,
     estimate_training,
-    images_digest,
     train_denoiser,
 )
 from clsp_plugin.engine.progress import Bar
@@ -196,7 +195,10 @@ def autoencoder(
     if not finished:
         check_absent(Path(own["out"]))
     bars = [Bar(title, metrics=("loss",)), *callbacks]
-    record = train_autoencoder(_images(own["data"]).images, settings, own["out"], callbacks=bars)
+    array = _images(own["data"])
+    record = train_autoencoder(
+        array.images, settings, own["out"], callbacks=bars, sha256=array.sha256
+    )
     trained = f"{record['epochs']} epochs, {record['seconds']:.0f} s"
     print(
         f"Autoencoder: {own['out']} ({'already complete: ' if finished else ''}{trained}; "
@@ -249,6 +251,7 @@ def denoiser(
         condition=load_condition(condition, array),
         callbacks=[Bar(title, metrics=("loss",)), *callbacks],
         score=score,
+        sha256=array.sha256,
     )
     trained = f"{record['epochs']} epochs, {record['seconds']:.0f} s"
     print(f"Denoiser: {own['out']} ({'already complete: ' if finished else ''}{trained})")
@@ -337,7 +340,7 @@ def _check_condition(denoiser: Path, array: ImageArray, condition: torch.Tensor 
     if trained is None:
         return  # not conditional
     given = condition_digest(array.targets if condition is None else condition)
-    if images == images_digest(array.images) and trained != given:
+    if images == array.sha256 and trained != given:
         raise ClspError(
             f"{denoiser} was trained on these images with another condition; give condition=FILE, "
             f"the file of `clsp embed` that it was trained with, or leave it out for labels."

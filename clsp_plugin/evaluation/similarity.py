@@ -23,6 +23,7 @@ def others(number: int) -> torch.Tensor:
 
 
 _NEIGHBOURS = 20
+_AT_ONCE = 1024  # images that are read before they are encoded
 
 
 def pair_similarities(
@@ -73,7 +74,9 @@ def label_agreement(
         as one. Also ``neighbours``, the number of neighbours: 20, or as many as there are.
     """
     rest = np.setdiff1d(np.arange(len(array)), rows)
-    train = encode(array.images[rest].permute(0, 3, 1, 2))
+    # not all at once, since they may not fit in memory
+    parts = torch.from_numpy(rest).split(_AT_ONCE)
+    train = torch.cat([encode(array.images[part].permute(0, 3, 1, 2)) for part in parts])
     labels, targets = array.targets[rest], array.targets[list(rows)]
     count = candidates.shape[1]
     feats = encode(candidates.flatten(0, 1).permute(0, 3, 1, 2))

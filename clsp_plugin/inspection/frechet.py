@@ -21,19 +21,20 @@ __all__ = ["denoiser", "frechet_distance", "frechet_from"]
 Images = torch.Tensor | Iterable[torch.Tensor]  # all of them, or batch after batch
 
 
-def frechet_distance(feature: int | nn.Module, real: torch.Tensor, drawn: Images) -> float:
+def frechet_distance(feature: int | nn.Module, real: Images, drawn: Images) -> float:
     """Return the Frechet distance of two sets of images, see :func:`frechet_from`."""
     return frechet_from(feature, real)(drawn)
 
 
-def frechet_from(feature: int | nn.Module, real: torch.Tensor) -> Callable[[Images], float]:
+def frechet_from(feature: int | nn.Module, real: Images) -> Callable[[Images], float]:
     """Return a function that computes the Frechet distance of images from a set of real images.
 
     Args:
         feature: 2048 for the Inception network of the FID, with weights that torch-fidelity
             downloads, on a GPU if there is one; or a module with ``num_features`` that maps uint8
             (N, 3, H, W) to features (N, D), and then the distance is not an FID.
-        real: uint8 (N, H, W, 3); their features are computed once, when they are first needed.
+        real: uint8 (N, H, W, 3), or an iterable of such batches; their features are computed once,
+            when they are first needed.
 
     Returns:
         A function from images, uint8 (M, H, W, 3) or an iterable of such batches, to their

@@ -44,6 +44,7 @@ _PICTURES = {
     "similarity.png": "similarity", "weights.png": "weights", "masked.png": "masked",
     "middle.png": "middle",
 }  # fmt: skip
+_AT_ONCE = 256  # images that are read at a time
 _REDRAWN = 64  # largest number of anchors that are redrawn with several w
 
 
@@ -218,10 +219,10 @@ def _encoder_report(
         },
     }
     found["features"] = _feature_hardness(encoder, anchors, candidates)
-    rest = array.images[np.setdiff1d(np.arange(len(array)), rows)]
+    rest = torch.from_numpy(np.setdiff1d(np.arange(len(array)), rows))
     if len(rest) < 2:
         return found  # too few other images to compare with
-    distance = frechet_from(encoder, rest)
+    distance = frechet_from(encoder, (array.images[part] for part in rest.split(_AT_ONCE)))
     found["frechet"] = {
         "candidates": distance(candidates[:, 0]),
         "anchors": distance(anchors),

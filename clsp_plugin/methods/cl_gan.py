@@ -30,6 +30,7 @@ from clsp_plugin.methods.base import WIDTH, BaseMethod
 from clsp_plugin.methods.gan import Discriminator, Generator, discriminator_loss, generator_loss
 from clsp_plugin.methods.registry import register_method
 from clsp_plugin.methods.simclr import SimCLR
+from clsp_plugin.system.devices import fits
 
 
 @register_method("cl_gan")
@@ -218,8 +219,10 @@ class CLGAN(SimCLR):
                 f"{self.cfg.method} was not told which images it trains on; call "
                 f"attach_images(images) before fitting."
             )
-        self._images = self._images.to(self.device)
-        real = self._images[indexes[: self.kwargs.num_generated]]
+        if self._images.device != self.device and fits(self._images.nbytes, self.device):
+            self._images = self._images.to(self.device)
+        rows = indexes[: self.kwargs.num_generated].to(self._images.device)
+        real = self._images[rows].to(self.device)
         real = real.permute(0, 3, 1, 2).float() / 127.5 - 1
         keys = keys_for(key, torch.arange(self.kwargs.num_generated, device=self.device))
         latents = key_normal(keys, self.kwargs.latent_dim)

@@ -9,16 +9,18 @@ import math
 import mmap
 import os
 import stat
+import warnings
 import weakref
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+import torch
 
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.c_library import c_function
 
-__all__ = ["map_npy", "read_npy", "read_npz"]
+__all__ = ["map_npy", "mapped_tensor", "read_npy", "read_npz"]
 
 _MOST_AXES = 32  # numpy's limit before version 2
 
@@ -123,6 +125,13 @@ def map_npy(path: str | Path, advice: str) -> np.ndarray:
         array = header.array(_mapped(file, header.offset + header.nbytes))
     array.flags.writeable = False
     return array
+
+
+def mapped_tensor(array: np.ndarray) -> torch.Tensor:
+    """Return an array of :func:`map_npy` as a tensor, which must not be written to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has no read-only tensors
+        return torch.from_numpy(array)
 
 
 def read_npy(path: str | Path, advice: str) -> np.ndarray:

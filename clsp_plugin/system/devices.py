@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["fetch", "to_device"]
+__all__ = ["fetch", "fits", "to_device"]
+
+_SHARE = 0.25  # of the free memory of a GPU, that images may take
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -12,6 +14,11 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def fits(nbytes: int, device: torch.device) -> bool:
+    """Whether images may lie in the memory of a device all the time; on a CPU they are there."""
+    return device.type != "cuda" or nbytes < _SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def fetch(*tensors: torch.Tensor) -> Callable[[], tuple[torch.Tensor, ...]]:

@@ -76,6 +76,7 @@ def test_loader_hands_the_batches_on():
 @pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda:0", True)])
 def test_memory_is_pinned_for_the_gpu_in_use_alone(monkeypatch, device, pinned):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**30))
     data = PretrainData(
         ARRAY, ARRAY, [{"crop_size": 8, "num_crops": 1}], 2, 0, (0.5,) * 3, (1,) * 3
     )

@@ -295,9 +295,7 @@ def test_which_images_are_packed(photos, tmp_path):
     assert opened(photos, image_size=16) is ImageArray
     with pytest.raises(ClspError, match=r"is 43x57, .* is 40x50; set .* data.packed=True"):
         opened(photos, packed=False)
-    with pytest.raises(ClspError, match=r"data.image_size=16 squares in memory; give one"):
-        opened(photos, packed=True, image_size=16)
-    with pytest.raises(ClspError, match=r"held in memory here.*set data.packed=False"):
+    with pytest.raises(ClspError, match=r"needed here, and .*; set data.image_size=PIXELS too"):
         load_images(data(photos, tmp_path, packed=True), "train")
     with pytest.raises(ClspError, match=r"is for folders of images and digits/train is held in"):
         open_images({"dataset": "digits", "num_train": 10, "seed": 0, "packed": True}, "train")

@@ -786,7 +786,7 @@ def test_packs_of_class_folders_are_found_again(tmp_path):
         file.write_bytes(content)
         os.utime(file, ns=(10**18, 10**18 + when))
         files.append(str(file))
-    found = packing._source(tmp_path, files, packing.Packing())
+    found = packing.source_digest(tmp_path, files, packing.Packing())
     assert found == "e98fc4767ab8a10bf8702428db6c4e4cdd8f5f65aeeaba96e50e47a9ef064ff7"
 
 

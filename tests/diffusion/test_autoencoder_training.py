@@ -117,6 +117,12 @@ def test_a_crop_is_a_square_of_the_image_or_of_its_mirror(smooth):
         (15, 60, {}, "images are 15x15.*needs a multiple of 2"),
         (16, 60, {"crop": 7}, "crop=7 is no multiple of 2"),
         (16, 60, {"block_out_channels": []}, "block_out_channels is an empty list"),
+        (
+            16,
+            60,
+            {"block_out_channels": [8, 16]},
+            r"block_out_channels=\[8, 16\] differ, .*2 times",
+        ),
         (16, 60, {"lr": 0}, "lr=0.0 must be above 0"),
     ],
 )

@@ -5,19 +5,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from clsp_plugin.data.encoded import ImageFile, openable
-from clsp_plugin.data.folders import UNREADABLE
+from clsp_plugin.data.folders import UNREADABLE, open_image
 from clsp_plugin.data.packed.images import PackedImages
-from clsp_plugin.data.packed.pack import Packing, open_pack
+from clsp_plugin.data.packed.pack import Packing, open_pack, source_digest
+from clsp_plugin.data.packed.squares import MappedArray, open_squares
 from clsp_plugin.data.sources.source import Source
-from clsp_plugin.errors import ClspError
-from clsp_plugin.system.memory import total_memory
+from clsp_plugin.system.memory import in_bytes, total_memory
 
-__all__ = ["SHARE", "open_packed", "reason_to_pack"]
+__all__ = ["SHARE", "mapped_squares", "open_packed", "reason_to_map", "reason_to_pack"]
 
 SHARE = 0.7  # of the memory of the machine, that images may take
+_MAPPED = 0.25  # share above which squares are mapped; work needs memory beside them, and once
+# written they need not be decoded again
 _LOOKED_AT = 100  # images whose size is read
 
 
@@ -26,22 +29,15 @@ def reason_to_pack(files: Sequence[ImageFile], data: Mapping[str, Any]) -> str |
 
     Args:
         files: the image files.
-        data: the configuration's ``data`` block: ``packed``, and ``image_size``. Without either,
-            images of several sizes are packed, and those that are too many for the memory.
-
-    Raises:
-        ClspError: both are given.
+        data: the configuration's ``data`` block: ``packed``, and ``image_size``, with which they
+            are squares, see :func:`reason_to_map`. Without either, images of several sizes are
+            packed, and those that are too many for the memory.
     """
     packed, size = data.get("packed"), data.get("image_size")
-    if packed and size:
-        raise ClspError(
-            f"data.packed=True keeps whole pictures and data.image_size={size} squares in memory; "
-            f"give one of them (data.image_size=null, or data.packed=False)."
-        )
-    if packed:
-        return "data.packed=True"
-    if packed is False or size:
+    if size:
         return None
+    if packed is not None:
+        return "data.packed=True" if packed else None
     sizes = _sizes(files[:: max(1, len(files) // _LOOKED_AT)])
     if len(set(sizes)) > 1:
         return "their sizes differ"
@@ -88,6 +84,44 @@ def open_packed(
     cache = cache_of(data) / "packed"
     pack = open_pack(source.root, source.files, packing, cache, why, source.shown)
     return PackedImages.of(pack, source.files, source.targets, source.classes, name)
+
+
+def reason_to_map(number: int, data: Mapping[str, Any]) -> str | None:
+    """Return why squares are kept in a mapped file; None if they are held in memory.
+
+    Args:
+        number: of images.
+        data: the configuration's ``data`` block: ``packed`` and ``image_size``. Without the first,
+            squares that take more than a quarter of the memory are mapped.
+    """
+    packed, size = data.get("packed"), data.get("image_size")
+    if not size or packed is False:
+        return None
+    if packed:
+        return "data.packed=True"
+    total, needed = total_memory(), number * size * size * 3
+    if total is None or needed <= _MAPPED * total:
+        return None
+    return f"more than a quarter of the memory of {in_bytes(total)}"
+
+
+def mapped_squares(source: Source, data: Mapping[str, Any], name: str, why: str) -> MappedArray:
+    """Open the squares of images; takes the arguments of :func:`open_packed`.
+
+    Raises:
+        ClspError: see ``squares.open_squares``.
+    """
+    size, files = data["image_size"], source.files
+    digest = source_digest(source.root, files, Packing(size, "squares"))
+    folder = f"{source.root.resolve().name or 'images'}-{size}-{digest[:32]}"
+
+    def read(index: int) -> np.ndarray:
+        return open_image(files[index], size)
+
+    return open_squares(
+        cache_of(data) / "squares" / folder, len(files), size, read, source.targets,
+        source.classes, name, why,
+    )  # fmt: skip
 
 
 def cache_of(data: Mapping[str, Any]) -> Path:

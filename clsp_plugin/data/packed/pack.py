@@ -33,7 +33,9 @@ from clsp_plugin.system.locks import locked
 from clsp_plugin.system.processes import cores
 from clsp_plugin.system.progress import Progress
 
-__all__ = ["COLUMNS", "FORMATS", "QUALITY", "Pack", "Packing", "open_pack"]
+__all__ = [
+    "COLUMNS", "FORMATS", "QUALITY", "Pack", "Packing", "open_pack", "source_digest", "writable",
+]  # fmt: skip
 
 FORMATS = ("jpeg", "raw")
 QUALITY = 92  # of Pillow's JPEG, with its usual halved colours (4:2:0)
@@ -86,7 +88,7 @@ class _Manifest:
         return -(-self.images // self.shard)
 
 
-def _source(root: Path, files: Sequence[ImageFile], packing: Packing) -> str:
+def source_digest(root: Path, files: Sequence[ImageFile], packing: Packing) -> str:
     """Return a digest of files (names below the root, sizes, times of change) and of settings."""
     digest = hashlib.sha256(json.dumps([_FORMAT, QUALITY, asdict(packing)]).encode())
     start = os.path.join(root, "")
@@ -221,7 +223,7 @@ def open_pack(
         ClspError: an image is damaged, of more than 8 bits per channel or too large; there is no
             room or no permission to write; the pack is damaged or of other images.
     """
-    source = _source(root, files, packing)
+    source = source_digest(root, files, packing)
     folder = cache / f"{root.resolve().name or 'images'}-{source[:16]}"
     manifest = _Manifest(
         _FORMAT, len(files), packing.side, packing.encoding, QUALITY, packing.skip_damaged,
@@ -229,7 +231,7 @@ def open_pack(
     )  # fmt: skip
     _check_same(folder, manifest)
     if not all(index.exists() for _, index in _all_paths(folder, manifest)):
-        with _writable(folder):
+        with writable(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder) as free:
                 if not free:
@@ -256,7 +258,7 @@ def _all_paths(folder: Path, manifest: _Manifest) -> Iterator[tuple[Path, Path]]
 
 
 @contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def writable(folder: Path) -> Iterator[None]:
     """Turn a full disk or a missing permission into a sentence that names the setting."""
     try:
         yield

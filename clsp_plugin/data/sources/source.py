@@ -57,16 +57,19 @@ class Source:
         for number, name in enumerate(classes):
             table[self.classes.index(name)] = number
         targets = table[self.targets]  # index -1 reads the last entry
-        rows = torch.nonzero(targets >= 0)[:, 0].tolist()
+        found = replace(self, targets=targets, classes=classes)
+        return found.part(torch.nonzero(targets >= 0)[:, 0])
+
+    def part(self, rows: torch.Tensor) -> "Source":
+        """Return some of the images, int64 indexes, in their order there."""
+        wanted = rows.tolist()
 
         def names() -> list[str]:
             everything = self.names()
-            return [everything[row] for row in rows] if everything else []
+            return [everything[row] for row in wanted] if everything else []
 
-        return replace(
-            self, files=[self.files[row] for row in rows], targets=targets[rows], classes=classes,
-            names=names,
-        )  # fmt: skip
+        files = [self.files[row] for row in wanted]
+        return replace(self, files=files, targets=self.targets[rows], names=names)
 
 
 class Items(Sequence[Encoded]):

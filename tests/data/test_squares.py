@@ -1,0 +1,217 @@
+"""Squares that do not fit in memory: the same as those in memory, whatever happens meanwhile."""
+
+import multiprocessing
+import resource
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clsp_plugin.data import loader
+from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.images import image_names, load_images, open_images
+from clsp_plugin.data.loader import IndexBatches, PretrainData, row_loader
+from clsp_plugin.data.packed import choosing, squares
+from clsp_plugin.data.packed.squares import MappedArray
+from clsp_plugin.data.splits import open_splits
+from clsp_plugin.errors import ClspError
+
+SIZE = 12
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Class folders of 13 photographs of several sizes, two classes."""
+    generator = np.random.default_rng(0)
+    for number in range(13):
+        folder = tmp_path / "photos" / ("cat" if number < 6 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (15 + number, 30 - number, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def opened(photos, tmp_path):
+    """Open the photographs as squares: ``opened(**data)``."""
+
+    def run(cache="cache", split="train", **more):
+        keys = {"dataset": "custom", "train_path": str(photos), "val_path": str(photos),
+                "fraction": -1, "image_size": SIZE, "cache": str(tmp_path / cache)}  # fmt: skip
+        return load_images({**keys, **more}, split)
+
+    return run
+
+
+def content(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("fraction", [-1, 0.5])
+def test_they_are_those_in_memory(opened, fraction, monkeypatch):
+    monkeypatch.setattr(squares, "_PART", 4)
+    plain = opened(packed=False, fraction=fraction)
+    mapped = opened(packed=True, fraction=fraction)
+    assert (type(plain), type(mapped)) == (ImageArray, MappedArray)
+    assert torch.equal(plain.images, mapped.images)
+    assert (plain.name, plain.identity, plain.sha256) == (
+        mapped.name,
+        mapped.identity,
+        mapped.sha256,
+    )
+    assert np.array_equal(plain.digests, mapped.digests)
+
+
+def test_the_second_time_nothing_is_read(opened, monkeypatch, capsys):
+    first = opened(packed=True)
+    assert "Writing 13 squares of 12 pixels" in capsys.readouterr().out
+    first.sha256  # noqa: B018  computed here, and kept
+    for where, name in ((choosing, "open_image"), (squares, "pixels_sha256")):
+        monkeypatch.setattr(where, name, None)
+    again = opened(packed=True)
+    assert (again.identity, again.sha256) == (first.identity, first.sha256)
+    assert not capsys.readouterr().out
+
+
+def test_other_images_are_other_squares(opened, photos):
+    first, smaller = opened(packed=True), opened(packed=True, image_size=10)
+    Image.new("RGB", (20, 20)).save(photos / "cat/00.png")
+    changed = opened(packed=True)
+    assert len({array.folder for array in (first, smaller, changed)}) == 3
+    assert not changed.images[0].any()
+
+
+def test_killed_while_writing(opened, tmp_path, monkeypatch):
+    whole = opened("whole", packed=True)
+    monkeypatch.setattr(squares, "_PART", 2)
+    read, plain = [], choosing.open_image
+
+    def slow(*given):
+        read.append(given)
+        if len(read) > 8:
+            time.sleep(60)
+        return plain(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(choosing, "open_image", slow)
+        fork = multiprocessing.get_context("fork")
+        killed = fork.Process(target=opened, args=["killed"], kwargs={"packed": True})
+        killed.start()
+    folder = tmp_path / "killed/squares" / whole.folder.name
+    digests = folder / "digests.npy.part"
+    while not digests.exists() or digests.stat().st_size < 128 + 4 * 16:  # two parts are written
+        assert killed.is_alive()
+        time.sleep(0.01)
+    killed.kill()
+    killed.join()
+    with open(folder / "squares.npy.part", "ab") as file:
+        file.write(b"half of a square")  # as a write leaves it
+    monkeypatch.setattr(choosing, "open_image", lambda *given: read.append(given) or plain(*given))
+    opened("killed", packed=True)
+    assert content(folder) == content(whole.folder)
+    assert 5 <= len(read) < 13  # not what was written before the last part
+
+
+def test_killed_between_the_two_files(opened, monkeypatch):
+    whole = opened("whole", packed=True)
+    before = content(whole.folder)
+    (whole.folder / "digests.npy").rename(whole.folder / "digests.npy.part")
+    monkeypatch.setattr(choosing, "open_image", None)  # nothing is read again
+    opened("whole", packed=True)
+    assert content(whole.folder) == before
+
+
+@pytest.mark.parametrize("name", ["squares.npy", "digests.npy"])
+def test_damaged_files_are_refused(opened, name):
+    first, smaller = opened(packed=True), opened(packed=True, image_size=10, fraction=0.5)
+    path, before = first.folder / name, (first.folder / name).read_bytes()
+    path.write_bytes(before[: len(before) // 2])
+    with pytest.raises(ClspError, match=r"truncated .*delete that folder and give the same"):
+        opened(packed=True)
+    path.write_bytes((smaller.folder / name).read_bytes())
+    with pytest.raises(ClspError, match=r"holds uint8 \(6, .*, not uint8 \(13, .*delete that fol"):
+        opened(packed=True)
+
+
+def test_a_damaged_image_and_a_full_disk(opened, photos, monkeypatch):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(ClspError, match=r"cannot be written to .*make room or set data.cache"):
+            opened(packed=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with monkeypatch.context() as patched:
+        patched.setattr(squares.shutil, "disk_usage", lambda _: SimpleNamespace(free=5))
+        with pytest.raises(ClspError, match=r"The squares need 3.0 KiB and there are 5 bytes free"):
+            opened(packed=True)
+    (photos / "cat/03.png").write_bytes((photos / "cat/03.png").read_bytes()[:100])
+    with pytest.raises(ClspError, match=r"cat/03.png is not a readable image"):
+        opened("other", packed=True)
+
+
+def test_which_squares_are_mapped(opened, photos, tmp_path, monkeypatch):
+    nbytes = 13 * SIZE * SIZE * 3
+    for memory, kind in ((4 * nbytes - 1, MappedArray), (4 * nbytes, ImageArray)):
+        monkeypatch.setattr(choosing, "total_memory", lambda memory=memory: memory)
+        assert type(opened()) is kind
+        assert type(opened(packed=False)) is ImageArray
+    data = {"dataset": "custom", "train_path": str(photos), "val_path": str(photos),
+            "image_size": SIZE, "packed": True, "cache": str(tmp_path / "cache")}  # fmt: skip
+    assert {type(array) for array in open_splits(data)} == {MappedArray}
+    with pytest.raises(ClspError, match=r"needed here, and .*; set data.image_size=PIXELS too"):
+        opened(packed=True, image_size=None)
+    assert type(open_images({**data, "fraction": 0.5}, "val")) is MappedArray
+    assert len(open_images({**data, "fraction": 0.5}, "val")) == 13
+
+
+def test_names_are_those_of_the_part(opened, photos):
+    data = {"dataset": "custom", "train_path": str(photos), "fraction": 0.5}
+    names = image_names(data)
+    assert len(names) == len(opened(fraction=0.5)) == 6
+    for name, image in zip(names, opened(fraction=0.5).images, strict=True):
+        pixels = choosing.open_image(photos / f"{name}.png", SIZE)
+        assert np.array_equal(image, pixels)
+
+
+def test_images_that_a_device_has_no_room_for(opened, monkeypatch):
+    """Batches gathered by the host are those of images on the device."""
+    array = opened(packed=True)
+    blocks = [{"crop_size": 8, "num_crops": 2, "rrc": {"enabled": True}}]
+    places = torch.tensor([*range(13), 3, 4, 5])
+
+    def batches(room):
+        monkeypatch.setattr(loader, "fits", lambda nbytes, device: room)
+        module = PretrainData(array, array, blocks, 4, 7, (0.5,) * 3, (0.2,) * 3, places=places)
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        module.trainer = SimpleNamespace(
+            strategy=strategy, global_rank=0, world_size=1, current_epoch=1, training=True
+        )
+        found = [module.on_after_batch_transfer(batch, 0) for batch in module.train_dataloader()]
+        module.trainer.training = False
+        found += [module.on_after_batch_transfer(batch, 0) for batch in module.val_dataloader()]
+        module.trainer.training = True
+        some = module.views_of(torch.tensor([2, 14]), torch.device("cpu"))
+        return found, some
+
+    (there, some), (gathered, same) = batches(True), batches(False)
+    assert len(there) == len(gathered) == 4 + 4
+
+    def flat(found):
+        if isinstance(found, torch.Tensor):
+            return [found]
+        return [tensor for part in found for tensor in flat(part)]
+
+    for one, other in zip(flat([there, some]), flat([gathered, same]), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_rows_come_with_their_indexes(opened):
+    rows = torch.tensor([7, 1, 12, 0])
+    images = opened(packed=True).images
+    found = list(row_loader(images, IndexBatches(4, 3, None), torch.device("cpu"), rows))
+    assert [indexes.tolist() for indexes, _ in found] == [[0, 1, 2], [3]]
+    assert torch.equal(torch.cat([part for _, part in found]), images[rows])
