@@ -4,7 +4,6 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from clsp_plugin.candidates.manifest import MANIFEST
 from clsp_plugin.cli.arguments import add_images, data_of
 from clsp_plugin.errors import ClspError
 
@@ -33,6 +32,9 @@ def export(args: list[str]) -> None:
     options = parser.parse_args(args)
     if options.out is None and options.push_to_hub is None:
         raise ClspError("Nothing says where to: give --out DIR, --push-to-hub USER/NAME, or both.")
+
+    from clsp_plugin.candidates.manifest import MANIFEST
+
     is_store = (Path(options.what) / MANIFEST).is_file()
     if is_store and options.format is not None:
         raise ClspError(f"--format {options.format} is for backbones; leave it out for a store.")

@@ -17,7 +17,8 @@ __all__ = ["main"]
 
 
 def _overview() -> str:
-    lines = "\n".join(f"  {verb.name:<15} {verb.does}" for verb in VERBS.values())
+    width = max(map(len, VERBS))
+    lines = "\n".join(f"  {verb.name:<{width}} {verb.does}" for verb in VERBS.values())
     return f"""usage: clsp VERB ...
 
 Contrastive learning with synthetic positives (clsp-plugin {__version__}).

@@ -111,7 +111,7 @@ def embed_table(
     features = network(array.images.permute(0, 3, 1, 2)).numpy()
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, lambda file: write(file, features, array))
-    return f"Features: {out} ({features.shape[1]} of {len(array)} images, {network.name})"
+    return f"Features: {out} ({len(array):,} images, {features.shape[1]} of each, {network.name})"
 
 
 _Write = Callable[[BinaryIO, np.ndarray, ImageArray], object]  # of features (N, D) of images

@@ -3,15 +3,10 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from huggingface_hub.utils import HFValidationError
 
 from clsp_plugin.errors import ClspError, first_line
 
 __all__ = ["from_hub", "push_to_hub"]
-
-# What the hub's library raises where there is no connection, no right, or no such repository.
-_REFUSED = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError)
 
 
 def push_to_hub(folder: str | Path, name: str, kind: str, private: bool = False) -> str:
@@ -34,7 +29,7 @@ def push_to_hub(folder: str | Path, name: str, kind: str, private: bool = False)
         address = api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, repo_type=kind,
                           commit_message="Upload by clsp-plugin")  # fmt: skip
-    except _REFUSED as error:
+    except Exception as error:  # without a connection those of the library that it speaks HTTP by
         raise ClspError(
             f"--push-to-hub {name}: the hub did not take it ({first_line(error)}); log in by `hf "
             f"auth login`, and check the name and the connection."
@@ -50,7 +45,7 @@ def from_hub(name: str, kind: str) -> Path:
     """
     try:
         return Path(snapshot_download(name, repo_type=kind))
-    except _REFUSED as error:
+    except Exception as error:  # see above
         raise ClspError(
             f"hf:{name} cannot be had from the hub ({first_line(error)}); check the name and the "
             f"connection."

@@ -77,9 +77,18 @@ def whole_folder(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        _share(temporary)
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _share(folder: Path) -> None:
+    """Let those read the files who may read the folder: safetensors writes for the owner alone."""
+    allowed = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(file.stat().st_mode | allowed)
 
 
 def write_text(target: Path, text: str) -> None:

@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -95,3 +96,19 @@ def test_another_shell_is_told(clsp):
 @pytest.mark.parametrize("option", ["--version", "-V"])
 def test_the_version_has_a_name(clsp, option):
     assert clsp(option) == (0, f"clsp-plugin {__version__}\n", "")
+
+
+def test_completion_and_help_take_no_torch():
+    """Completion runs whenever a shell starts."""
+    code = (
+        "import sys; from clsp_plugin.cli import main; sys.argv = ['clsp', 'completion', 'bash']; "
+        "main(); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_overview_is_a_column(clsp):
+    _, text, _ = clsp()
+    begins = {line.index(verb.does) for verb in VERBS.values() for line in text.splitlines()
+              if line.split()[:1] == [verb.name]}  # fmt: skip
+    assert len(begins) == 1

@@ -65,6 +65,7 @@ def test_timm_transformers_and_onnxruntime_read_it(network, tmp_path, monkeypatc
     run = trained(tmp_path, network, monkeypatch)
     expected = features(clsp.load_backbone(run), images)
     folder = export_backbone(run.folder, "timm")
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1  # others may read all
     there = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
     torch.testing.assert_close(features(there, images), expected, atol=1e-5, rtol=0)
     hub = AutoModel.from_pretrained(str(folder)).eval()

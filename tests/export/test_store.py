@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, constants
 from clsp_plugin import cli
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.errors import ClspError
-from clsp_plugin.export.hub import push_to_hub
+from clsp_plugin.export.hub import from_hub, push_to_hub
 from clsp_plugin.export.store import export_store, import_store
 
 
@@ -159,3 +159,16 @@ def test_no_hub_is_told(hub, tmp_path):
     (tmp_path / "some").mkdir()
     with pytest.raises(ClspError, match=r"the hub did not take it .* log in by `hf auth login`"):
         push_to_hub(tmp_path / "some", "me/some", "model")
+
+
+def test_no_connection_is_told(tmp_path, monkeypatch):
+    """With the errors of a connection that fails, which are of the library below the hub's."""
+    plain = HfApi.__init__
+    monkeypatch.setattr(
+        HfApi, "__init__", lambda self, **kwargs: plain(self, endpoint="http://127.0.0.1:9")
+    )
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ClspError, match=r"the hub did not take it .*; log in by"):
+        push_to_hub(tmp_path, "me/some", "model")
+    with pytest.raises(ClspError, match=r"hf:me/some cannot be had from the hub .*check the name"):
+        from_hub("me/some", "dataset")
