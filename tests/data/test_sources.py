@@ -185,11 +185,15 @@ def test_columns_that_are_named(photos):
         ("l.csv", b"picture,species\ncat/1.png,a", r"line 1: .*names the columns, set data.image_"),
         ("l.csv", b"path,species\ncat/1.png,a", r"columns path, species; set data.label_column"),
         ("l.csv", b"cat/1.png,a\ncat/2.png,\n", r"line 2: cat/2.png has no label and other lines"),
-        ("l.csv", b"cat/1.png,a\ncat/2.png\n", r"line 2: \['cat/2.png'\] has 1 columns, and the"),
+        (
+            "l.csv",
+            b"cat/1.png,a\ncat/2.png\n",
+            r"line 2: \['cat/2.png'\] has 1 of 2 columns; write",
+        ),
         ("l.csv", b"cat/1.png,a\n,b\n", r"line 2: .* has no path"),
         ("l.csv", b"cat/1.png,a,3\n", r"has 3 columns \(cat/1.png, a, 3\)"),
         ("l.csv", b'cat/1.png,a\n"cat/2.png,a\n', r"line 2 is not valid in such a file"),
-        ("l.csv", b"cat/1.png,\xe9", r"l.csv is not UTF-8 text \(byte 10\)"),
+        ("l.csv", b"cat/1.png,a\ncat/2.png,\xe9", r"l.csv, line 2 is not UTF-8 text"),
         (
             "l.csv",
             b"cat/1.png,a\ncat/2.png,-2",

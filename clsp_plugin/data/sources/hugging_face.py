@@ -178,8 +178,11 @@ def _told(shown: str, advice: str):
     except ClspError:
         raise
     except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # what it raises itself may say little
+            cause = cause.__cause__
         raise ClspError(
-            f"{shown} cannot be read by Hugging Face's datasets ({short(first_line(error))}); "
+            f"{shown} cannot be read by Hugging Face's datasets ({short(first_line(cause))}); "
             f"{advice}."
         ) from error
 
