@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,7 @@ def _datasets(shown: str) -> Any:
 
 
 @contextmanager
-def _told(shown: str, advice: str):
+def _told(shown: str, advice: str) -> Iterator[None]:
     """Turn what ``datasets`` raises, of many types, into a sentence."""
     try:
         yield
