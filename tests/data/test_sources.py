@@ -637,6 +637,20 @@ def test_tables_that_others_wrote(tmp_path):
         open_images(data(folder), "train")
 
 
+@pytest.mark.parametrize("label", [2, -2])
+def test_a_class_number_that_has_no_name(tmp_path, label):
+    """``datasets`` writes none; others may."""
+    import pyarrow as pa
+    from datasets import ClassLabel, Features, Image
+
+    kinds = Features(image=Image(), label=ClassLabel(names=["a", "b"])).arrow_schema
+    table = pa.table({"image": images(3), "label": [0, 1, label]}).cast(kinds)
+    write_arrow(tmp_path / "X.arrow", table, pa.ipc.new_stream)
+    told = rf"^row 2 of {tmp_path}/X.arrow has the label {label}, and there are 2 classes"
+    with pytest.raises(ClspError, match=told):
+        open_images(data(tmp_path / "X.arrow"), "train")
+
+
 def test_images_beside_the_table(photos, tmp_path):
     """A data set may name its files instead of holding them."""
     from datasets import Dataset, Features, Image, Value
@@ -739,7 +753,7 @@ def test_a_row_without_an_image(tmp_path):
 
     rows = {"image": [*images(1), None], "label": ["a", "a"]}
     write_saved(tmp_path / "saved", rows, image=Image(), label=Value("string"))
-    with pytest.raises(ClspError, match=r"^Row 1 of .*saved holds no image; remove it"):
+    with pytest.raises(ClspError, match=r"^row 1 of .*saved holds no image; remove it"):
         open_images(data(tmp_path / "saved", packed=True), "train")
     left = open_images(data(tmp_path / "saved", packed=True, skip_damaged=True), "train")
     assert len(left) == 1

@@ -44,7 +44,7 @@ class _Row(Encoded):
         if value.get("bytes") is not None:
             return value["bytes"]
         if not value.get("path"):
-            raise ClspError(f"{str(self).capitalize()} holds no image; remove it.")
+            raise ClspError(f"{self} holds no image; remove it.")
         return Path(value["path"]).read_bytes()  # images that were not embedded
 
     @property
@@ -293,7 +293,7 @@ def _labels(
     wrong = torch.nonzero((targets < -1) | (targets >= len(names)))[:, 0].tolist()
     if wrong:
         raise ClspError(
-            f"{where(wrong[0]).capitalize()} has the label {int(targets[wrong[0]])}, and there are "
+            f"{where(wrong[0])} has the label {int(targets[wrong[0]])}, and there are "
             f"{len(names)} classes; a label is a class number from 0, or -1 for none."
         )
     return targets, tuple(names)
