@@ -817,7 +817,7 @@ def test_folders_with_other_files_in_them(photos, tmp_path):
     assert open_images(data(photos), "train").identity == first.identity
     flat = open_images(data(photos / "cat", no_labels=True), "train")
     assert len(flat) == 3
-    (tmp_path / "a@b").mkdir()
+    (tmp_path / "a@b/c").mkdir(parents=True)
     photos.rename(tmp_path / "a@b/c@d")
     assert open_images(data(tmp_path / "a@b/c@d"), "train").identity == first.identity
 
