@@ -136,7 +136,8 @@ def _table(path: Path, text: str, data: Mapping[str, Any]) -> Iterator[_Line]:
                     f"{path}, line {number}: {short(row)} has {what}; write PATH,LABEL in each "
                     f"line, in quotes what holds a comma."
                 )
-            yield _Line(number, cells[places[0]], "" if places[1] is None else cells[places[1]])
+            # a name of a file may begin with a blank, what is behind a comma may have one before it
+            yield _Line(number, row[places[0]], "" if places[1] is None else cells[places[1]])
     except csv.Error as error:
         raise ClspError(
             f"{path}, line {reader.line_num} is not valid in such a file ({error})."
