@@ -265,6 +265,17 @@ def test_classes_that_training_lacks(photos):
     assert (test.classes, test.targets.tolist()) == (images.classes, [0])
 
 
+def test_columns_are_for_what_has_some(photos):
+    check_same(photos, photos, label_column="x")  # the other split may have it
+    block = {"dataset": "digits", "num_train": 10, "seed": 0, "label_column": "x"}
+    with pytest.raises(
+        ClspError, match=r"label_column=x is for lists.* data.dataset=digits is not"
+    ):
+        open_images(block, "train")
+    with pytest.raises(ClspError, match=r"image_column=x is for tables and .*list.txt is a plain"):
+        open_images(data(text(photos / "list.txt", ["cat/1.png"]), image_column="x"), "train")
+
+
 def test_imagenet100_out_of_a_list(tmp_path):
     Image.fromarray(pixels(0)).save(tmp_path / "x.png")
     wanted = sorted(IMAGENET100)
