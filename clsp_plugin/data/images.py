@@ -130,6 +130,8 @@ def _open(data: Mapping[str, Any], split: str, packs: bool) -> Images | None:
     dataset = data["dataset"]
     if dataset not in DATASETS:
         raise ClspError(f"data.dataset={dataset} is not known{nearest(dataset, DATASETS)}")
+    if dataset not in ("custom", "imagenet100"):
+        _refuse_columns(data)
     if dataset == "digits":
         number = int(data["num_train" if split == "train" else "num_val"])
         if number < 10:
@@ -163,6 +165,15 @@ def _open(data: Mapping[str, Any], split: str, packs: bool) -> Images | None:
             f"it out."
         )
     return part_of(array, data) if split == "train" else array
+
+
+def _refuse_columns(data: Mapping[str, Any]) -> None:
+    for key in ("image_column", "label_column"):
+        if data.get(key) is not None:
+            raise ClspError(
+                f"data.{key}={data[key]} is for lists, tar shards and data sets of Hugging Face, "
+                f"which data.dataset={data['dataset']} is not; leave it out."
+            )
 
 
 def _root(data: Mapping[str, Any], split: str) -> Path:

@@ -7,13 +7,17 @@
 import io
 import json
 import os
+import re
 import sys
 import tarfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from clsp_plugin.candidates.imported import import_drawn
@@ -39,6 +43,9 @@ def encoded(image, kind="PNG", **how):
     out = io.BytesIO()
     image.save(out, kind, **how)
     return out.getvalue()
+
+
+PNG = encoded(Image.fromarray(pixels(0)))
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +163,30 @@ def test_numbers_are_ordered_by_their_value(photos):
     assert val.targets.tolist() == [1]
 
 
+NAMES = st.text(
+    st.sampled_from(" ,;\"'\n\t#@{}*ä本\\.:=-1a") | st.characters(codec="utf-8"),
+    min_size=1,
+    max_size=9,
+).filter(lambda name: not set(name) & {"/", "\0"})
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(NAMES, NAMES), min_size=1, max_size=4, unique_by=lambda pair: pair[0]))
+def test_odd_names(pairs):
+    """As Python's writer of CSV puts them; blanks around a label do not count."""
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        rows = [(f"{name}.png", label.strip() or "x") for name, label in pairs]
+        for name, _ in rows:
+            (root / name).write_bytes(PNG)
+        path = write_csv(root / "list.csv", rows, end="\r\n")
+        if any(re.fullmatch(r"-\d+", label) for _, label in rows):
+            return
+        images = open_images(data(path, image_size=8), "train")
+        assert [images.classes[target] for target in images.targets] == [c for _, c in rows]
+        assert image_names(data(path)) == [name[:-4] for name, _ in rows]
+
+
 def test_columns_that_are_named(photos):
     rows = [("kind", "mine", "label"), *((c, n, "other") for n, c in files_of(photos))]
     path = write_csv(photos / "list.csv", rows)
@@ -185,11 +216,15 @@ def test_columns_that_are_named(photos):
         ("l.csv", b"picture,species\ncat/1.png,a", r"line 1: .*names the columns, set data.image_"),
         ("l.csv", b"path,species\ncat/1.png,a", r"columns path, species; set data.label_column"),
         ("l.csv", b"cat/1.png,a\ncat/2.png,\n", r"line 2: cat/2.png has no label and other lines"),
-        ("l.csv", b"cat/1.png,a\ncat/2.png\n", r"line 2: \['cat/2.png'\] has 1 columns, and the"),
+        (
+            "l.csv",
+            b"cat/1.png,a\ncat/2.png\n",
+            r"line 2: \['cat/2.png'\] has 1 of 2 columns; write",
+        ),
         ("l.csv", b"cat/1.png,a\n,b\n", r"line 2: .* has no path"),
         ("l.csv", b"cat/1.png,a,3\n", r"has 3 columns \(cat/1.png, a, 3\)"),
         ("l.csv", b'cat/1.png,a\n"cat/2.png,a\n', r"line 2 is not valid in such a file"),
-        ("l.csv", b"cat/1.png,\xe9", r"l.csv is not UTF-8 text \(byte 10\)"),
+        ("l.csv", b"cat/1.png,a\ncat/2.png,\xe9", r"l.csv, line 2 is not UTF-8 text"),
         (
             "l.csv",
             b"cat/1.png,a\ncat/2.png,-2",
@@ -228,6 +263,17 @@ def test_classes_that_training_lacks(photos):
     other = text(photos / "c.csv", [f'"{name}",{label}' for name, label in rows[1:2]])
     images, test = open_splits(data(photos, other))
     assert (test.classes, test.targets.tolist()) == (images.classes, [0])
+
+
+def test_columns_are_for_what_has_some(photos):
+    check_same(photos, photos, label_column="x")  # the other split may have it
+    block = {"dataset": "digits", "num_train": 10, "seed": 0, "label_column": "x"}
+    with pytest.raises(
+        ClspError, match=r"label_column=x is for lists.* data.dataset=digits is not"
+    ):
+        open_images(block, "train")
+    with pytest.raises(ClspError, match=r"image_column=x is for tables and .*list.txt is a plain"):
+        open_images(data(text(photos / "list.txt", ["cat/1.png"]), image_column="x"), "train")
 
 
 def test_imagenet100_out_of_a_list(tmp_path):
@@ -317,7 +363,6 @@ def test_an_archive_is_read_through_once(photos, tmp_path, monkeypatch):
     assert len(open_images(data(folder), "train")) == 4
 
 
-PNG = encoded(Image.fromarray(pixels(0)))
 LABELS = {
     "a json alone": ([("json", b'{"label": 3}')], {}, "3"),
     "a text alone": ([("txt", b"cat\n")], {}, "cat"),
@@ -633,6 +678,20 @@ def test_tables_that_others_wrote(tmp_path):
         open_images(data(folder), "train")
 
 
+@pytest.mark.parametrize("label", [2, -2])
+def test_a_class_number_that_has_no_name(tmp_path, label):
+    """``datasets`` writes none; others may."""
+    import pyarrow as pa
+    from datasets import ClassLabel, Features, Image
+
+    kinds = Features(image=Image(), label=ClassLabel(names=["a", "b"])).arrow_schema
+    table = pa.table({"image": images(3), "label": [0, 1, label]}).cast(kinds)
+    write_arrow(tmp_path / "X.arrow", table, pa.ipc.new_stream)
+    told = rf"^row 2 of {tmp_path}/X.arrow has the label {label}, and there are 2 classes"
+    with pytest.raises(ClspError, match=told):
+        open_images(data(tmp_path / "X.arrow"), "train")
+
+
 def test_images_beside_the_table(photos, tmp_path):
     """A data set may name its files instead of holding them."""
     from datasets import Dataset, Features, Image, Value
@@ -735,7 +794,7 @@ def test_a_row_without_an_image(tmp_path):
 
     rows = {"image": [*images(1), None], "label": ["a", "a"]}
     write_saved(tmp_path / "saved", rows, image=Image(), label=Value("string"))
-    with pytest.raises(ClspError, match=r"^Row 1 of .*saved holds no image; remove it"):
+    with pytest.raises(ClspError, match=r"^row 1 of .*saved holds no image; remove it"):
         open_images(data(tmp_path / "saved", packed=True), "train")
     left = open_images(data(tmp_path / "saved", packed=True, skip_damaged=True), "train")
     assert len(left) == 1
@@ -799,7 +858,7 @@ def test_folders_with_other_files_in_them(photos, tmp_path):
     assert open_images(data(photos), "train").identity == first.identity
     flat = open_images(data(photos / "cat", no_labels=True), "train")
     assert len(flat) == 3
-    (tmp_path / "a@b").mkdir()
+    (tmp_path / "a@b/c").mkdir(parents=True)
     photos.rename(tmp_path / "a@b/c@d")
     assert open_images(data(tmp_path / "a@b/c@d"), "train").identity == first.identity
 

@@ -16,6 +16,7 @@ from clsp_plugin.records import checkpoint as module
 from clsp_plugin.records.backbone import load_backbone
 from clsp_plugin.records.checkpoint import (
     check_bound,
+    comparable,
     load_args,
     read_checkpoint,
     read_newest,
@@ -230,3 +231,12 @@ def test_a_program_is_no_checkpoint(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
     with pytest.raises(ClspError, match="TorchScript program"):
         read_checkpoint(path)
+
+
+def test_columns_that_older_runs_lack():
+    """A run goes on with settings that it did not have and that do nothing, but not with others."""
+    older = {"method": "simclr", "data": {"dataset": "custom"}}
+    nulls = {"image_column": None, "label_column": None}
+    newer = {**older, "data": {**older["data"], **nulls}}
+    other = {**older, "data": {**older["data"], **nulls, "label_column": "kind"}}
+    assert comparable(newer) == comparable(older) != comparable(other)

@@ -80,13 +80,17 @@ def from_list(path: Path, data: Mapping[str, Any]) -> Source:
 def _text(path: Path) -> str:
     check_regular(path)
     try:
-        return path.read_bytes().decode("utf-8-sig")  # Excel begins files with a mark
+        content = path.read_bytes()
+        return content.decode("utf-8-sig")  # Excel begins files with a mark
     except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
         raise ClspError(
-            f"{path} is not UTF-8 text (byte {error.start}); save the list as UTF-8."
+            f"{path}, line {line} is not UTF-8 text; save the list as UTF-8."
         ) from error
     except OSError as error:
-        raise ClspError(f"{path} cannot be read ({error.strerror or error}).") from error
+        raise ClspError(
+            f"{path} cannot be read ({error.strerror or error}); make it readable."
+        ) from error
 
 
 def _lines(path: Path, data: Mapping[str, Any]) -> Iterator[_Line]:
@@ -127,13 +131,13 @@ def _table(path: Path, text: str, data: Mapping[str, Any]) -> Iterator[_Line]:
                     continue
                 places = _without_header(cells, path, data)
             if len(cells) != width or not cells[places[0]]:
+                what = f"{len(cells)} of {width} columns" if len(cells) != width else "no path"
                 raise ClspError(
-                    f"{path}, line {number}: {short(row)} has "
-                    f"{'no path' if len(cells) == width else f'{len(cells)} columns'}, and the "
-                    f"first line has {width} columns; write PATH,LABEL, in quotes what holds a "
-                    f"comma."
+                    f"{path}, line {number}: {short(row)} has {what}; write PATH,LABEL in each "
+                    f"line, in quotes what holds a comma."
                 )
-            yield _Line(number, cells[places[0]], "" if places[1] is None else cells[places[1]])
+            # a name of a file may begin with a blank, what is behind a comma may have one before it
+            yield _Line(number, row[places[0]], "" if places[1] is None else cells[places[1]])
     except csv.Error as error:
         raise ClspError(
             f"{path}, line {reader.line_num} is not valid in such a file ({error})."

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class _Row(Encoded):
         if value.get("bytes") is not None:
             return value["bytes"]
         if not value.get("path"):
-            raise ClspError(f"{str(self).capitalize()} holds no image; remove it.")
+            raise ClspError(f"{self} holds no image; remove it.")
         return Path(value["path"]).read_bytes()  # images that were not embedded
 
     @property
@@ -171,15 +171,18 @@ def _datasets(shown: str) -> Any:
 
 
 @contextmanager
-def _told(shown: str, advice: str):
+def _told(shown: str, advice: str) -> Iterator[None]:
     """Turn what ``datasets`` raises, of many types, into a sentence."""
     try:
         yield
     except ClspError:
         raise
     except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # what it raises itself may say little
+            cause = cause.__cause__
         raise ClspError(
-            f"{shown} cannot be read by Hugging Face's datasets ({short(first_line(error))}); "
+            f"{shown} cannot be read by Hugging Face's datasets ({short(first_line(cause))}); "
             f"{advice}."
         ) from error
 
@@ -290,7 +293,7 @@ def _labels(
     wrong = torch.nonzero((targets < -1) | (targets >= len(names)))[:, 0].tolist()
     if wrong:
         raise ClspError(
-            f"{where(wrong[0]).capitalize()} has the label {int(targets[wrong[0]])}, and there are "
+            f"{where(wrong[0])} has the label {int(targets[wrong[0]])}, and there are "
             f"{len(names)} classes; a label is a class number from 0, or -1 for none."
         )
     return targets, tuple(names)
