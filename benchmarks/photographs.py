@@ -244,7 +244,11 @@ def squares(args: argparse.Namespace) -> dict:
                     "data.dataset=custom", "data.no_labels=True", f"data.train_path={root}",
                     "data.image_size=64", f"data.packed={packs}", f"data.cache={temporary}/cache",
                 ]  # fmt: skip
-                tiny = ["block_out_channels=[8]", "layers_per_block=1", "attention_resolutions=[]"]
+                tiny = [
+                    "attention_resolutions=[]",
+                    "block_out_channels=[8,8,8,8]",
+                    "layers_per_block=1",
+                ]
                 denoiser = [*tiny, "max_epochs=1", "batch_size=64", f"out={place}-denoiser"]
                 drawing = [
                     "num_candidates=1", "steps=1", "batch_size=64", "shard_size=64", "w=1", "eta=1",
