@@ -11,7 +11,7 @@ measured too. solo-learn's loader is its own code, of a clone.
 page cache) views of N and of N/10 images take; the files are links to small copies.
 
 ``--squares N`` measures the memory of ``clsp denoiser`` and ``clsp generate`` on N/10 and N squares
-of 64 pixels, on the disk and in memory.
+of 64 pixels, on the disk and in memory, until 20 batches are trained on and 20 shards drawn.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 from clsp_plugin.data.loader import IndexBatches, PretrainData
 from clsp_plugin.data.packed.images import PackedImages
 from clsp_plugin.data.packed.pack import Packing, open_pack
+from clsp_plugin.diffusion.denoiser import build_unet, save_denoiser
 
 VIEWS = OmegaConf.to_container(compose("pretrain", "imagenet-100/simclr").augmentations)
 MEAN, STD = MEAN_STD["imagenet100"]
@@ -233,10 +234,37 @@ def anonymous_mib(command: list[str]) -> float:
     return most / 1024
 
 
+BEGUN = """
+import sys
+from lightning.pytorch.callbacks import Callback
+from clsp_plugin.candidates.writer import StoreWriter
+from clsp_plugin.config.compose import compose
+from clsp_plugin.diffusion import verbs
+class Stop(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, number):
+        if number == 20:
+            sys.exit()
+verb, plain = sys.argv[1], StoreWriter.write
+def write(self, shard, candidates):
+    if shard == 20:
+        sys.exit()
+    plain(self, shard, candidates)
+StoreWriter.write = write
+cfg = compose(verb, f"digits/{verb}", sys.argv[2:])
+if verb == "denoiser":
+    verbs.denoiser(cfg, callbacks=[Stop()])
+else:
+    verbs.generate(cfg)
+"""
+
+
 def squares(args: argparse.Namespace) -> dict:
-    """Measure the memory of whole commands on squares, each in a process of its own."""
+    """Measure the memory of commands on squares up to a point, each in a process of its own."""
     found = []
     with tempfile.TemporaryDirectory() as temporary:
+        denoiser = Path(temporary) / "denoiser"
+        net = build_unet(64, {"block_out_channels": [8, 8, 8, 8], "attention_resolutions": []})
+        save_denoiser(net, denoiser)
         for root in many_links(args.photographs, Path(temporary), args.squares):
             for packs in (True, False):
                 place = Path(temporary) / f"{root.name}-{packs}"
@@ -244,16 +272,15 @@ def squares(args: argparse.Namespace) -> dict:
                     "data.dataset=custom", "data.no_labels=True", f"data.train_path={root}",
                     "data.image_size=64", f"data.packed={packs}", f"data.cache={temporary}/cache",
                 ]  # fmt: skip
-                tiny = ["block_out_channels=[8]", "layers_per_block=1", "attention_resolutions=[]"]
-                denoiser = [*tiny, "max_epochs=1", "batch_size=64", f"out={place}-denoiser"]
+                training = ["block_out_channels=[8,8,8,8]", "batch_size=16", f"out={place}-net"]
                 drawing = [
-                    "num_candidates=1", "steps=1", "batch_size=64", "shard_size=64", "w=1", "eta=1",
-                    "guidance=0", f"denoiser={place}-denoiser", f"out={place}-candidates",
+                    "num_candidates=1", "steps=1", "batch_size=16", "shard_size=16", "clip=False",
+                    f"denoiser={denoiser}", f"out={place}-candidates",
                 ]  # fmt: skip
-                for verb, own in (("denoiser", denoiser), ("generate", drawing)):
-                    command = [sys.executable, "-m", "clsp_plugin.cli", verb, *data, *own]
+                for verb, own in (("denoiser", training), ("generate", drawing)):
+                    memory = anonymous_mib([sys.executable, "-c", BEGUN, verb, *data, *own])
                     found.append({"verb": verb, "images": len(image_files(root)), "packed": packs,
-                                  "anonymous_mib": anonymous_mib(command)})  # fmt: skip
+                                  "anonymous_mib": memory})  # fmt: skip
                     print(found[-1], flush=True)
     return {"squares": found}
 

@@ -3,10 +3,13 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from clsp_plugin.data.image_array import ImageArray
 
 __all__ = ["Images"]
 
@@ -58,6 +61,15 @@ class Images(ABC):
     @abstractmethod
     def subset(self: S, indexes: torch.Tensor, name: str) -> S:
         """Return some of the images, int64 indexes, under another name."""
+
+    @abstractmethod
+    def taken(self, indexes: torch.Tensor, size: int) -> "ImageArray":
+        """Return some images in memory: as they are, or of packed ones squares of ``size`` pixels.
+
+        Args:
+            indexes: int64, on the host.
+            size: side of the squares.
+        """
 
     @abstractmethod
     def relabelled(self: S, targets: torch.Tensor, classes: tuple[str, ...]) -> S:

@@ -63,6 +63,9 @@ class ImageArray(Images):
     def subset(self, indexes: torch.Tensor, name: str) -> "ImageArray":
         return ImageArray(self.images[indexes], self.targets[indexes], self.classes, name)
 
+    def taken(self, indexes: torch.Tensor, size: int) -> "ImageArray":
+        return self.subset(indexes, self.name)
+
     def squared(self, size: int) -> "ImageArray":
         """The images brought to squares of ``size`` pixels, see :func:`squares`."""
         return replace(self, images=squares(self.images, size))

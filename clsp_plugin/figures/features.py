@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from clsp_plugin.candidates.store import CandidateStore
+from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.frozen import Encoder
@@ -19,7 +20,13 @@ from clsp_plugin.figures.picture import Options, Picture
 from clsp_plugin.figures.similarity import similarity_figure
 from clsp_plugin.figures.style import COLOURS, INK, MARKERS, legend, new_figure, wrapped
 from clsp_plugin.figures.tiles import PITCH, draw_tiles, frame
-from clsp_plugin.records.belonging import checkpoints_of, images_of, some_of_each, store_of
+from clsp_plugin.records.belonging import (
+    check_store,
+    checkpoints_of,
+    images_of,
+    some_of_each,
+    store_of,
+)
 from clsp_plugin.records.checkpoint import epoch_of
 from clsp_plugin.records.recipe import Records
 from clsp_plugin.records.record import Record
@@ -71,9 +78,15 @@ def _runs(records: Records, told: Listing) -> list[_Run]:
     return out
 
 
-def _some(array: ImageArray, limit: int) -> np.ndarray:
+def _some(number: int, limit: int) -> torch.Tensor:
     """Return at most ``limit`` indexes, evenly spaced, since images may be sorted by class."""
-    return np.unique(np.linspace(0, len(array) - 1, min(limit, len(array))).round().astype(int))
+    rows = np.linspace(0, number - 1, min(limit, number)).round().astype(np.int64)
+    return torch.from_numpy(np.unique(rows))
+
+
+def _side(encoder: Encoder) -> int:
+    """Return the size of squares of packed images that an encoder is shown."""
+    return encoder.prepare.image_size or 224
 
 
 def _features(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
@@ -159,11 +172,12 @@ def _embedded(run: _Run, limit: int) -> tuple[np.ndarray, np.ndarray, dict[int, 
     shown = present[
         np.linspace(0, len(present) - 1, min(_CLASSES, len(present))).round().astype(int)
     ]
-    array = array.subset(torch.from_numpy(np.isin(array.targets.numpy(), shown)), array.name)
-    rows = _some(array, limit)
+    rows = torch.from_numpy(np.flatnonzero(np.isin(array.targets.numpy(), shown)))
+    rows = rows[_some(len(rows), limit)]
     if len(rows) < 5:
         raise ClspError(f"{len(rows)} images are too few for t-SNE; give --limit more")
-    feats = _features(Encoder(run.checkpoints[-1]), array.images[rows])
+    encoder = Encoder(run.checkpoints[-1])
+    feats = _features(encoder, array.taken(rows, _side(encoder)).images)
     method = TSNE(perplexity=min(_PERPLEXITY, (len(rows) - 1) / 3), init="pca", random_state=0)
     names = {int(label): array.classes[label] for label in shown}
     return method.fit_transform(feats.numpy()), array.targets[rows].numpy(), names
@@ -197,19 +211,20 @@ def similarities(records: Records, options: Options) -> Iterator[Picture | str]:
 def _similar(run: _Run, limit: int) -> tuple[str, dict[str, np.ndarray]]:
     """Return a panel's title, and the similarities of each kind of pair."""
     array, store = _with_candidates(run)
-    rows = _some(array, limit)
-    candidates = torch.from_numpy(store.images(rows))
+    rows = _some(len(array), limit)
+    candidates = torch.from_numpy(store.images(rows.tolist()))
+    anchors = array.taken(rows, store.width).images
     encoder = Encoder(run.checkpoints[-1])
     about = f"{_epochs(run.checkpoints[-1])}, n = {len(rows):,} anchors"
     title = f"{wrapped(run.label, 4.5)}\n{about}"
-    return title, pair_similarities(encoder, array.images[rows], candidates)
+    return title, pair_similarities(encoder, anchors, candidates)
 
 
-def _with_candidates(run: _Run) -> tuple[ImageArray, CandidateStore]:
+def _with_candidates(run: _Run) -> tuple[Images, CandidateStore]:
     """Return the training images of a run, and the candidates that it drew from."""
     store = store_of(run.path, run.record)
     array = images_of(run.path, run.record, "train")
-    store.check(len(array), *array.size, array.fingerprint, array.name)
+    check_store(store, array)
     return array, store
 
 
@@ -243,16 +258,17 @@ def neighbours(records: Records, options: Options) -> Iterator[Picture | str]:
             f"Nearest neighbours at an early checkpoint: {run.label} kept one alone; pre-train "
             f"with checkpoint.keep_prev=True checkpoint.frequency=N"
         )
-    rows = _some(array, options.limit)
+    rows = _some(len(array), options.limit)
     if len(rows) <= _SHOWN:
         raise ClspError(f"{len(rows)} images are too few for neighbours; give --limit more")
-    part = array.subset(torch.from_numpy(rows), array.name)
+    size = _side(Encoder(run.checkpoints[-1])) if store is None else store.width
+    part = array.taken(rows, size)
     blocks = [
         _neighbour_block(part, checkpoint)
         for checkpoint in dict.fromkeys((run.checkpoints[0], run.checkpoints[-1]))
     ]
     if store is not None:
-        drawn = torch.from_numpy(store.images(rows))
+        drawn = torch.from_numpy(store.images(rows.tolist()))
         blocks.append(_candidate_block(part, drawn, run.checkpoints[-1]))
     yield _neighbour_picture(run, part, blocks, store is not None)
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from clsp_plugin.candidates.store import CandidateStore
-from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.holder import Images
 from clsp_plugin.errors import ClspError
 from clsp_plugin.figures.groups import (
     CANDIDATES,
@@ -31,7 +32,13 @@ from clsp_plugin.figures.picture import (
 )
 from clsp_plugin.figures.style import MUTED, dress, legend, new_figure, styles, wrapped
 from clsp_plugin.figures.tiles import draw_tiles
-from clsp_plugin.records.belonging import images_of, some_of_each, store_of, store_report
+from clsp_plugin.records.belonging import (
+    check_store,
+    images_of,
+    some_of_each,
+    store_of,
+    store_report,
+)
 from clsp_plugin.records.recipe import Records
 from clsp_plugin.records.record import Record
 from clsp_plugin.tables.make import make_table
@@ -310,16 +317,17 @@ def _logarithmic(axis: Axes) -> None:
 def _images_by_w(family: Group) -> tuple[np.ndarray, list[str]]:
     """Return anchors and their first candidates under each w, (R, C, H, W, 3), and headings."""
     stores: dict[float, CandidateStore] = {}
-    anchors: ImageArray | None = None
+    anchors: Images | None = None
     for path, record in family.records:
         w = value_of(record, "candidates.w")
         if w not in stores:
             stores[w] = store_of(path, record)
             if anchors is None:
                 anchors = images_of(path, record, "train")
-                stores[w].check(len(anchors), *anchors.size, anchors.fingerprint, anchors.name)
+                check_store(stores[w], anchors)
     assert anchors is not None  # a family has at least one run
     rows = some_of_each(anchors, _ANCHORS)
-    columns = [anchors.images[rows].numpy()]
+    size = next(iter(stores.values())).width
+    columns = [anchors.taken(torch.tensor(rows), size).images.numpy()]
     columns += [stores[w].images(rows)[:, 0] for w in sorted(stores)]
     return np.stack(columns, axis=1), ["anchor", *(f"w = {w:g}" for w in sorted(stores))]

@@ -17,8 +17,8 @@ from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.config.foreign import check_literal
 from clsp_plugin.config.training import Data
 from clsp_plugin.config.typed import typed
-from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.data.images import load_images
+from clsp_plugin.data.holder import Images
+from clsp_plugin.data.images import open_images
 from clsp_plugin.errors import ClspError
 from clsp_plugin.records.checkpoint import epoch_of
 from clsp_plugin.records.record import Record
@@ -26,6 +26,7 @@ from clsp_plugin.records.report_types import Report
 from clsp_plugin.system.json_files import read_json
 
 __all__ = [
+    "check_store",
     "checkpoints_of",
     "images_of",
     "read_reports",
@@ -146,8 +147,8 @@ def store_report(
     return report
 
 
-def images_of(path: Path, record: Record, split: str) -> ImageArray:
-    """Load the ``train`` or ``val`` images of a record's run; nothing is downloaded.
+def images_of(path: Path, record: Record, split: str) -> Images:
+    """Open the ``train`` or ``val`` images of a record's run; nothing is downloaded.
 
     Raises:
         ClspError: the images are not there.
@@ -167,13 +168,23 @@ def images_of(path: Path, record: Record, split: str) -> ImageArray:
                 f"that has them."
             )
         data["train_path" if split == "train" else "val_path"] = str(found)
-    array = load_images(data, split)
+    array = open_images(data, split)
     if array is None:
         raise ClspError(f"{_who(record)} has no validation images.")
     return array
 
 
-def some_of_each(array: ImageArray, number: int) -> list[int]:
+def check_store(store: CandidateStore, images: Images) -> None:
+    """Refuse a store that is for other images.
+
+    Raises:
+        ClspError: it is.
+    """
+    size, fingerprint = images.anchors(store.height, store.width)
+    store.check(len(images), *size, fingerprint, images.name)
+
+
+def some_of_each(array: Images, number: int) -> list[int]:
     """Return indexes of at most ``number`` images, the first of evenly spaced classes.
 
     With fewer classes than that, or no labels, the images themselves are evenly spaced.

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from clsp_plugin import __version__
@@ -21,6 +22,7 @@ from clsp_plugin.figures.sheets import candidate_sheet, store_caption
 from clsp_plugin.figures.style import rendered
 from clsp_plugin.inspection.summary import summary
 from clsp_plugin.records.belonging import (
+    check_store,
     images_of,
     some_of_each,
     store_of,
@@ -244,12 +246,13 @@ def _sheets(records: Records, options: Options) -> tuple[list[str], list[str]]:
 
 def _sheet(path: Path, record: Record, options: Options) -> str:
     store, array = store_of(path, record), images_of(path, record, "train")
-    store.check(len(array), *array.size, array.fingerprint, array.name)
+    check_store(store, array)
     rows = some_of_each(array, _ANCHORS)
+    anchors = array.taken(torch.tensor(rows), store.width).images.numpy()
     manifest = store.need_manifest()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "sheet.png"
-        candidate_sheet(array.images[rows].numpy(), store.images(rows), file)
+        candidate_sheet(anchors, store.images(rows), file)
         content = file.read_bytes()
     point = options.told.points.get(path, {})
     varied = [

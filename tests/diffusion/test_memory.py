@@ -82,7 +82,7 @@ def test_the_check_sees_a_copy():
 def test_training(many, tmp_path):
     with images_given(many):
         for verb, own in (
-            (verbs.denoiser, {"block_out_channels": [8], "layers_per_block": 1,
+            (verbs.denoiser, {"block_out_channels": [8, 8, 8], "layers_per_block": 1,
                               "attention_resolutions": []}),
             (verbs.autoencoder, {"block_out_channels": [4, 4], "blocks": 1, "held_out": 8}),
         ):  # fmt: skip

@@ -6,13 +6,16 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from clsp_plugin.data.images import load_images
+from clsp_plugin.data.images import load_images, open_images
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.encoders import load_encoder
 from clsp_plugin.evaluation.verbs import finetune, knn
+from clsp_plugin.figures.draw import draw
+from clsp_plugin.figures.picture import Options
 from clsp_plugin.records.checkpoint import read_checkpoint
-from clsp_plugin.records.record import Record
+from clsp_plugin.records.record import Record, find_records
+from clsp_plugin.suites.report import write_report
 
 
 @pytest.fixture
@@ -92,6 +95,24 @@ def test_evaluations(tiny, photos, tmp_path, capsys):
     )  # fmt: skip
     assert tuned["num_test"] == 7
     assert capsys.readouterr().out.count("Packing") == 2  # each split once, for all of them
+
+
+def test_figures_and_a_report(tiny, photos, tmp_path, write_store):
+    """Pictures of packed photographs are squares, of the candidates' size where there are any."""
+    data = {"dataset": "custom", "train_path": str(tmp_path / "train"), "image_size": 24}
+    store = write_store(tmp_path / "store", load_images(data, "train"))
+    run = pretrain(tiny("clsp_simclr", *photos, "max_epochs=1", f"synthetic.path={store}"))
+    records = find_records([run.record])
+    drawn = draw(records, Options(limit=9), ["similarity", "tsne", "neighbours"])
+    assert [picture.name for picture in drawn.pictures] == ["similarity", "tsne", "neighbours"]
+    keys = {"cache": str(tmp_path / "cache"), "pack_size": 26}
+    packed = open_images({**data, **keys, "image_size": None, "fraction": -1}, "train")
+    first = np.asarray(drawn.pictures[2].figure.axes[0].images[0].get_array())
+    assert np.array_equal(first[::6, ::6], packed.squares(torch.tensor([0]), 24)[0])
+    write_report(records, tmp_path / "report.html", Options(limit=9))
+    text = (tmp_path / "report.html").read_text()
+    assert "Anchors and their candidates" in text
+    assert "Sheet of candidates:" not in text  # a line where it could not be drawn
 
 
 def test_what_needs_images_in_memory_says_so(tiny, photos, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from clsp_plugin.data.encoded import ImageFile
 from clsp_plugin.data.folders import open_image
 from clsp_plugin.data.holder import Images
-from clsp_plugin.data.image_array import fingerprint_of, image_digest, squares
+from clsp_plugin.data.image_array import ImageArray, fingerprint_of, image_digest, squares
 from clsp_plugin.data.packed.decoding import begun_ahead, decode
 from clsp_plugin.data.packed.pack import Pack
 from clsp_plugin.errors import ClspError
@@ -97,6 +97,10 @@ class PackedImages(Images):
         return replace(
             self, rows=self.rows[indexes.numpy()], targets=self.targets[indexes], name=name
         )
+
+    def taken(self, indexes: torch.Tensor, size: int) -> ImageArray:
+        pixels = self.squares(indexes, size)
+        return ImageArray(pixels, self.targets[indexes], self.classes, self.name)
 
     def relabelled(self, targets: torch.Tensor, classes: tuple[str, ...]) -> "PackedImages":
         return replace(self, targets=targets, classes=classes)
