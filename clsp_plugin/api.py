@@ -110,6 +110,7 @@ def train_denoiser(
     *,
     data: Any = None,
     callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> Path:
     """Train a denoiser, or continue an unfinished training.
 
@@ -118,6 +119,7 @@ def train_denoiser(
         settings: as in :func:`pretrain`; ``out`` is the directory that is written.
         data: as in :func:`pretrain`.
         callbacks: as in :func:`pretrain`.
+        loggers: as in :func:`pretrain`.
 
     Returns:
         The denoiser's directory, a diffusers pipeline.
@@ -127,7 +129,7 @@ def train_denoiser(
     """
     train, _ = _objects(data, None, settings)
     with _composed("denoiser", config, settings, train) as cfg:
-        run_denoiser(cfg, callbacks=callbacks)
+        run_denoiser(cfg, callbacks=callbacks, loggers=loggers)
         return Path(str(cfg.out))
 
 

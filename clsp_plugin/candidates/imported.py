@@ -16,7 +16,7 @@ from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import image_names
 from clsp_plugin.errors import ClspError
 
-__all__ = ["import_drawn"]
+__all__ = ["check_source", "import_drawn"]
 
 _NUMBERED = re.compile(r"(.+?)[_-](\d+)")
 
@@ -56,16 +56,9 @@ def import_drawn(
             size, or ``out`` holds something else.
     """
     source = Path(source)
+    check_source(source)
     drawn: _Arrays | _Files
-    if source.suffix in (".npy", ".npz") and source.is_file():
-        drawn = _Arrays(source, array)
-    elif source.is_dir():
-        drawn = _Files(source, array, image_names(data))
-    else:
-        raise ClspError(
-            f"There are no candidates at {source}; name a folder of images, a .npy or .npz array, "
-            f"or what `clsp export STORE` wrote."
-        )
+    drawn = _Files(source, array, image_names(data)) if source.is_dir() else _Arrays(source, array)
     number = drawn.number if num_candidates is None else num_candidates
     if not 1 <= number <= drawn.number:
         raise ClspError(
@@ -80,6 +73,16 @@ def import_drawn(
         for shard, start, stop in writer.missing():
             writer.write(shard, drawn.read(start, stop, writer.present(shard), number))
     return f"Candidates: {out} ({number} for each of {len(array):,} images of {array.name})"
+
+
+def check_source(source: str | Path) -> None:
+    """Raise ClspError unless a path is a folder, or a ``.npy`` or ``.npz`` file."""
+    path = Path(source)
+    if not path.is_dir() and not (path.suffix in (".npy", ".npz") and path.is_file()):
+        raise ClspError(
+            f"There are no candidates at {source}; name a folder of images, a .npy or .npz array, "
+            f"or what `clsp export STORE` wrote."
+        )
 
 
 class _Arrays:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from clsp_plugin import __version__
 from clsp_plugin.cli.experiments import help_of
-from clsp_plugin.config.compose import DEFAULT_DATASET, names_of
+from clsp_plugin.config.compose import names_of, typed_names
 from clsp_plugin.config.shipped import shipped
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.verbs import EXPERIMENTS, VERBS, Verb
@@ -58,10 +58,7 @@ def _words(verb: Verb) -> _Words:
     }
     named = _IMAGES_OF.get(verb.name, verb.name)
     if named in EXPERIMENTS:
-        names = names_of(named)
-        begin = f"{DEFAULT_DATASET}/"
-        short = [name.removeprefix(begin) for name in names if name.startswith(begin)]
-        after["--config-name|-cn"] = list(dict.fromkeys([*short, *names]))
+        after["--config-name|-cn"] = list(dict.fromkeys(typed_names(named)))
     return _Words(sorted(options), after, _others(verb.name))
 
 

@@ -6,15 +6,17 @@ the offline data set) or ``DATASET/NAME``.
 """
 
 import os
+import re
 import sys
+from collections.abc import Sequence
 
-from clsp_plugin.config.compose import DEFAULT_DATASET, locate, names_of, source_of
+from clsp_plugin.config.compose import DEFAULT_DATASET, locate, names_of, source_of, typed_names
 from clsp_plugin.config.overrides import as_typed, composing, hydra_overrides
 from clsp_plugin.config.shipped import fingerprint
-from clsp_plugin.errors import ClspError
+from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.system.processes import check_launch
 from clsp_plugin.system.refusals import files_told
-from clsp_plugin.verbs import VERBS
+from clsp_plugin.verbs import EVALUATIONS, VERBS
 
 __all__ = ["help_of", "run_experiment"]
 
@@ -55,6 +57,39 @@ def _take(args: list[str], *flags: str) -> str | None:
     return None
 
 
+# Hydra's options that may follow a verb, besides those for the configuration; the first take a
+# value. A word that follows one of them is not looked at.
+_WITH_VALUE = frozenset({
+    "--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--experimental-rerun", "--info", "-i"
+})  # fmt: skip
+_ALONE = frozenset({"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r",
+                    "--multirun", "-m", "--shell-completion", "-sc"})  # fmt: skip
+_OURS = ("--config-path", "-cp", "--config-name", "-cn")
+
+
+def _check_words(verb: str, args: Sequence[str]) -> None:
+    """Refuse options that there are not, and words that are no ``key=value``."""
+    before = ""
+    for arg in args:
+        name, equals, _ = arg.partition("=")
+        if arg.startswith("-"):
+            if name not in {*_WITH_VALUE, *_ALONE, *_OURS}:
+                long = [option for option in (*_WITH_VALUE, *_ALONE, *_OURS) if option[1] == "-"]
+                raise ClspError(f"{name} is no option of clsp {verb}{nearest(name, long)}")
+        elif not equals and not arg.startswith("~") and before not in {*_WITH_VALUE, *_OURS}:
+            raise ClspError(f"{arg} is no key=value; {_meant(verb, arg)}.")
+        before = arg
+
+
+def _meant(verb: str, word: str) -> str:
+    """Say how a word is written that was given without its key or without its value."""
+    if word in typed_names(verb):
+        return f"a configuration is named by --config-name {word}"
+    if verb in EVALUATIONS and not re.fullmatch(r"[a-z_.]+", word):
+        return f"what is evaluated is named by pretrained_feature_extractor={word}"
+    return f"write {word}=VALUE, or one of the options of `clsp {verb} --help`"
+
+
 def run_experiment(verb: str, args: list[str]) -> None:
     """Run an experiment verb with its command-line arguments, under Hydra."""
     import hydra
@@ -69,6 +104,7 @@ def run_experiment(verb: str, args: list[str]) -> None:
     check_launch()
     original = list(sys.argv)
     args = list(args)
+    _check_words(verb, args)
     path = _take(args, "--config-path", "-cp")
     name = _take(args, "--config-name", "-cn")
     folder, stem = locate(verb, path, name)

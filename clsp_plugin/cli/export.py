@@ -84,7 +84,7 @@ def import_candidates(args: list[str]) -> None:
     if not 1 <= options.quality <= 100:
         raise ClspError(f"--quality {options.quality} is not between 1 and 100.")
 
-    from clsp_plugin.candidates.imported import import_drawn
+    from clsp_plugin.candidates.imported import check_source, import_drawn
     from clsp_plugin.data.images import load_images
     from clsp_plugin.export.hub import from_hub
     from clsp_plugin.export.store import import_store, is_exported_store
@@ -95,6 +95,7 @@ def import_candidates(args: list[str]) -> None:
     if is_exported_store(source):
         print(import_store(source, options.out))
         return
+    check_source(source)  # before images are read, or fetched
     data = data_of("generate", options.config_name or "cifar/generate", options.data)
     array = load_images(data, "train")
     print(

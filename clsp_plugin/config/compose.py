@@ -12,7 +12,7 @@ from clsp_plugin.config.user_yaml import read_yaml
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.verbs import VERBS
 
-__all__ = ["DEFAULT_DATASET", "compose", "locate", "names_of", "source_of"]
+__all__ = ["DEFAULT_DATASET", "compose", "locate", "names_of", "source_of", "typed_names"]
 
 DEFAULT_DATASET = "digits"
 
@@ -22,6 +22,13 @@ def names_of(verb: str) -> list[str]:
     root = shipped() / verb
     files = [*root.glob("*.yaml"), *root.glob("*/*.yaml")]
     return sorted(str(p.relative_to(root).with_suffix("")) for p in files)
+
+
+def typed_names(verb: str) -> list[str]:
+    """List the names that may be typed: those of the offline data set need not name it."""
+    begin = f"{DEFAULT_DATASET}/"
+    names = names_of(verb)
+    return names + [name.removeprefix(begin) for name in names if name.startswith(begin)]
 
 
 def locate(verb: str, path: str | None, name: str | None) -> tuple[Path, str]:
@@ -57,7 +64,7 @@ def locate(verb: str, path: str | None, name: str | None) -> tuple[Path, str]:
                 read_yaml(file)  # reports a mistake in the user's YAML with its line
             return file.parent.resolve(), file.stem
     where = f"in {path}" if path is not None else "among the configurations that ship with us"
-    names = names_of(verb) if path is None else [p.stem for p in Path(path).glob("*.yaml")]
+    names = typed_names(verb) if path is None else [p.stem for p in Path(path).glob("*.yaml")]
     raise ClspError(f"There is no {name}.yaml {where}{nearest(name, names)}")
 
 

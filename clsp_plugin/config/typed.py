@@ -1,5 +1,6 @@
 """Check a configuration against a dataclass: types, ranges, unknown keys."""
 
+import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import field, fields, is_dataclass, make_dataclass
@@ -159,9 +160,24 @@ def _merged(schema: type, given: Mapping[str, Any]) -> DictConfig:
             for key, value in given.items():
                 _merged(schema, {key: value})
         where = where or next(iter(given))
-        raise ClspError(f"{where}: {first_line(error)}") from error
+        raise ClspError(_told(where, first_line(error))) from error
     assert isinstance(merged, DictConfig)
     return merged
+
+
+# OmegaConf's words for a value of another type, and ours for the type.
+_OTHER_TYPE = re.compile(
+    r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)"
+)
+_TYPES = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+
+
+def _told(key: str, message: str) -> str:
+    """Turn OmegaConf's message about the value of a setting into a sentence of ours."""
+    found = _OTHER_TYPE.match(message)
+    if found and found[2] in _TYPES:
+        return f"{key}={short(found[1])} must be {_TYPES[found[2]]}."
+    return f"{key}: {message}"
 
 
 def _check_rules(values: Mapping[str, Any], schema: type, prefix: str) -> None:

@@ -20,6 +20,7 @@ import lightning
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
 from clsp_plugin.candidates.condition import check_condition, condition_digest
@@ -346,6 +347,7 @@ def train_denoiser(
     *,
     condition: torch.Tensor | None = None,
     callbacks: Sequence[Callback] | None = None,
+    loggers: Sequence[Logger] = (),
     score: Callable[[torch.Tensor], float] | None = None,
     sha256: str | None = None,
 ) -> dict[str, Any]:
@@ -363,6 +365,7 @@ def train_denoiser(
         condition: makes the denoiser a conditional one: int64 (N,), classes from 0, or float32
             (N, D), features of the images.
         callbacks: further Lightning callbacks; a progress bar among them replaces the default.
+        loggers: further Lightning loggers, besides those that ``logger`` names.
         score: function of samples, uint8 (M, H, W, 3), such as the FID; computed with each sheet
             of samples.
         sha256: the images' ``ImageArray.sha256``, where it is known.
@@ -385,7 +388,16 @@ def train_denoiser(
     def prepare() -> Callable[[Path], dict[str, Any]]:
         module = _make_module(size, settings, condition, autoencoder)
         return lambda workspace: _train(
-            images, module, settings, identity, workspace, out, callbacks, score, autoencoder
+            images,
+            module,
+            settings,
+            identity,
+            workspace,
+            out,
+            callbacks,
+            loggers,
+            score,
+            autoencoder,
         )
 
     return once(out, identity, prepare)
@@ -532,6 +544,7 @@ def _train(
     workspace: Path,
     out: Path,
     callbacks: Sequence[Callback] | None,
+    loggers: Sequence[Logger],
     score: Callable[[torch.Tensor], float] | None,
     autoencoder: Autoencoder | None,
 ) -> dict[str, Any]:
@@ -570,6 +583,7 @@ def _train(
         callbacks,
         "the denoiser",
         prepare,
+        loggers,
     )
     record = record_of(module, identity, trainer.global_step)
     if trainer.is_global_zero:
@@ -599,6 +613,7 @@ def carry_out(
     callbacks: Sequence[Callback],
     whose: str,
     prepare: Callable[[torch.device], None] = lambda device: None,
+    loggers: Sequence[Logger] = (),
 ) -> Trainer:
     """Train a module, from the checkpoint in its workspace if there is one.
 
@@ -613,6 +628,7 @@ def carry_out(
         callbacks: further callbacks.
         whose: what is trained, for messages.
         prepare: called with the device before the first step.
+        loggers: further loggers.
 
     Returns:
         The trainer, after the last epoch.
@@ -626,7 +642,7 @@ def carry_out(
         run = Run(workspace, out.name, identity, out.with_name(f"{out.name}.tensorboard"))
         if checkpoint is not None:
             run.read()
-        attach_loggers(trainer, history, settings.logger, run)
+        attach_loggers(trainer, history, settings.logger, run, loggers)
         device = trainer.strategy.root_device
         keep_freed_memory(device)
         prepare(device)

@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from omegaconf import MISSING, DictConfig
 
 from clsp_plugin.candidates.condition import condition_digest, load_condition
@@ -213,6 +214,7 @@ def denoiser(
     title: str = "train the denoiser",
     frechet: Callable[[str, torch.Tensor, Any], Callable[[torch.Tensor], float]] | None = None,
     callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> dict[str, Any]:
     """Train a denoiser on the training images and write it in diffusers' format.
 
@@ -222,6 +224,7 @@ def denoiser(
         frechet: function of ``fid``, the training images and their ``data`` block; it returns a
             function from samples to their Frechet distance from these images.
         callbacks: further callbacks of Lightning.
+        loggers: further loggers of Lightning.
 
     Returns:
         The content of ``training.json``; with ``dry_run`` what ``estimate_training`` returns.
@@ -250,6 +253,7 @@ def denoiser(
         own["out"],
         condition=load_condition(condition, array),
         callbacks=[Bar(title, metrics=("loss",)), *callbacks],
+        loggers=loggers,
         score=score,
         sha256=array.sha256,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from clsp_plugin import __version__
 from clsp_plugin.records.record import Record, record_path
+from clsp_plugin.tables.formats import counted
 from clsp_plugin.verbs import EVALUATIONS
 
 __all__ = ["model_card"]
@@ -62,7 +63,7 @@ def _trained(args: Mapping[str, Any], record: Record | None) -> str:
     if record is None:
         return f"Exported by clsp-plugin {__version__}; the training's record was not there."
     images = "" if record.num_train is None else f", {record.num_train:,} images"
-    how = [f"{record.epochs} epochs{images}, seed {record.seed}."]
+    how = [f"{counted(record.epochs, 'epoch')}{images}, seed {record.seed}."]
     if record.source:
         given = ["--config-name", record.source["config"], *record.source["overrides"]]
         how.append(f"Command: `{shlex.join(['clsp', 'pretrain', *given])}`.")

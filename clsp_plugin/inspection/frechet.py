@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import nn
 from torchmetrics import Metric
@@ -82,14 +83,17 @@ def _frechet_metric(feature: int | nn.Module) -> Metric:
     return metric.to(device_name()) if isinstance(feature, int) else metric
 
 
-def denoiser(given: DictConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+def denoiser(
+    given: DictConfig, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = ()
+) -> dict[str, Any]:
     """Run ``clsp denoiser`` with ``fid``: ``inception``, or an encoder for Frechet distances.
 
     Args:
         given: see :func:`clsp_plugin.diffusion.verbs.denoiser`.
         callbacks: further callbacks of Lightning.
+        loggers: further loggers of Lightning.
     """
-    return train(given, frechet=_of_samples, callbacks=callbacks)
+    return train(given, frechet=_of_samples, callbacks=callbacks, loggers=loggers)
 
 
 def _of_samples(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -167,8 +168,12 @@ def test_a_run_of_objects_equals_one_of_folders(folder, monkeypatch):
 def test_a_store_fits_its_images_whoever_brings_them(folder):
     train = ImageFolder("my/train")
     denoiser = clsp.train_denoiser(
-        settings={"max_epochs": 1, "block_out_channels": [8, 8], "out": "den, (1)"}, data=train
+        settings={"max_epochs": 1, "block_out_channels": [8, 8], "out": "den, (1)"},
+        data=train,
+        loggers=[CSVLogger("logs")],
     )
+    (logged,) = Path("logs").rglob("metrics.csv")
+    assert "loss" in logged.read_text().splitlines()[0].split(",")
     store = clsp.generate(
         settings={"denoiser": denoiser, "out": "cand", "steps": 1, "num_candidates": 1}, data=train
     )

@@ -283,3 +283,28 @@ def test_a_place_that_cannot_be_written(clsp, tmp_path):
     assert code == 2
     assert "Not a directory. What was written whole is kept" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("pretrain simclr", "simclr is no key=value; a configuration is named by --config-name"),
+        ("pretrain -cn simclr max_epochs", "max_epochs is no key=value; write max_epochs=VALUE"),
+        ("knn runs/one", "what is evaluated is named by pretrained_feature_extractor=runs/one."),
+        (
+            "knn --confg-name x",
+            "--confg-name is no option of clsp knn; did you mean '--config-name'?",
+        ),
+        ("pretrain -cn clsp_simcl", "did you mean 'clsp_simclr'?"),
+        ("pretrain -cn simclr seed=1.5", "seed=1.5 must be a whole number."),
+        ("pretrain -cn simclr optimizer.lr=high", "optimizer.lr=high must be a number."),
+        ("pretrain -cn simclr sync_batchnorm=maybe", "sync_batchnorm=maybe must be true or false."),
+        ("import-candidates nowhere --out store", "There are no candidates at nowhere; name"),
+    ],
+)
+def test_a_slip_is_told_in_the_words_that_were_typed(clsp, words, said):
+    code, out, err = clsp(*words.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("clsp: ")
+    assert said in err
+    assert len(err.splitlines()) == 1

@@ -78,7 +78,7 @@ def test_more_processes_than_cores_are_refused(tiny, monkeypatch):
         ("optimzer.lr=1", "optimzer is not a setting; did you mean 'optimizer'"),
         ("optimizer.larning_rate=1", "optimizer.larning_rate is not a setting"),
         ("data.fracton=1", "did you mean 'fraction'"),
-        ("max_epochs=soon", "max_epochs: Value 'soon'"),
+        ("max_epochs=soon", "max_epochs=soon must be a whole number"),
         ("max_epochs=0", "max_epochs=0 must be at least 1"),
         ("optimizer.lr=-1", "optimizer.lr=-1.0 must be at least 0"),
         ("method=simclrr", "did you mean 'simclr'"),

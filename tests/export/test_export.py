@@ -119,7 +119,7 @@ def test_the_card_says_what_the_run_was(tmp_path, monkeypatch):
     clsp.evaluate(run, "knn", {"k": [1]}, data=ITEMS, test_data=ITEMS[:10])
     card = (export_backbone(run.folder, "a") / "README.md").read_text()
     assert "# resnet18, pre-trained by simclr on custom" in card
-    assert "1 epochs, 40 images, seed 3." in card
+    assert "1 epoch, 40 images, seed 3." in card
     assert "--config-name custom/simclr" in card
     assert "| kNN | custom | strict |" in card
     assert "clsp_plugin.methods.architectures" not in card

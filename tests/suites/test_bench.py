@@ -585,7 +585,7 @@ def test_the_start_of_a_run_is_no_part_of_its_rate(plan):
         ("max_epochs=-1", "max_epochs"),
         ("method_kwargs.temprature=1", "temprature is not a setting"),
         ("seed=5", "--seeds 5"),
-        ("max_epochs=abc", "max_epochs: Value 'abc'"),
+        ("max_epochs=abc", "max_epochs=abc must be a whole number"),
         ("max_epochs=[1", r"no list or mapping that can be read"),
         ("data.dataset=digts", "did you mean 'digits'"),
         ("denoiser.max_epochs=abc", "denoiser: max_epochs"),
