@@ -154,7 +154,7 @@ def edited(path, value):
             "rrc.interpolation=bicubc must be one of bilinear, bicubic",
         ),
         ("color_jitter.prob", 1.1, "color_jitter.prob=1.1 must be at least 0 and at most 1"),
-        ("color_jitter.prob", "much", "color_jitter.prob: .*much"),
+        ("color_jitter.prob", "much", "color_jitter.prob=much must be a number"),
         ("color_jitter.prob", True, "color_jitter.prob=True must be a number"),
         ("color_jitter.prob", math.nan, "color_jitter.prob=nan must be a finite number"),
         ("color_jitter.brightness", -0.1, "color_jitter.brightness=-0.1 must be at least 0"),
@@ -173,7 +173,7 @@ def edited(path, value):
         ("equalization.prob", 1.01, "equalization.prob=1.01 must be"),
         ("horizontal_flip.prob", -0.5, "horizontal_flip.prob=-0.5 must be"),
         ("crop_size", 0, "crop_size=0 must be at least 1"),
-        ("crop_size", 32.5, "crop_size: .*32.5"),
+        ("crop_size", 32.5, "crop_size=32.5 must be a whole number"),
         ("num_crops", True, "num_crops=True must be a number"),
     ],
 )
@@ -185,7 +185,7 @@ def test_refuses(path, value, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"crop_size": "large"}, "crop_size: .*large"),
+        ({"crop_size": "large"}, "crop_size=large must be a whole number"),
         ({"crop_size": True}, "crop_size=True must be a number"),
         ({"hue": 0.6}, "hue=0.6 must be at least 0 and at most 0.5"),
         ({"crop_min_scale": 0.9, "crop_max_scale": 0.5}, "crop_min_scale=0.9 must be at most"),

@@ -27,6 +27,7 @@ from clsp_plugin.data.imagenet100 import IMAGENET100
 from clsp_plugin.data.images import image_names, load_images, open_images
 from clsp_plugin.data.packed import pack as packing
 from clsp_plugin.data.packed.images import PackedImages
+from clsp_plugin.data.packed.squares import MappedArray
 from clsp_plugin.data.sources import tar_shards
 from clsp_plugin.data.splits import load_splits, open_splits
 from clsp_plugin.errors import ClspError
@@ -85,8 +86,11 @@ def data(path, val=None, **more):
 
 
 def check_same(path, photos, **more):
-    """Both holders have the same images as the class folders have."""
-    for holder, how in ((PackedImages, {}), (ImageArray, {"image_size": 16})):
+    """All holders have the same images as the class folders have."""
+    squares = {"image_size": 16}
+    for holder, how in (
+        (PackedImages, {}), (ImageArray, squares), (MappedArray, {**squares, "packed": True})
+    ):  # fmt: skip
         images = open_images(data(path, **how, **more), "train")
         assert type(images) is holder
         assert images.identity == open_images(data(photos, **how), "train").identity

@@ -16,7 +16,7 @@ from clsp_plugin.data.packed.squares import MappedArray, open_squares
 from clsp_plugin.data.sources.source import Source
 from clsp_plugin.system.memory import in_bytes, total_memory
 
-__all__ = ["SHARE", "mapped_squares", "open_packed", "reason_to_map", "reason_to_pack"]
+__all__ = ["SHARE", "cache_of", "mapped_squares", "open_packed", "reason_to_map", "reason_to_pack"]
 
 SHARE = 0.7  # of the memory of the machine, that images may take
 _MAPPED = 0.25  # share above which squares are mapped; work needs memory beside them, and once
