@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -191,4 +192,9 @@ def _read(checkpoint: str | Path) -> tuple[Exported, Path]:
 
 def _save(given: Exported, out: Path) -> None:
     state = {key: value.contiguous() for key, value in given.module.state_dict().items()}
-    save_file(state, out / _WEIGHTS, metadata={"format": "pt"})
+    try:
+        save_file(state, out / _WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise ClspError(
+            f"The weights could not be written ({error}); make room, or name another --out."
+        ) from error

@@ -12,8 +12,9 @@ __all__ = ["files_told"]
 _REFUSALS = {
     getattr(errno, name): advice
     for names, advice in (
-        ("EDQUOT ENOSPC EFBIG EROFS", "make room or name another place"),
+        ("EDQUOT ENOSPC EFBIG", "make room or name another place"),
         ("EACCES EPERM", "let this user read and write there, or name another place"),
+        ("EROFS", "name another place"),
         ("EMFILE ENFILE", "allow more open files (`ulimit -n 65536`)"),
         ("EIO ESTALE ETIMEDOUT", "the disk or its connection fails: look after it"),
         ("ENOENT EEXIST EISDIR ENOTDIR ENAMETOOLONG ELOOP", "name another place"),

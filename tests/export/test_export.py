@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shlex
 import sys
 from pathlib import Path
@@ -143,6 +144,14 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ClspError):
         export_backbone(tmp_path / "full", "new")
     assert not (tmp_path / "new").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "trained_models"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))  # as on a full disk
+    try:
+        with pytest.raises(ClspError, match=r"could not be written .*; make room, or name another"):
+            export_backbone(run.folder, "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "trained_models"]
     (tmp_path / "empty").mkdir()
     export_backbone(run.folder, "empty")
