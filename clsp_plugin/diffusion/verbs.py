@@ -20,7 +20,7 @@ from clsp_plugin.config.typed import settings_of, typed
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import load_images
 from clsp_plugin.diffusion.autoencoder_training import AutoencoderSettings, train_autoencoder
-from clsp_plugin.diffusion.denoiser import check_absent
+from clsp_plugin.diffusion.denoiser import check_absent, fetch_pipeline
 from clsp_plugin.diffusion.drawer import GenerationSettings
 from clsp_plugin.diffusion.generation import estimate_generation, generate_candidates
 from clsp_plugin.diffusion.module import TrainingSettings
@@ -283,6 +283,7 @@ def generate(given: DictConfig, *, title: str = "draw candidates") -> dict[str, 
     settings = settings_of(GenerationSettings, rest)
     if export is not None:
         export = check_export(str(export), own["out"])
+    fetch_pipeline(own["denoiser"])  # what is missing is told before all images are read
     array = _images(own["data"])
     given_condition = load_condition(condition, array)
     _check_condition(Path(own["denoiser"]), array, given_condition)

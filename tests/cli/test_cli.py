@@ -93,6 +93,9 @@ def test_the_whole_way_by_hand(clsp, tmp_path):
     ):
         code, _, err = clsp("generate", *TINY_GENERATE, given)
         assert (code, message in err) == (2, True), err
+    # the images may take long to read, so what else is missing is told first
+    missing = ("denoiser=none", "data.dataset=custom", "data.train_path=none")
+    assert "no denoiser directory at none" in clsp("generate", *TINY_GENERATE, *missing)[2]
     assert clsp("pretrain", "--config-name", "clsp_simclr", *TINY)[0] == 0
     run = the_run(tmp_path)
     code, out, _ = clsp("linear", f"pretrained_feature_extractor={run}", "max_epochs=5",
