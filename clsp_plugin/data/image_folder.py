@@ -18,6 +18,7 @@ from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.packed.choosing import (
     SHARE,
+    is_packed,
     mapped_squares,
     open_packed,
     reason_to_map,
@@ -49,19 +50,21 @@ def load_source(path: str | Path, name: str, data: Mapping[str, Any], packs: boo
     """
     split = name.rpartition("/")[2]
     trains = split == "train"
-    source = open_source(path, data, split)
+    whole, whole_name = open_source(path, data, split), name
+    source = whole
+    if trains and data.get("fraction", -1) > 0:  # before any is read: a look needs no others
+        name, source = named(name, data), trained_part(whole, data)
     if packs:
-        why = reason_to_pack(source.files, data)
+        why = reason_to_pack(whole.files, data)
+        if why is not None and trains and is_packed(whole, data):
+            return part_of(open_packed(whole, data, whole_name, why), data)
         if why is not None:
-            packed = open_packed(source, data, name, why)
-            return part_of(packed, data) if trains else packed
+            return open_packed(source, data, name, why)
     elif data.get("packed") and not data.get("image_size"):
         raise ClspError(
             f"Images of one size are needed here, and data.packed=True without a size leaves those "
             f"of {path} as they are; set data.image_size=PIXELS too."
         )
-    if trains and data.get("fraction", -1) > 0:  # before any is read
-        name, source = named(name, data), trained_part(source, data)
     files = source.files
     why = reason_to_map(len(files), data)
     if why is not None:

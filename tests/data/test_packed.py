@@ -325,6 +325,20 @@ def test_splits_of_packed_images(photos, tmp_path):
     assert torch.equal(part.pixels(2), train.pixels(rows[2]))
 
 
+def test_a_part_alone_is_packed_for_a_look(photos, tmp_path, capsys):
+    given = {**data(photos, tmp_path), "fraction": 0.5}
+    part = open_images(given, "train")
+    assert "Packing 6 images" in capsys.readouterr().out
+    whole = open_images({**given, "fraction": -1}, "train")
+    capsys.readouterr()
+    again = open_images(given, "train")  # out of the whole, which is there now
+    assert "Packing" not in capsys.readouterr().out
+    assert again.pack is not part.pack
+    assert len(again.pack) == len(whole)
+    assert again.identity == part.identity
+    assert again.name == part.name == "custom/train[0.5]"
+
+
 def test_a_test_image_that_is_trained_on_is_told(photos, tmp_path, capsys):
     val = tmp_path / "val/dog"
     val.mkdir(parents=True)

@@ -11,12 +11,20 @@ from PIL import Image
 from clsp_plugin.data.encoded import ImageFile, openable
 from clsp_plugin.data.folders import UNREADABLE, open_image
 from clsp_plugin.data.packed.images import PackedImages
-from clsp_plugin.data.packed.pack import Packing, open_pack, source_digest
+from clsp_plugin.data.packed.pack import Packing, is_begun, open_pack, source_digest
 from clsp_plugin.data.packed.squares import MappedArray, open_squares
 from clsp_plugin.data.sources.source import Source
 from clsp_plugin.system.memory import in_bytes, total_memory
 
-__all__ = ["SHARE", "cache_of", "mapped_squares", "open_packed", "reason_to_map", "reason_to_pack"]
+__all__ = [
+    "SHARE",
+    "cache_of",
+    "is_packed",
+    "mapped_squares",
+    "open_packed",
+    "reason_to_map",
+    "reason_to_pack",
+]
 
 SHARE = 0.7  # of the memory of the machine, that images may take
 _MAPPED = 0.25  # share above which squares are mapped; work needs memory beside them, and once
@@ -77,13 +85,22 @@ def open_packed(
     Raises:
         ClspError: see ``pack.open_pack``.
     """
-    packing = Packing(
+    pack = open_pack(
+        source.root, source.files, _packing(data), cache_of(data) / "packed", why, source.shown
+    )
+    return PackedImages.of(pack, source.files, source.targets, source.classes, name)
+
+
+def is_packed(source: Source, data: Mapping[str, Any]) -> bool:
+    """Whether :func:`open_packed` has packed all images of a source, or has begun to."""
+    return is_begun(source.root, source.files, _packing(data), cache_of(data) / "packed")
+
+
+def _packing(data: Mapping[str, Any]) -> Packing:
+    return Packing(
         data.get("pack_size", 256), data.get("pack_format", "jpeg"),
         bool(data.get("skip_damaged", False)),
     )  # fmt: skip
-    cache = cache_of(data) / "packed"
-    pack = open_pack(source.root, source.files, packing, cache, why, source.shown)
-    return PackedImages.of(pack, source.files, source.targets, source.classes, name)
 
 
 def reason_to_map(number: int, data: Mapping[str, Any]) -> str | None:

@@ -224,7 +224,7 @@ def open_pack(
             room or no permission to write; the pack is damaged or of other images.
     """
     source = source_digest(root, files, packing)
-    folder = cache / f"{root.resolve().name or 'images'}-{source[:16]}"
+    folder = _folder(root, source, cache)
     manifest = _Manifest(
         _FORMAT, len(files), packing.side, packing.encoding, QUALITY, packing.skip_damaged,
         _SHARD, source, shown or str(root.absolute()),
@@ -239,6 +239,15 @@ def open_pack(
             with locked(folder, wait=True):
                 _fill(folder, manifest, files, packing, shown or str(root), why)
     return Pack(folder)
+
+
+def is_begun(root: Path, files: Sequence[ImageFile], packing: Packing, cache: Path) -> bool:
+    """Whether the pack of some image files is there, whole or in part; see :func:`open_pack`."""
+    return (_folder(root, source_digest(root, files, packing), cache) / _MANIFEST).exists()
+
+
+def _folder(root: Path, source: str, cache: Path) -> Path:
+    return cache / f"{root.resolve().name or 'images'}-{source[:16]}"
 
 
 def _check_same(folder: Path, manifest: _Manifest) -> None:
