@@ -21,8 +21,6 @@ from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.engine.progress import History
 
 torch.set_num_threads(1)
-# a shell that starts the tests in the background ignores Ctrl-C for them and their children
-signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("tests", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("tests")
 
@@ -159,6 +157,14 @@ def digits48():
 def store(tmp_path, digits48):
     """A store of random candidates for the ``tiny`` configurations; its path."""
     return _write_store(tmp_path / "candidates", digits48)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Let Ctrl-C reach the test's processes: a shell ignores it for what runs in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.image_folder import load_image_files
+from clsp_plugin.data.packed.squares import MappedArray
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.arrays import read_npy
 
@@ -57,9 +58,9 @@ def inflate(real: Images, data: Mapping[str, Any]) -> tuple[Images, torch.Tensor
                 f"set; name extra images, or train for more epochs."
             )
         return real, None
-    if not isinstance(real, ImageArray):
+    if not isinstance(real, ImageArray) or isinstance(real, MappedArray):
         raise ClspError(
-            f"data.extra={path} joins images in memory and {real.name} is packed on the disk; set "
+            f"data.extra={path} joins images in memory and {real.name} is on the disk; set "
             f"data.packed=False and data.image_size=PIXELS, or put the images into the folders."
         )
     extra = _load(Path(path), data)

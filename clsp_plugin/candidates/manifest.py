@@ -179,10 +179,14 @@ def generate_command(path: str | Path, data: Mapping[str, Any] | None = None) ->
     """
     # name every setting, because the shipped configuration may have other defaults
     data = data or {}
-    keys: tuple[str, ...] = ("dataset", "train_path", "fraction", "image_size")
+    keys: tuple[str, ...] = (
+        "dataset", "train_path", "image_column", "label_column", "no_labels", "fraction",
+        "image_size",
+    )  # fmt: skip
     config = "cifar"
     if data.get("dataset", "digits") == "digits":
         keys, config = (*keys, "num_train", "seed"), "digits"
+    data = {key: value for key, value in data.items() if value is not False}
     given = [f"data.{key}={data[key]}" for key in keys if data.get(key) not in (None, -1)]
     words = ["clsp", "generate", "--config-name", f"{config}/generate", *given, f"out={path}"]
     return shlex.join(words)

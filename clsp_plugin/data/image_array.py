@@ -68,7 +68,9 @@ class ImageArray(Images):
 
     def squared(self, size: int) -> "ImageArray":
         """The images brought to squares of ``size`` pixels, see :func:`squares`."""
-        return replace(self, images=squares(self.images, size))
+        if self.size == (size, size):
+            return self
+        return ImageArray(squares(self.images, size), self.targets, self.classes, self.name)
 
     def relabelled(self, targets: torch.Tensor, classes: tuple[str, ...]) -> "ImageArray":
         return replace(self, targets=targets, classes=classes)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image
 
-from clsp_plugin.data.encoded import ImageFile, openable
+from clsp_plugin.data.encoded import ImageFile
 from clsp_plugin.data.folders import open_image
 from clsp_plugin.data.fraction import chosen, named, part_of
 from clsp_plugin.data.holder import Images
@@ -23,6 +22,7 @@ from clsp_plugin.data.packed.choosing import (
     open_packed,
     reason_to_map,
     reason_to_pack,
+    sizes_of,
 )
 from clsp_plugin.data.sources.choosing import open_source
 from clsp_plugin.data.sources.class_folders import some_files
@@ -56,7 +56,12 @@ def load_source(path: str | Path, name: str, data: Mapping[str, Any], packs: boo
         name, source = named(name, data), trained_part(whole, data)
     if packs:
         why = reason_to_pack(whole.files, data)
-        if why is not None and trains and is_packed(whole, data):
+        # with damaged ones left out, which part it is depends on what is left
+        if (
+            why is not None
+            and source is not whole
+            and (data.get("skip_damaged") or is_packed(whole, data))
+        ):
             return part_of(open_packed(whole, data, whole_name, why), data)
         if why is not None:
             return open_packed(source, data, name, why)
@@ -86,11 +91,8 @@ def trained_part(source: Source, data: Mapping[str, Any]) -> Source:
 
 def _warn_of_shrinking(files: Sequence[ImageFile], shown: str, image_size: int) -> None:
     """Say so if photographs are scaled to less than half of their shorter side."""
-    sides = []
-    for file in files[:: max(1, len(files) // _MEASURED)]:
-        with Image.open(openable(file)) as image:  # they have been decoded, so they can be opened
-            sides.append(min(image.size))
-    side = sorted(sides)[len(sides) // 2]
+    sides = sorted(min(size) for size in sizes_of(files[:: max(1, len(files) // _MEASURED)]))
+    side = sides[len(sides) // 2] if sides else 0
     if side > 2 * image_size:
         rank_zero_only(print)(
             f"Warning: the images in {shown} have about {side} pixels on their shorter side and "

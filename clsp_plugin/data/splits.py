@@ -90,6 +90,11 @@ def numbered_as(test: I, train: Images) -> I:
         name for number, name in enumerate(test.classes)
         if number in present and name not in numbers
     ]  # fmt: skip
+    if unknown and not train.classes:
+        raise ClspError(
+            f"The test images ({test.name}) have labels and the training images ({train.name}) "
+            f"have none; set data.no_labels=True, or label the training images."
+        )
     if unknown:
         raise ClspError(
             f"The test images ({test.name}) have {_named(unknown)}, which the training images "

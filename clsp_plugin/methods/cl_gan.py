@@ -131,8 +131,7 @@ class CLGAN(SimCLR):
         """Keep the training images for the discriminator.
 
         Raises:
-            ClspError: their size is not ``crop_size``, the size of the generated images, or they
-                are not in memory.
+            ClspError: their size is not ``crop_size``, the size of the generated images.
         """
         size = self.cfg.augmentations[0].crop_size
         if not isinstance(images, ImageArray) or images.size != (size, size):
@@ -143,7 +142,7 @@ class CLGAN(SimCLR):
             )
             raise ClspError(
                 f"{self.cfg.method} generates images of crop_size={size} and those of "
-                f"{images.name} {are}; set data.image_size={size} (and data.packed=False)."
+                f"{images.name} {are}; set data.image_size={size}."
             )
         self._images = images.images
 

@@ -61,12 +61,20 @@ def memory_of(work: Callable[[], object]) -> int | None:
     return max(0, (_resident() or 0) - before)
 
 
-def total_memory() -> int | None:
-    """Return the bytes of memory of this machine; None where the system does not tell them."""
+def total_memory(root: Path = Path("/")) -> int | None:
+    """Return the bytes of memory of this machine, or of the control group that limits it to fewer.
+
+    Args:
+        root: root of the file system that has ``proc`` and ``sys``.
+
+    Returns:
+        The bytes; None where the system does not tell them.
+    """
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return None
+    return min([machine, *(limit for limit, _ in _limits(root))])
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
@@ -84,7 +92,7 @@ def available_memory(root: Path = Path("/")) -> int | None:
         found = [free["MemAvailable"] * 1024]
     except (OSError, ValueError, KeyError, IndexError):
         return None
-    return min(found + _left_in_groups(root))
+    return min(found + [max(0, limit - used) for limit, used in _limits(root)])
 
 
 # By version of control groups: the files of the limit and the use, and the key of the part of the
@@ -95,8 +103,8 @@ _GROUP_FILES = {
 }
 
 
-def _left_in_groups(root: Path) -> list[int]:
-    """Return the bytes that the limit of each control group of this process leaves."""
+def _limits(root: Path) -> list[tuple[int, int]]:
+    """Return the limit of each control group of this process, and what is used of it, in bytes."""
     try:
         rows = [
             row.split(":", 2)
@@ -104,7 +112,7 @@ def _left_in_groups(root: Path) -> list[int]:
         ]
     except OSError:
         return []
-    left = []
+    limits = []
     for _, controllers, own in rows:
         version = 2 if controllers == "" else 1
         if version == 1 and "memory" not in controllers.split(","):
@@ -120,10 +128,10 @@ def _left_in_groups(root: Path) -> list[int]:
                     for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
                 )
                 taken = int((folder / used).read_text(encoding="utf-8")) - int(stat.get(files, 0))
-                left.append(max(0, int((folder / limit).read_text(encoding="utf-8")) - taken))
+                limits.append((int((folder / limit).read_text(encoding="utf-8")), taken))
             except (OSError, ValueError):  # without a limit, the file says "max"
                 continue
-    return left
+    return limits
 
 
 def in_bytes(number: int) -> str:

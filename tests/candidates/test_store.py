@@ -61,6 +61,15 @@ def test_the_command_makes_candidates_for_the_same_images():
         "clsp generate --config-name digits/generate data.dataset=digits data.image_size=16 "
         "data.num_train=500 data.seed=0 out=c"
     )
+    listed = {
+        "dataset": "custom",
+        "train_path": "l.csv",
+        "label_column": "kind",
+        "no_labels": False,
+    }
+    assert generate_command("c", listed).split()[-4:] == [
+        "data.dataset=custom", "data.train_path=l.csv", "data.label_column=kind", "out=c",
+    ]  # fmt: skip
 
 
 def test_incomplete_store_is_refused_and_continued(store, digits48, write_store):

@@ -339,6 +339,22 @@ def test_a_part_alone_is_packed_for_a_look(photos, tmp_path, capsys):
     assert again.name == part.name == "custom/train[0.5]"
 
 
+def test_a_part_without_what_is_damaged_does_not_depend_on_what_is_packed(photos, tmp_path):
+    (photos / "cat/00.png").write_bytes(b"x")
+    given = {**data(photos, tmp_path), "fraction": 0.5, "skip_damaged": True}
+    part = open_images(given, "train")
+    open_images({**given, "fraction": -1}, "train")
+    assert open_images(given, "train").identity == part.identity
+
+
+def test_a_look_does_not_finish_a_pack_that_was_begun(photos, tmp_path, capsys):
+    whole = open_images(data(photos, tmp_path), "train")
+    next(whole.pack.folder.glob("*.npy")).unlink()
+    capsys.readouterr()
+    open_images({**data(photos, tmp_path), "fraction": 0.5}, "train")
+    assert "Packing 6 images" in capsys.readouterr().out
+
+
 def test_a_test_image_that_is_trained_on_is_told(photos, tmp_path, capsys):
     val = tmp_path / "val/dog"
     val.mkdir(parents=True)

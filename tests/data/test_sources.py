@@ -128,8 +128,19 @@ def text(path, lines):
 def test_a_list_is_its_class_folders(photos, kind):
     path = LISTS[kind](photos, files_of(photos))
     check_same(path, photos)
-    names = [name.removeprefix(f"{photos}/") for name in image_names(data(path))]
+    names = [name.removeprefix("photos/") for name in image_names(data(path))]
     assert names == image_names(data(photos))
+
+
+def test_names_in_a_list_are_below_its_folder(photos):
+    rows = [(f"./cat/../{name}", label) for name, label in files_of(photos)]
+    assert image_names(data(write_csv(photos / "list.csv", rows))) == image_names(data(photos))
+
+
+def test_labels_of_the_test_images_alone(photos):
+    path = text(photos / "list.txt", [name for name, _ in files_of(photos)])
+    with pytest.raises(ClspError, match=r"training images \(.*\) have none; set data.no_labels"):
+        open_splits(data(path, photos))
 
 
 def test_a_list_beside_its_folders_needs_no_pack_of_its_own(photos, capsys):
@@ -351,6 +362,16 @@ def test_names_that_shards_share(photos, tmp_path):
     assert len(set(names)) == 6
 
 
+def test_shards_of_two_splits_may_look_alike(tmp_path):
+    """As archives do that were made or unpacked at one time."""
+    for split, label in (("train", b"3"), ("val", b"7")):
+        (tmp_path / split).mkdir()
+        path = write_tar(tmp_path / split / "0.tar", [("x.png", PNG), ("x.cls", label)])
+        os.utime(path, ns=(10**18, 10**18))
+    found = [open_images(data(tmp_path / split), "train") for split in ("train", "val")]
+    assert [images.classes for images in found] == [("3",), ("7",)]
+
+
 def test_an_archive_is_read_through_once(photos, tmp_path, monkeypatch):
     folder = shards_of(photos, tmp_path / "shards")
     first = open_images(data(folder), "train")
@@ -510,6 +531,15 @@ def saved(photos, tmp_path):
     found = load_dataset("imagefolder", data_dir=str(tmp_path / "both"))
     found.save_to_disk(str(tmp_path / "saved"))
     return found
+
+
+def test_what_is_computed_of_a_data_set_does_not_change_it(saved, tmp_path):
+    from datasets import load_from_disk
+
+    before = open_images(data(tmp_path / "saved@train"), "train")
+    load_from_disk(str(tmp_path / "saved"))["train"].map(lambda row: {"more": 1})
+    assert list((tmp_path / "saved/train").glob("cache-*"))
+    assert open_images(data(tmp_path / "saved@train"), "train").pack.folder == before.pack.folder
 
 
 def hugging_faces(found, folder):

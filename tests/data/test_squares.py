@@ -1,8 +1,10 @@
 """Squares that do not fit in memory: the same as those in memory, whatever happens meanwhile."""
 
+import itertools
 import multiprocessing
 import resource
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 
 from clsp_plugin.data import loader
-from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.image_array import ImageArray, image_digest
 from clsp_plugin.data.images import image_names, load_images, open_images
 from clsp_plugin.data.loader import IndexBatches, PretrainData, row_loader
 from clsp_plugin.data.packed import choosing, squares
@@ -122,6 +124,44 @@ def test_killed_between_the_two_files(opened, monkeypatch):
     monkeypatch.setattr(choosing, "open_image", None)  # nothing is read again
     opened("whole", packed=True)
     assert content(whole.folder) == before
+
+
+def test_a_file_that_is_missing_is_made_again(opened):
+    whole = opened(packed=True)
+    before = content(whole.folder)
+    (whole.folder / "digests.npy").write_bytes(b"")
+    (whole.folder / "digests.npy").unlink()
+    opened(packed=True)
+    assert content(whole.folder) == before
+
+
+def test_two_processes_that_cannot_lock_write_the_same(opened, monkeypatch):
+    """Some file systems have no locks; the second one opens the files while the first writes."""
+    whole = opened("whole", packed=True)
+    monkeypatch.setattr(squares, "_PART", 2)
+    monkeypatch.setattr(squares, "locked", lambda *given, **keys: nullcontext(True))
+    plain, read = choosing.open_image, itertools.count()
+
+    def ends(*given):
+        raise ClspError("ended before it wrote anything")
+
+    def interrupted(*given):
+        if next(read) == 9:
+            with monkeypatch.context() as second, pytest.raises(ClspError, match="ended before"):
+                second.setattr(squares, "_parts", ends)
+                opened("both", packed=True)
+        return plain(*given)
+
+    monkeypatch.setattr(choosing, "open_image", interrupted)
+    both = opened("both", packed=True)
+    assert content(both.folder) == content(whole.folder)
+    assert torch.equal(both.images, whole.images)
+
+
+def test_other_sizes_of_mapped_squares_are_in_memory(opened):
+    smaller = opened(packed=True).squared(8)
+    assert type(smaller) is ImageArray
+    assert np.array_equal(smaller.digests[3], image_digest(smaller.images[3].numpy()))
 
 
 @pytest.mark.parametrize("name", ["squares.npy", "digests.npy"])

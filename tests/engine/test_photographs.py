@@ -118,5 +118,8 @@ def test_figures_and_a_report(tiny, photos, tmp_path, write_store):
 def test_what_needs_images_in_memory_says_so(tiny, photos, tmp_path):
     with pytest.raises(ClspError, match=r"cl_gan generates images of crop_size=16 .* several"):
         pretrain(tiny("cl_gan", *photos))
-    with pytest.raises(ClspError, match=r"is packed on the disk; set data.packed=False"):
+    with pytest.raises(ClspError, match=r"is on the disk; set data.packed=False"):
         pretrain(tiny("simclr", *photos, f"data.extra={tmp_path / 'val'}"))
+    squares = ("data.packed=True", "data.image_size=16")
+    with pytest.raises(ClspError, match=r"is on the disk; set data.packed=False"):
+        pretrain(tiny("simclr", *photos, *squares, f"data.extra={tmp_path / 'val'}"))

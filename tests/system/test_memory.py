@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from clsp_plugin.system.memory import available_memory
+from clsp_plugin.system.memory import available_memory, total_memory
 
 # a process of its own: what others did to its heap decides where blocks lie
 PROGRAM = """
@@ -68,6 +68,12 @@ def group(folder, names, limit, used, files):
 
 V2 = ("memory.max", "memory.current", "inactive_file")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def test_the_memory_that_a_group_may_take(tmp_path):
+    inner = group("job/", V2, 700, 100, 0)
+    assert total_memory(machine(tmp_path / "a", "0::/job\n", **inner)) == 700
+    assert total_memory(machine(tmp_path / "b", "0::/\n")) > 2**20  # the machine's
 
 
 def test_memory_that_is_free(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from clsp_plugin.data.encoded import ImageFile, openable
 from clsp_plugin.data.folders import UNREADABLE, open_image
 from clsp_plugin.data.packed.images import PackedImages
-from clsp_plugin.data.packed.pack import Packing, is_begun, open_pack, source_digest
+from clsp_plugin.data.packed.pack import Packing, is_there, open_pack, source_digest
 from clsp_plugin.data.packed.squares import MappedArray, open_squares
 from clsp_plugin.data.sources.source import Source
 from clsp_plugin.system.memory import in_bytes, total_memory
@@ -24,6 +24,7 @@ __all__ = [
     "open_packed",
     "reason_to_map",
     "reason_to_pack",
+    "sizes_of",
 ]
 
 SHARE = 0.7  # of the memory of the machine, that images may take
@@ -46,7 +47,7 @@ def reason_to_pack(files: Sequence[ImageFile], data: Mapping[str, Any]) -> str |
         return None
     if packed is not None:
         return "data.packed=True" if packed else None
-    sizes = _sizes(files[:: max(1, len(files) // _LOOKED_AT)])
+    sizes = sizes_of(files[:: max(1, len(files) // _LOOKED_AT)])
     if len(set(sizes)) > 1:
         return "their sizes differ"
     total, needed = total_memory(), len(files) * 3 * sum(w * h for w, h in sizes[:1])
@@ -55,7 +56,7 @@ def reason_to_pack(files: Sequence[ImageFile], data: Mapping[str, Any]) -> str |
     return None
 
 
-def _sizes(files: Sequence[ImageFile]) -> list[tuple[int, int]]:
+def sizes_of(files: Sequence[ImageFile]) -> list[tuple[int, int]]:
     """Return width and height of images, without those that cannot be read."""
     found = []
     for file in files:
@@ -92,8 +93,8 @@ def open_packed(
 
 
 def is_packed(source: Source, data: Mapping[str, Any]) -> bool:
-    """Whether :func:`open_packed` has packed all images of a source, or has begun to."""
-    return is_begun(source.root, source.files, _packing(data), cache_of(data) / "packed")
+    """Whether :func:`open_packed` has packed all images of a source."""
+    return is_there(source.root, source.files, _packing(data), cache_of(data) / "packed")
 
 
 def _packing(data: Mapping[str, Any]) -> Packing:

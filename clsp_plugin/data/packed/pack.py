@@ -241,9 +241,12 @@ def open_pack(
     return Pack(folder)
 
 
-def is_begun(root: Path, files: Sequence[ImageFile], packing: Packing, cache: Path) -> bool:
-    """Whether the pack of some image files is there, whole or in part; see :func:`open_pack`."""
-    return (_folder(root, source_digest(root, files, packing), cache) / _MANIFEST).exists()
+def is_there(root: Path, files: Sequence[ImageFile], packing: Packing, cache: Path) -> bool:
+    """Whether the pack of some image files is there, and whole; see :func:`open_pack`."""
+    folder = _folder(root, source_digest(root, files, packing), cache)
+    if not (folder / _MANIFEST).exists():
+        return False
+    return all(index.exists() for _, index in _all_paths(folder, _manifest(folder)))
 
 
 def _folder(root: Path, source: str, cache: Path) -> Path:

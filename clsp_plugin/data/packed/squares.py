@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from clsp_plugin.system.progress import Progress
 
 __all__ = ["MappedArray", "open_squares"]
 
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows translates the ends of lines without it
 _PART = 128  # images that are written at a time; two more parts are decoded meanwhile
 _SQUARES, _DIGESTS, _SHA256 = "squares.npy", "digests.npy", "squares.sha256"
 _ADVICE = "delete that folder and give the same command again, which makes the squares anew."
@@ -57,11 +58,6 @@ class MappedArray(ImageArray):
         if not kept.exists():
             write_text(kept, pixels_sha256(self.images))
         return kept.read_text(encoding="utf-8")
-
-    def subset(  # type: ignore[override]  # what is chosen is in memory
-        self, indexes: torch.Tensor, name: str
-    ) -> ImageArray:
-        return ImageArray(self.images[indexes], self.targets[indexes], self.classes, name)
 
 
 def open_squares(
@@ -135,12 +131,20 @@ class _Growing:
 
     @contextmanager
     def opened(self, row: int) -> Iterator[BinaryIO]:
-        """Open the file to write from a row on; what was there of it and after it is dropped."""
-        with open(self.part, "r+b" if row else "wb") as file:
+        """Open the file to write from a row on.
+
+        Nothing is cut off: where a file system has no locks another process may be writing too, and
+        then both write the same bytes to the same places.
+        """
+        with open(os.open(self.part, os.O_RDWR | os.O_CREAT | _BINARY, 0o666), "r+b") as file:
             file.write(self.header)
-            file.truncate(len(self.header) + row * self.row)
-            file.seek(0, os.SEEK_END)
+            file.seek(len(self.header) + row * self.row)
             yield file
+
+    def finish(self) -> None:
+        """Give the file its name, unless another process did."""
+        with suppress(FileNotFoundError):
+            os.replace(self.part, self.path)
 
 
 def _fill(
@@ -148,8 +152,10 @@ def _fill(
 ) -> None:
     """Write what is missing, under the folder's lock."""
     number, size = squares.shape[:2]
-    if not (squares.path.exists() or digests.path.exists()):  # otherwise all is written
-        done = max(0, min(squares.rows, digests.rows) // _PART - 1) * _PART
+    rows = min(squares.rows, digests.rows)
+    named = squares.path.exists() or digests.path.exists()
+    if not (named and rows == number):  # else it was killed between the names of the two
+        done = 0 if named else max(0, rows // _PART - 1) * _PART
         folder = squares.path.parent
         _check_room((number - squares.rows) * squares.row, folder)
         print(
@@ -168,8 +174,7 @@ def _fill(
                     os.fsync(file.fileno())
                 bar.update(len(part))
     for grown in (squares, digests):
-        if grown.part.exists():
-            os.replace(grown.part, grown.path)
+        grown.finish()
 
 
 def _check_room(needed: int, folder: Path) -> None:

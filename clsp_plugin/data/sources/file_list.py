@@ -72,9 +72,17 @@ def from_list(path: Path, data: Mapping[str, Any]) -> Source:
         )
 
     def names() -> list[str]:
-        return [os.path.splitext(line.path)[0].replace(os.sep, "/") for line in lines]
+        return [_name(line.path, root) for line in lines]
 
     return Source(str(path), root, files, targets, classes, names)
+
+
+def _name(path: str, root: Path) -> str:
+    """Return the name of a file below the list's folder, without its ending; absolute elsewhere."""
+    whole = Path(os.path.normpath(os.path.join(root.absolute(), path)))
+    if whole.is_relative_to(root.absolute()):
+        whole = whole.relative_to(root.absolute())
+    return whole.with_suffix("").as_posix()
 
 
 def _text(path: Path) -> str:

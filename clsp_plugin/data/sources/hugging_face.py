@@ -21,6 +21,7 @@ from clsp_plugin.data.sources.source import (
     without_labels,
 )
 from clsp_plugin.errors import ClspError, first_line, short
+from clsp_plugin.system.json_files import read_json
 
 __all__ = ["PREFIX", "SUFFIXES", "from_files", "from_hub", "from_saved", "is_saved"]
 
@@ -112,7 +113,10 @@ def from_saved(folder: Path, part: str, data: Mapping[str, Any], split: str) -> 
     part = _part(found, part, split, shown)
     where = folder / part if part else folder
     found = found[part] if part else found
-    return _source(found, shown, folder, _state(sorted(where.rglob("*")), folder, part), data)
+    # not all that is there: what the user computes of the data set is kept there too
+    state = read_json(where / "state.json", dict[str, Any], "a data set's", "save it again.")
+    names = ["state.json", *(file["filename"] for file in state["_data_files"])]
+    return _source(found, shown, folder, _state([where / n for n in names], folder, part), data)
 
 
 def from_files(

@@ -199,7 +199,9 @@ def _found(path: Path, data: Mapping[str, Any]) -> tuple[bytes, Path]:
         status = os.stat(path)
     state = b"%s\0%d\0%d\0" % (os.fsencode(path.name), status.st_size, status.st_mtime_ns)
     how = [_FORMAT, *(data.get(key) for key in ("image_column", "label_column", "no_labels"))]
-    digest = hashlib.sha256(state + json.dumps(how).encode()).hexdigest()
+    # with its folder: shards of two splits may have one name, size and time
+    where = os.fsencode(path.resolve())
+    digest = hashlib.sha256(state + where + json.dumps(how).encode()).hexdigest()
     return state, cache_of(data) / "listings" / f"{path.stem}-{digest[:16]}.json"
 
 
@@ -239,6 +241,7 @@ def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, str, tarfile.Tar
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
+                archive.members.clear()  # type: ignore[attr-defined]  # it keeps all that it read
                 if member.offset_data + member.size > size:
                     raise _cut(path, f"{member.name} goes on after its end")
                 found = _MEMBER.fullmatch(member.name)
