@@ -147,9 +147,10 @@ def test_two_processes_that_cannot_lock_write_the_same(opened, monkeypatch):
 
     def interrupted(*given):
         if next(read) == 9:
-            with monkeypatch.context() as second, pytest.raises(ClspError, match="ended before"):
+            with monkeypatch.context() as second:
                 second.setattr(squares, "_parts", ends)
-                opened("both", packed=True)
+                with pytest.raises(ClspError, match="ended before"):
+                    opened("both", packed=True)
         return plain(*given)
 
     monkeypatch.setattr(choosing, "open_image", interrupted)
