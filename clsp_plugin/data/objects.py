@@ -12,13 +12,13 @@ from PIL import Image
 
 from clsp_plugin.data.folders import reading, to_pixels
 from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.sources.source import LABELS
 from clsp_plugin.errors import ClspError, short
 
 __all__ = ["as_images", "given_images", "images_given", "read_item"]
 
 # Names of the columns of a data set whose items are mappings, the first that is there.
 _IMAGES = ("image", "img", "images", "pixel_values")
-_LABELS = ("label", "labels", "fine_label", "target", "targets", "class")
 
 _GIVEN: ContextVar[dict[str, ImageArray | None] | None] = ContextVar("images", default=None)
 
@@ -116,7 +116,7 @@ def _parts(item: Any, where: str) -> tuple[Any, Any]:
         if column is None:
             columns = short(", ".join(map(str, item)))
             raise ClspError(f"{where} has no image but {columns}; name the image's `image`.")
-        return item[column], next((item[name] for name in _LABELS if name in item), None)
+        return item[column], next((item[name] for name in LABELS if name in item), None)
     if isinstance(item, (tuple, list)):
         if not item:
             raise ClspError(f"{where} is empty; give an image, or an image and its label.")
@@ -174,7 +174,7 @@ def _classes(source: Any, targets: torch.Tensor, name: str) -> tuple[str, ...]:
     names = getattr(source, "classes", None)
     features = getattr(source, "features", None)
     if names is None and isinstance(features, Mapping):
-        column = next((features[label] for label in _LABELS if label in features), None)
+        column = next((features[label] for label in LABELS if label in features), None)
         names = getattr(column, "names", None)
     if isinstance(names, Sequence) and not isinstance(names, str):
         if largest >= len(names):

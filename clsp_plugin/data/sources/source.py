@@ -25,7 +25,7 @@ __all__ = [
 
 # Usual names of what holds the image and the label, the first that is there.
 IMAGES = ("image", "img", "path", "file", "file_name", "filename", "filepath", "image_path")
-LABELS = ("label", "labels", "class", "target", "fine_label", "cls", "class_name")
+LABELS = ("label", "labels", "fine_label", "target", "targets", "class", "cls", "class_name")
 _NONE = ("", "-1")  # labels of what has none
 
 
