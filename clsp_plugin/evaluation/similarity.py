@@ -52,6 +52,21 @@ def pair_similarities(
     return {name: (view * features).sum(1).numpy() for name, features in pairs.items()}
 
 
+def _encoded(
+    encode: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
+    """Return the features of some images; these may not fit in memory, so a part after another."""
+    features = torch.empty(0)
+    start = 0
+    for part in rows.split(_AT_ONCE):
+        found = encode(images[part].permute(0, 3, 1, 2))
+        if not start:  # at once: what is kept of each part would scatter the memory of the next
+            features = found.new_empty(len(rows), found.shape[1])
+        features[start : start + len(part)] = found
+        start += len(part)
+    return features
+
+
 def label_agreement(
     encode: Callable[[torch.Tensor], torch.Tensor],
     array: ImageArray,
@@ -74,9 +89,7 @@ def label_agreement(
         as one. Also ``neighbours``, the number of neighbours: 20, or as many as there are.
     """
     rest = np.setdiff1d(np.arange(len(array)), rows)
-    # not all at once, since they may not fit in memory
-    parts = torch.from_numpy(rest).split(_AT_ONCE)
-    train = torch.cat([encode(array.images[part].permute(0, 3, 1, 2)) for part in parts])
+    train = _encoded(encode, array.images, torch.from_numpy(rest))
     labels, targets = array.targets[rest], array.targets[list(rows)]
     count = candidates.shape[1]
     feats = encode(candidates.flatten(0, 1).permute(0, 3, 1, 2))
