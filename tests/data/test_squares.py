@@ -16,7 +16,7 @@ from clsp_plugin.data import loader
 from clsp_plugin.data.image_array import ImageArray, image_digest
 from clsp_plugin.data.images import image_names, load_images, open_images
 from clsp_plugin.data.loader import IndexBatches, PretrainData, row_loader
-from clsp_plugin.data.packed import choosing, squares
+from clsp_plugin.data.packed import choosing, pack, squares
 from clsp_plugin.data.packed.squares import MappedArray
 from clsp_plugin.data.splits import open_splits
 from clsp_plugin.errors import ClspError
@@ -139,7 +139,7 @@ def test_two_processes_that_cannot_lock_write_the_same(opened, monkeypatch):
     """Some file systems have no locks; the second one opens the files while the first writes."""
     whole = opened("whole", packed=True)
     monkeypatch.setattr(squares, "_PART", 2)
-    monkeypatch.setattr(squares, "locked", lambda *given, **keys: nullcontext(True))
+    monkeypatch.setattr(pack, "locked", lambda *given, **keys: nullcontext(True))
     plain, read = choosing.open_image, itertools.count()
 
     def ends(*given):

@@ -34,7 +34,14 @@ from clsp_plugin.system.processes import cores
 from clsp_plugin.system.progress import Progress
 
 __all__ = [
-    "COLUMNS", "FORMATS", "QUALITY", "Pack", "Packing", "open_pack", "source_digest", "writable",
+    "COLUMNS",
+    "FORMATS",
+    "QUALITY",
+    "Pack",
+    "Packing",
+    "alone",
+    "open_pack",
+    "source_digest",
 ]  # fmt: skip
 
 FORMATS = ("jpeg", "raw")
@@ -231,13 +238,8 @@ def open_pack(
     )  # fmt: skip
     _check_same(folder, manifest)
     if not all(index.exists() for _, index in _all_paths(folder, manifest)):
-        with writable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder) as free:
-                if not free:
-                    print(f"Waiting for another process that packs {shown or root} into {folder}.")
-            with locked(folder, wait=True):
-                _fill(folder, manifest, files, packing, shown or str(root), why)
+        with alone(folder, f"packs {shown or root} into {folder}"):
+            _fill(folder, manifest, files, packing, shown or str(root), why)
     return Pack(folder)
 
 
@@ -270,7 +272,27 @@ def _all_paths(folder: Path, manifest: _Manifest) -> Iterator[tuple[Path, Path]]
 
 
 @contextmanager
-def writable(folder: Path) -> Iterator[None]:
+def alone(folder: Path, doing: str) -> Iterator[None]:
+    """Make a folder, and hold its lock for a block that writes into it.
+
+    Args:
+        folder: the folder.
+        doing: what another process does that holds the lock, for the line that says so.
+
+    Raises:
+        ClspError: there is no room or no permission to write.
+    """
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder) as free:
+            if not free:
+                print(f"Waiting for another process that {doing}.")
+        with locked(folder, wait=True):
+            yield
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
     """Turn a full disk or a missing permission into a sentence that names the setting."""
     try:
         yield

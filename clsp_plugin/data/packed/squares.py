@@ -22,11 +22,10 @@ import torch
 
 from clsp_plugin.data.image_array import ImageArray, image_digest, pixels_sha256
 from clsp_plugin.data.packed.decoding import begun_ahead
-from clsp_plugin.data.packed.pack import writable
+from clsp_plugin.data.packed.pack import alone
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.arrays import map_npy, mapped_tensor, read_npy
 from clsp_plugin.system.files import write_text
-from clsp_plugin.system.locks import locked
 from clsp_plugin.system.memory import in_bytes
 from clsp_plugin.system.progress import Progress
 
@@ -89,13 +88,8 @@ def open_squares(
     squares = _Growing(folder / _SQUARES, (number, size, size, 3))
     digests = _Growing(folder / _DIGESTS, (number, 16))
     if not (squares.path.exists() and digests.path.exists()):
-        with writable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder) as free:
-                if not free:
-                    print(f"Waiting for another process that writes squares to {folder}.")
-            with locked(folder, wait=True):
-                _fill(squares, digests, read, why)
+        with alone(folder, f"writes squares to {folder}"):
+            _fill(squares, digests, read, why)
     digests.mapped()
     return MappedArray(mapped_tensor(squares.mapped()), targets, classes, name, folder)
 
