@@ -32,6 +32,7 @@ _TINY = (
     "data.num_train=16",
     "data.num_val=20",
     "backbone.kwargs.channels=[8,8,8,8]",
+    "backbone.kwargs.stem_type=usual",  # of 64 channels: not deep
     "optimizer.batch_size=16",
     "max_epochs=2",
     "scheduler.warmup_epochs=1",
@@ -39,6 +40,22 @@ _TINY = (
     "accelerator=cpu",
     "checkpoint.dir=trained",
 )
+_COLOURS = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.5}
+_VIEWS = (
+    *(f"augmentations.0.color_jitter.{key}={value}" for key, value in _COLOURS.items()),
+    "augmentations.0.grayscale.prob=0.4",
+)
+_MOCO = (
+    "backbone.kwargs.norm_layer=batchnorm2d",
+    "momentum.final_tau=0.999",
+    "optimizer.lr=0.1",
+)
+_OWN = {
+    "byol": (*_VIEWS, "momentum.base_tau=0.95", "momentum.final_tau=1.0"),
+    "mocov2plus": (*_VIEWS, *_MOCO),
+    "mocov2_ft": (*_VIEWS, *_MOCO),
+    "clsp_noaug": ("synthetic.weight=0.3", "synthetic.warmup_epochs=5"),
+}
 # Small values for sizes among a method's settings, used if its configuration has them.
 _SMALL = {
     "proj_hidden_dim": 16,
@@ -205,8 +222,8 @@ def _train(method: str, *overrides: str) -> Path:
             given = _settings(name)[key]
             size = min(given, size) if isinstance(given, int) else [size] * len(given)
             small.append(f"method_kwargs.{key}={size}")
-    _clsp("pretrain", "--config-name", f"digits/{name}", *_TINY, *small, f"method={method}",
-          "name=golden", *overrides)  # fmt: skip
+    _clsp("pretrain", "--config-name", f"digits/{name}", *_TINY, *small, *_OWN.get(name, _VIEWS),
+          f"method={method}", "name=golden", *overrides)  # fmt: skip
     (run,) = Path("trained", method).iterdir()
     return run
 
