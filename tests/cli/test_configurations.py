@@ -83,7 +83,7 @@ def test_arguments_are_named_and_a_mapping_from_one_replaces_its_parts(clsp):
     assert code == 0
     assert re.search(r"^  lr: 0.5 +# command line$", out, re.MULTILINE)
     assert re.search(r"^    a: 1 +# command line$", out, re.MULTILINE)
-    assert re.search(r"^  scale_lr: False +# pretrain/shared/per_dataset/digits.yaml$", out, re.M)
+    assert re.search(r"^  scale_lr: false +# pretrain/shared/per_dataset/digits.yaml$", out, re.M)
 
 
 def test_a_file_of_the_user_is_named_by_its_path(clsp, tmp_path):
