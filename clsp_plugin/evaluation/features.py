@@ -82,15 +82,25 @@ def extract_features(
     """
     centre, scale = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
     backbone.to(device)
-    views: tuple[list[torch.Tensor], ...] = ([], []) if flip else ([],)
-    begun: deque[Callable[[], tuple[torch.Tensor, ...]]] = deque()
+    # One block: parts that are kept until the end, to be joined then, take the memory three times.
+    feats, broken = torch.empty(0), torch.zeros(len(images), dtype=torch.bool)
+    begun: deque[tuple[slice, Callable[[], tuple[torch.Tensor, ...]]]] = deque()
 
     def collect(most: int) -> None:
         """Wait for the features of all batches but so many."""
+        nonlocal feats
         while len(begun) > most:
-            for view, outputs in zip(views, begun.popleft()(), strict=True):
-                view.append(outputs.clone())  # not in pinned memory
+            rows, wait = begun.popleft()
+            outputs = wait()
+            if not len(feats):
+                width = outputs[0].shape[1:]
+                assert len(width) == 1, f"a backbone gives (B, D), this one (B, {tuple(width)})"
+                feats = torch.empty(len(outputs), len(images), *width)
+            for view, found in zip(feats, outputs, strict=True):
+                view[rows] = found
+                broken[rows] |= ~torch.isfinite(found).all(1)
 
+    done = 0
     targets: list[torch.Tensor] = []
     batches = _batches(images, batch_size, num_workers, prepare)
     total = -(-len(images) // batch_size)
@@ -105,17 +115,15 @@ def extract_features(
             if flip:
                 X = X.flip(3).contiguous(memory_format=torch.channels_last)
                 outputs.append(backbone(X).float())
-            begun.append(fetch(*outputs))
+            begun.append((slice(done, done + len(labels)), fetch(*outputs)))
+            done += len(labels)
             collect(1)  # meanwhile a GPU works on the next batch
     collect(0)
-    feats = torch.stack([torch.cat(view) for view in views])
-    assert feats.ndim == 3, f"a backbone gives (B, D), this one {tuple(feats.shape[1:])}"
-    if not bool(torch.isfinite(feats).all()):
-        broken = int((~torch.isfinite(feats)).flatten(2).any(2).any(0).sum())
+    if bool(broken.any()):
         raise ClspError(
-            f"The backbone's features of {broken} of the {len(images)} images of {images.name} are "
-            f"not finite: the training of this checkpoint diverged; evaluate an earlier one, or "
-            f"train again with a smaller optimizer.lr."
+            f"The backbone's features of {int(broken.sum())} of the {len(images)} images of "
+            f"{images.name} are not finite: the training of this checkpoint diverged; evaluate an "
+            f"earlier one, or train again with a smaller optimizer.lr."
         )
     return Features(feats, torch.cat(targets).to(torch.int64).cpu())
 

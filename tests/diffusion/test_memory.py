@@ -14,11 +14,13 @@ from omegaconf import OmegaConf
 
 from clsp_plugin.candidates.oracle import Oracle, write_oracle
 from clsp_plugin.candidates.writer import StoreWriter
+from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.objects import images_given
 from clsp_plugin.data.packed.squares import MappedArray
 from clsp_plugin.diffusion import verbs
 from clsp_plugin.diffusion.denoiser import save_denoiser
 from clsp_plugin.diffusion.drawer import Drawer
+from clsp_plugin.evaluation.features import extract_features
 from clsp_plugin.evaluation.similarity import label_agreement
 from clsp_plugin.inspection.frechet import frechet_from
 from clsp_plugin.system.arrays import map_npy, mapped_tensor
@@ -55,8 +57,8 @@ def anonymous():
 
 
 @contextmanager
-def most(share):
-    """Fail if the block needs more memory at once than a share of the images."""
+def most(share, nbytes=NBYTES):
+    """Fail if the block needs more memory at once than a share of the images, or of so much."""
     stop, found, before = threading.Event(), [], anonymous()
 
     def look():
@@ -71,7 +73,7 @@ def most(share):
     finally:
         stop.set()
         thread.join()
-    assert max(found) < share * NBYTES, f"{max(found) / NBYTES:.2f} of the images"
+    assert max(found) < share * nbytes, f"{max(found) / nbytes:.2f} of the images"
 
 
 def test_the_check_sees_a_copy():
@@ -138,3 +140,13 @@ def test_frechet(many):
     parts = (many.images[part] for part in torch.arange(NUMBER).split(256))
     with most(0.3):
         partial(frechet_from(Network(), parts), many.images[:4])()
+
+
+def test_features_take_little_more_than_themselves():
+    pixels = torch.zeros(20_000, 4, 4, 3, dtype=torch.uint8)
+    images = ImageArray(pixels, torch.arange(20_000) % 2, ("cat", "dog"), "many/train")
+    backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4096))
+    size = 4 * len(images) * 4096
+    with most(1.3, size):
+        found = extract_features(backbone, images, mean=[0.5] * 3, std=[0.25] * 3, flip=False)
+    assert found.feats.shape == (1, 20_000, 4096)

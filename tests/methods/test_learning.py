@@ -40,9 +40,7 @@ MARGIN = 4.0
 
 
 def configuration(method, *overrides):
-    return compose(
-        "pretrain", f"digits/{method}", ["data.num_val=1000", "seed=0", *overrides]
-    )
+    return compose("pretrain", f"digits/{method}", ["data.num_val=1000", "seed=0", *overrides])
 
 
 def accuracy(backbone, data, mean, std):
