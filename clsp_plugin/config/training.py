@@ -101,7 +101,7 @@ class Data:
             do not fit in memory, and keeps squares there that take more than a quarter of it.
         pack_size: pixels of the shorter side of packed images, which are never enlarged.
         pack_format: ``jpeg`` (quality 92) or ``raw``.
-        skip_damaged: whether images that cannot be read are left out of what is packed.
+        skip_damaged: whether images that cannot be read are left out.
         cache: folder of what is packed; null is ``clsp_plugin`` in the user's cache.
         num_train: number of training images of ``digits``.
         num_val: number of test images of ``digits``.

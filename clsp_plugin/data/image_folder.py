@@ -1,7 +1,7 @@
 """Images of folders and other sources, as an array in memory or packed on the disk."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,15 @@ from clsp_plugin.data.packed.choosing import (
     reason_to_pack,
     sizes_of,
 )
+from clsp_plugin.data.packed.damaged import readable
+from clsp_plugin.data.packed.left_out import open_listed
 from clsp_plugin.data.sources.choosing import open_source
 from clsp_plugin.data.sources.class_folders import some_files
 from clsp_plugin.data.sources.source import Source
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.memory import total_memory
 
-__all__ = ["load_image_files", "load_source", "trained_part"]
+__all__ = ["load_image_files", "load_source", "squares_of"]
 
 _MEASURED = 20  # photographs whose size is looked at
 
@@ -53,7 +55,7 @@ def load_source(path: str | Path, name: str, data: Mapping[str, Any], packs: boo
     whole, whole_name = open_source(path, data, split), name
     source = whole
     if trains and data.get("fraction", -1) > 0:  # before any is read: a look needs no others
-        name, source = named(name, data), trained_part(whole, data)
+        name, source = named(name, data), _trained_part(whole, data)
     if packs:
         why = reason_to_pack(whole.files, data)
         # with damaged ones left out, which part it is depends on what is left
@@ -70,6 +72,8 @@ def load_source(path: str | Path, name: str, data: Mapping[str, Any], packs: boo
             f"Images of one size are needed here, and data.packed=True without a size leaves those "
             f"of {path} as they are; set data.image_size=PIXELS too."
         )
+    if data.get("skip_damaged"):
+        source = squares_of(whole, data, split)
     files = source.files
     why = reason_to_map(len(files), data)
     if why is not None:
@@ -77,16 +81,29 @@ def load_source(path: str | Path, name: str, data: Mapping[str, Any], packs: boo
         if trains:
             _warn_of_shrinking(files, source.shown, data["image_size"])
         return mapped
-    images = torch.from_numpy(_decode(files, data.get("image_size")))
+    images = torch.from_numpy(_decode(files, data.get("image_size"), open_listed))
     if trains:
         _warn_of_shrinking(files, source.shown, images.shape[1])
     return ImageArray(images, source.targets, source.classes, name)
 
 
-def trained_part(source: Source, data: Mapping[str, Any]) -> Source:
+def _trained_part(source: Source, data: Mapping[str, Any]) -> Source:
     """Return the part of training images that ``fraction`` asks for, before any is read."""
     rows = chosen(source.targets, data)
     return source if rows is None else source.part(rows)
+
+
+def squares_of(source: Source, data: Mapping[str, Any], split: str) -> Source:
+    """Return what of a source is read where images are squares.
+
+    Args:
+        source: the images of a split.
+        data: the configuration's ``data`` block: ``skip_damaged``; ``fraction`` for training.
+        split: ``train`` or ``val``.
+    """
+    if data.get("skip_damaged"):
+        source = readable(source, data)
+    return _trained_part(source, data) if split == "train" else source
 
 
 def _warn_of_shrinking(files: Sequence[ImageFile], shown: str, image_size: int) -> None:
@@ -115,14 +132,18 @@ def load_image_files(root: Path, image_size: int | None) -> np.ndarray:
     return _decode(some_files(root), image_size)
 
 
-def _decode(files: Sequence[ImageFile], image_size: int | None) -> np.ndarray:
+def _decode(
+    files: Sequence[ImageFile],
+    image_size: int | None,
+    opened: Callable[[ImageFile, int | None], np.ndarray] = open_image,
+) -> np.ndarray:
     """Read images into one array: ``image_size`` squares if given, else of the first one's size."""
-    size = (image_size, image_size) if image_size else open_image(files[0], None).shape[:2]
+    size = (image_size, image_size) if image_size else opened(files[0], None).shape[:2]
     _check_memory(len(files), *size)
     out = np.empty((len(files), *size, 3), np.uint8)
 
     def read(number: int) -> None:
-        image = open_image(files[number], image_size)
+        image = opened(files[number], image_size)
         if image.shape != out.shape[1:]:
             raise ClspError(
                 f"{files[number]} is {image.shape[0]}x{image.shape[1]}, {files[0]} is "

@@ -19,7 +19,7 @@ from clsp_plugin.data.folders import (
 from clsp_plugin.data.fraction import part_of
 from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.data.image_folder import load_source, trained_part
+from clsp_plugin.data.image_folder import load_source, squares_of
 from clsp_plugin.data.objects import given_images
 from clsp_plugin.data.sources.choosing import open_source
 from clsp_plugin.errors import ClspError, first_line, nearest
@@ -314,7 +314,7 @@ def image_names(data: Mapping[str, Any]) -> list[str]:
         folder = data["train_path"]
     if folder is None:
         return []
-    return trained_part(open_source(folder, data, "train"), data).names()
+    return squares_of(open_source(folder, data, "train"), data, "train").names()
 
 
 def _resized(images: np.ndarray, image_size: int) -> np.ndarray:

@@ -226,8 +226,8 @@ def _features(cfg: DictConfig, network: Network, flip: bool):
 
 # Settings of a ``data`` block that choose the images; with dataset=custom, folders do too.
 _WHICH = (
-    "fraction", "image_size", "packed", "pack_size", "pack_format", "num_train", "num_val", "seed",
-    "no_labels", "image_column", "label_column",
+    "fraction", "image_size", "packed", "pack_size", "pack_format", "skip_damaged", "num_train",
+    "num_val", "seed", "no_labels", "image_column", "label_column",
 )  # fmt: skip
 _FOLDERS = ("train_path", "val_path")
 

@@ -303,6 +303,8 @@ def comparable(args: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in args.items() if key not in _MAY_DIFFER}
     data = kept.get("data") or {}
     idle = {"cache", *(() if data.get("packed") else _PACKING)}  # older runs do not have them
+    if data.get("skip_damaged"):  # of squares too
+        idle.discard("skip_damaged")
     idle |= {key for key in _COLUMNS if data.get(key) is None}
     if idle & data.keys():
         kept["data"] = {key: value for key, value in data.items() if key not in idle}

@@ -71,7 +71,7 @@ def test_the_second_time_nothing_is_read(opened, monkeypatch, capsys):
     first = opened(packed=True)
     assert "Writing 13 squares of 12 pixels" in capsys.readouterr().out
     first.sha256  # noqa: B018  computed here, and kept
-    for where, name in ((choosing, "open_image"), (squares, "pixels_sha256")):
+    for where, name in ((choosing, "open_listed"), (squares, "pixels_sha256")):
         monkeypatch.setattr(where, name, None)
     again = opened(packed=True)
     assert (again.identity, again.sha256) == (first.identity, first.sha256)
@@ -89,7 +89,7 @@ def test_other_images_are_other_squares(opened, photos):
 def test_killed_while_writing(opened, tmp_path, monkeypatch):
     whole = opened("whole", packed=True)
     monkeypatch.setattr(squares, "_PART", 2)
-    read, plain = [], choosing.open_image
+    read, plain = [], choosing.open_listed
 
     def slow(*given):
         read.append(given)
@@ -98,7 +98,7 @@ def test_killed_while_writing(opened, tmp_path, monkeypatch):
         return plain(*given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(choosing, "open_image", slow)
+        patched.setattr(choosing, "open_listed", slow)
         fork = multiprocessing.get_context("fork")
         killed = fork.Process(target=opened, args=["killed"], kwargs={"packed": True})
         killed.start()
@@ -111,7 +111,7 @@ def test_killed_while_writing(opened, tmp_path, monkeypatch):
     killed.join()
     with open(folder / "squares.npy.part", "ab") as file:
         file.write(b"half of a square")  # as a write leaves it
-    monkeypatch.setattr(choosing, "open_image", lambda *given: read.append(given) or plain(*given))
+    monkeypatch.setattr(choosing, "open_listed", lambda *given: read.append(given) or plain(*given))
     opened("killed", packed=True)
     assert content(folder) == content(whole.folder)
     assert 5 <= len(read) < 13  # not what was written before the last part
@@ -121,7 +121,7 @@ def test_killed_between_the_two_files(opened, monkeypatch):
     whole = opened("whole", packed=True)
     before = content(whole.folder)
     (whole.folder / "digests.npy").rename(whole.folder / "digests.npy.part")
-    monkeypatch.setattr(choosing, "open_image", None)  # nothing is read again
+    monkeypatch.setattr(choosing, "open_listed", None)  # nothing is read again
     opened("whole", packed=True)
     assert content(whole.folder) == before
 
@@ -140,7 +140,7 @@ def test_two_processes_that_cannot_lock_write_the_same(opened, monkeypatch):
     whole = opened("whole", packed=True)
     monkeypatch.setattr(squares, "_PART", 2)
     monkeypatch.setattr(pack, "locked", lambda *given, **keys: nullcontext(True))
-    plain, read = choosing.open_image, itertools.count()
+    plain, read = choosing.open_listed, itertools.count()
 
     def ends(*given):
         raise ClspError("ended before it wrote anything")
@@ -153,7 +153,7 @@ def test_two_processes_that_cannot_lock_write_the_same(opened, monkeypatch):
                     opened("both", packed=True)
         return plain(*given)
 
-    monkeypatch.setattr(choosing, "open_image", interrupted)
+    monkeypatch.setattr(choosing, "open_listed", interrupted)
     both = opened("both", packed=True)
     assert content(both.folder) == content(whole.folder)
     assert torch.equal(both.images, whole.images)
@@ -194,6 +194,33 @@ def test_a_damaged_image_and_a_full_disk(opened, photos, monkeypatch):
         opened("other", packed=True)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_without_damaged_images(opened, photos, packed, capsys):
+    names = ["cat/02", "dog/08", "dog/12"]
+    for name in names:
+        (photos / f"{name}.png").write_bytes((photos / f"{name}.png").read_bytes()[:100])
+    with pytest.raises(ClspError, match=r"02.png is not .*, or set data.skip_damaged=True\.$"):
+        opened("other", packed=packed)
+    given = {"packed": packed, "skip_damaged": True}
+    left = opened(**given)
+    told = capsys.readouterr().out
+    assert f"Left out, not readable: {', '.join(f'{photos / name}.png' for name in names)}." in told
+    data = {"dataset": "custom", "train_path": str(photos), "val_path": str(photos)}
+    data |= {"cache": str(photos.parent / "cache"), "skip_damaged": True}
+    pack = open_images({**data, "packed": True, "fraction": 0.5}, "train")
+    part = opened(**given, fraction=0.5)
+    assert torch.equal(pack.targets, part.targets)  # a part of those that are left
+    kept = [name for name in image_names({**data, "fraction": -1}) if name in names]
+    assert not kept
+    capsys.readouterr()
+    assert len(opened(**given, split="val")) == len(left) == 10
+    assert "Left out" not in capsys.readouterr().out  # looked at once
+    for name in names:
+        (photos / f"{name}.png").unlink()
+    plain = opened("other", packed=packed)
+    assert (plain.identity, plain.targets.tolist()) == (left.identity, left.targets.tolist())
+
+
 def test_which_squares_are_mapped(opened, photos, tmp_path, monkeypatch):
     nbytes = 13 * SIZE * SIZE * 3
     for memory, kind in ((4 * nbytes - 1, MappedArray), (4 * nbytes, ImageArray)):
@@ -214,7 +241,7 @@ def test_names_are_those_of_the_part(opened, photos):
     names = image_names(data)
     assert len(names) == len(opened(fraction=0.5)) == 6
     for name, image in zip(names, opened(fraction=0.5).images, strict=True):
-        pixels = choosing.open_image(photos / f"{name}.png", SIZE)
+        pixels = choosing.open_listed(photos / f"{name}.png", SIZE)
         assert np.array_equal(image, pixels)
 
 

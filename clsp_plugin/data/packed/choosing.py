@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from clsp_plugin.data.encoded import ImageFile, openable
-from clsp_plugin.data.folders import UNREADABLE, open_image
+from clsp_plugin.data.folders import UNREADABLE
 from clsp_plugin.data.packed.images import PackedImages
+from clsp_plugin.data.packed.left_out import open_listed
 from clsp_plugin.data.packed.pack import Packing, is_there, open_pack, source_digest
 from clsp_plugin.data.packed.squares import MappedArray, open_squares
 from clsp_plugin.data.sources.source import Source
@@ -134,7 +135,7 @@ def mapped_squares(source: Source, data: Mapping[str, Any], name: str, why: str)
     folder = f"{source.root.resolve().name or 'images'}-{size}-{digest[:32]}"
 
     def read(index: int) -> np.ndarray:
-        return open_image(files[index], size)
+        return open_listed(files[index], size)
 
     return open_squares(
         cache_of(data) / "squares" / folder, len(files), size, read, source.targets,

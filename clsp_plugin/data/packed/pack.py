@@ -18,13 +18,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from clsp_plugin.data.encoded import ImageFile, content_of, openable, state_of
 from clsp_plugin.data.folders import check_depth, reading
+from clsp_plugin.data.packed.left_out import or_left_out, tell_left_out
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.arrays import map_npy, read_npy
 from clsp_plugin.system.files import unfinished, write_whole
@@ -39,10 +40,13 @@ __all__ = [
     "QUALITY",
     "Pack",
     "Packing",
+    "ahead",
     "alone",
     "open_pack",
     "source_digest",
 ]  # fmt: skip
+
+R = TypeVar("R")
 
 FORMATS = ("jpeg", "raw")
 QUALITY = 92  # of Pillow's JPEG, with its usual halved colours (4:2:0)
@@ -50,7 +54,6 @@ COLUMNS = ("length", "height", "width", "digest", "digest_rest")  # of an index,
 _FORMAT = 1
 _MANIFEST = "manifest.json"
 _SHARD = 4096  # images
-_LEFT_OUT = 20  # names of damaged images that are printed
 _ADVICE = "delete that folder and give the same command again, which packs the images anew."
 
 
@@ -333,9 +336,7 @@ def _fill(
         for number in missing:
             part = files[number * _SHARD : (number + 1) * _SHARD]
             damaged += _write_shard(_paths(folder, number), part, packing, pool, bar.update)
-    if damaged:
-        more = f" and {len(damaged) - _LEFT_OUT} more" if len(damaged) > _LEFT_OUT else ""
-        print(f"Left out, not readable: {', '.join(damaged[:_LEFT_OUT])}{more}.")
+    tell_left_out(damaged)
 
 
 def _write_shard(
@@ -353,12 +354,12 @@ def _write_shard(
         # the length of the array is known at the end: numpy leaves room for it in the header
         _header(file, 1)
         length = 0
-        for name, found in zip(files, _ahead(files, packing, pool), strict=True):
+        for name, found in zip(
+            files, ahead(files, lambda file: _encoded(file, packing), pool), strict=True
+        ):
             if isinstance(found, ClspError):
                 if not packing.skip_damaged:
-                    raise ClspError(
-                        f"{str(found).rstrip('.')}, or set data.skip_damaged=True."
-                    ) from found
+                    raise or_left_out(found) from found
                 damaged.append(str(name))
                 rows.append([0] * len(COLUMNS))
             else:
@@ -379,17 +380,17 @@ def _write_shard(
     return damaged
 
 
-def _ahead(
-    files: Sequence[ImageFile], packing: Packing, pool: ThreadPoolExecutor
-) -> Iterator[tuple[bytes, list[int]] | ClspError]:
-    """Encode images by all threads, in their order, not far ahead of what is taken."""
+def ahead(
+    files: Sequence[ImageFile], work: Callable[[ImageFile], R], pool: ThreadPoolExecutor
+) -> Iterator[R]:
+    """Yield what some work gives for each image; threads are not far ahead of what is taken."""
     step = 64 * cores()  # raw images may be large
-    begun: deque[Future[tuple[bytes, list[int]] | ClspError]] = deque()
+    begun: deque[Future[R]] = deque()
     waiting = iter(files)
     try:
         for _ in files:
             for file in islice(waiting, step + 1 - len(begun)):
-                begun.append(pool.submit(_encoded, file, packing))
+                begun.append(pool.submit(work, file))
             yield begun.popleft().result()
     finally:
         for left in begun:
