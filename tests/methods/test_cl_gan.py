@@ -101,7 +101,7 @@ def test_the_pair_follows_the_target(build):
     for epoch in (0, 1):  # targets 1 and -1
         model = build("method_kwargs.final_similarity=-1.0", "method_kwargs.pair_weight=50.0",
                       epoch=epoch)  # fmt: skip
-        for step in range(40):
+        for step in range(150):
             model.train_gan(torch.arange(16), key=step)
         ends[epoch] = model.logged["train_pair_similarity"].item()
     assert ends[0] > 0.9
