@@ -82,7 +82,7 @@ def extract_features(
     """
     centre, scale = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
     backbone.to(device)
-    # One block: parts that are kept until the end, to be joined then, take the memory three times.
+    # One block: parts that are kept, and joined at the end, take nearly four times the memory.
     feats, broken = torch.empty(0), torch.zeros(len(images), dtype=torch.bool)
     begun: deque[tuple[slice, Callable[[], tuple[torch.Tensor, ...]]]] = deque()
 

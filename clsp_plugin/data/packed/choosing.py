@@ -12,7 +12,7 @@ from clsp_plugin.data.encoded import ImageFile, openable
 from clsp_plugin.data.folders import UNREADABLE
 from clsp_plugin.data.packed.images import PackedImages
 from clsp_plugin.data.packed.left_out import open_listed
-from clsp_plugin.data.packed.pack import Packing, is_there, open_pack, source_digest
+from clsp_plugin.data.packed.pack import Packing, is_there, named_after, open_pack, source_digest
 from clsp_plugin.data.packed.squares import MappedArray, open_squares
 from clsp_plugin.data.sources.source import Source
 from clsp_plugin.system.memory import in_bytes, total_memory
@@ -132,7 +132,7 @@ def mapped_squares(source: Source, data: Mapping[str, Any], name: str, why: str)
     """
     size, files = data["image_size"], source.files
     digest = source_digest(source.root, files, Packing(size, "squares"))
-    folder = f"{source.root.resolve().name or 'images'}-{size}-{digest[:32]}"
+    folder = named_after(source.root, f"{size}-{digest[:32]}")
 
     def read(index: int) -> np.ndarray:
         return open_listed(files[index], size)

@@ -15,7 +15,7 @@ from clsp_plugin.data.encoded import ImageFile
 from clsp_plugin.data.folders import open_image
 from clsp_plugin.data.packed.choosing import cache_of
 from clsp_plugin.data.packed.left_out import tell_left_out
-from clsp_plugin.data.packed.pack import Packing, ahead, alone, source_digest
+from clsp_plugin.data.packed.pack import Packing, ahead, alone, named_after, source_digest
 from clsp_plugin.data.sources.source import Source
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.files import write_text
@@ -41,7 +41,7 @@ def readable(source: Source, data: Mapping[str, Any]) -> Source:
         ClspError: there is no room or no permission to write; what is kept is damaged.
     """
     digest = source_digest(source.root, source.files, Packing(0, "damaged"))
-    kept = cache_of(data) / "damaged" / f"{source.root.resolve().name or 'images'}-{digest[:32]}"
+    kept = cache_of(data) / "damaged" / named_after(source.root, digest[:32])
     file = kept / "damaged.json"
     if not file.exists():
         with alone(kept, f"reads {source.shown} to find damaged images"):

@@ -42,6 +42,7 @@ __all__ = [
     "Packing",
     "ahead",
     "alone",
+    "named_after",
     "open_pack",
     "source_digest",
 ]  # fmt: skip
@@ -255,7 +256,12 @@ def is_there(root: Path, files: Sequence[ImageFile], packing: Packing, cache: Pa
 
 
 def _folder(root: Path, source: str, cache: Path) -> Path:
-    return cache / f"{root.resolve().name or 'images'}-{source[:16]}"
+    return cache / named_after(root, source[:16])
+
+
+def named_after(root: Path, digest: str) -> str:
+    """Return the name of a folder of what is kept of the images in another one."""
+    return f"{root.resolve().name or 'images'}-{digest}"
 
 
 def _check_same(folder: Path, manifest: _Manifest) -> None:
