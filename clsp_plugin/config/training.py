@@ -100,7 +100,8 @@ class Data:
             ``image_size`` is null, squares otherwise. null packs images that have several sizes or
             do not fit in memory, and keeps squares there that take more than a quarter of it.
         pack_size: pixels of the shorter side of packed images, which are never enlarged.
-        pack_format: ``jpeg`` (quality 92) or ``raw``.
+        pack_format: ``jpeg`` (quality 92) or ``raw``; ``none`` packs nothing and reads each image
+            where it lies, whenever it is needed.
         skip_damaged: whether images that cannot be read are left out.
         cache: folder of what is packed; null is ``clsp_plugin`` in the user's cache.
         num_train: number of training images of ``digits``.
@@ -127,7 +128,7 @@ class Data:
     image_size: Optional[int] = ranged(None, low=1, high=_LARGEST_SIDE)
     packed: Optional[bool] = None
     pack_size: int = ranged(256, low=1, high=_LARGEST_SIDE)
-    pack_format: str = ranged("jpeg", choices=("jpeg", "raw"))
+    pack_format: str = ranged("jpeg", choices=("jpeg", "raw", "none"))
     skip_damaged: bool = False
     cache: Optional[str] = None
     num_train: int = ranged(2000, low=1)

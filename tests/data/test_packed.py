@@ -81,7 +81,7 @@ def test_what_is_stored(photos, tmp_path):
         scale = min(1, 45 / min(original.size))  # never enlarged
         size = tuple(round(side * scale) for side in original.size)
         stored = images.pixels(index).numpy()
-        assert stored.shape == (size[1], size[0], 3) == (*images.sizes[index], 3)
+        assert stored.shape == (size[1], size[0], 3) == (*images.sizes(torch.tensor([index]))[0], 3)
         expected = np.asarray(original.resize(size, Image.Resampling.BICUBIC), np.int16)
         assert np.abs(stored - expected).mean() < 4  # JPEG, twice
         if scale == 1 and file.endswith("jpg"):
@@ -98,7 +98,7 @@ def test_the_second_time_nothing_is_packed(photos, tmp_path, monkeypatch, capsys
     first = packed(photos, tmp_path)
     assert "Packing 12 images" in capsys.readouterr().out
     moved = photos.rename(photos.with_name("photos2"))
-    monkeypatch.setattr(module, "_encode", None)
+    monkeypatch.setattr(module, "encode", None)
     folder = first.pack.folder
     folder.rename(folder.with_name(folder.name.replace("photos-", "photos2-")))
     again = packed(moved, tmp_path)
@@ -150,8 +150,8 @@ import sys, time
 from pathlib import Path
 from clsp_plugin.data.folders import image_files
 from clsp_plugin.data.packed import pack
-plain, pack._SHARD = pack._encode, 4
-pack._encode = lambda *given: time.sleep(0.1) or plain(*given)
+plain, pack._SHARD = pack.encode, 4
+pack.encode = lambda *given: time.sleep(0.1) or plain(*given)
 root = Path(sys.argv[1])
 pack.open_pack(root, image_files(root), pack.Packing(), Path(sys.argv[2]), "a test")
 """
@@ -176,8 +176,8 @@ def test_killed_while_packing(photos, tmp_path, monkeypatch):
     killed.wait()
     (folder / ".shard-00001.npy.1.2.tmp").write_bytes(b"half")  # as its write leaves it
     made = []
-    plain = module._encode
-    monkeypatch.setattr(module, "_encode", lambda *given: made.append(given) or plain(*given))
+    plain = module.encode
+    monkeypatch.setattr(module, "encode", lambda *given: made.append(given) or plain(*given))
     open_pack(photos, files, Packing(), tmp_path / "killed", "a test")
     assert content(folder) == content(whole)
     assert len(made) in (4, 8)  # the index of the second shard was there or not
@@ -185,14 +185,14 @@ def test_killed_while_packing(photos, tmp_path, monkeypatch):
 
 def test_of_two_at_once_one_packs(photos, tmp_path, monkeypatch, capsys):
     made = []
-    plain = module._encode
+    plain = module.encode
 
     def slow(*given):
         made.append(given)
         time.sleep(0.02)
         return plain(*given)
 
-    monkeypatch.setattr(module, "_encode", slow)
+    monkeypatch.setattr(module, "encode", slow)
     found = []
     threads = [
         threading.Thread(target=lambda: found.append(packed(photos, tmp_path))) for _ in range(2)
@@ -562,3 +562,48 @@ def test_candidates_are_found_by_the_image_files(photos, tmp_path):
     part = images.subset(torch.tensor([4, 2]), "part")
     assert part.anchors(16, 16)[1] == array.subset(torch.tensor([4, 2]), "part").fingerprint
     assert images.anchors(16, 20)[1] == ""
+
+
+def test_without_a_pack_pixels_are_those_of_a_raw_one(photos, tmp_path, capsys):
+    raw = packed(photos, tmp_path, pack_size=45, pack_format="raw")
+    read = packed(photos, tmp_path, pack_size=45, pack_format="none")
+    assert "12 images of" in (told := capsys.readouterr().out.splitlines()[-1])
+    assert told.endswith("are read where they lie (data.packed=True; data.pack_format=none).")
+    assert [folder.name for folder in (tmp_path / "cache/packed").iterdir()] == [
+        raw.pack.folder.name
+    ]
+    indexes = torch.tensor([3, 0, 11, 3])
+    assert np.array_equal(read.sizes(indexes), raw.sizes(indexes))
+    assert all(torch.equal(read.pixels(index), raw.pixels(index)) for index in range(12))
+    ours, theirs = (Crops(each, [CROP])(indexes, [keys_of(4)])[0] for each in (read, raw))
+    assert torch.equal(ours, theirs)
+    part = read.subset(indexes, "part")
+    assert torch.equal(
+        part.squares(torch.tensor([2, 1]), 16), raw.squares(torch.tensor([11, 0]), 16)
+    )
+    assert read.anchors(16, 16) == raw.anchors(16, 16)
+
+
+def test_without_a_pack_images_are_known_by_name_size_and_time(photos, tmp_path):
+    first = packed(photos, tmp_path, pack_format="none")
+    assert packed(photos, tmp_path, pack_format="none").identity == first.identity
+    assert first.identity != packed(photos, tmp_path, pack_format="raw").identity
+    smaller = packed(photos, tmp_path, pack_format="none", pack_size=30)
+    os.utime(photos / "cat/00.png", (0, 0))
+    changed = packed(photos, tmp_path, pack_format="none")
+    assert len({each.fingerprint for each in (first, smaller, changed)}) == 3
+    assert (changed.digests != first.digests).any(1).tolist() == [True] + [False] * 11
+
+
+def test_without_a_pack_a_damaged_image_is_named(photos, tmp_path):
+    file = photos / "cat/01.jpg"
+    file.write_bytes(file.read_bytes()[:500])
+    images = packed(photos, tmp_path, pack_format="none")
+    with pytest.raises(ClspError, match=r"cat/01\.jpg.*(corrupt|damaged|read)"):
+        Crops(images, [CROP])(torch.arange(4), [keys_of(4)])
+    file.write_bytes(b"")
+    images = packed(photos, tmp_path, pack_format="none")
+    with pytest.raises(ClspError, match=r"cat/01\.jpg"):
+        images.sizes(torch.arange(4))
+    with pytest.raises(ClspError, match=r"data\.pack_format=none packs none; leave out one"):
+        packed(photos, tmp_path, pack_format="none", skip_damaged=True)

@@ -342,7 +342,7 @@ def test_what_webdataset_wrote(name):
     array = load_images(data(SHARDS / name, image_size=10, label_column="label"), "train")
     assert (array.targets.tolist(), array.classes) == ([1, 0, 1, 0, 1], ("cat", "dog"))
     for row in range(5):
-        assert images.sizes[row].tolist() == [10 + row % 2, 12]
+        assert images.sizes(torch.tensor([row]))[0].tolist() == [10 + row % 2, 12]
     raw = open_images(data(SHARDS / name, pack_format="raw"), "train")
     assert all(np.array_equal(raw.pixels(i), pixels(i, 10 + i % 2, 12)) for i in range(5))
     assert image_names(data(SHARDS / name)) == [f"sample {row:03d}" for row in range(5)]
@@ -376,7 +376,7 @@ def test_an_archive_is_read_through_once(photos, tmp_path, monkeypatch):
     folder = shards_of(photos, tmp_path / "shards")
     first = open_images(data(folder), "train")
     monkeypatch.setattr(tar_shards, "_listed", None)
-    monkeypatch.setattr(packing, "_encode", None)
+    monkeypatch.setattr(packing, "encode", None)
     assert open_images(data(folder), "train").identity == first.identity
     for kept in (tmp_path / "cache/clsp_plugin/listings").iterdir():
         kept.write_bytes(b"{")
@@ -495,7 +495,7 @@ def test_packing_of_shards_goes_on_where_it_was(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "_SHARD", 2)
     shards = shards_of(photos, tmp_path / "shards")
     whole = open_images(data(shards, cache=str(tmp_path / "whole")), "train")
-    made, plain = [], packing._encode
+    made, plain = [], packing.encode
 
     def stopped(file, how):
         if str(file).startswith("1/sample 0."):  # the fourth image
@@ -503,10 +503,10 @@ def test_packing_of_shards_goes_on_where_it_was(photos, tmp_path, monkeypatch):
         return plain(file, how)
 
     again = data(shards, cache=str(tmp_path / "again"))
-    monkeypatch.setattr(packing, "_encode", stopped)
+    monkeypatch.setattr(packing, "encode", stopped)
     with pytest.raises(KeyboardInterrupt):
         open_images(again, "train")
-    monkeypatch.setattr(packing, "_encode", lambda *g: made.append(str(g[0])) or plain(*g))
+    monkeypatch.setattr(packing, "encode", lambda *g: made.append(str(g[0])) or plain(*g))
     images = open_images(again, "train")
     assert len(made) == 4  # the first two were there
     assert images.identity == whole.identity
@@ -602,7 +602,7 @@ def test_a_data_set_is_packed_once(saved, tmp_path, monkeypatch, capsys):
     first = open_images(data(name), "train")
     assert f"Packing 6 images of {name}" in capsys.readouterr().out
     with monkeypatch.context() as patch:
-        patch.setattr(packing, "_encode", None)
+        patch.setattr(packing, "encode", None)
         assert open_images(data(name), "train").identity == first.identity
     Image.fromarray(pixels(77)).save(tmp_path / "both/train/cat/a b.png")
     assert open_images(data(name), "train").fingerprint != first.fingerprint

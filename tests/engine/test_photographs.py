@@ -97,6 +97,25 @@ def test_evaluations(tiny, photos, tmp_path, capsys):
     assert capsys.readouterr().out.count("Packing") == 2  # each split once, for all of them
 
 
+def test_without_a_pack(tiny, photos, tmp_path):
+    """Trained and evaluated as with a raw pack, and nothing is written of the images."""
+    both = {
+        form: pretrain(tiny("simclr", *photos, f"data.pack_format={form}", f"name={form}"))
+        for form in ("none", "raw")
+    }
+    state, again = map(weights, both.values())
+    assert all(torch.equal(state[key], again[key]) for key in state)
+    cache = tmp_path / "cache/packed"
+    assert len(list(cache.iterdir())) == 2  # of the raw images of the two splits
+    own = {"device": "cpu", "k": [1], "data": {"cache": str(tmp_path / "cache")}}
+    top1 = {
+        form: knn(OmegaConf.create({"pretrained_feature_extractor": str(run.run_dir), **own}))
+        for form, run in both.items()
+    }
+    assert top1["none"]["top1"] == top1["raw"]["top1"]
+    assert len(list(cache.iterdir())) == 2
+
+
 def test_figures_and_a_report(tiny, photos, tmp_path, write_store):
     """Pictures of packed photographs are squares, of the candidates' size where there are any."""
     data = {"dataset": "custom", "train_path": str(tmp_path / "train"), "image_size": 24}

@@ -6,15 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from clsp_plugin.data.encoded import ImageFile, openable
 from clsp_plugin.data.folders import UNREADABLE
 from clsp_plugin.data.packed.images import PackedImages
 from clsp_plugin.data.packed.left_out import open_listed
-from clsp_plugin.data.packed.pack import Packing, is_there, named_after, open_pack, source_digest
+from clsp_plugin.data.packed.pack import (
+    Pack,
+    Packing,
+    is_there,
+    named_after,
+    open_pack,
+    source_digest,
+)
 from clsp_plugin.data.packed.squares import MappedArray, open_squares
+from clsp_plugin.data.packed.unpacked import Unpacked
 from clsp_plugin.data.sources.source import Source
+from clsp_plugin.errors import ClspError
 from clsp_plugin.system.memory import in_bytes, total_memory
 
 __all__ = [
@@ -77,6 +87,8 @@ def open_packed(
 ) -> PackedImages:
     """Open packed images; the first time they are packed.
 
+    With ``pack_format=none`` they are not, and each is read where it lies when it is needed.
+
     Args:
         source: where they come from.
         data: the configuration's ``data`` block: ``pack_size``, ``pack_format``, ``skip_damaged``
@@ -85,16 +97,34 @@ def open_packed(
         why: why they are packed.
 
     Raises:
-        ClspError: see ``pack.open_pack``.
+        ClspError: see ``pack.open_pack``; damaged images cannot be left out without a pack.
     """
-    pack = open_pack(
-        source.root, source.files, _packing(data), cache_of(data) / "packed", why, source.shown
-    )
+    packing, cache = _packing(data), cache_of(data) / "packed"
+    pack: Pack | Unpacked
+    if packing.encoding == "none":
+        pack = _unpacked(source, packing, cache, why)
+    else:
+        pack = open_pack(source.root, source.files, packing, cache, why, source.shown)
     return PackedImages.of(pack, source.files, source.targets, source.classes, name)
+
+
+def _unpacked(source: Source, packing: Packing, cache: Path, why: str) -> Unpacked:
+    if packing.skip_damaged:
+        raise ClspError(
+            "data.skip_damaged=True finds out which images are damaged while they are packed, and "
+            "data.pack_format=none packs none; leave out one of the two."
+        )
+    rank_zero_only(print)(
+        f"The {len(source.files)} images of {source.shown} are read where they lie ({why}; "
+        f"data.pack_format=none)."
+    )
+    return Unpacked(source.root, source.files, packing, cache)
 
 
 def is_packed(source: Source, data: Mapping[str, Any]) -> bool:
     """Whether :func:`open_packed` has packed all images of a source."""
+    if data.get("pack_format") == "none":
+        return False
     return is_there(source.root, source.files, _packing(data), cache_of(data) / "packed")
 
 

@@ -84,7 +84,7 @@ class Crops:
         """Draw the boxes of a view: int64 (B, 4); None if it has no random crop."""
         if not cfg.crop:
             return None
-        height, width = torch.from_numpy(self.images.sizes[indexes.numpy()]).unbind(dim=1)
+        height, width = torch.from_numpy(self.images.sizes(indexes)).unbind(dim=1)
         u = uniform_numbers(keys)
         return sample_boxes(u, height, width, cfg.crop_min_scale, cfg.crop_max_scale).long().numpy()
 

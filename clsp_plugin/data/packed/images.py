@@ -13,8 +13,9 @@ from clsp_plugin.data.encoded import ImageFile
 from clsp_plugin.data.folders import open_image
 from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray, fingerprint_of, image_digest, squares
-from clsp_plugin.data.packed.decoding import begun_ahead, decode
+from clsp_plugin.data.packed.decoding import begun_ahead
 from clsp_plugin.data.packed.pack import Pack
+from clsp_plugin.data.packed.unpacked import Unpacked
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.arrays import read_npy
 from clsp_plugin.system.files import write_whole
@@ -40,12 +41,12 @@ class PackedImages(Images):
     """Labelled images in a pack, decoded when they are needed.
 
     Attributes:
-        pack: the pack.
+        pack: the pack, or what reads the images where they lie.
         files: the images that were packed, in the order of the pack.
         rows: int64 (N,), the row in the pack of each image.
     """
 
-    pack: Pack
+    pack: Pack | Unpacked
     files: Sequence[ImageFile]
     rows: np.ndarray
     targets: torch.Tensor
@@ -54,7 +55,7 @@ class PackedImages(Images):
 
     @classmethod
     def of(
-        cls, pack: Pack, files: Sequence[ImageFile], targets: torch.Tensor,
+        cls, pack: Pack | Unpacked, files: Sequence[ImageFile], targets: torch.Tensor,
         classes: tuple[str, ...], name: str,
     ) -> "PackedImages":  # fmt: skip
         """Return the images of a pack, without those that were left out.
@@ -62,7 +63,7 @@ class PackedImages(Images):
         Raises:
             ClspError: none is left.
         """
-        rows = np.flatnonzero(pack.index[:, 0] > 0)
+        rows = pack.rows
         if not len(rows):
             raise ClspError(f"None of the {len(files)} images of {name} can be read.")
         return cls(pack, files, rows, targets[torch.from_numpy(rows)], classes, name)
@@ -81,17 +82,17 @@ class PackedImages(Images):
     def form(self) -> dict[str, Any]:
         return {"packed": self.pack.packing.told}
 
-    @property
-    def sizes(self) -> np.ndarray:
-        """Height and width of each image in pixels, as packed: int64 (N, 2)."""
-        return self.pack.index[self.rows, 1:3]
+    def sizes(self, indexes: torch.Tensor) -> np.ndarray:
+        """Return height and width of images in pixels, as packed: int64 (B, 2).
+
+        Args:
+            indexes: int64 (B,).
+        """
+        return self.pack.sizes(self.rows[indexes.numpy()])
 
     def pixels(self, index: int) -> torch.Tensor:
         """Decode an image: uint8 (H, W, 3), of its own size."""
-        row = int(self.rows[index])
-        height, width = self.pack.index[row, 1:3].tolist()
-        name = f"Image {row} in {self.pack.folder}"
-        return decode(self.pack[row], self.pack.packing.encoding, height, width, name)
+        return self.pack.pixels(int(self.rows[index]))
 
     def subset(self, indexes: torch.Tensor, name: str) -> "PackedImages":
         return replace(
@@ -155,6 +156,7 @@ class PackedImages(Images):
 
     def _digests_at(self, size: int) -> np.ndarray:
         """Return digests of the image files' squares, for all rows of the pack: uint8 (N, 16)."""
+        self.pack.folder.mkdir(parents=True, exist_ok=True)
         kept = self.pack.folder / f"digests-{size}.npy"
         with locked(self.pack.folder, wait=True):  # one process computes them, the others wait
             if kept.exists():
@@ -164,7 +166,7 @@ class PackedImages(Images):
             def digest(row: int) -> None:
                 out[row] = image_digest(open_image(self.files[row], size))
 
-            rows = np.flatnonzero(self.pack.index[:, 0] > 0).tolist()
+            rows = self.pack.rows.tolist()
             with ThreadPoolExecutor(cores()) as pool:
                 desc = f"images at {size} pixels, to find their candidates"
                 for _ in Progress(pool.map(digest, rows), desc=desc, total=len(rows), unit="image"):

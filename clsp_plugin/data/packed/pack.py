@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 
 from clsp_plugin.data.encoded import ImageFile, content_of, openable, state_of
 from clsp_plugin.data.folders import check_depth, reading
+from clsp_plugin.data.packed.decoding import decode
 from clsp_plugin.data.packed.left_out import or_left_out, tell_left_out
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.arrays import map_npy, read_npy
@@ -36,20 +38,20 @@ from clsp_plugin.system.progress import Progress
 
 __all__ = [
     "COLUMNS",
-    "FORMATS",
     "QUALITY",
     "Pack",
     "Packing",
     "ahead",
     "alone",
+    "encode",
     "named_after",
     "open_pack",
+    "packed_size",
     "source_digest",
 ]  # fmt: skip
 
 R = TypeVar("R")
 
-FORMATS = ("jpeg", "raw")
 QUALITY = 92  # of Pillow's JPEG, with its usual halved colours (4:2:0)
 COLUMNS = ("length", "height", "width", "digest", "digest_rest")  # of an index, int64
 _FORMAT = 1
@@ -64,7 +66,8 @@ class Packing:
 
     Attributes:
         side: pixels that a longer shorter side is brought to; smaller images are not enlarged.
-        encoding: ``"jpeg"`` at quality ``QUALITY``, or ``"raw"``.
+        encoding: ``"jpeg"`` at quality ``QUALITY``, ``"raw"``, or ``"none"``: nothing is written
+            and each image is read where it lies, see ``unpacked.Unpacked``.
         skip_damaged: whether files that cannot be read are left out; otherwise they are errors.
     """
 
@@ -75,9 +78,8 @@ class Packing:
     @property
     def told(self) -> str:
         """The settings for people."""
-        return f"shorter side {self.side}, " + (
-            f"JPEG of quality {QUALITY}" if self.encoding == "jpeg" else "raw"
-        )
+        written = {"jpeg": f"JPEG of quality {QUALITY}", "none": "not packed"}
+        return f"shorter side {self.side}, {written.get(self.encoding, self.encoding)}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,16 @@ def source_digest(root: Path, files: Sequence[ImageFile], packing: Packing) -> s
     return digest.hexdigest()
 
 
-def _encode(file: ImageFile, packing: Packing) -> tuple[bytes, int, int]:
+def packed_size(size: tuple[int, int], packing: Packing) -> tuple[int, int]:
+    """Return height and width in pixels of the packed form of an image of some width and height."""
+    width, height = size
+    scale = packing.side / min(size)
+    if scale < 1:
+        width, height = (max(1, round(side * scale)) for side in size)
+    return height, width
+
+
+def encode(file: ImageFile, packing: Packing) -> tuple[bytes, int, int]:
     """Read an image file and return its packed form, with height and width in pixels.
 
     EXIF's orientation is not applied, as nowhere here. A small JPEG stays as it is.
@@ -120,18 +131,17 @@ def _encode(file: ImageFile, packing: Packing) -> tuple[bytes, int, int]:
     def read() -> tuple[bytes, int, int]:
         with Image.open(openable(file)) as image:
             check_depth(image)
-            width, height = image.size
-            scale = packing.side / min(width, height)
-            kept = scale >= 1 and image.format == "JPEG" and image.mode in ("L", "RGB")
-            if scale < 1:
-                width, height = (max(1, round(side * scale)) for side in image.size)
+            height, width = packed_size(image.size, packing)
+            smaller = min(image.size) > packing.side
+            kept = not smaller and image.format == "JPEG" and image.mode in ("L", "RGB")
+            if smaller:
                 image.draft(None, (2 * width, 2 * height))  # JPEG decodes to 1/2, 1/4, 1/8 quickly
             pixels = image.convert("RGB")
             if kept and packing.encoding == "jpeg":  # it was decoded, so it is whole
                 return content_of(file), height, width
-            if scale < 1:
+            if smaller:
                 pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
-            if packing.encoding == "raw":
+            if packing.encoding != "jpeg":
                 return pixels.tobytes(), height, width
             content = io.BytesIO()
             pixels.save(content, "JPEG", quality=QUALITY)
@@ -143,7 +153,7 @@ def _encode(file: ImageFile, packing: Packing) -> tuple[bytes, int, int]:
 def _encoded(file: ImageFile, packing: Packing) -> tuple[bytes, list[int]] | ClspError:
     """Return an image's packed form and its row of the index, or the error that it has."""
     try:
-        content, height, width = _encode(file, packing)
+        content, height, width = encode(file, packing)
     except ClspError as error:
         return error
     digest = np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), "<i8")
@@ -193,6 +203,25 @@ class Pack:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The rows that hold an image, int64, without those that were left out."""
+        return np.flatnonzero(self.index[:, 0] > 0)
+
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        """Return height and width of images in pixels: int64 (B, 2)."""
+        return self.index[rows, 1:3]
+
+    def pixels(self, row: int) -> torch.Tensor:
+        """Decode an image: uint8 (H, W, 3), of its own size.
+
+        Raises:
+            ClspError: the bytes are not such an image.
+        """
+        height, width = self.index[row, 1:3].tolist()
+        name = f"Image {row} in {self.folder}"
+        return decode(self[row], self.packing.encoding, height, width, name)
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Return the encoded image of a row: uint8 (length,), mapped and read-only."""
