@@ -15,6 +15,7 @@ from clsp_plugin.evaluation.protocol import check_protocol
 from clsp_plugin.figures.curves import accuracy_curves
 from clsp_plugin.figures.features import neighbours, similarities, tsne
 from clsp_plugin.figures.picture import Options, Picture
+from clsp_plugin.figures.rows import accuracy_rows
 from clsp_plugin.figures.style import save
 from clsp_plugin.figures.sweeps import SWEEPS, quality, sweep
 from clsp_plugin.records.recipe import Records
@@ -26,6 +27,7 @@ __all__ = ["KINDS", "Drawn", "draw", "write_figures"]
 
 KINDS: dict[str, Callable[[Records, Options], Iterator[Picture | str]]] = {
     "epochs": accuracy_curves,
+    "rows": accuracy_rows,
     **{name: partial(sweep, which) for name, which in SWEEPS.items()},
     "quality": quality,
     "similarity": similarities,
@@ -34,6 +36,7 @@ KINDS: dict[str, Callable[[Records, Options], Iterator[Picture | str]]] = {
 }
 _TITLES = {
     "epochs": "Accuracy against epochs",
+    "rows": "Accuracy of every row",
     **{name: which.title for name, which in SWEEPS.items()},
     "quality": "Accuracy against the quality of the candidates",
     "similarity": "Similarity of positive pairs",

@@ -133,6 +133,10 @@ class Table:
         body = tuple(self._line(key, rows, columns, best) for key, rows in lines.items())
         return Grid(tuple(head), body, left, self._caption(any(best.values())))
 
+    def label(self, row: Row) -> str:
+        """Return what tells a row from the others: its method, and settings that differ."""
+        return ", ".join(str(part) for part in self._key(row, self._extra()) if part != "")
+
     def _extra(self) -> tuple[str, ...]:
         """Return the names of what tells rows apart besides the method."""
         return (*self.by, *self._shown_budget()) if self.layout == "ablation" else (

@@ -98,6 +98,40 @@ def test_points_are_means_and_bars_are_deviations():
     assert lines == []
 
 
+def test_every_row_of_the_table_with_its_seeds():
+    records = [
+        run(method, seed, top1=(top1 + 2 * seed, top1 - 9 + seed), manifest=None)
+        for method, top1 in (("vicreg", 70.0), ("simclr", 60.0)) for seed in (0, 1)
+    ]  # fmt: skip
+    records += [run("byol", 0, top1=(50.0,), manifest=None)]
+    picture, lines = one(records, "rows")
+    assert (picture.name, lines) == ("accuracy-rows", [])
+    linear, knn = picture.figure.axes
+    labels = [label.get_text() for label in linear.get_yticklabels()]
+    assert labels == ["simclr", "byol", "vicreg"]  # as in the table
+    dots, means = ([line.get_xydata().tolist() for line in linear.lines if line.get_marker() == m]
+                   for m in "oD")  # fmt: skip
+    assert dots == [[[60, 0], [62, 0]], [[70, 2], [72, 2]]]
+    assert means == [[[61, 0]], [[50, 1]], [[71, 2]]]
+    assert [container.has_xerr for container in linear.containers] == [True, True]
+    assert [line.get_xydata().tolist() for line in knn.lines if line.get_marker() == "D"] == [
+        [[51.5, 0]], [[61.5, 2]],
+    ]  # fmt: skip
+    assert linear.get_ylim()[0] > linear.get_ylim()[1]  # the first row at the top
+    assert "bar: sample standard deviation (n = 1 to 2). Protocol strict: k" in picture.caption
+    alone, _ = one(records[::2], "rows")
+    assert alone.caption.startswith("One seed a row (n = 1).")
+
+
+def test_rows_of_several_data_sets_or_of_none():
+    records = [
+        run(m, dataset=d, manifest=None) for d in ("digits", "cifar10") for m in ("byol", "simclr")
+    ]
+    names = [picture.name for picture in draw(records, Options(), ["rows"]).pictures]
+    assert sorted(names) == ["accuracy-rows-cifar10", "accuracy-rows-digits"]
+    assert "no two rows of a data set" in missing(records[1:3], "rows")
+
+
 def test_the_store_says_k_where_the_run_does_not():
     records = [run(k=2, top1=(40.0,)), run(top1=(50.0,)), run(seed=1, k=8, top1=(60.0,))]
     assert [len(g.records) for g in group(records)] == [1, 2]  # null is the store's 8
