@@ -78,8 +78,9 @@ def main() -> None:
         gains = [after - before for after, before in pairs]
         p = ttest_1samp(gains, 0, alternative="greater").pvalue if len(gains) > 1 else float("nan")
         after, before = map(list, zip(*pairs, strict=True))
+        shown = "< 0.001" if p < 0.001 else f"{p:.3f}"
         print(f"| {method} | {len(pairs)} | {_mean(after)} | {_mean(before)} | {_mean(gains)} "
-              f"| {p:.3f} |")  # fmt: skip
+              f"| {shown} |")  # fmt: skip
 
 
 if __name__ == "__main__":
