@@ -35,8 +35,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from clsp_plugin.config.compose import compose
+from clsp_plugin.data.datasets import MEAN_STD
 from clsp_plugin.data.folders import image_files
-from clsp_plugin.data.images import MEAN_STD
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 from clsp_plugin.data.loader import IndexBatches, PretrainData
 from clsp_plugin.data.packed.images import PackedImages

@@ -3,14 +3,13 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Optional
-
-from lightning.pytorch import Trainer
 
 from clsp_plugin.config.rules import ranged
 from clsp_plugin.errors import ClspError
 
-__all__ = ["PRECISIONS", "TrainerArguments", "refuse_arguments"]
+__all__ = ["PRECISIONS", "TrainerArguments", "known_arguments", "refuse_arguments"]
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
@@ -67,6 +66,14 @@ _INSTEAD = {
 }
 
 
+@cache
+def known_arguments() -> frozenset[str]:
+    """Return the names of all arguments of Lightning's Trainer."""
+    from lightning.pytorch import Trainer  # takes seconds, which tables need not wait for
+
+    return frozenset(inspect.signature(Trainer).parameters)
+
+
 def refuse_arguments(cfg: Mapping[str, Any], schema: type) -> None:
     """Refuse the arguments of the Trainer that the engine does not take from a configuration.
 
@@ -80,7 +87,7 @@ def refuse_arguments(cfg: Mapping[str, Any], schema: type) -> None:
     if not hasattr(cfg, "keys"):
         return  # not a block of settings, which `typed` refuses
     taken = {f.name for cls in (schema, TrainerArguments) for f in fields(cls)}
-    known = set(inspect.signature(Trainer).parameters) - taken
+    known = known_arguments() - taken
     for key in cfg:
         if key in known:
             raise ClspError(

@@ -1,18 +1,21 @@
 """Schemas of training configurations: solo-learn's YAML keys and ours, with types and ranges."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any, Optional
 
-from lightning.pytorch import Trainer
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from clsp_plugin.config.loggers import logger_names
 from clsp_plugin.config.plain import plain
 from clsp_plugin.config.rules import SEED, Rule, ranged
-from clsp_plugin.config.trainer_arguments import PRECISIONS, TrainerArguments, refuse_arguments
+from clsp_plugin.config.trainer_arguments import (
+    PRECISIONS,
+    TrainerArguments,
+    known_arguments,
+    refuse_arguments,
+)
 from clsp_plugin.config.typed import typed
 from clsp_plugin.errors import ClspError, nearest, short
 from clsp_plugin.system.processes import cores
@@ -461,10 +464,6 @@ class Pretrain(Training):
     debug_augmentations: bool = False
 
 
-_TRAINER = {f.name for f in fields(TrainerArguments)}
-_TRAINER |= {f.name for f in fields(Training)} & set(inspect.signature(Trainer).parameters)
-
-
 def parse_cfg(cfg: Mapping[str, Any] | DictConfig, methods: Mapping[str, type]) -> DictConfig:
     """Check and complete a user's configuration of a pre-training, by solo-learn's rules.
 
@@ -627,7 +626,9 @@ def trainer_kwargs(cfg: DictConfig) -> dict[str, Any]:
     """Return the arguments of Lightning's Trainer in a parsed configuration."""
     import torch
 
-    kwargs = {k: v for k, v in plain(cfg).items() if k in _TRAINER}
+    taken = {f.name for f in fields(TrainerArguments)}
+    taken |= {f.name for f in fields(Training)} & known_arguments()
+    kwargs = {k: v for k, v in plain(cfg).items() if k in taken}
     kwargs["strategy"] = kwargs["strategy"] or "auto"
     cpu = cfg.accelerator == "cpu" or (cfg.accelerator == "auto" and not torch.cuda.is_available())
     if cpu:

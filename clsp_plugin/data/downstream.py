@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from clsp_plugin.data.datasets import DOWNSTREAM
 from clsp_plugin.data.folders import reading, to_pixels
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import open_torchvision
 from clsp_plugin.data.splits import load_splits
 from clsp_plugin.errors import ClspError, nearest
 
-__all__ = ["DOWNSTREAM", "Downstream", "ImageStream", "load_downstream", "to_fetch"]
+__all__ = ["Downstream", "ImageStream", "load_downstream", "to_fetch"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ _SOURCES = {
     "stl10": _Source("STL10", "stl10_binary", "top1", _splits(train="train", test="test")),
 }  # fmt: skip
 _IN_MEMORY = ("cifar10", "cifar100")
-DOWNSTREAM = tuple(sorted((*_SOURCES, *_IN_MEMORY)))
+assert sorted((*_SOURCES, *_IN_MEMORY)) == list(DOWNSTREAM)
 
 
 class ImageStream(Dataset):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from clsp_plugin.data.datasets import DATASETS, IMAGENET, MEAN_STD
 from clsp_plugin.data.digits import make_digits
 from clsp_plugin.data.folders import (
     has_class_folders,
@@ -25,8 +26,6 @@ from clsp_plugin.data.sources.choosing import open_source
 from clsp_plugin.errors import ClspError, first_line, nearest
 
 __all__ = [
-    "DATASETS",
-    "MEAN_STD",
     "channel_statistics",
     "has_own_split",
     "image_names",
@@ -35,18 +34,6 @@ __all__ = [
     "open_torchvision",
 ]
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# Mean and standard deviation of the training sets per channel, for pixels in [0, 1]; solo-learn's
-# values if it has some.
-MEAN_STD = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "custom": _IMAGENET,
-    "digits": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-    "imagenet100": _IMAGENET,
-    "stl10": ((0.4914, 0.4823, 0.4466), (0.2470, 0.2430, 0.2610)),
-}
-DATASETS = tuple(sorted(MEAN_STD))
 _CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 _STL10 = "stl10_binary"
 _PATHS = "or set data.train_path and data.val_path"
@@ -69,7 +56,7 @@ def channel_statistics(
         ClspError: the values are not three finite numbers each, or a ``std`` is not above 0.
     """
     first = augmentations[0] if augmentations else {}
-    defaults = MEAN_STD.get(data["dataset"], _IMAGENET)
+    defaults = MEAN_STD.get(data["dataset"], IMAGENET)
     out = []
     for name, default in zip(("mean", "std"), defaults, strict=True):
         value = list(data.get(name) or first.get(name) or default)

@@ -17,9 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from clsp_plugin.candidates.extra import inflate
 from clsp_plugin.config.plain import plain
 from clsp_plugin.config.training import Synthetic, parse_cfg, trainer_kwargs
+from clsp_plugin.data.datasets import DATASETS
 from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
-from clsp_plugin.data.images import DATASETS, channel_statistics
+from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.data.keyed_random import Purpose, derive_key, seed_generators
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.packed.images import PackedImages, customary_resize

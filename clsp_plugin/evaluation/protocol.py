@@ -8,34 +8,23 @@ from typing import Any, TypeVar
 import torch
 
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
-from clsp_plugin.errors import ClspError, nearest
+from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.features import Features
 from clsp_plugin.evaluation.knn import weighted_knn
 from clsp_plugin.evaluation.linear import train_probe
+from clsp_plugin.evaluation.names import check_protocol
 
 __all__ = [
     "KS",
-    "PROTOCOLS",
-    "check_protocol",
     "evaluate_knn",
     "evaluate_linear",
     "num_classes",
     "split_heldout",
 ]
 
-PROTOCOLS = {
-    "strict": "k and learning rate chosen on a held-out tenth of the training images",
-    "paper": "best k on the test images, learning rate as published",
-}
 KS = (5, 10, 20, 50, 100, 200)
 
 V = TypeVar("V", bound=float)  # type of the value to choose: k or a learning rate
-
-
-def check_protocol(protocol: str) -> None:
-    """Raise ClspError, with the nearest valid name, for a protocol that does not exist."""
-    if protocol not in PROTOCOLS:
-        raise ClspError(f"protocol={protocol} is not known{nearest(protocol, PROTOCOLS)}")
 
 
 def split_heldout(

@@ -12,9 +12,10 @@ from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation.features import Features
 from clsp_plugin.evaluation.linear import train_probe
 from clsp_plugin.evaluation.logistic import L2, Classifier, fit_logistic
-from clsp_plugin.evaluation.protocol import check_protocol, split_heldout
+from clsp_plugin.evaluation.names import check_protocol
+from clsp_plugin.evaluation.protocol import split_heldout
 
-__all__ = ["PAPER_TARGETS", "TRANSFER_PROTOCOLS", "evaluate_transfer", "split_per_class"]
+__all__ = ["PAPER_TARGETS", "evaluate_transfer", "split_per_class"]
 
 _STL10 = ("cifar10", "cifar100", "pets", "flowers", "dtd", "caltech101")
 # The data sets that the paper transfers to, by the one that it pre-trains on.
@@ -25,11 +26,6 @@ PAPER_TARGETS = {
     "imagenet100": (*_STL10, "food101", "cars"),
 }
 
-# What the names in ``PROTOCOLS`` mean for a transfer.
-TRANSFER_PROTOCOLS = {
-    "strict": "L2 penalty chosen on the customary validation images, else on a tenth of training",
-    "paper": "the authors' linear probe at one rate, nothing chosen",
-}
 _PER_CLASS = 30  # training images of a data set that has no split of its own: Caltech-101
 
 

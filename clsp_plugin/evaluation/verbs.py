@@ -10,15 +10,17 @@ from omegaconf import DictConfig, OmegaConf
 from clsp_plugin.config.plain import plain
 from clsp_plugin.config.training import Data, training_cfg
 from clsp_plugin.config.typed import typed
-from clsp_plugin.data.downstream import DOWNSTREAM, Downstream, load_downstream
+from clsp_plugin.data.datasets import DOWNSTREAM
+from clsp_plugin.data.downstream import Downstream, load_downstream
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.splits import named_images
 from clsp_plugin.errors import ClspError, nearest, short
 from clsp_plugin.evaluation.encoders import Frozen, load_encoder
 from clsp_plugin.evaluation.features import Features, load_labelled
 from clsp_plugin.evaluation.finetune import Finetune, finetune_cfg, train_and_test
+from clsp_plugin.evaluation.names import check_protocol
 from clsp_plugin.evaluation.network import Network
-from clsp_plugin.evaluation.protocol import check_protocol, evaluate_knn, evaluate_linear
+from clsp_plugin.evaluation.protocol import evaluate_knn, evaluate_linear
 from clsp_plugin.evaluation.settings import Knn, Linear, Transfer, complete
 from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer
 from clsp_plugin.records.backbone import load_backbone

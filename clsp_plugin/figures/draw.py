@@ -11,7 +11,7 @@ from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from clsp_plugin.errors import ClspError, nearest
-from clsp_plugin.evaluation.protocol import check_protocol
+from clsp_plugin.evaluation.names import check_protocol
 from clsp_plugin.figures.curves import accuracy_curves
 from clsp_plugin.figures.features import neighbours, similarities, tsne
 from clsp_plugin.figures.picture import Options, Picture

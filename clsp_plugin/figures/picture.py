@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from clsp_plugin.evaluation.protocol import PROTOCOLS
+from clsp_plugin.evaluation.names import PROTOCOLS
 from clsp_plugin.records.recipe import Records
 from clsp_plugin.records.stale import CHANGED, STALE, changed, is_stale
 from clsp_plugin.tables.make import Listing

@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from clsp_plugin import __version__
 from clsp_plugin.records.numerics import numerics_of
 from clsp_plugin.system.memory import total_memory
@@ -36,6 +34,8 @@ def environment(method: str | None = None, dataset: str | None = None) -> dict[s
         package differs from it; None outside a checkout. With a method also ``source``, see
         :func:`made_from`.
     """
+    import torch  # takes seconds, which tables need not wait for
+
     source = {} if method is None else {"source": SOURCE.get()}
     total = total_memory()
     versions = {name: _version(name) for name in ("lightning", "timm", "diffusers")}

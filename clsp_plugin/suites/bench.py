@@ -22,7 +22,7 @@ from clsp_plugin.config.training import Data
 from clsp_plugin.config.typed import typed
 from clsp_plugin.data.images import load_images
 from clsp_plugin.errors import ClspError
-from clsp_plugin.evaluation.protocol import check_protocol
+from clsp_plugin.evaluation.names import check_protocol
 from clsp_plugin.figures import candidate_sheet, store_caption, training_curves
 from clsp_plugin.figures.draw import write_figures
 from clsp_plugin.figures.picture import Options

@@ -14,7 +14,7 @@ import yaml
 
 from clsp_plugin import __version__
 from clsp_plugin.errors import ClspError
-from clsp_plugin.evaluation.protocol import PROTOCOLS
+from clsp_plugin.evaluation.names import PROTOCOLS
 from clsp_plugin.figures.draw import Drawn, draw
 from clsp_plugin.figures.groups import group, settings, symbol, telling, value_of
 from clsp_plugin.figures.picture import Options, Picture

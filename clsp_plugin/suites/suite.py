@@ -21,7 +21,7 @@ from clsp_plugin.config.shipped import shipped
 from clsp_plugin.config.typed import typed
 from clsp_plugin.config.user_yaml import parse_yaml, read_yaml
 from clsp_plugin.errors import ClspError, nearest
-from clsp_plugin.evaluation.protocol import check_protocol
+from clsp_plugin.evaluation.names import check_protocol
 from clsp_plugin.tables.rows import LAYOUTS
 from clsp_plugin.verbs import EVALUATIONS
 

@@ -3,17 +3,19 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from clsp_plugin.system.c_library import c_function
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["available_memory", "in_bytes", "keep_freed_memory", "memory_of", "total_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # constants of malloc.h
 
 
-def keep_freed_memory(device: torch.device) -> None:
+def keep_freed_memory(device: "torch.device") -> None:
     """Let this process reuse the memory that it frees, instead of giving it back at once.
 
     glibc returns large blocks to the system when they are freed, and the activations of a batch are

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clsp_plugin.data.downstream import DOWNSTREAM
-from clsp_plugin.data.images import DATASETS
+from clsp_plugin.data.datasets import DATASETS, DOWNSTREAM
 from clsp_plugin.errors import ClspError, nearest
-from clsp_plugin.evaluation.protocol import check_protocol
+from clsp_plugin.evaluation.names import check_protocol
 from clsp_plugin.records.recipe import (
     BUDGET,
     NONE,

@@ -9,8 +9,7 @@ from typing import Any
 
 from scipy.stats import ttest_1samp, ttest_ind
 
-from clsp_plugin.evaluation.protocol import PROTOCOLS
-from clsp_plugin.evaluation.transfer import TRANSFER_PROTOCOLS
+from clsp_plugin.evaluation.names import PROTOCOLS, TRANSFER_PROTOCOLS
 from clsp_plugin.records.recipe import BUDGET
 from clsp_plugin.tables.formats import Grid, GridCell, counted, csv_cell
 from clsp_plugin.tables.published import (

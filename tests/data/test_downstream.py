@@ -13,7 +13,8 @@ import torchvision
 from PIL import Image
 from scipy.io import savemat
 
-from clsp_plugin.data.downstream import DOWNSTREAM, load_downstream
+from clsp_plugin.data.datasets import DOWNSTREAM
+from clsp_plugin.data.downstream import load_downstream
 from clsp_plugin.data.folders import to_pixels
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.errors import ClspError

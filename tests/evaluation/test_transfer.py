@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clsp_plugin.data.downstream import DOWNSTREAM
+from clsp_plugin.data.datasets import DOWNSTREAM
 from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.errors import ClspError
 from clsp_plugin.evaluation import network as networks
