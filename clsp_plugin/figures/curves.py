@@ -16,6 +16,7 @@ from clsp_plugin.figures.picture import (
     Picture,
     among,
     measured,
+    sentence,
     stale_note,
 )
 from clsp_plugin.figures.style import dress, legend, new_figure, save, styles
@@ -153,7 +154,7 @@ def _accuracy_picture(
         words.append(measured(options.protocol))
     if options.published and any(_published(one) for one in groups):
         words.append("hollow marks: linear accuracy of the authors' runs, as published")
-    note = " ".join(f"{text[0].upper()}{text[1:]}." for text in words) + stale_note(drawn)
+    note = " ".join(map(sentence, words)) + stale_note(drawn)
     legend(figure, axes[: len(panels)], note)
     return Picture("accuracy-epochs", "Accuracy against epochs", note, figure)
 

@@ -11,7 +11,7 @@ from clsp_plugin.records.recipe import Records
 from clsp_plugin.records.stale import CHANGED, STALE, changed, is_stale
 from clsp_plugin.tables.make import Listing
 
-__all__ = ["HEADINGS", "Options", "Picture", "among", "measured", "stale_note"]
+__all__ = ["HEADINGS", "Options", "Picture", "among", "measured", "sentence", "stale_note"]
 
 HEADINGS = {"linear": "linear probe", "knn": "kNN"}  # an evaluation to its heading
 
@@ -55,6 +55,11 @@ class Picture:
 def measured(protocol: str) -> str:
     """Return how the accuracies of a protocol were made, for a caption."""
     return f"protocol {protocol}: {PROTOCOLS[protocol]}"
+
+
+def sentence(words: str) -> str:
+    """Return words with a capital letter and a full stop."""
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def stale_note(records: Records) -> str:

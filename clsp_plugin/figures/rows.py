@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from matplotlib.axes import Axes
 
 from clsp_plugin.errors import ClspError
-from clsp_plugin.figures.picture import HEADINGS, Options, Picture, among, measured, stale_note
+from clsp_plugin.figures.picture import (
+    HEADINGS,
+    Options,
+    Picture,
+    among,
+    measured,
+    sentence,
+    stale_note,
+)
 from clsp_plugin.figures.style import COLOURS, INK, RULE, dress, new_figure, wrapped
 from clsp_plugin.records.recipe import Records
 from clsp_plugin.tables.make import make_table
@@ -54,8 +62,7 @@ def _picture(
     spread = "Dots: seeds; diamond: their mean; bar: sample standard deviation" if several else (
         "One seed a row")  # fmt: skip
     own = [(path, record) for path, record in records if record.dataset == dataset]
-    how = measured(options.protocol)
-    text = f"{spread} ({among(seeds)}). {how[0].upper()}{how[1:]}.{stale_note(own)}"
+    text = f"{spread} ({among(seeds)}). {sentence(measured(options.protocol))}{stale_note(own)}"
     note = wrapped(text, width)
     lines = note.count("\n") + 1
     figure = new_figure(width, 0.9 + _HEIGHT * len(rows) + _NOTE * lines)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from clsp_plugin.data.encoded import ImageFile, openable, state_of
 from clsp_plugin.data.folders import reading
-from clsp_plugin.data.packed.pack import Packing, encode, named_after, packed_size, source_digest
+from clsp_plugin.data.packed.pack import Packing, encode, named_after, packed_size
 
 __all__ = ["Unpacked"]
 
@@ -28,13 +28,17 @@ class Unpacked:
     """
 
     def __init__(self, root: Path, files: Sequence[ImageFile], packing: Packing, cache: Path):
-        self.root, self.files, self.packing = root, files, packing
-        source = source_digest(root, files, packing)
-        self.folder = cache / named_after(root, source[:16])
+        self.root, self.files, self.packing, self.cache = root, files, packing, cache
         self._sizes = np.zeros((len(files), 2), np.int64)
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of what is kept of these images."""
+        digest = hashlib.sha256(self.digests.tobytes()).hexdigest()
+        return self.cache / named_after(self.root, digest[:16])
 
     @property
     def rows(self) -> np.ndarray:
