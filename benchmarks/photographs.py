@@ -54,11 +54,13 @@ def packed(root: Path, cache: Path, name: str = "photographs") -> PackedImages:
 
 
 class Ours:
-    """The data path of ``clsp pretrain`` on packed images."""
+    """The data path of ``clsp pretrain`` on packed images, whose colours a device makes."""
 
-    def __init__(self, images: PackedImages, batch: int):
-        self.images, self.batch = images, batch
-        self.data = PretrainData(images, None, VIEWS, batch, 0, MEAN, STD)
+    def __init__(
+        self, images: PackedImages, batch: int, device: str = "cpu", compile: bool = False
+    ):
+        self.images, self.batch, self.device = images, batch, device
+        self.data = PretrainData(images, None, VIEWS, batch, 0, MEAN, STD, compile=compile)
         self.epoch = -1
 
     def batches(self) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
@@ -66,19 +68,20 @@ class Ours:
         self.epoch += 1
         order = IndexBatches(len(self.images), self.batch, 0)
         order.set_epoch(self.epoch)
-        cut = self.data._cut(order, pin=False)
+        cut = self.data._cut(order, pin=self.device != "cpu")
         yield from zip(list(order), cut(iter(order)), strict=True)
 
     def host(self) -> int:
         return sum(len(places) for places, _ in self.batches())
 
     def whole(self) -> int:
-        """Colour the crops as well, on the CPU: what a machine without another device does."""
+        """Colour the crops as well; on the CPU, what a machine without another device does."""
         count = 0
         for places, crops in self.batches():
             for view, (pipeline, made) in enumerate(zip(self.data.pipelines, crops, strict=True)):
                 base = derive_key(0, Purpose.AUGMENTATION, self.epoch, view)
-                pipeline(made, keys_for(base, places))
+                keys = keys_for(base, places)
+                pipeline(*(t.to(self.device, non_blocking=True) for t in (made, keys)))
             count += len(places)
         return count
 

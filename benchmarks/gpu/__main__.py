@@ -24,6 +24,7 @@ STAGES = {
     "generation": 0.35,
     "denoiser": 0.2,
     "evaluation": 0.2,
+    "photographs": 0.2,
 }
 BEGUN: list[subprocess.Popen] = []  # all processes of stages
 

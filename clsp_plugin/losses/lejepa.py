@@ -35,7 +35,8 @@ def sigreg(
     t = torch.linspace(0, t_max, knots, device=z.device, dtype=z.dtype)
     target = torch.exp(-t.square() / 2)
     rule = torch.full_like(t, 2 * t_max / (knots - 1))  # the integrand is even
-    rule[0] = rule[-1] = t_max / (knots - 1)
+    for edge in (rule[0], rule[-1]):  # filled: for an assignment the host would wait for a GPU
+        edge.fill_(t_max / (knots - 1))
     angles = x.unsqueeze(-1) * t
     real, imaginary = angles.cos().mean(-3), angles.sin().mean(-3)
     distance = (real - target).square() + imaginary.square()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-STAGES = ["tests", "training", "data", "generation", "denoiser", "evaluation"]
+STAGES = ["tests", "training", "data", "generation", "denoiser", "evaluation", "photographs"]
 
 
 def gpu(out, *args):
