@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import groupby, tee
+from itertools import groupby
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,6 +21,7 @@ from clsp_plugin.data.packed.decoding import begun_ahead
 from clsp_plugin.data.packed.images import CHUNK, PackedImages
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.devices import fits
+from clsp_plugin.system.processes import cores
 
 __all__ = ["HostLoader", "IndexBatches", "PretrainData", "index_loader", "row_loader"]
 
@@ -137,8 +138,8 @@ class HostLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        to_make, to_give = tee(self.sampler)
-        for indexes, made in zip(to_give, self._make(to_make), strict=True):
+        batches = list(self.sampler)
+        for indexes, made in zip(batches, self._make(iter(batches)), strict=True):
             yield [indexes.pin_memory() if self._pin else indexes, made]
 
 
@@ -277,7 +278,9 @@ class PretrainData(pl.LightningDataModule):
         """Return a function from batches of places to the crops of their images."""
         assert self._crops is not None
         crops = self._crops
-        crops.pin = pin
+        if pin:  # a GPU is faster than threads of one process can cut
+            devices = 1 if self.trainer is None else self.trainer.num_devices
+            crops.pin, crops.processes = True, max(1, cores() // devices)
 
         def cut(places: Iterator[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
             epoch = batches.epoch

@@ -1,6 +1,7 @@
 """Photographs packed on the disk: what is stored, what is refused, and what views are cut out."""
 
 import io
+import multiprocessing
 import os
 import resource
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import zlib
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +34,7 @@ from clsp_plugin.data.images import load_images, open_images
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 from clsp_plugin.data.loader import PretrainData
 from clsp_plugin.data.packed import pack as module
+from clsp_plugin.data.packed import workers
 from clsp_plugin.data.packed.crops import Crops
 from clsp_plugin.data.packed.decoding import by_pillow, by_torchvision
 from clsp_plugin.data.packed.images import PackedImages
@@ -413,6 +416,58 @@ def test_crops_are_torchvisions_over_the_whole_picture(tmp_path):
         spread = (own.var() + other.var()).sqrt() / number**0.5
         assert (own.mean() - other.mean()).abs() < 4 * spread + 0.5
         assert 0.8 < own.std() / other.std() < 1.25
+
+
+@pytest.fixture
+def by_processes(photos, tmp_path, monkeypatch):
+    """Crops that two processes make, of few images at a time."""
+    monkeypatch.setattr(workers, "_IMAGES", 3)
+    crops = Crops(packed(photos, tmp_path), [CROP, replace(CROP, crop=False)])
+    crops.processes = 2
+    return crops
+
+
+def epoch_of(number):
+    """Three batches of different sizes, and their keys."""
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(number))
+    parts = order.split([5, 6, 1])
+    return [(part, [keys_of(len(part), view, number) for view in (0, 1)]) for part in parts]
+
+
+def test_processes_cut_what_threads_cut(by_processes):
+    threads = Crops(by_processes.images, by_processes.configs)
+    before = torch.random.get_rng_state()
+    for number in range(4):
+        if number == 2:  # an epoch that is broken off, with work under way
+            next(by_processes.ahead(epoch_of(9) * 20))
+        made = list(by_processes.ahead(epoch_of(number)))
+        expected = [threads(*batch) for batch in epoch_of(number)]
+        assert [[len(view) for view in views] for views in made] == [[5, 5], [6, 6], [1, 1]]
+        for ours, theirs in zip(made, expected, strict=True):
+            assert all(map(torch.equal, ours, theirs))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_what_goes_wrong_in_a_process_is_told(photos, tmp_path, by_processes):
+    batches = epoch_of(0)
+    by_processes.images = packed(photos, tmp_path, pack_format="none")
+    for file in (photos / "cat").iterdir():
+        file.write_bytes(file.read_bytes()[:400])
+    with pytest.raises(ClspError, match=r"cat/0\d\.(jpg|png)") as told:
+        list(by_processes.ahead(batches))
+    assert "Traceback" not in str(told.value)
+    assert len(list(by_processes.ahead([(torch.arange(6, 12), batches[1][1])]))) == 1
+
+
+# Python's queue complains at times that nobody reads from it any more
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_killed_process_is_told(by_processes):
+    made = by_processes.ahead(epoch_of(0) * 20)
+    next(made)
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(ClspError, match=r"was killed.*continues"):
+        list(made)
 
 
 def test_crops_are_torchvisions_pixels(photos, tmp_path):
