@@ -280,6 +280,25 @@ def test_no_augmentation_at_all_is_exact():
     assert torch.equal(actual, F.normalize(images.permute(0, 3, 1, 2) / 255.0, MEAN, STD))
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.01, 0.8, 1.0])
+@pytest.mark.parametrize("off", ["", "brightness", "contrast"])
+def test_images_without_a_step_of_the_jitter_cost_nothing(probability, off, monkeypatch):
+    """Many images are sorted by what is done with them; each is as it would be alone."""
+    strengths = {**JITTER, **({off: 0.0} if off else {})}
+    cfg = AugmentationConfig(crop_size=48, jitter_prob=probability, **strengths)
+    images, p = float_images(40, 3, 48, 48), sample(cfg, make_keys(40))
+    blended = []
+    blend = operations.blend
+    monkeypatch.setattr(operations, "blend", lambda x, *w: blended.append(len(x)) or blend(x, *w))
+    many = operations.color_jitter(images, p, hue=True)
+    assert images.numel() >= operations._MANY
+    number = int((p.hue != 0).sum())
+    assert sum(blended) == number * (2 if off else 3)  # of twice as many slots
+    for i in range(40):
+        one = type(p)(*(values[i : i + 1] for values in p))
+        assert torch.equal(operations.color_jitter(images[i : i + 1], one, hue=True)[0], many[i])
+
+
 @pytest.mark.parametrize("size", [32, 40])
 def test_flip(size):
     images = uint8_images(2, size, size, 3)

@@ -1,5 +1,8 @@
 """The operations of the augmentation, on batches of images."""
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import torch
 
 from clsp_plugin.data.augmentation.parameters import Parameters
@@ -14,6 +17,10 @@ __all__ = [
     "solarize",
     "to_gray",
 ]
+
+_MANY = 2**18  # values, from which on it pays to leave out images that have no part in a step
+# Of one step of the jitter, (B,) each: those of `blend`, or the shift of `adjust_hue`.
+Weights: TypeAlias = Sequence[torch.Tensor]
 
 
 def resize_weights(
@@ -140,13 +147,42 @@ def color_jitter(images: torch.Tensor, p: Parameters, hue: bool) -> torch.Tensor
         p: the drawn parameters, of which ``keep``, ``to_mean``, ``to_gray`` and ``hue`` are used.
         hue: whether there is a hue step; it comes between the two halves of the blends.
     """
-    n = p.keep.shape[1]
-    hue_at = n // 2 if hue else -1
-    for i in range(n):
-        if i == hue_at:
-            images = adjust_hue(images, p.hue)
-        images = blend(images, p.keep[:, i], p.to_mean[:, i], p.to_gray[:, i])
-    return adjust_hue(images, p.hue) if hue and n == 0 else images
+    blends = list(zip(p.keep.unbind(1), p.to_mean.unbind(1), p.to_gray.unbind(1), strict=True))
+    before = len(blends) // 2 if hue else len(blends)
+    steps: list[Weights] = [*blends[:before], *([(p.hue,)] if hue else []), *blends[before:]]
+    eager = images.device.type == "cpu" and not torch.compiler.is_compiling()
+    if eager and hue and images.numel() >= _MANY:
+        return _jittered_where_needed(images, steps, before)
+    for weights in steps:
+        images = _jittered(images, weights)
+    return images
+
+
+def _jittered(images: torch.Tensor, weights: Weights) -> torch.Tensor:
+    """Apply a step of the jitter: a blend by three weights, or a shift of the hue."""
+    return blend(images, *weights) if len(weights) == 3 else adjust_hue(images, *weights)
+
+
+def _jittered_where_needed(
+    images: torch.Tensor, steps: Sequence[Weights], before: int
+) -> torch.Tensor:
+    """Apply steps of which an image has about half; on a CPU the others cost nothing then.
+
+    Sorted by how many of their steps are among the first ``before``, the images that have a step
+    lie together. To one that lies between them a step does nothing.
+    """
+    # a blend that keeps all of an image, and a shift of 0, do nothing
+    has = torch.stack([own[0] != (1 if len(own) == 3 else 0) for own in steps], dim=1)
+    order = (2 * has[:, :before].sum(1) + has.any(1)).argsort(descending=True)
+    weights = iter(torch.stack([w for own in steps for w in own], dim=1)[order].unbind(1))
+    out, rows = images[order], has[order].numpy()
+    for number, own in enumerate(steps):
+        sorted_weights = [next(weights) for _ in own]
+        those = rows[:, number].nonzero()[0]
+        if len(those):
+            part = slice(those[0], those[-1] + 1)
+            out[part] = _jittered(out[part], [w[part] for w in sorted_weights])
+    return out[order.argsort()]
 
 
 def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int = 6) -> torch.Tensor:
