@@ -4,6 +4,7 @@ The boxes have torchvision's distribution over the whole picture. They are drawn
 as those of images in memory, so a run that was stopped and continued sees the same crops.
 """
 
+import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -29,7 +30,8 @@ class Crops:
 
     Attributes:
         pin: whether the crops lie in memory from which a GPU copies without waiting.
-        processes: number of processes that cut the views of :meth:`ahead`; threads do for 0.
+        processes: number of processes that cut the views of :meth:`ahead`; threads do for 0, and
+            where processes cannot be forked.
     """
 
     pin = False
@@ -59,7 +61,7 @@ class Crops:
         Raises:
             ClspError: an image changed on the disk.
         """
-        if not self.processes:
+        if not self.processes or "fork" not in multiprocessing.get_all_start_methods():
             yield from begun_ahead(batches, self._begin)
             return
         sizes = [cfg.crop_size for cfg in self.configs]
