@@ -1,9 +1,9 @@
 """Views of packed images that processes cut, since a GPU is faster than the threads of one.
 
-On an H100's 16 cores threads made 1,200 pairs of views a second, no more than two cores do. Each image
-takes some dozen calls of torch and numpy, and the likely reason is that threads hand Python's lock to
-each other between them. Processes share no lock. They write into memory that they share with the one that trains, which is
-not that of ``/dev/shm``, of which containers have little.
+On an H100's 16 cores threads made 1,200 pairs of views a second, no more than two cores do. Each
+image takes some dozen calls of torch and numpy, and the likely reason is that threads hand Python's
+lock to each other between them. Processes share no lock. They write into memory that they share
+with the one that trains, which is not that of ``/dev/shm``, of which containers have little.
 """
 
 import mmap
