@@ -85,8 +85,9 @@ setup(
         "trackio": ["trackio"],
         "pandas": ["pandas", "pyarrow"],  # clsp_plugin.read_records, `clsp embed --table`
         "transformers": ["transformers"],  # encoders that are named hf:NAME
-        # images of the Hugging Face hub, and stores for it; older ones run what a data set brings
-        "datasets": ["datasets>=2.20"],
+        # images of the Hugging Face hub, and stores for it; older ones run what a data set brings,
+        # or do not read every Arrow file
+        "datasets": ["datasets>=3"],
         # `clsp export --format onnx`, and what runs it
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
         # mkdocs.yml; the last two run a notebook of docs/tutorials anew

@@ -80,7 +80,7 @@ def export_store(path: str | Path, out: str | Path) -> Path:
     manifest = store.need_manifest()
     store.verify()
     features = datasets.Features(
-        {"index": datasets.Value("int64"), "candidates": datasets.List(datasets.Image())}
+        {"index": datasets.Value("int64"), "candidates": datasets.Sequence(datasets.Image())}
     )
     with made_whole(out) as made:
         (made / "data").mkdir()

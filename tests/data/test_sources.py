@@ -644,7 +644,7 @@ def test_labels_of_a_data_set(tmp_path):
 
 
 def test_columns_of_a_data_set(tmp_path):
-    from datasets import ClassLabel, Features, Image, List, Value
+    from datasets import ClassLabel, Features, Image, Sequence, Value
 
     two = {"fine": [0, 1], "coarse": [1, 1]}
     kinds = {"fine": ClassLabel(names=["a", "b"]), "coarse": ClassLabel(names=["c", "d"])}
@@ -674,7 +674,7 @@ def test_columns_of_a_data_set(tmp_path):
     with pytest.raises(ClspError, match=r"none has no column of images but text"):
         open_images(data(tmp_path / "none"), "train")
     write_saved(tmp_path / "many", {"image": images(1), "label": [[1, 2]]}, image=Image(),
-                label=List(Value("int64")))  # fmt: skip
+                label=Sequence(Value("int64")))  # fmt: skip
     with pytest.raises(ClspError, match=r"The column label holds .*labels are numbers or names"):
         open_images(data(tmp_path / "many"), "train")
 
