@@ -30,6 +30,7 @@ from clsp_plugin.diffusion.sampling import (
 from clsp_plugin.diffusion.schedulers import make_scheduler
 from clsp_plugin.errors import ClspError, first_line, short
 from clsp_plugin.system.compiling import to_compile
+from clsp_plugin.system.emulation import warn_if_emulated
 from clsp_plugin.system.files import write_whole
 from clsp_plugin.system.memory import available_memory, in_bytes, keep_freed_memory, memory_of
 from clsp_plugin.system.processes import device_of, number_of
@@ -187,6 +188,7 @@ class Drawer:
         autoencoder: Autoencoder | None = None,
     ):
         self.device = device_of(settings.device)
+        warn_if_emulated(settings.precision, self.device)
         self.condition = self._checked(unet, condition, settings)
         if autoencoder is not None:
             check_latent(settings)

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from clsp_plugin.errors import ClspError, Terminated, first_line
 from clsp_plugin.methods.epoch_means import EpochMeans
 from clsp_plugin.records.checkpoint import read_checkpoint
+from clsp_plugin.system.emulation import warn_if_emulated
 from clsp_plugin.system.files import write_whole
 
 __all__ = ["Finite", "fit", "new_trainer"]
@@ -57,11 +58,13 @@ def new_trainer(**kwargs: Any) -> pl.Trainer:
     kwargs = {"enable_checkpointing": False, "enable_model_summary": False, **kwargs}
     try:
         callbacks = [_Means(), *kwargs.pop("callbacks", [])]
-        return pl.Trainer(plugins=[_WholeFiles()], callbacks=callbacks, **kwargs)
+        trainer = pl.Trainer(plugins=[_WholeFiles()], callbacks=callbacks, **kwargs)
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         names = ("accelerator", "devices", "strategy", "precision")
         given = ", ".join(f"{name}={kwargs[name]}" for name in names if name in kwargs)
         raise ClspError(f"{given} do not fit this machine: {first_line(error)}") from error
+    warn_if_emulated(trainer.precision, trainer.strategy.root_device)
+    return trainer
 
 
 class Finite(Callback):
