@@ -15,6 +15,7 @@ from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 from clsp_plugin.data.packed.crops import Crops
 from clsp_plugin.data.packed.images import PackedImages
 from clsp_plugin.errors import ClspError
+from clsp_plugin.losses.distributed import world_size
 from clsp_plugin.system.devices import fits, to_device
 
 __all__ = ["SyntheticPositiveLoader", "ThirdView", "match"]
@@ -77,6 +78,8 @@ class ThirdView:
         """
         self._begun = None  # by a training that was broken off
         if isinstance(self.source, PackedImages):
+            assert self._crops is not None
+            self._crops.beside(device, world_size())
             return self
         moves = device.type == "cuda" and fits(self.source.nbytes, device)
         if isinstance(self.source, torch.Tensor):

@@ -17,11 +17,11 @@ from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 from clsp_plugin.data.packed.crops import Crops
+from clsp_plugin.data.packed.cutting import CHUNK, Centres
 from clsp_plugin.data.packed.decoding import begun_ahead
-from clsp_plugin.data.packed.images import CHUNK, PackedImages
+from clsp_plugin.data.packed.images import PackedImages
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.devices import fits
-from clsp_plugin.system.processes import cores
 
 __all__ = ["HostLoader", "IndexBatches", "PretrainData", "index_loader", "row_loader"]
 
@@ -199,7 +199,7 @@ class PretrainData(pl.LightningDataModule):
         announce: called with the positions of every training batch, int64 (B,), while they are
             on the host.
         squares: how packed validation images are brought to squares: arguments of
-            ``PackedImages.square_batches``.
+            ``Centres``.
     """
 
     def __init__(
@@ -229,6 +229,7 @@ class PretrainData(pl.LightningDataModule):
             self.pipelines += [pipeline] * config.num_crops
         self.configs = [pipeline.cfg for pipeline in self.pipelines]
         self._crops: Crops | None = None
+        self._centres: Centres | None = None  # of the validation images, if they are packed
         if isinstance(train, PackedImages):
             self._crops = Crops(train, self.configs)
             bare = {pipeline: pipeline.without_geometry() for pipeline in self.pipelines}
@@ -268,19 +269,19 @@ class PretrainData(pl.LightningDataModule):
             return index_loader(batches, device, num_images)
         pin = device.type == "cuda"
         if split == "train":
-            return HostLoader(batches, self._cut(batches, pin), num_images, pin)
-        make = partial(images.square_batches, **(self._squares or {}))
-        return HostLoader(batches, make, num_images, pin)
+            return HostLoader(batches, self._cut(batches, device), num_images, pin)
+        if self._centres is None:
+            self._centres = Centres(images, **(self._squares or {}))
+            self._centres.beside(device, self.trainer.num_devices)
+        return HostLoader(batches, self._centres, num_images, pin)
 
     def _cut(
-        self, batches: IndexBatches, pin: bool
+        self, batches: IndexBatches, device: torch.device
     ) -> Callable[[Iterator[torch.Tensor]], Iterator[list[torch.Tensor]]]:
         """Return a function from batches of places to the crops of their images."""
         assert self._crops is not None
         crops = self._crops
-        if pin:  # a GPU is faster than threads of one process can cut
-            devices = 1 if self.trainer is None else self.trainer.num_devices
-            crops.pin, crops.processes = True, max(1, cores() // devices)
+        crops.beside(device, 1 if self.trainer is None else self.trainer.num_devices)
 
         def cut(places: Iterator[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
             epoch = batches.epoch

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from clsp_plugin.data.downstream import ImageStream
 from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.packed.cutting import Centres
 from clsp_plugin.data.packed.images import PackedImages
 from clsp_plugin.data.preparation import Preparation
 from clsp_plugin.data.splits import open_splits
@@ -102,7 +103,7 @@ def extract_features(
 
     done = 0
     targets: list[torch.Tensor] = []
-    batches = _batches(images, batch_size, num_workers, prepare)
+    batches = _batches(images, batch_size, num_workers, prepare, centre.device)
     total = -(-len(images) // batch_size)
     with torch.no_grad(), evaluating(backbone):
         bar = Progress(batches, desc=desc, total=total, disable=not desc, unit="batch")
@@ -149,8 +150,12 @@ def _batches(
     batch_size: int,
     num_workers: int,
     prepare: Preparation | None,
+    device: torch.device,
 ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    """Return batches of pixels uint8 (B, H, W, 3) and targets (B,), in the order of the images."""
+    """Return batches of pixels uint8 (B, H, W, 3) and targets (B,), in the order of the images.
+
+    They are on the host; the device is the one that they will go to.
+    """
     if isinstance(images, ImageStream):
         own = torch.Generator()  # by default the loader draws from the global one
         return _read(DataLoader(images, batch_size, num_workers=num_workers, generator=own))
@@ -165,8 +170,9 @@ def _batches(
         assert prepare is not None
         assert prepare.image_size is not None
         numbers = torch.arange(len(images)).split(batch_size)
-        squares = images.square_batches(numbers, prepare.image_size, **prepare.resizing)
-        return zip(squares, labels, strict=True)
+        centres = Centres(images, prepare.image_size, **prepare.resizing)
+        centres.beside(device)
+        return zip(centres(numbers), labels, strict=True)
     assert isinstance(images, ImageArray)
     parts: Iterable[torch.Tensor] = images.images.split(batch_size)
     return zip(parts if prepare is None else map(prepare.squares, parts), labels, strict=True)

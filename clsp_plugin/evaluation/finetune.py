@@ -26,6 +26,7 @@ from clsp_plugin.data.holder import Images
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.images import channel_statistics
 from clsp_plugin.data.loader import PretrainData
+from clsp_plugin.data.packed.cutting import Centres
 from clsp_plugin.data.packed.images import PackedImages, customary_resize
 from clsp_plugin.data.splits import named_images
 from clsp_plugin.engine.compiling import parts_to_compile
@@ -271,7 +272,9 @@ def _accuracy(model: _Classifier, test: Images, device: torch.device) -> tuple[f
     labels = test.targets.split(cfg.optimizer.batch_size)
     if isinstance(test, PackedImages):
         numbers = torch.arange(len(test)).split(cfg.optimizer.batch_size)
-        batches = test.square_batches(numbers, size.crop_size, customary_resize(size.crop_size))
+        centres = Centres(test, size.crop_size, resize=customary_resize(size.crop_size))
+        centres.beside(device)
+        batches = centres(numbers)
     else:
         assert isinstance(test, ImageArray)
         batches = iter(test.images.split(cfg.optimizer.batch_size))

@@ -33,9 +33,10 @@ from clsp_plugin.data.imagenet100 import IMAGENET100
 from clsp_plugin.data.images import load_images, open_images
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 from clsp_plugin.data.loader import PretrainData
+from clsp_plugin.data.packed import cutting, workers
 from clsp_plugin.data.packed import pack as module
-from clsp_plugin.data.packed import workers
 from clsp_plugin.data.packed.crops import Crops
+from clsp_plugin.data.packed.cutting import Centres
 from clsp_plugin.data.packed.decoding import by_pillow, by_torchvision
 from clsp_plugin.data.packed.images import PackedImages
 from clsp_plugin.data.packed.pack import Packing, open_pack
@@ -448,6 +449,28 @@ def test_processes_cut_what_threads_cut(by_processes):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_processes_cut_the_centres_that_threads_cut(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_IMAGES", 3)
+    images = packed(photos, tmp_path)
+    threads = Centres(images, 24, resize=30, interpolation="bilinear")
+    processes = Centres(images, 24, resize=30, interpolation="bilinear")
+    processes.processes = 2
+    batches = torch.arange(12).split(5)
+    for _ in range(2):  # the processes stay for the next pass
+        assert all(map(torch.equal, processes(batches), threads(batches)))
+    assert len(list(processes(batches))) == 3
+
+
+def test_beside_a_gpu_processes_cut_and_its_copies_wait_for_nothing(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(cutting, "cores", lambda: 16)
+    centres = Centres(packed(photos, tmp_path), 24)
+    for device, number, pin, processes in (
+        ("cpu", 1, False, 0), ("cuda", 1, True, 16), ("cuda", 3, True, 5), ("cuda", 99, True, 1),
+    ):  # fmt: skip
+        centres.beside(torch.device(device), number)
+        assert (centres.pin, centres.processes) == (pin, processes)
+
+
 def test_what_goes_wrong_in_a_process_is_told(photos, tmp_path, by_processes):
     batches = epoch_of(0)
     by_processes.images = packed(photos, tmp_path, pack_format="none")
@@ -506,7 +529,7 @@ def same(tmp_path):
 
 def trainer(training=True, epoch=2):
     return SimpleNamespace(
-        training=training, current_epoch=epoch, global_rank=0, world_size=1,
+        training=training, current_epoch=epoch, global_rank=0, world_size=1, num_devices=1,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Photographs on the disk, as pre-training and evaluation see them."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,8 +12,8 @@ import torch
 from clsp_plugin.data.encoded import ImageFile
 from clsp_plugin.data.folders import open_image
 from clsp_plugin.data.holder import Images
-from clsp_plugin.data.image_array import ImageArray, fingerprint_of, image_digest, squares
-from clsp_plugin.data.packed.decoding import begun_ahead
+from clsp_plugin.data.image_array import ImageArray, fingerprint_of, image_digest
+from clsp_plugin.data.packed.cutting import Centres
 from clsp_plugin.data.packed.pack import Pack
 from clsp_plugin.data.packed.unpacked import Unpacked
 from clsp_plugin.errors import ClspError
@@ -23,9 +23,7 @@ from clsp_plugin.system.locks import locked
 from clsp_plugin.system.processes import cores
 from clsp_plugin.system.progress import Progress
 
-__all__ = ["CHUNK", "PackedImages", "customary_resize"]
-
-CHUNK = 8  # images that a thread decodes at a time
+__all__ = ["PackedImages", "customary_resize"]
 
 
 def customary_resize(size: int) -> int:
@@ -119,27 +117,8 @@ class PackedImages(Images):
         Returns:
             uint8 (B, size, size, 3).
         """
-        return next(self.square_batches([indexes], size, resize, interpolation))
-
-    def square_batches(
-        self, batches: Iterable[torch.Tensor], size: int, resize: int | None = None,
-        interpolation: str = "bicubic",
-    ) -> Iterator[torch.Tensor]:  # fmt: skip
-        """Yield :meth:`squares` of batches of indexes; the next ones are decoded meanwhile."""
-
-        def begin(
-            indexes: torch.Tensor, pool: ThreadPoolExecutor
-        ) -> tuple[torch.Tensor, list[Future]]:
-            out = torch.empty(len(indexes), size, size, 3, dtype=torch.uint8)
-
-            def work(start: int) -> None:
-                for place, index in enumerate(indexes[start : start + CHUNK].tolist(), start):
-                    picture = self.pixels(index)[None]
-                    out[place] = squares(picture, size, resize, interpolation)[0]
-
-            return out, [pool.submit(work, start) for start in range(0, len(indexes), CHUNK)]
-
-        yield from begun_ahead(batches, begin)
+        (made,) = Centres(self, size, resize=resize, interpolation=interpolation)([indexes])
+        return made
 
     def anchors(self, height: int, width: int) -> tuple[tuple[int, int], str]:
         """Return the size of candidates and the fingerprint of the images at that size.

@@ -69,25 +69,24 @@ class Workers:
     They are forked with the first batch, stay for the next epochs, and end with this process.
 
     Args:
-        cut: writes the views of images, uint8 (B, 3, size, size) each, of the indexes and boxes
-            given.
-        sizes: side of each view in pixels.
+        cut: writes the views of images, uint8 (B, *shape) each, of the indexes and boxes given.
+        shapes: shape of each view of an image.
         number: processes.
     """
 
     def __init__(
         self,
         cut: Callable[[list[int], Boxes, list[np.ndarray]], None],
-        sizes: Sequence[int],
+        shapes: Sequence[tuple[int, ...]],
         number: int,
     ):
         # A task is given out for every one that is taken: so many are under way, one is copied,
         # and the next is given out before that.
         slots = number * _AHEAD + 2
-        shapes = [(slots, _IMAGES, 3, size, size) for size in sizes]
+        held = [(slots, _IMAGES, *shape) for shape in shapes]
         self.slots = [
             np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
-            for shape in shapes
+            for shape in held
         ]
         self.tasks = _Tasks(slots)
         self.loader = DataLoader(
@@ -103,7 +102,7 @@ class Workers:
 
         Args:
             batches: the indexes of images and the boxes of each view.
-            new: makes the tensors of a batch of so many images, uint8 (B, 3, size, size) each.
+            new: makes the tensors of a batch of so many images, uint8 (B, *shape) each.
 
         Raises:
             ClspError: an image changed on the disk, or a worker was killed.
