@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -106,6 +106,9 @@ class Suite:
     the pre-training. The keys of ``vary`` are divided in the same way. Where a setting is given
     twice, the last of these decides: the data set, the suite, a method, ``vary``, the command line.
 
+    ``extends: NAME``, or a path from the file's folder, takes another suite and changes it: blocks
+    are joined, and of everything else what the extending file says holds.
+
     Attributes:
         title: a line for people.
         datasets: names of files in ``scripts/bench/dataset``; or names to the content of such
@@ -155,14 +158,8 @@ def read_suite(
     Raises:
         ClspError: there is no such suite, or the file is none.
     """
-    folder = shipped() / "bench"
-    file = Path(name)
-    if file.suffix not in (".yaml", ".yml"):
-        file = folder / f"{name}.yaml"
-        if not file.is_file():
-            known = (path.stem for path in folder.glob("*.yaml"))
-            raise ClspError(f"There is no suite {name}{nearest(str(name), known)}")
-    suite = typed(read_yaml(file), Suite)
+    file = _file_of(name)
+    suite = typed(_content(file), Suite)
     suite.variants = {key: typed(value, _Variant) for key, value in suite.variants.items()}
     suite.table.layout = _several(suite.table.layout)
     own = suite.datasets if OmegaConf.is_dict(suite.datasets) else {}
@@ -179,6 +176,34 @@ def read_suite(
         else:
             suite.given.append(override)
     return file.stem, suite
+
+
+def _file_of(name: str | Path, folder: Path = Path()) -> Path:
+    """Return the file of a suite, by its name or its path, which may be relative to a folder."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        return folder / name
+    file = shipped() / "bench" / f"{name}.yaml"
+    if not file.is_file():
+        known = (path.stem for path in file.parent.glob("*.yaml"))
+        raise ClspError(f"There is no suite {name}{nearest(str(name), known)}")
+    return file
+
+
+def _content(file: Path, extending: tuple[Path, ...] = ()) -> DictConfig:
+    """Read a suite and those it extends: blocks are joined, all else is the extending one's."""
+    if file.resolve() in extending:
+        raise ClspError(f"{file} extends itself, by way of {extending[-1]}; name another suite.")
+    content = read_yaml(file)
+    if (base := content.pop("extends", None)) is None:
+        return content
+    if not isinstance(base, str):
+        raise ClspError(f"{file}: extends={base!r}; give the name or the path of one suite.")
+    below = _content(_file_of(base, file.parent), (*extending, file.resolve()))
+    methods = content.get("methods") or below.get("methods") or []
+    for key in set(below.get("only") or {}):  # of a method that is not run any more
+        if key.rpartition("/")[2] not in methods:
+            del below.only[key]
+    return cast(DictConfig, OmegaConf.merge(below, content))
 
 
 def _several(value: Any) -> list[Any]:

@@ -403,6 +403,37 @@ def test_an_unknown_suite_and_what_is_no_yaml(tmp_path):
         read_suite(tmp_path / "bad.yaml")
 
 
+def test_a_suite_extends_another(tmp_path):
+    OmegaConf.save({**DIGITS, "only": {"simclr": ["seed=1"], "clsp_simclr": ["a=1"]}},
+                   tmp_path / "base.yaml")  # fmt: skip
+    OmegaConf.save({"extends": "base.yaml", "methods": ["clsp_simclr"],
+                    "only": {"digits/clsp_simclr": ["b=2"]}}, tmp_path / "mine.yaml")  # fmt: skip
+    name, suite = read_suite(tmp_path / "mine.yaml")
+    assert (name, suite.title, suite.seeds) == ("mine", "A test", [0, 1])
+    assert suite.methods == ["clsp_simclr"]
+    assert suite.only == {"clsp_simclr": ["a=1"], "digits/clsp_simclr": ["b=2"]}
+    assert list(suite.datasets) == ["digits"]
+
+
+def test_a_suite_extends_one_that_ships():
+    small, large = (read_suite(name)[1] for name in ("cifar10_small", "cifar10_gpu"))
+    assert set(large.methods) - set(small.methods) == {"clsp_large"}
+    assert all(large.variants[name] == small.variants[name] for name in small.variants)
+    assert large.overrides == small.overrides
+    assert large.title != small.title
+
+
+@pytest.mark.parametrize(
+    ("extends", "said"),
+    [("mine.yaml", "extends itself"), ("digts", "no suite digts; did you mean"),
+     ("none.yaml", r"none\.yaml cannot be read"), (["digits"], "name or the path of one suite")],
+)  # fmt: skip
+def test_what_no_suite_can_extend(tmp_path, extends, said):
+    OmegaConf.save({**DIGITS, "extends": extends}, tmp_path / "mine.yaml")
+    with pytest.raises(ClspError, match=said):
+        read_suite(tmp_path / "mine.yaml")
+
+
 SMALL = [
     "data.num_train=48", "data.num_val=20", "backbone.kwargs.channels=[8,8,8,8]",
     "optimizer.batch_size=16", "max_epochs=20", "scheduler.warmup_epochs=0",
