@@ -6,7 +6,8 @@ every folder above the record. A store is also looked for by the end of its path
 identifies it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from clsp_plugin.config.training import Data
 from clsp_plugin.config.typed import typed
 from clsp_plugin.data.holder import Images
 from clsp_plugin.data.images import open_images
+from clsp_plugin.data.sources.choosing import is_there
 from clsp_plugin.errors import ClspError
 from clsp_plugin.records.checkpoint import epoch_of
 from clsp_plugin.records.record import Record
@@ -39,10 +41,12 @@ _REPORT = "report.json"
 _FETCHED = ("cifar10", "cifar100", "stl10")  # downloaded by torchvision into the named folder
 
 
-def _located(name: str | Path, record: Path) -> Path | None:
+def _located(
+    name: str | Path, record: Path, there: Callable[[str], bool] = os.path.exists
+) -> Path | None:
     """Return where a path that a record names is now; None if it is nowhere."""
     places = [Path(), *record.resolve().parents]
-    return next((place / name for place in places if (place / name).exists()), None)
+    return next((place / name for place in places if there(str(place / name))), None)
 
 
 def _moved(name: str, path: Path, candidates: Mapping[str, Any]) -> Path | None:
@@ -158,7 +162,7 @@ def images_of(path: Path, record: Record, split: str) -> Images:
     data = typed({k: v for k, v in own.items() if k in Data.__dataclass_fields__}, Data)
     for key in ("train_path", "val_path"):
         if data[key] is not None:
-            data[key] = str(_located(data[key], path) or data[key])
+            data[key] = str(_located(data[key], path, is_there) or data[key])
     if data.dataset in _FETCHED:
         given = data.train_path if split == "train" else data.val_path or data.train_path
         found = _located(given or "datasets", path)

@@ -11,7 +11,7 @@ from clsp_plugin.data.sources.class_folders import from_folder
 from clsp_plugin.data.sources.source import Source
 from clsp_plugin.errors import ClspError
 
-__all__ = ["open_source"]
+__all__ = ["is_there", "open_source"]
 
 _NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet100": 100}
 _FILES = (*file_list.SUFFIXES, *hugging_face.SUFFIXES, tar_shards.SUFFIX)
@@ -51,6 +51,21 @@ def open_source(path: str | Path, data: Mapping[str, Any], split: str) -> Source
             f"data.dataset=custom."
         )
     return source
+
+
+def is_there(path: str) -> bool:
+    """Whether there is something on the disk at a path as :func:`open_source` takes it."""
+    if Path(path).exists():
+        return True
+    before, at, _ = path.rpartition("@")
+    if at and Path(before).exists():
+        return True
+    if Path(path).suffix.lower() != tar_shards.SUFFIX:
+        return False
+    try:
+        return bool(_tars(path))
+    except ClspError:
+        return False
 
 
 def _opened(path: str, data: Mapping[str, Any], split: str) -> Source:
