@@ -68,7 +68,7 @@ class Ours:
         self.epoch += 1
         order = IndexBatches(len(self.images), self.batch, 0)
         order.set_epoch(self.epoch)
-        cut = self.data._cut(order, pin=self.device != "cpu")
+        cut = self.data._cut(order, torch.device(self.device))
         yield from zip(list(order), cut(iter(order)), strict=True)
 
     def host(self) -> int:

@@ -116,7 +116,8 @@ def _examine_host(report: Report, folder: Path, on_cpu: bool) -> None:
     if metrics and tuple(int(part) for part in metrics.split(".")[:2]) >= (0, 12):
         report.notes.append(
             f"solo-learn's kNN (knn_eval.enabled=True, main_knn.py) needs torchmetrics below 0.12, "
-            f"here is {metrics}: `pip install 'torchmetrics<0.12'`, or use `clsp knn`."
+            f"here is {metrics}: `pip install 'torchmetrics<0.12' 'setuptools<81'` (it imports "
+            f"pkg_resources, which newer ones lack), or use `clsp knn`."
         )
     if on_cpu:
         report.notes.append(

@@ -106,10 +106,9 @@ class Suite:
     the pre-training. The keys of ``vary`` are divided in the same way. Where a setting is given
     twice, the last of these decides: the data set, the suite, a method, ``vary``, the command line.
 
-    ``extends: NAME``, or a path from the file's folder, takes another suite and changes it: blocks
-    are joined, and of everything else what the extending file says holds.
-
     Attributes:
+        extends: name of another suite, or its path from the file's folder, that this one changes:
+            blocks are joined, and of everything else what this file says holds.
         title: a line for people.
         datasets: names of files in ``scripts/bench/dataset``; or names to the content of such
             files.
@@ -126,6 +125,7 @@ class Suite:
         table: how the tables are laid out.
     """
 
+    extends: Optional[str] = None
     title: str = MISSING
     datasets: Any = MISSING
     methods: list[str] = MISSING
