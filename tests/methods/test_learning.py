@@ -31,9 +31,9 @@ BUDGET = {
     **dict.fromkeys(LEARNERS, SHORT),
     "simclr_ft": (*LONGER, *EARLIER),
     "mocov2_ft": (*SHORT, *EARLIER),
-    **dict.fromkeys(("barlow_twins", "byol"), LONGER),
+    "barlow_twins": LONGER,
     "all4one": ("max_epochs=12",),
-    **dict.fromkeys(("nnbyol", "ressl"), LONGEST),
+    **dict.fromkeys(("byol", "nnbyol", "ressl"), LONGEST),
 }
 K = 20
 # Percentage points. For two accuracies of 25 % on 1,000 images, two standard errors of the
