@@ -50,7 +50,7 @@ def test_a_label_names_the_same_class_in_both(classes, draw):
 
 @given(names, names)
 def test_a_class_that_is_not_trained_on_is_named(classes, others):
-    train, test = labelled(sorted(classes), [0]), labelled(sorted(others), [0])
+    train, test = (labelled(sorted(own), range(len(own))) for own in (classes, others))
     unknown = sorted(set(others) - set(classes))
     if not unknown:
         return

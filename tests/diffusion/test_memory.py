@@ -77,8 +77,12 @@ def most(share, nbytes=NBYTES):
 
 
 def test_the_check_sees_a_copy():
+    def hold():
+        _copy = torch.ones(NBYTES // 2, dtype=torch.uint8)
+        time.sleep(0.1)  # it is looked for every 2 ms
+
     with pytest.raises(AssertionError, match="of the images"), most(0.3):
-        torch.empty(NBYTES // 2, dtype=torch.uint8).fill_(1)
+        hold()
 
 
 def test_training(many, tmp_path):
