@@ -101,6 +101,13 @@ def test_commands_run_in_their_order(place, monkeypatch, capfd):
     assert list(place.glob("trained_models/clsp_simclr/*/clsp_simclr-cifar10-*.ckpt"))
 
 
+def test_the_images_of_the_first_look_fill_a_batch():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    script = re.search(r"clsp_simclr\.sh data\.fraction=(\S+) .*batch_size=(\d+)", text)
+    assert int(50_000 * float(script[1])) >= int(script[2])
+    assert set(re.findall(r"data\.fraction=([\d.]+)", text)) == {script[1]}
+
+
 def test_the_page_on_candidates(place, monkeypatch, capfd):
     make_authors_checkpoint(place / "ckpt_ema_1999_.pt")
     (place / "other").mkdir()

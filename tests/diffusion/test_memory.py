@@ -24,6 +24,7 @@ from clsp_plugin.evaluation.features import extract_features
 from clsp_plugin.evaluation.similarity import label_agreement
 from clsp_plugin.inspection.frechet import frechet_from
 from clsp_plugin.system.arrays import map_npy, mapped_tensor
+from clsp_plugin.system.c_library import c_function
 
 NUMBER, SIDE = 60_000, 64
 NBYTES = NUMBER * SIDE * SIDE * 3
@@ -59,6 +60,8 @@ def anonymous():
 @contextmanager
 def most(share, nbytes=NBYTES):
     """Fail if the block needs more memory at once than a share of the images, or of so much."""
+    if (trim := c_function("malloc_trim")) is not None:
+        trim(0)  # memory that earlier trainings kept (keep_freed_memory) would be taken unseen
     stop, found, before = threading.Event(), [], anonymous()
 
     def look():
