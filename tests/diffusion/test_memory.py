@@ -25,6 +25,7 @@ from clsp_plugin.evaluation.similarity import label_agreement
 from clsp_plugin.inspection.frechet import frechet_from
 from clsp_plugin.system.arrays import map_npy, mapped_tensor
 from clsp_plugin.system.c_library import c_function
+from clsp_plugin.system.memory import keep_freed_memory
 
 NUMBER, SIDE = 60_000, 64
 NBYTES = NUMBER * SIDE * SIDE * 3
@@ -80,6 +81,9 @@ def most(share, nbytes=NBYTES):
 
 
 def test_the_check_sees_a_copy():
+    keep_freed_memory(torch.device("cpu"))
+    torch.ones(NBYTES, dtype=torch.uint8)  # kept when it is freed, as after a training
+
     def hold():
         _copy = torch.ones(NBYTES // 2, dtype=torch.uint8)
         time.sleep(0.1)  # it is looked for every 2 ms
