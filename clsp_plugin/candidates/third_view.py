@@ -151,7 +151,8 @@ class ThirdView:
             images = to_device(begun.result(), rows.device)
         elif self._crops is not None:
             here = indexes.cpu() if self._here is None else self._here
-            parts = [self._crops(here, [keys_for(base, here)])[0] for base in bases]
+            batches = ((here, [keys_for(base, here)]) for base in bases)
+            parts = [crops for (crops,) in self._crops.ahead(batches)]
             images = to_device(torch.cat(parts), indexes.device)
         else:
             images = self._images(rows, epoch)

@@ -55,12 +55,10 @@ def open_source(path: str | Path, data: Mapping[str, Any], split: str) -> Source
 
 def is_there(path: str) -> bool:
     """Whether there is something on the disk at a path as :func:`open_source` takes it."""
-    if Path(path).exists():
+    where, _ = _parted(path)
+    if where.exists():
         return True
-    before, at, _ = path.rpartition("@")
-    if at and Path(before).exists():
-        return True
-    if Path(path).suffix.lower() != tar_shards.SUFFIX:
+    if where.suffix.lower() != tar_shards.SUFFIX:
         return False
     try:
         return bool(_tars(path))
@@ -68,14 +66,18 @@ def is_there(path: str) -> bool:
         return False
 
 
+def _parted(path: str) -> tuple[Path, str]:
+    """Return what is on the disk and the name of its split; a name may hold an ``@`` of its own."""
+    before, at, behind = path.rpartition("@")
+    if at and not Path(path).exists() and Path(before).exists():
+        return Path(before), behind
+    return Path(path), ""
+
+
 def _opened(path: str, data: Mapping[str, Any], split: str) -> Source:
     if path.startswith(hugging_face.PREFIX):
         return hugging_face.from_hub(path.removeprefix(hugging_face.PREFIX), data, split)
-    where, part = Path(path), ""
-    if not where.exists() and "@" in path:
-        before, _, behind = path.rpartition("@")
-        if Path(before).exists():
-            where, part = Path(before), behind
+    where, part = _parted(path)
     if where.is_dir():
         return _from_folder(where, part, data, split)
     suffix = where.suffix.lower()
