@@ -34,6 +34,8 @@ def import_drawn(
 ) -> str:
     """Make a store of candidates from elsewhere; stopped, it continues.
 
+    What the store holds already is compared with the source.
+
     Args:
         source: a ``.npy`` or ``.npz`` of uint8 (N, K, H, W, 3) or (N, H, W, 3), in the order of the
             images; or a folder of images, whose names say which image they belong to: for
@@ -52,8 +54,8 @@ def import_drawn(
         What was done, in one line.
 
     Raises:
-        ClspError: the candidates are not as many for each image, belong to no image, are of another
-            size, or ``out`` holds something else.
+        ClspError: the candidates are not as many for each image, belong to no image or to several,
+            are of another size, or ``out`` holds something else.
     """
     source = Path(source)
     check_source(source)
@@ -69,6 +71,12 @@ def import_drawn(
     manifest = StoreManifest.unsampled(array, number, made_by).encoded_with(encoding, quality)
     writer = StoreWriter(out, manifest, array.digests)
     with writer.lock():
+        # an array or a folder of the same name may hold other candidates than last time
+        for shard in range(manifest.num_shards):
+            have = writer.present(shard)
+            if have:
+                held = drawn.read(*manifest.shard_range(shard), 0, have)
+                writer.check_holds(shard, held)
         writer.extend()
         for shard, start, stop in writer.missing():
             writer.write(shard, drawn.read(start, stop, writer.present(shard), number))
@@ -108,13 +116,25 @@ class _Files:
 
     def __init__(self, folder: Path, array: ImageArray, names: Sequence[str]):
         self.size = array.size
-        files = {
-            file.relative_to(folder).with_suffix("").as_posix(): file
-            for file in map(Path, image_files(folder))
-        }
+        files: dict[str, Path] = {}
+        for file in map(Path, image_files(folder)):
+            stem = file.relative_to(folder).with_suffix("").as_posix()
+            if stem in files:
+                raise ClspError(
+                    f"{files[stem]} and {file} have one name; keep one of them, or number them."
+                )
+            files[stem] = file
+        if not files:
+            raise ClspError(f"{folder} holds no images; name the folder of the candidates.")
         numbered = not names
         names = names or [str(index) for index in range(len(array))]
         places = {name: index for index, name in enumerate(names)}
+        if len(places) < len(names):
+            twice = next(name for index, name in enumerate(names) if places[name] != index)
+            raise ClspError(
+                f"{array.name} has several images that are called {twice}, and candidates in a "
+                f"folder are found by that name; give them as one array in the order of the images."
+            )
         self.files: list[list[Path]] = [[] for _ in names]
         for stem, index in _belonging(sorted(files, key=_natural), places, numbered, folder):
             self.files[index].append(files[stem])

@@ -14,7 +14,7 @@ from clsp_plugin.errors import ClspError
 from clsp_plugin.system.files import write_whole
 from clsp_plugin.system.json_files import checked, read_json
 
-__all__ = ["MANIFEST", "StoreManifest", "generate_command"]
+__all__ = ["MANIFEST", "StoreManifest", "generate_command", "generate_config"]
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -23,6 +23,11 @@ FORMAT = 1
 _LARGEST = {
     "num_images": 10**9, "num_candidates": 10**6, "height": 2**16, "width": 2**16,
     "shard_size": 10**9, "num_shards": 10**6,
+}  # fmt: skip
+# Configurations of `clsp generate`; all other data sets are those of CIFAR.
+_CONFIGS = {
+    "digits": "digits/generate", "stl10": "stl10/generate",
+    "imagenet100": "imagenet-100/generate", "custom": "custom/latent",
 }  # fmt: skip
 
 
@@ -170,12 +175,24 @@ class StoreManifest:
         return manifest
 
 
-def generate_command(path: str | Path, data: Mapping[str, Any] | None = None) -> str:
+def generate_config(dataset: str) -> str:
+    """Return the name of the configuration of `clsp generate` for a data set, such as ``cifar10``.
+
+    Args:
+        dataset: its name, to which ``/train`` and the like may be added.
+    """
+    return _CONFIGS.get(dataset.split("/")[0], "cifar/generate")
+
+
+def generate_command(
+    path: str | Path, data: Mapping[str, Any] | None = None, size: tuple[int, int] | None = None
+) -> str:
     """Return the command that makes a store, quoted for a shell, for error messages.
 
     Args:
         path: the store's directory.
         data: the configuration's ``data`` block, so that the command makes it for the same images.
+        size: height and width of the candidates in pixels, for images that have no size themselves.
     """
     # name every setting, because the shipped configuration may have other defaults
     data = data or {}
@@ -183,10 +200,12 @@ def generate_command(path: str | Path, data: Mapping[str, Any] | None = None) ->
         "dataset", "train_path", "image_column", "label_column", "no_labels", "fraction",
         "image_size",
     )  # fmt: skip
-    config = "cifar"
-    if data.get("dataset", "digits") == "digits":
-        keys, config = (*keys, "num_train", "seed"), "digits"
+    dataset = data.get("dataset", "digits")
+    if dataset == "digits":
+        keys = (*keys, "num_train", "seed")
+    elif dataset == "custom" and size and size[0] == size[1]:
+        data = {**data, "image_size": data.get("image_size") or size[0]}
     data = {key: value for key, value in data.items() if value is not False}
     given = [f"data.{key}={data[key]}" for key in keys if data.get(key) not in (None, -1)]
-    words = ["clsp", "generate", "--config-name", f"{config}/generate", *given, f"out={path}"]
+    words = ["clsp", "generate", "--config-name", generate_config(dataset), *given, f"out={path}"]
     return shlex.join(words)

@@ -206,7 +206,7 @@ class CandidateStore:
             raise ClspError(
                 f"The candidates in {self.path} were made for {theirs}, the training images are "
                 f"{ours}: make candidates for these with "
-                f"`{generate_command('NEW_DIRECTORY', self.data)}`, "
+                f"`{generate_command('NEW_DIRECTORY', self.data, (self.height, self.width))}`, "
                 f"or train on the images (and in the order) that the store was made for."
             )
 

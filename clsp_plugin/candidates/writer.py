@@ -29,8 +29,7 @@ def _room(sentence: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # numpy's own error about a file that it could only write in part has no errno
-        if error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise ClspError(sentence.format(error.strerror or error)) from error
 
@@ -54,7 +53,7 @@ def _without_shards(path: Path) -> bool:
 def _taken(path: Path, lock: Path) -> ClspError:
     who = lock.read_text(encoding="utf-8", errors="replace") if lock.exists() else ""
     return ClspError(
-        f"{path} is being written by another `clsp generate`"
+        f"{path} is being written by another process"
         f"{f' ({who})' if who else ''}; wait for it, or give this one another out=."
     )
 
@@ -249,7 +248,7 @@ class StoreWriter:
     def _room(self) -> contextlib.AbstractContextManager[None]:
         return _room(
             f"There is no room for another shard in {self.path} ({{}}); what is there is whole: "
-            f"make room and run the same `clsp generate` again."
+            f"make room and give the same command again."
         )
 
     @contextlib.contextmanager
@@ -318,6 +317,27 @@ class StoreWriter:
         """Return the number of candidates per image that a shard holds already: 0 to K."""
         return _present(self.path, self.manifest, shard)
 
+    def check_holds(self, shard: int, candidates: np.ndarray) -> None:
+        """Refuse a shard that holds other candidates than these.
+
+        Args:
+            shard: number of the shard.
+            candidates: uint8 (n, k, H, W, 3), for the k candidates per image that it holds.
+
+        Raises:
+            ClspError: it holds others.
+        """
+        held = map_shard(self.path, shard, self.manifest)
+        if isinstance(held, EncodedShard):
+            same = held.all_encoded() == self._encoded(candidates)
+        else:
+            same = np.array_equal(held, candidates)
+        if not same:
+            raise ClspError(
+                f"{self.path} already holds other candidates; nothing was written: choose another "
+                f"place, or delete it to replace them."
+            )
+
     def missing(self) -> list[tuple[int, int, int]]:
         """Return the shards still to write, as (shard number, first image, one past the last)."""
         return [
@@ -344,16 +364,20 @@ class StoreWriter:
         assert candidates.dtype == np.uint8
         assert candidates.shape == (shape[0], shape[1] - have, *shape[2:])
         if self.manifest.encoding is not None:
-            assert self.manifest.quality is not None
-            flat = candidates.reshape(-1, *shape[2:])
-            encoded = encode_images(flat, self.manifest.encoding, self.manifest.quality)
-            self.write_encoded(shard, encoded)
+            self.write_encoded(shard, self._encoded(candidates))
             return
         if have:  # the map ends here: Windows replaces no file that is mapped
             candidates = np.concatenate(
                 [map_shard(self.path, shard, self.manifest), candidates], axis=1
             )
         self._write(shard, np.ascontiguousarray(candidates), have)
+
+    def _encoded(self, candidates: np.ndarray) -> list[bytes]:
+        """Encode candidates, uint8 (n, k, H, W, 3), as the manifest says."""
+        assert self.manifest.encoding is not None
+        assert self.manifest.quality is not None
+        flat = candidates.reshape(-1, *candidates.shape[2:])
+        return encode_images(flat, self.manifest.encoding, self.manifest.quality)
 
     def write_encoded(self, shard: int, candidates: Sequence[bytes]) -> None:
         """Write one shard of an encoded store; it appears whole or not at all.
@@ -423,6 +447,6 @@ def export_npy(store: CandidateStore, path: str | Path) -> None:
         left.unlink(missing_ok=True)
     with _room(
         f"There is no room for {path} ({{}}), which takes {store.nbytes / 2**20:.0f} MiB; make "
-        f"room and run the same `clsp generate` again."
+        f"room and give the same command again."
     ):
         write_whole(path, write)

@@ -126,6 +126,7 @@ def inspect(args: list[str]) -> None:
     )
     options = parser.parse_intermixed_args(args)
 
+    from clsp_plugin.candidates.manifest import generate_config
     from clsp_plugin.data.images import load_images
     from clsp_plugin.inspection.report import inspect_store, open_store, verify_store
     from clsp_plugin.inspection.summary import summary
@@ -140,8 +141,10 @@ def inspect(args: list[str]) -> None:
             print(verify_store(each))
         return
     store, *more = options.store
-    of_digits = open_store(store).need_manifest().dataset.startswith("digits")
-    name = options.config_name or f"{'digits' if of_digits else 'cifar'}/generate"
+    manifest = open_store(store).need_manifest()
+    name = options.config_name or generate_config(manifest.dataset)
+    if options.config_name is None and manifest.dataset.startswith("custom/"):
+        options.data.insert(0, f"data.image_size={manifest.height}")
     data = data_of("generate", name, options.data)
     if more:
         _compare(options, data)

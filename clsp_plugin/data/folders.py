@@ -15,7 +15,7 @@ from clsp_plugin.data.encoded import ImageFile, openable
 from clsp_plugin.errors import ClspError
 
 __all__ = [
-    "EXTENSIONS", "UNREADABLE", "check_depth", "class_folders", "has_class_folders",
+    "EXTENSIONS", "UNREADABLE", "NotReadNow", "check_depth", "class_folders", "has_class_folders",
     "image_files", "open_image", "reading", "to_pixels",
 ]  # fmt: skip
 
@@ -31,6 +31,10 @@ UNREADABLE = (
     EOFError, MemoryError, RuntimeError, AssertionError, struct.error, zlib.error,
     Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
+
+
+class NotReadNow(ClspError):
+    """The system did not let an image be read, which says nothing about the image."""
 
 
 def _hidden(name: str) -> bool:
@@ -225,18 +229,26 @@ def reading(name: str, read: Callable[[], Any]) -> Any:
         What ``read`` returns.
 
     Raises:
+        NotReadNow: the system refused, or there was no memory for it.
         ClspError: the image is not readable.
     """
     try:
         return read()
     except ClspError:
         raise
+    except MemoryError as error:
+        raise NotReadNow(
+            f"There was not enough memory to read {name}; give the same command again when there "
+            f"is more."
+        ) from error
     except UNREADABLE as error:
         # an error of the system, not of Pillow
         if isinstance(error, OSError) and error.errno is not None:
-            raise ClspError(
-                f"{name} is not a readable image for this process ({error.strerror}); nothing "
-                f"is known against what is in it."
+            path = str(error.filename or name)
+            which = name if path in name else f"{name} ({path})"
+            raise NotReadNow(
+                f"{which} cannot be read ({error.strerror}), which says nothing against what is in "
+                f"it; see to that, and give the same command again."
             ) from error
         why = str(error).strip() or type(error).__name__
         raise ClspError(f"{name} is not a readable image ({why}); repair or remove it.") from error

@@ -23,9 +23,7 @@ def made_whole(out: str | Path) -> Iterator[Path]:
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ClspError(f"{out} is there already; name another --out, or delete it.")
-    out.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(out) as made:
-        made.mkdir()
         yield made
         if out.is_dir():
             out.rmdir()  # an empty one

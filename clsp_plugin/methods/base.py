@@ -265,6 +265,8 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
     ) -> dict[str, torch.Tensor]:
         """Log the probe's loss and accuracies on ``[images (B, 3, H, W), targets (B,)]``.
 
+        Images with the target -1 are left out.
+
         Returns:
             What :meth:`forward` makes of the images.
         """
@@ -273,7 +275,7 @@ class BaseMethod(JointForward, EpochMeans, pl.LightningModule):
             outputs = self(X)
         out = _classification(outputs["logits"], targets)
         means = {f"val_{key}": out[key] for key in ("loss", "acc1", "acc5")}
-        self.add_to_validation(len(targets), **means)
+        self.add_to_validation((targets >= 0).sum(), **means)
         return outputs
 
 

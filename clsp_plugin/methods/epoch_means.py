@@ -50,14 +50,15 @@ class EpochMeans(_Module):
                 logger=self.for_loggers,
             )  # fmt: skip
 
-    def add_to_validation(self, number: int, **metrics: torch.Tensor) -> None:
+    def add_to_validation(self, number: int | torch.Tensor, **metrics: torch.Tensor) -> None:
         """Log means over all images of a validation, of all processes.
 
         Lightning's own ``log(sync_dist=True)`` would be wrong where the processes do not have
         equally many images: it rounds their mean number.
 
         Args:
-            number: how many images the metrics are means of; may be 0.
+            number: how many images the metrics are means of; may be 0. Metrics that are means of
+                none in the whole validation are not logged.
             metrics: scalars. All processes have to log the same ones.
         """
         for name, value in metrics.items():
@@ -66,15 +67,18 @@ class EpochMeans(_Module):
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
-        self._validated: dict[str, tuple[torch.Tensor, int]] = {}
+        self._validated: dict[str, tuple[torch.Tensor, int | torch.Tensor]] = {}
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         means = {}
         for name, (total, count) in self._validated.items():
-            counts = torch.tensor(count, device=total.device)
-            both = (self.trainer.strategy.reduce(part, reduce_op="sum") for part in (total, counts))
-            means[name] = torch.div(*both)
+            counts = torch.as_tensor(count, device=total.device)
+            total, counts = (
+                self.trainer.strategy.reduce(part, reduce_op="sum") for part in (total, counts)
+            )
+            if counts:
+                means[name] = total / counts
         if means:
             self.log_dict(means, sync_dist=True, batch_size=1, logger=self.for_loggers)
 

@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import glob
 import os
 import shutil
 import stat
@@ -8,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from clsp_plugin.errors import ClspError
+from clsp_plugin.system.locks import locked
 
 __all__ = ["check_regular", "unfinished", "whole_folder", "write_text", "write_whole"]
 
@@ -30,6 +32,19 @@ def check_regular(path: str | Path) -> None:
         raise ClspError(f"{path} is not a file but a pipe, a socket or a device; remove it.")
 
 
+class _Plain:
+    """An open file as any other object with its methods.
+
+    To a file of the system numpy writes by itself, and its error of a full disk does not say so.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file so that it appears whole or not at all, even after a power cut.
 
@@ -41,7 +56,7 @@ def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            write(file)
+            write(cast(BinaryIO, _Plain(file)))
             file.flush()
             os.fsync(file.fileno())
         _replace(temporary, target)
@@ -72,13 +87,21 @@ def whole_folder(target: Path) -> Iterator[Path]:
         target: its path, where there may be nothing when the block ends.
 
     Yields:
-        The path beside it at which the block makes the folder.
+        The empty folder beside it that becomes it. A killed process leaves this behind, and the
+        next one that makes the same folder deletes it.
     """
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        if left.is_dir():
+            with locked(left) as free:
+                if free:
+                    shutil.rmtree(left, ignore_errors=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
     try:
-        yield temporary
-        _share(temporary)
-        os.replace(temporary, target)
+        with locked(temporary):
+            yield temporary
+            _share(temporary)
+            os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -115,3 +115,54 @@ def test_what_does_not_fit_is_told(folders, tmp_path):
     with pytest.raises(ClspError, match=r"There are no candidates at .*nowhere"):
         take(tmp_path / "nowhere")
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_what_is_there_is_kept_if_it_is_of_the_same_source(digits48, tmp_path, encoding):
+    first, other = pixels(48, 2, 16, 16, 3), pixels(48, 2, 16, 16, 3)[::-1]
+    store = tmp_path / "store"
+
+    def take(name, images, number=None):
+        (tmp_path / name).mkdir(exist_ok=True)
+        np.save(tmp_path / name / "drawn.npy", images)
+        source = tmp_path / name / "drawn.npy"
+        import_drawn(source, digits48, DIGITS, store, number, encoding=encoding)
+
+    take("first", first, 1)
+    shard = (store / "shard-00000.npy").read_bytes()
+    with pytest.raises(ClspError, match="already holds other candidates; nothing was written"):
+        take("other", other)
+    assert (store / "shard-00000.npy").read_bytes() == shard
+    take("first", first)
+    take("first", first)
+    import_drawn(
+        tmp_path / "first/drawn.npy", digits48, DIGITS, tmp_path / "whole", encoding=encoding
+    )
+    assert (CandidateStore(store).images(range(48))
+            == CandidateStore(tmp_path / "whole").images(range(48))).all()  # fmt: skip
+    one = first.copy()
+    one[40, 1] += 100
+    with pytest.raises(ClspError, match="already holds other candidates"):
+        take("first", one)
+
+
+def test_names_that_several_images_have(folders, tmp_path):
+    array = load_images(folders, "train")
+    for name in ("cat/1", "cat/2", "cat/10", "dog/1", "dog/2"):
+        write(tmp_path / "drawn", f"{name}.png", pixels(8, 8, 3))
+    write(tmp_path / "drawn", "cat/2.bmp", pixels(8, 8, 3))
+    (tmp_path / "none").mkdir()
+
+    def take(name="drawn"):
+        import_drawn(tmp_path / name, array, folders, tmp_path / "store")
+
+    with pytest.raises(ClspError, match=r"cat/2.bmp and .*cat/2.png have one name; keep one"):
+        take()
+    with pytest.raises(ClspError, match="none holds no images"):
+        take("none")
+    (tmp_path / "drawn/cat/2.bmp").unlink()
+    Image.fromarray(pixels(8, 8, 3)).save(tmp_path / "photos/dog/2.bmp")
+    array = load_images(folders, "train")
+    with pytest.raises(ClspError, match="has several images that are called dog/2"):
+        take()
+    assert not (tmp_path / "store").exists()

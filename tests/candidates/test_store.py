@@ -70,6 +70,13 @@ def test_the_command_makes_candidates_for_the_same_images():
     assert generate_command("c", listed).split()[-4:] == [
         "data.dataset=custom", "data.train_path=l.csv", "data.label_column=kind", "out=c",
     ]  # fmt: skip
+    photographs = {"dataset": "custom", "train_path": "photos", "image_size": None}
+    assert generate_command("c", photographs, (64, 64)) == (
+        "clsp generate --config-name custom/latent data.dataset=custom data.train_path=photos "
+        "data.image_size=64 out=c"
+    )
+    for dataset, config in (("stl10", "stl10"), ("imagenet100", "imagenet-100")):
+        assert f" {config}/generate " in generate_command("c", {"dataset": dataset})
 
 
 def test_incomplete_store_is_refused_and_continued(store, digits48, write_store):

@@ -14,7 +14,13 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from clsp_plugin.data import folders
-from clsp_plugin.data.folders import class_folders, image_files, open_image, reading
+from clsp_plugin.data.folders import (
+    NotReadNow,
+    class_folders,
+    image_files,
+    open_image,
+    reading,
+)
 from clsp_plugin.errors import ClspError
 
 
@@ -195,7 +201,10 @@ def test_whatever_pillow_raises_becomes_a_sentence(error):
     def read():
         raise error("wrong")
 
-    with pytest.raises(ClspError, match=r"x.png is not a readable image"):
+    told = r"^x.png is not a readable image"
+    if error is MemoryError:  # perhaps it is the machine's
+        told = r"^There was not enough memory to read x.png"
+    with pytest.raises(ClspError, match=told):
         reading("x.png", read)
 
 
@@ -203,9 +212,7 @@ def test_what_the_system_refuses_is_not_called_damage():
     def read():
         raise OSError(24, "Too many open files")
 
-    with pytest.raises(
-        ClspError, match=r"x.png is not .* for this process .Too many open files."
-    ) as caught:
+    with pytest.raises(NotReadNow, match=r"^x.png cannot be read .Too many open files.") as caught:
         reading("x.png", read)
     assert "remove" not in str(caught.value)
     assert "repair" not in str(caught.value)

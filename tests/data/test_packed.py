@@ -1,5 +1,6 @@
 """Photographs packed on the disk: what is stored, what is refused, and what views are cut out."""
 
+import errno
 import io
 import multiprocessing
 import os
@@ -27,13 +28,13 @@ from clsp_plugin.candidates.third_view import ThirdView
 from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.data.augmentation.parameters import sample_boxes, uniform_numbers
 from clsp_plugin.data.augmentation.pipeline import BatchAugmentation
-from clsp_plugin.data.folders import image_files, to_pixels
+from clsp_plugin.data.folders import NotReadNow, image_files, to_pixels
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.imagenet100 import IMAGENET100
 from clsp_plugin.data.images import load_images, open_images
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 from clsp_plugin.data.loader import PretrainData
-from clsp_plugin.data.packed import cutting, workers
+from clsp_plugin.data.packed import cutting, left_out, workers
 from clsp_plugin.data.packed import pack as module
 from clsp_plugin.data.packed.crops import Crops
 from clsp_plugin.data.packed.cutting import Centres
@@ -147,6 +148,52 @@ def test_bytes_that_changed_are_named(photos, tmp_path):
     shard.write_bytes(content)
     with pytest.raises(ClspError, match=r"Image 0 in .* changed on the disk since it was packed"):
         packed(photos, tmp_path).pixels(0)
+
+
+@pytest.mark.parametrize("form", ["jpeg", "raw"])
+def test_a_changed_byte_within_an_image_is_named(photos, tmp_path, form):
+    images = packed(photos, tmp_path, pack_format=form)
+    shard = images.pack.folder / "shard-00000.npy"
+    content = bytearray(shard.read_bytes())
+    content[-300] ^= 1
+    shard.write_bytes(content)
+    again = packed(photos, tmp_path, pack_format=form)
+    assert torch.equal(again.pixels(0), images.pixels(0))
+    with pytest.raises(ClspError, match=r"Image 11 in .* changed on the disk"):
+        again.pixels(11)
+
+
+@pytest.mark.parametrize("name", ["shard-00000.npy", "shard-00000.index.npy", "manifest.json"])
+def test_what_is_missing_in_a_pack_is_made_again(photos, tmp_path, name):
+    first = packed(photos, tmp_path)
+    (first.pack.folder / name).unlink()
+    again = packed(photos, tmp_path)
+    assert torch.equal(again.pixels(3), first.pixels(3))
+    assert again.identity == first.identity
+    assert (first.pack.folder / name).exists()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_no_image_is_left_out_for_an_error_of_the_system(photos, tmp_path, monkeypatch, error):
+    def broken(file):
+        if str(file).endswith("cat/02.png"):
+            raise error
+        return file
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "openable", broken)
+        with pytest.raises(NotReadNow, match=r"cat/02.png.* give the same command again") as told:
+            packed(photos, tmp_path, skip_damaged=True)
+    assert "skip_damaged" not in str(told.value)
+    assert len(packed(photos, tmp_path, skip_damaged=True)) == 12
+
+
+def test_what_is_left_out_is_told_by_every_command(photos, tmp_path, capsys):
+    (photos / "cat" / "bad.jpg").write_bytes(b"text")
+    for _ in range(2):
+        left_out._tell.cache_clear()  # as in another process
+        packed(photos, tmp_path, skip_damaged=True)
+        assert capsys.readouterr().out.count(f"Left out, not readable: {photos}/cat/bad.jpg.") == 1
 
 
 PACKER = """

@@ -245,6 +245,7 @@ def test_columns_that_are_named(photos):
             b"cat/1.png,a\ncat/2.png,-2",
             r"line 2: cat/2.png has the label -2; give the name",
         ),
+        ("l.csv", b"cat/1.png;a\ncat/2.png;a\n", r"line 1: .*a comma .* and not a semicolon"),
         ("l.csv", b"cat,a", r"line 1: .*cat is not a file"),
         ("l.csv", b"cat/1.png,a\ncat/\0.png,a", r"line 2"),
         ("l.txt", b"cat/1.png a\ncat/2.png", r"line 2: cat/2.png has no label and other lines"),
@@ -262,10 +263,13 @@ def test_lists_that_are_refused(tmp_path, name, content, told):
         open_images(data(tmp_path / name), "train")
 
 
-def test_what_is_not_there(tmp_path):
+def test_what_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name in ("photos", "list.csv", "x.parquet", "x@train"):
         with pytest.raises(ClspError, match=rf"{name} does not exist; set data.train_path"):
             open_images(data(tmp_path / name), "train")
+        with pytest.raises(ClspError, match=rf"{name} does not exist in {tmp_path}; set data"):
+            open_images(data(name), "train")
 
 
 def test_classes_that_training_lacks(photos):
@@ -413,6 +417,7 @@ REFUSED = {
     "empty": (b"", r"x.tar is not a tar file \(empty file\)"),
     "text": (b"text" * 300, r"x.tar is not a tar file"),
     "no images": ([("a.cls", b"1")], r"x.tar holds no images"),
+    "a dot in the name": ([("a.v1.png", PNG)], r"x.tar holds no images.*behind the first dot"),
     "no label": ([("a.png", PNG)], r"a in .*x.tar has no label .*data.no_labels=True"),
     "empty label": ([("a.png", PNG), ("a.cls", b" ")], r"a.cls in .*x.tar is empty"),
     "a label that is no text": ([("a.png", PNG), ("a.cls", b"\xff")], r"a.cls in .* is not UTF-8"),
@@ -738,7 +743,7 @@ def test_images_beside_the_table(photos, tmp_path):
     check_same(tmp_path / "x.arrow", photos)
     os.unlink(files[0])
     with pytest.raises(
-        ClspError, match=r"row 0 of .*x.arrow is not a readable image for this proc"
+        ClspError, match=r"row 0 of .*x.arrow \(.*a b.png\) cannot be read \(No such file"
     ):
         open_images(data(tmp_path / "x.arrow", cache=str(tmp_path / "new")), "train")
 

@@ -142,3 +142,25 @@ def test_what_needs_images_in_memory_says_so(tiny, photos, tmp_path):
     squares = ("data.packed=True", "data.image_size=16")
     with pytest.raises(ClspError, match=r"is on the disk; set data.packed=False"):
         pretrain(tiny("simclr", *photos, *squares, f"data.extra={tmp_path / 'val'}"))
+
+
+def test_images_without_a_label_count_in_no_accuracy(tiny, photos, tmp_path):
+    def listed(name, files, label):
+        rows = [f"{file},{label(file)}" for file in files]
+        (tmp_path / name).write_text("\n".join(rows) + "\n")
+        return str(tmp_path / name)
+
+    def curve(val):
+        given = [f"data.train_path={train}", f"data.val_path={val}", "max_epochs=1"]
+        return Record.load(
+            pretrain(tiny("simclr", *photos, *given, f"name={len(val)}")).record
+        ).curve
+
+    train = listed("train.csv", sorted(tmp_path.glob("train/*/*")), lambda file: int(file.stem) % 2)
+    some, others = sorted(tmp_path.glob("val/*/*")), sorted(tmp_path.glob("train/*/*"))[:9]
+    kinds = {file: number % 2 for number, file in enumerate(some)}
+    mixed = [file for pair in zip(others, [*some, *some[:2]], strict=True) for file in pair]
+    kinds |= dict.fromkeys(others, -1)
+    alone = curve(listed("v.csv", [*some, *some[:2]], kinds.get))
+    assert curve(listed("mixed.csv", mixed, kinds.get))[0]["val_acc1"] == alone[0]["val_acc1"]
+    assert not {"val_acc1", "val_loss"} & curve(listed("without.csv", others, kinds.get))[0].keys()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from clsp_plugin.data.encoded import ImageFile
-from clsp_plugin.data.folders import open_image
+from clsp_plugin.data.folders import NotReadNow, open_image
 from clsp_plugin.data.packed.choosing import cache_of
 from clsp_plugin.data.packed.left_out import tell_left_out
 from clsp_plugin.data.packed.pack import Packing, ahead, alone, named_after, source_digest
@@ -38,7 +38,8 @@ def readable(source: Source, data: Mapping[str, Any]) -> Source:
         data: the configuration's ``data`` block: ``cache``.
 
     Raises:
-        ClspError: there is no room or no permission to write; what is kept is damaged.
+        ClspError: there is no room or no permission to write; what is kept is damaged; the system
+            did not let an image be read.
     """
     digest = source_digest(source.root, source.files, Packing(0, "damaged"))
     kept = cache_of(data) / "damaged" / named_after(source.root, digest[:32])
@@ -50,13 +51,14 @@ def readable(source: Source, data: Mapping[str, Any]) -> Source:
     damaged = read_json(file, list[int], "the list of damaged images", _ADVICE)
     if not damaged:
         return source
+    tell_left_out(source.files, damaged)
     whole = torch.ones(len(source.files), dtype=torch.bool)
     whole[damaged] = False
     return source.part(torch.nonzero(whole)[:, 0])
 
 
 def _look(files: Sequence[ImageFile], file: Path) -> None:
-    """Read all images, name those that cannot be read, and write their numbers to a file."""
+    """Read all images, and write the numbers of those that cannot be read to a file."""
     damaged = []
     with (
         ThreadPoolExecutor(cores()) as pool,
@@ -66,13 +68,14 @@ def _look(files: Sequence[ImageFile], file: Path) -> None:
             if not fine:
                 damaged.append(number)
             bar.update(1)
-    tell_left_out([str(files[number]) for number in damaged])
     write_text(file, json.dumps(damaged))
 
 
 def _is_readable(file: ImageFile) -> bool:
     try:
         open_image(file, None)
+    except NotReadNow:
+        raise
     except ClspError:
         return False
     return True

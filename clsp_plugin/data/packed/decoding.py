@@ -16,7 +16,7 @@ from clsp_plugin.data.folders import UNREADABLE
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.processes import cores
 
-__all__ = ["begun_ahead", "crop", "decode"]
+__all__ = ["begun_ahead", "changed", "crop", "decode"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,13 +41,15 @@ def decode(content: np.ndarray, encoding: str, height: int, width: int, name: st
     # torch has no read-only tensors, and a copy of some KB costs nothing beside the decoding
     data = torch.from_numpy(content.copy())
     if encoding == "raw":
+        if len(data) != height * width * 3:
+            raise changed(name)
         return data.view(height, width, 3)
     try:
         pixels = (by_torchvision if _has_torchvisions() else by_pillow)(data)
     except (RuntimeError, *UNREADABLE) as error:
-        raise _damaged(name) from error
+        raise changed(name) from error
     if tuple(pixels.shape) != (height, width, 3):
-        raise _damaged(name)
+        raise changed(name)
     return pixels
 
 
@@ -70,7 +72,8 @@ def by_pillow(data: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(np.array(image.convert("RGB")))
 
 
-def _damaged(name: str) -> ClspError:
+def changed(name: str) -> ClspError:
+    """Return the error of an image whose packed form is not what it was."""
     return ClspError(
         f"{name} changed on the disk since it was packed; delete the folder of packed images and "
         f"give the same command again, which packs them anew."

@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 
 from clsp_plugin.data.encoded import ImageFile, content_of, openable, state_of
-from clsp_plugin.data.folders import check_depth, reading
-from clsp_plugin.data.packed.decoding import decode
+from clsp_plugin.data.folders import NotReadNow, check_depth, reading
+from clsp_plugin.data.packed.decoding import changed, decode
 from clsp_plugin.data.packed.left_out import or_left_out, tell_left_out
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.arrays import map_npy, read_npy
@@ -156,8 +156,13 @@ def _encoded(file: ImageFile, packing: Packing) -> tuple[bytes, list[int]] | Cls
         content, height, width = encode(file, packing)
     except ClspError as error:
         return error
-    digest = np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), "<i8")
-    return content, [len(content), height, width, *digest.tolist()]
+    return content, [len(content), height, width, *_digest(content)]
+
+
+def _digest(content: bytes | memoryview) -> list[int]:
+    """Return the digest of an image's packed form, as two int64."""
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    return np.frombuffer(digest, "<i8").tolist()
 
 
 def _paths(folder: Path, shard: int) -> tuple[Path, Path]:
@@ -200,6 +205,7 @@ class Pack:
             parts.append(rows)
             self._shards.append(content)
         self.index, self._starts = np.concatenate(parts), np.concatenate(starts)
+        self._checked = np.zeros(len(self.index), bool)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -217,11 +223,15 @@ class Pack:
         """Decode an image: uint8 (H, W, 3), of its own size.
 
         Raises:
-            ClspError: the bytes are not such an image.
+            ClspError: it changed on the disk, which is noticed when this process first reads it.
         """
-        height, width = self.index[row, 1:3].tolist()
+        content, (height, width) = self[row], self.index[row, 1:3].tolist()
         name = f"Image {row} in {self.folder}"
-        return decode(self[row], self.packing.encoding, height, width, name)
+        if not self._checked[row]:
+            if _digest(content.data) != self.index[row, 3:].tolist():
+                raise changed(name)
+            self._checked[row] = True
+        return decode(content, self.packing.encoding, height, width, name)
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Return the encoded image of a row: uint8 (length,), mapped and read-only."""
@@ -240,7 +250,10 @@ def _manifest(folder: Path) -> _Manifest:
     if content.get("format") != _FORMAT:
         raise ClspError(f"{folder / _MANIFEST} is not {what} of format {_FORMAT}; {_ADVICE}")
     checked(content, _Manifest, f"{folder / _MANIFEST} is not {what}: it has", _ADVICE)
-    return _Manifest(**content)
+    manifest = _Manifest(**content)
+    if min(manifest.images, manifest.shard) < 1:
+        raise ClspError(f"{folder / _MANIFEST} names no images or shards; {_ADVICE}")
+    return manifest
 
 
 def open_pack(
@@ -270,10 +283,12 @@ def open_pack(
         _SHARD, source, shown or str(root.absolute()),
     )  # fmt: skip
     _check_same(folder, manifest)
-    if not all(index.exists() for _, index in _all_paths(folder, manifest)):
+    if not _is_whole(folder, manifest):
         with alone(folder, f"packs {shown or root} into {folder}"):
             _fill(folder, manifest, files, packing, shown or str(root), why)
-    return Pack(folder)
+    pack = Pack(folder)
+    tell_left_out(files, np.flatnonzero(pack.index[:, 0] == 0).tolist())
+    return pack
 
 
 def is_there(root: Path, files: Sequence[ImageFile], packing: Packing, cache: Path) -> bool:
@@ -281,7 +296,16 @@ def is_there(root: Path, files: Sequence[ImageFile], packing: Packing, cache: Pa
     folder = _folder(root, source_digest(root, files, packing), cache)
     if not (folder / _MANIFEST).exists():
         return False
-    return all(index.exists() for _, index in _all_paths(folder, _manifest(folder)))
+    return _is_whole(folder, _manifest(folder))
+
+
+def _is_whole(folder: Path, manifest: _Manifest) -> bool:
+    return (folder / _MANIFEST).exists() and all(map(_is_written, _all_paths(folder, manifest)))
+
+
+def _is_written(paths: tuple[Path, Path]) -> bool:
+    """Whether a shard is there, and its index."""
+    return all(path.exists() for path in paths)
 
 
 def _folder(root: Path, source: str, cache: Path) -> Path:
@@ -352,26 +376,25 @@ def _fill(
     for left in unfinished(folder):
         left.unlink(missing_ok=True)
     missing = [
-        number for number, (_, index) in enumerate(_all_paths(folder, manifest))
-        if not index.exists()
+        number for number, paths in enumerate(_all_paths(folder, manifest))
+        if not _is_written(paths)
     ]  # fmt: skip
+    text = json.dumps(asdict(manifest), indent=2)
+    if not (folder / _MANIFEST).exists():
+        write_whole(folder / _MANIFEST, lambda file: file.write(text.encode()))
     if not missing:
         return
-    text = json.dumps(asdict(manifest), indent=2)
-    write_whole(folder / _MANIFEST, lambda file: file.write(text.encode()))
     print(f"Packing {len(files)} images of {shown} into {folder} ({packing.told}; {why}).")
     done = sum(len(files[n * _SHARD : (n + 1) * _SHARD]) for n in range(manifest.shards)) - sum(
         len(files[n * _SHARD : (n + 1) * _SHARD]) for n in missing
     )
-    damaged: list[str] = []
     with (
         ThreadPoolExecutor(cores()) as pool,
         Progress(total=len(files), initial=done, desc="packing", unit="image") as bar,
     ):
         for number in missing:
             part = files[number * _SHARD : (number + 1) * _SHARD]
-            damaged += _write_shard(_paths(folder, number), part, packing, pool, bar.update)
-    tell_left_out(damaged)
+            _write_shard(_paths(folder, number), part, packing, pool, bar.update)
 
 
 def _write_shard(
@@ -380,22 +403,18 @@ def _write_shard(
     packing: Packing,
     pool: ThreadPoolExecutor,
     done: Callable[[int], object],
-) -> list[str]:
-    """Write a shard and its index; return the files that were left out."""
+) -> None:
+    """Write a shard and its index."""
     rows: list[list[int]] = []
-    damaged: list[str] = []
 
     def write(file: BinaryIO) -> None:
         # the length of the array is known at the end: numpy leaves room for it in the header
         _header(file, 1)
         length = 0
-        for name, found in zip(
-            files, ahead(files, lambda file: _encoded(file, packing), pool), strict=True
-        ):
+        for found in ahead(files, lambda file: _encoded(file, packing), pool):
             if isinstance(found, ClspError):
-                if not packing.skip_damaged:
+                if isinstance(found, NotReadNow) or not packing.skip_damaged:
                     raise or_left_out(found) from found
-                damaged.append(str(name))
                 rows.append([0] * len(COLUMNS))
             else:
                 file.write(found[0])
@@ -412,7 +431,6 @@ def _write_shard(
     write_whole(shard, write)
     table = np.array(rows, np.int64)
     write_whole(index, lambda file: np.save(file, table))
-    return damaged
 
 
 def ahead(

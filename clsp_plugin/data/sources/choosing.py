@@ -85,8 +85,11 @@ def _opened(path: str, data: Mapping[str, Any], split: str) -> Source:
         return tar_shards.from_tars(path, _tars(path), data)
     if not where.exists():
         what = "file" if suffix in _FILES else "image folder"
+        # of a run that was started elsewhere, perhaps
+        seen_from = "" if where.is_absolute() else f" in {Path.cwd()}"
         raise ClspError(
-            f"The {what} {path} does not exist; set data.train_path and data.val_path to {_KINDS}."
+            f"The {what} {path} does not exist{seen_from}; set data.train_path and data.val_path "
+            f"to {_KINDS}."
         )
     if suffix in hugging_face.SUFFIXES:
         return hugging_face.from_files([where], where.parent, str(where), part, data, split)

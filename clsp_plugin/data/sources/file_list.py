@@ -190,11 +190,14 @@ def _checked(file: str, line: _Line, path: Path) -> str:
     try:
         regular = stat.S_ISREG(os.stat(file).st_mode)
     except (OSError, ValueError) as error:  # ValueError: a byte that no path can have
-        columns = (
-            "; if this line names the columns, set data.image_column and data.label_column"
-            if line.number == 1 and path.suffix.lower() in _DELIMITERS
-            else "; correct the line or put the file there"
-        )
+        if ";" in file and path.suffix.lower() == ".csv":
+            columns = "; write a comma between the columns and not a semicolon"
+        elif line.number == 1 and path.suffix.lower() in _DELIMITERS:
+            columns = (
+                "; if this line names the columns, set data.image_column and data.label_column"
+            )
+        else:
+            columns = "; correct the line or put the file there"
         why = getattr(error, "strerror", None) or error
         raise ClspError(
             f"{path}, line {line.number}: {short(file)} cannot be read ({why}){columns}."

@@ -25,7 +25,6 @@ from clsp_plugin.data.sources.source import (
     LABELS,
     Items,
     Source,
-    no_images,
     numbered,
     without_labels,
 )
@@ -126,7 +125,10 @@ def from_tars(shown: str, paths: Sequence[Path], data: Mapping[str, Any]) -> Sou
             bar.update(kept in new)
     members = _Members(archives)
     if not len(members):
-        raise no_images(shown)
+        raise ClspError(
+            f"{shown} holds no images; a sample's image is found by what is behind the first dot "
+            f"of its name, such as .jpg."
+        )
     labels = [label for archive in archives for label in archive.listing.labels]
     if data.get("no_labels", False):
         targets, classes = without_labels(len(members))
