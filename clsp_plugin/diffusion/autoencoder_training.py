@@ -1,8 +1,9 @@
 """Training of a small autoencoder, for machines that cannot fetch one.
 
-It is diffusers' ``AutoencoderTiny``, trained for the mean absolute error of pixels and of the
-differences of neighbouring pixels (for edges), without a perceptual or an adversarial loss: what it
-decodes is softer than what the large autoencoders of the hub decode.
+It is diffusers' ``AutoencoderTiny``, which begins as a picture made small and large again, trained
+for the mean absolute error of pixels and of the differences of neighbouring pixels (for edges),
+without a perceptual or an adversarial loss: what it decodes is softer than what the large
+autoencoders of the hub decode.
 """
 
 import dataclasses
@@ -16,7 +17,9 @@ from typing import Any, Optional
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 from clsp_plugin.config.loggers import logger_names
 from clsp_plugin.config.rules import SEED, ranged
@@ -37,6 +40,7 @@ __all__ = ["AutoencoderModule", "AutoencoderSettings", "psnr", "train_autoencode
 
 # ruff: noqa: UP045  OmegaConf reads Optional[...] on every Python that we support
 
+_COLOURS = 3  # channels that carry the colours of an untrained network
 _BATCH = 64  # images that are encoded at once after the training
 _WEIGHED = 1024  # training images that the scale of the latents is computed from
 # Settings that a resumed run may change, since they do not change what is learned.
@@ -115,13 +119,50 @@ def _network(settings: AutoencoderSettings) -> AutoencoderTiny:
     widths, levels = settings.block_out_channels, len(settings.block_out_channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_key(settings.seed, Purpose.TRAINING, _WEIGHTS))
-        return AutoencoderTiny(
+        network = AutoencoderTiny(
             encoder_block_out_channels=widths,
             decoder_block_out_channels=widths[::-1],
             num_encoder_blocks=(settings.blocks,) * levels,
             num_decoder_blocks=(settings.blocks,) * levels,
             latent_channels=settings.latent_channels,
         )
+    if min(settings.latent_channels, *widths) >= _COLOURS:
+        _carry_colours(network)
+    return network
+
+
+def _carry_colours(network: AutoencoderTiny) -> None:
+    """Let an untrained network make a picture small, as its first latents, and large again.
+
+    From random weights alone a short training finds the brightness of every place, and no colours.
+    The first three channels of every layer are the image's, in its own range of 0 to 1; the others
+    stay random, and come to the decoded image through what the last layer learns.
+    """
+    centre, smooth = torch.zeros(3, 3), torch.tensor([0.25, 0.5, 0.25])
+    centre[1, 1] = 1.0
+    smooth = smooth[:, None] * smooth
+    for layers in (network.encoder.layers, network.decoder.layers):
+        convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+        for layer in convolutions[1:-1]:  # each halves or doubles the size
+            _carry(layer, smooth)
+        for layer in layers:
+            if isinstance(layer, AutoencoderTinyBlock):  # which adds to what it is given
+                _carry(layer.conv[-1], torch.zeros(3, 3))
+    _carry(network.encoder.layers[0], centre)
+    # latents are signed, within -1 and 1
+    _carry(network.encoder.layers[-1], 2 * centre, -1.0)
+    _carry(network.decoder.layers[0], centre / 2, 0.5)
+    _carry(network.decoder.layers[-1], centre)
+
+
+@torch.no_grad()
+def _carry(layer: nn.Conv2d, kernel: torch.Tensor, bias: float = 0.0) -> None:
+    """Let a layer make each of the first three channels of the same one, by a kernel (3, 3)."""
+    layer.weight[:_COLOURS] = 0.0
+    for channel in range(_COLOURS):
+        layer.weight[channel, channel] = kernel
+    if layer.bias is not None:
+        layer.bias[:_COLOURS] = bias
 
 
 def _differences(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
