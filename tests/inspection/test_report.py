@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import InterpolationMode as Mode
 
+from clsp_plugin import cli
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.images import load_images
 from clsp_plugin.diffusion.denoiser import build_unet, save_denoiser
 from clsp_plugin.diffusion.generation import generate_candidates
 from clsp_plugin.engine.pretrain import pretrain
@@ -260,3 +263,24 @@ def test_what_is_refused(made, digits48):
     np.save(made / "all.npy", np.zeros((48, 2, 16, 16, 3), np.uint8))
     with pytest.raises(ClspError, match="has no manifest"):
         inspect_store(made / "all.npy", digits48, made / "report")
+
+
+def test_the_verb_takes_the_images_that_a_store_of_own_images_was_made_for(
+    tmp_path, write_store, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for number, pixels in enumerate(random_images(12).numpy()):
+        (tmp_path / "photos" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(f"photos/{number % 2}/{number}.png")
+    data = {"dataset": "custom", "train_path": "photos", "image_size": 12}
+    store = write_store(tmp_path / "store", load_images(data, "train"))
+
+    def inspect(*more):
+        monkeypatch.setattr("sys.argv", ["clsp", "inspect", str(store), *more])
+        cli.main()
+
+    inspect("data.train_path=photos")
+    assert (store / "report" / "report.json").exists()
+    with pytest.raises(SystemExit):
+        inspect()
+    assert "does not exist in" in capsys.readouterr().err
