@@ -12,6 +12,9 @@ page cache) views of N and of N/10 images take; the files are links to small cop
 
 ``--squares N`` measures the memory of ``clsp denoiser`` and ``clsp generate`` on N/10 and N squares
 of 64 pixels, on the disk and in memory, until 20 batches are trained on and 20 shards drawn.
+
+``--reads N`` measures reading N packed images at random, without decoding them: from the pack, from
+an Arrow file that ``datasets`` wrote of the same bytes, and from files; all in the page cache.
 """
 
 import argparse
@@ -288,6 +291,41 @@ def squares(args: argparse.Namespace) -> dict:
     return {"squares": found}
 
 
+def reads(args: argparse.Namespace) -> dict:
+    """Measure random reads of the same bytes from several forms, in turns."""
+    from datasets import Dataset, Features, Value, load_from_disk
+
+    rng = np.random.default_rng(0)
+    rounds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        images = packed(linked(args.photographs, place / "links"), place)
+        pack, files = images.pack, sorted(copies(images, place / "copies").iterdir())
+        content = {"image": [pack[row].tobytes() for row in images.rows.tolist()]}
+        Dataset.from_dict(content, Features({"image": Value("large_binary")})).save_to_disk(
+            place / "saved"
+        )
+        saved = load_from_disk(place / "saved")
+        column = saved.data.column("image")
+        forms: dict[str, Callable[[int], bytes]] = {
+            "pack": lambda index: pack[int(images.rows[index])].tobytes(),
+            "Arrow, by datasets": lambda index: saved[index]["image"],
+            "Arrow, by pyarrow": lambda index: column[index].as_py(),
+            "files": lambda index: files[index].read_bytes(),
+        }
+        for name, read in forms.items():
+            assert all(read(index) == content["image"][index] for index in range(len(images)))
+            rounds[name] = []
+        for _ in range(args.rounds):
+            order = rng.integers(0, len(images), args.reads).tolist()
+            for name, read in forms.items():
+                found = measured(lambda read=read, order=order: len([*map(len, map(read, order))]))
+                rounds[name].append(1000 * found["processor_ms"])
+    for name, us in rounds.items():
+        print(f"{name}: {statistics.median(us):.1f} ({min(us):.1f}..{max(us):.1f}) microseconds")
+    return {"reads_us": rounds}
+
+
 def processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
@@ -303,10 +341,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--many", type=int, default=0, help="images to open; see above")
     parser.add_argument("--squares", type=int, default=0, help="squares for memory; see above")
+    parser.add_argument("--reads", type=int, default=0, help="random reads; see above")
     parser.add_argument("--out", type=Path, help="file for the record")
     args = parser.parse_args()
 
-    run = many if args.many else squares if args.squares else compare
+    run = many if args.many else squares if args.squares else reads if args.reads else compare
     result = run(args)
     result |= {
         "processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(),
