@@ -167,11 +167,23 @@ def weights_digest(network: nn.Module) -> Any:
 
 
 def part_of(pipeline: Path) -> Path | None:
-    """Return the folder of the autoencoder in a pipeline's folder, None if it has none."""
+    """Return the folder of the autoencoder in a pipeline's folder, None if it has none.
+
+    Raises:
+        ClspError: the pipeline names one that is not there.
+    """
     parts = read_config(pipeline / INDEX)
     # a part that is left out is named [null, null]
     names = [n for n in _PARTS if isinstance(parts.get(n), list) and all(parts[n])]
-    return pipeline / names[0] if names else None
+    if not names:
+        return None
+    folder = pipeline / names[0]
+    if not folder.is_dir():
+        raise ClspError(
+            f"{pipeline / INDEX} names an autoencoder, and there is no {folder}; take the pipeline "
+            f"from a whole copy, or make it again."
+        )
+    return folder
 
 
 def _problem_with(config: Mapping[str, Any]) -> str | None:

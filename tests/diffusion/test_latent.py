@@ -186,6 +186,8 @@ def test_an_autoencoder_is_saved_and_hashed_with_the_denoiser(denoiser, kind):
 def test_an_autoencoder_that_does_not_fit_is_refused(denoiser, images, tmp_path):
     path = denoiser("tiny")
     shutil.rmtree(path / "vqvae")
+    with pytest.raises(ClspError, match=r"model_index.json names an autoencoder, and there is no"):
+        generate_candidates(images, "abc", path, tmp_path / "store", DRAWING)
     seeded(tiny, 3).save_pretrained(path / "vqvae")
     with pytest.raises(ClspError, match="latents of 3 channels and the denoiser beside it takes 4"):
         generate_candidates(images, "abc", path, tmp_path / "store", DRAWING)
