@@ -173,7 +173,8 @@ open(sys.argv[1], "w").write(str(os.getpid()))
 time.sleep(60)
 """
 PARENT = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, which ignores it
 from clsp_plugin.system.child import environment_of_a_child
 subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], env=environment_of_a_child())
 print("started", flush=True)
