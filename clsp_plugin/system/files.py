@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from clsp_plugin.errors import ClspError
-from clsp_plugin.system.locks import locked
+from clsp_plugin.system.locks import is_locked, locked
 
 __all__ = ["check_regular", "unfinished", "whole_folder", "write_text", "write_whole"]
 
@@ -91,10 +91,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
         next one that makes the same folder deletes it.
     """
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        if left.is_dir():
-            with locked(left) as free:
-                if free:
-                    shutil.rmtree(left, ignore_errors=True)
+        if left.is_dir() and not is_locked(left):
+            shutil.rmtree(left, ignore_errors=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
