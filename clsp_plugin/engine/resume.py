@@ -30,8 +30,8 @@ from clsp_plugin.records.checkpoint import (
     bound,
     check_bound,
     comparable,
-    epoch_of,
     find_checkpoint,
+    in_order,
     load_args,
     new_run_dir,
     read_checkpoint,
@@ -183,7 +183,7 @@ def _replaced(run_dir: Path) -> tuple[Path, Any] | None:
 
 
 def _of_settings(cfg: DictConfig) -> Iterator[Path]:
-    """Find the checkpoints of runs of exactly this configuration, the newest first."""
+    """Find the checkpoints of runs of exactly this configuration, the newest run's last first."""
     wanted = _of_today(_container(cfg))
     oldest = None
     if cfg.auto_resume.max_hours is not None:
@@ -209,8 +209,8 @@ def _of_settings(cfg: DictConfig) -> Iterator[Path]:
                     f"and not continued; auto_resume.max_hours=null goes on from it."
                 )
                 continue
-            found.append((modified, epoch_of(checkpoint), checkpoint))
-    yield from (checkpoint for *_, checkpoint in sorted(found, reverse=True))
+            found.append(checkpoint)
+    yield from reversed(in_order(found))
 
 
 def _container(cfg: DictConfig) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import pickle
 import random
 import re
 import string
+import time
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Optional
@@ -38,6 +39,7 @@ __all__ = [
     "comparable",
     "epoch_of",
     "find_checkpoint",
+    "in_order",
     "load_args",
     "new_run_dir",
     "read_checkpoint",
@@ -136,6 +138,29 @@ def epoch_of(checkpoint: Path) -> int:
     return int(match.group(1) or match.group(2)) if match else -1
 
 
+def in_order(checkpoints: Iterable[Path]) -> list[Path]:
+    """Order checkpoints: the runs by when they last wrote one, and those of a run by their epoch.
+
+    The times of a copied folder's files say in which order they were copied, so they order runs
+    only.
+
+    Args:
+        checkpoints: paths of files; one that is gone since counts as written now.
+    """
+    times: dict[Path, float] = {}
+    for checkpoint in (checkpoints := list(checkpoints)):
+        try:
+            times[checkpoint] = checkpoint.stat().st_mtime
+        except FileNotFoundError:  # a training has replaced it
+            times[checkpoint] = time.time()
+    last: dict[Path, float] = {}
+    for checkpoint, written in times.items():
+        last[checkpoint.parent] = max(written, last.get(checkpoint.parent, written))
+    return sorted(
+        checkpoints, key=lambda c: (last[c.parent], c.parent, epoch_of(c), times[c], c.name)
+    )
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """Return the checkpoint that a path stands for.
 
@@ -149,8 +174,7 @@ def find_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    found = sorted(path.glob("*.ckpt"), key=epoch_of)
-    found = found or sorted(path.glob("*/*.ckpt"), key=lambda p: p.stat().st_mtime)
+    found = in_order(path.glob("*.ckpt")) or in_order(path.glob("*/*.ckpt"))
     if not found:
         raise ClspError(
             f"There is no checkpoint at {path}; give a .ckpt file or the directory of a run "

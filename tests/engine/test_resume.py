@@ -189,6 +189,18 @@ def test_how_old_a_checkpoint_may_be(tiny, complete, capsys):
     assert f"{complete} is older than auto_resume.max_hours=36" in capsys.readouterr().out
 
 
+def test_a_copied_run_goes_on_from_its_last_epoch(tiny, interrupt, tmp_path, capsys):
+    """Copying gives the files new times, in any order."""
+    cfg = ("max_epochs=3", AGAIN, "checkpoint.keep_prev=True")
+    interrupt(tiny("simclr", *cfg), epoch=2)
+    first, second = sorted(tmp_path.glob("trained/*/*/*.ckpt"))
+    os.utime(second, (1000, 1000))
+    os.utime(first)
+    finished = pretrain(tiny("simclr", *cfg))
+    assert finished.run_dir == first.parent
+    assert second.name in capsys.readouterr().out
+
+
 def test_evaluations_stay_when_a_run_goes_on(tiny, interrupt, tmp_path):
     cfg = ("max_epochs=3", AGAIN)
     interrupt(tiny("simclr", *cfg), epoch=1)

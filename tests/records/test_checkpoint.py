@@ -17,6 +17,8 @@ from clsp_plugin.records.backbone import load_backbone
 from clsp_plugin.records.checkpoint import (
     check_bound,
     comparable,
+    find_checkpoint,
+    in_order,
     load_args,
     read_checkpoint,
     read_newest,
@@ -104,6 +106,20 @@ def test_a_checkpoint_that_is_replaced_while_it_is_looked_for(checkpoint, monkey
     following.symlink_to("nowhere.ckpt")
     with pytest.raises(FileNotFoundError):
         read_newest(checkpoint.parent)
+
+
+def test_a_copied_run_has_its_last_epoch(tmp_path):
+    """Copying gives the files new times, in any order; the times of whole runs still count."""
+    for run, times in {"new": {9: 7, 10: 5, 0: 8}, "old": {44: 1, 45: 6}}.items():
+        (tmp_path / run).mkdir()
+        for epoch, when in times.items():
+            path = tmp_path / run / f"a-{run}-ep={epoch}.ckpt"
+            path.write_bytes(b"")
+            os.utime(path, (when, when))
+    assert find_checkpoint(tmp_path).name == "a-new-ep=10.ckpt"
+    assert find_checkpoint(tmp_path / "old").name == "a-old-ep=45.ckpt"
+    ordered = [path.name[2:-5] for path in in_order(tmp_path.glob("*/*.ckpt"))]
+    assert ordered == ["old-ep=44", "old-ep=45", "new-ep=0", "new-ep=9", "new-ep=10"]
 
 
 def test_a_byte_in_a_weight_is_found_by_its_checksum(checkpoint):
