@@ -5,6 +5,7 @@ import itertools
 import math
 import pickle
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torchvision.transforms.functional as F
 from omegaconf import OmegaConf
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from clsp_plugin.data.augmentation import operations, parameters
+from clsp_plugin.data.augmentation import operations, parameters, steps
 from clsp_plugin.data.augmentation import pipeline as module
 from clsp_plugin.data.augmentation.config import AugmentationConfig
 from clsp_plugin.data.augmentation.pipeline import (
@@ -280,23 +281,27 @@ def test_no_augmentation_at_all_is_exact():
     assert torch.equal(actual, F.normalize(images.permute(0, 3, 1, 2) / 255.0, MEAN, STD))
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.01, 0.8, 1.0])
-@pytest.mark.parametrize("off", ["", "brightness", "contrast"])
-def test_images_without_a_step_of_the_jitter_cost_nothing(probability, off, monkeypatch):
-    """Many images are sorted by what is done with them; each is as it would be alone."""
+@pytest.mark.parametrize("probability", [0.0, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize("off", ["", "contrast", "hue"])
+def test_what_a_cpu_leaves_out_changes_no_bit(probability, off, monkeypatch):
+    """And no blend is computed for an image that has no part in it."""
     strengths = {**JITTER, **({off: 0.0} if off else {})}
-    cfg = AugmentationConfig(crop_size=48, jitter_prob=probability, **strengths)
-    images, p = float_images(40, 3, 48, 48), sample(cfg, make_keys(40))
+    names = [name for name in vars(EVERYTHING) if name.endswith("_prob")]
+    cfg = replace(EVERYTHING, crop_size=24, **strengths, **dict.fromkeys(names, probability))
+    images = uint8_images(50, 32, 32, 3)
+    p = sample(cfg, make_keys(50))
+    p.hue[::5] = 0  # a strength of zero can be drawn
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    expected = steps.augment(images, p, mean, std, cfg)
     blended = []
     blend = operations.blend
-    monkeypatch.setattr(operations, "blend", lambda x, *w: blended.append(len(x)) or blend(x, *w))
-    many = operations.color_jitter(images, p, hue=True)
-    assert images.numel() >= operations._MANY
-    number = int((p.hue != 0).sum())
-    assert sum(blended) == number * (2 if off else 3)  # of twice as many slots
-    for i in range(40):
-        one = type(p)(*(values[i : i + 1] for values in p))
-        assert torch.equal(operations.color_jitter(images[i : i + 1], one, hue=True)[0], many[i])
+    monkeypatch.setattr(
+        steps, "blend", lambda x, *w, out: blended.append(len(x)) or blend(x, *w, out=out)
+    )
+    actual = steps.augment_where_needed(images, p, mean, std, cfg)
+    assert torch.equal(actual, expected)
+    assert sum(blended) == int((p.keep != 1).sum())
+    assert probability == 0 or p.keep.shape[1] == {"": 6, "contrast": 4, "hue": 3}[off]
 
 
 @pytest.mark.parametrize("size", [32, 40])
@@ -345,7 +350,8 @@ def test_adjust_hue():
     actual = operations.adjust_hue(images, shift)
     for image, s, result in zip(images, shift, actual, strict=True):
         assert_near(result, F.adjust_hue(image, s.item()), atol=1e-5)
-    assert torch.equal(actual[2], images[2])
+    operations.adjust_hue(images, shift, out=images)
+    assert torch.equal(images, actual)
 
 
 def jitter_reference(image, order, factors, hue):
@@ -586,8 +592,8 @@ def test_the_pipeline_is_torchvisions(cfg, height, width):
 
 
 def test_a_step_of_probability_zero_is_not_computed(monkeypatch):
-    for name in ("color_jitter", "to_gray", "gaussian_blur", "solarize", "equalize"):
-        monkeypatch.setattr(module, name, None)
+    for name in ("_jitter", "_together", "to_gray", "gaussian_blur", "solarize", "equalize"):
+        monkeypatch.setattr(steps, name, None)
     cfg = AugmentationConfig(crop_size=16, crop=True, flip_prob=0.5)
     BatchAugmentation(cfg, MEAN, STD)(uint8_images(2, 16, 16, 3), make_keys(2))
 
@@ -606,9 +612,9 @@ def test_an_image_does_not_depend_on_its_batch(cfg):
 def test_pieces_of_a_large_batch_are_the_whole(monkeypatch):
     images, keys = uint8_images(37, 40, 40, 3), make_keys(37)
     expected = BatchAugmentation(SMOOTH, MEAN, STD)(images, keys)
-    sizes, augment = [], module.augment
+    sizes, augment = [], module.augment_where_needed
     monkeypatch.setattr(
-        module, "augment", lambda x, *rest: sizes.append(len(x)) or augment(x, *rest)
+        module, "augment_where_needed", lambda x, *rest: sizes.append(len(x)) or augment(x, *rest)
     )
     monkeypatch.setattr(module, "_PIECE", 10 * 32 * 32)
     assert_near(BatchAugmentation(SMOOTH, MEAN, STD)(images, keys), expected, atol=1e-6)

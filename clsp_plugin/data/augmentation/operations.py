@@ -8,17 +8,19 @@ import torch
 from clsp_plugin.data.augmentation.parameters import Parameters
 
 __all__ = [
+    "adjust_hue",
+    "blend",
     "color_jitter",
     "crop_resize",
     "equalize",
     "gaussian_blur",
+    "jitter_steps",
     "resize_weights",
     "resized_shape",
     "solarize",
     "to_gray",
 ]
 
-_MANY = 2**18  # values, from which on it pays to leave out images that have no part in a step
 # Of one step of the jitter, (B,) each: those of `blend`, or the shift of `adjust_hue`.
 Weights: TypeAlias = Sequence[torch.Tensor]
 
@@ -42,20 +44,20 @@ def resize_weights(
     target = torch.arange(out, device=start.device, dtype=torch.float32)[:, None]
     scale = extent / out
     center = start + (target + 0.5) * scale
-    x = ((pixel + 0.5 - center) / scale.clamp(min=1.0)).abs()
+    x = (pixel + 0.5 - center).div_(scale.clamp(min=1.0)).abs_()
     weights = _triangle(x) if interpolation == "bilinear" else _cubic(x)
-    weights = weights * ((pixel >= start) & (pixel < start + extent))
-    return weights / weights.sum(dim=-1, keepdim=True)
+    weights *= (pixel >= start) & (pixel < start + extent)
+    return weights.div_(weights.sum(dim=-1, keepdim=True))
 
 
 def _triangle(x: torch.Tensor) -> torch.Tensor:
-    return (1.0 - x).clamp(min=0.0)
+    return (1.0 - x).clamp_(min=0.0)
 
 
 def _cubic(x: torch.Tensor) -> torch.Tensor:
     """Keys' cubic convolution with a = -0.5, for distances x >= 0."""
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    near = (1.5 * x).sub_(2.5).mul_(x).mul_(x).add_(1.0)
+    far = (-0.5 * x).add_(2.5).mul_(x).sub_(4.0).mul_(x).add_(2.0)
     return torch.where(x < 1.0, near, torch.where(x < 2.0, far, 0.0))
 
 
@@ -97,7 +99,11 @@ def to_gray(images: torch.Tensor) -> torch.Tensor:
 
 
 def blend(
-    images: torch.Tensor, keep: torch.Tensor, to_mean: torch.Tensor, gray_weight: torch.Tensor
+    images: torch.Tensor,
+    keep: torch.Tensor,
+    to_mean: torch.Tensor,
+    gray_weight: torch.Tensor,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Apply one step of brightness, contrast, saturation or nothing, chosen for each image.
 
@@ -106,23 +112,27 @@ def blend(
     Args:
         images: (B, 3, H, W) in [0, 1].
         keep, to_mean, gray_weight: (B,), see :func:`blend_weights`.
+        out: where to write the result; ``images`` may be.
     """
     keep, to_mean, gray_weight = (w[:, None, None, None] for w in (keep, to_mean, gray_weight))
     gray = to_gray(images)
     base = gray * gray_weight + gray.mean(dim=(2, 3), keepdim=True) * to_mean
-    return torch.addcmul(base, images, keep).clamp(0.0, 1.0)
+    return torch.addcmul(base, images, keep, out=out).clamp_(0.0, 1.0)
 
 
-def adjust_hue(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Shift the hue and keep saturation and value (of HSV); a shift of 0 changes nothing.
+def adjust_hue(
+    images: torch.Tensor, shift: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Shift the hue and keep saturation and value (of HSV).
 
     Args:
         images: (B, 3, H, W) in [0, 1].
         shift: (B,) in turns, within [-0.5, 0.5].
+        out: where to write the result; ``images`` may be.
     """
     r, g, b = images.unbind(dim=1)
-    high, low = images.amax(dim=1), images.amin(dim=1)
-    chroma = high - low
+    high = torch.maximum(torch.maximum(r, g), b)
+    chroma = high - torch.minimum(torch.minimum(r, g), b)
     scale = 1.0 / torch.where(chroma > 0, chroma, 1.0)
     # six sectors per turn, red at 0
     sector = torch.where(
@@ -130,13 +140,13 @@ def adjust_hue(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         (g - b) * scale,
         torch.where(high == g, 2.0 + (b - r) * scale, 4.0 + (r - g) * scale),
     )
-    sector = sector + 6.0 * shift[:, None, None]
+    sector += 6.0 * shift[:, None, None]
     offset = torch.arange(5, 0, -2, device=images.device)[:, None, None]
     k = sector.unsqueeze(1) + offset
-    k = k - 6.0 * torch.floor(k * (1.0 / 6.0))
-    share = (2.0 - (k - 2.0).abs()).clamp(0.0, 1.0)
-    turned = high.unsqueeze(1) - chroma.unsqueeze(1) * share
-    return torch.where(shift[:, None, None, None] != 0, turned, images)
+    k -= (k * (1.0 / 6.0)).floor_().mul_(6.0)
+    # min(|k - 2| - 2, 0) cut off at -1: the share of the chroma that a channel lacks, negated
+    share = k.sub_(2.0).abs_().sub_(2.0).clamp_(-1.0, 0.0)
+    return torch.add(high.unsqueeze(1), share.mul_(chroma.unsqueeze(1)), out=out)
 
 
 def color_jitter(images: torch.Tensor, p: Parameters, hue: bool) -> torch.Tensor:
@@ -147,42 +157,24 @@ def color_jitter(images: torch.Tensor, p: Parameters, hue: bool) -> torch.Tensor
         p: the drawn parameters, of which ``keep``, ``to_mean``, ``to_gray`` and ``hue`` are used.
         hue: whether there is a hue step; it comes between the two halves of the blends.
     """
-    blends = list(zip(p.keep.unbind(1), p.to_mean.unbind(1), p.to_gray.unbind(1), strict=True))
-    before = len(blends) // 2 if hue else len(blends)
-    steps: list[Weights] = [*blends[:before], *([(p.hue,)] if hue else []), *blends[before:]]
-    eager = images.device.type == "cpu" and not torch.compiler.is_compiling()
-    if eager and hue and images.numel() >= _MANY:
-        return _jittered_where_needed(images, steps, before)
-    for weights in steps:
-        images = _jittered(images, weights)
+    for weights in jitter_steps(p, hue):
+        if len(weights) == 3:
+            images = blend(images, *weights)
+        else:  # a shift of 0 would change the last bits
+            (shift,) = weights
+            images = torch.where(shift[:, None, None, None] != 0, adjust_hue(images, shift), images)
     return images
 
 
-def _jittered(images: torch.Tensor, weights: Weights) -> torch.Tensor:
-    """Apply a step of the jitter: a blend by three weights, or a shift of the hue."""
-    return blend(images, *weights) if len(weights) == 3 else adjust_hue(images, *weights)
+def jitter_steps(p: Parameters, hue: bool) -> list[Weights]:
+    """Return what each step of the jitter does, in order: the weights of its blend or its shift.
 
-
-def _jittered_where_needed(
-    images: torch.Tensor, steps: Sequence[Weights], before: int
-) -> torch.Tensor:
-    """Apply steps of which an image has about half; on a CPU the others cost nothing then.
-
-    Sorted by how many of their steps are among the first ``before``, the images that have a step
-    lie together. To one that lies between them a step does nothing.
+    Args:
+        p, hue: see :func:`color_jitter`.
     """
-    # a blend that keeps all of an image, and a shift of 0, do nothing
-    has = torch.stack([own[0] != (1 if len(own) == 3 else 0) for own in steps], dim=1)
-    order = (2 * has[:, :before].sum(1) + has.any(1)).argsort(descending=True)
-    weights = iter(torch.stack([w for own in steps for w in own], dim=1)[order].unbind(1))
-    out, rows = images[order], has[order].numpy()
-    for number, own in enumerate(steps):
-        sorted_weights = [next(weights) for _ in own]
-        those = rows[:, number].nonzero()[0]
-        if len(those):
-            part = slice(those[0], those[-1] + 1)
-            out[part] = _jittered(out[part], [w[part] for w in sorted_weights])
-    return out[order.argsort()]
+    blends = list(zip(p.keep.unbind(1), p.to_mean.unbind(1), p.to_gray.unbind(1), strict=True))
+    before = len(blends) // 2 if hue else len(blends)
+    return [*blends[:before], *([(p.hue,)] if hue else []), *blends[before:]]
 
 
 def gaussian_blur(images: torch.Tensor, sigma: torch.Tensor, radius: int = 6) -> torch.Tensor:

@@ -19,111 +19,17 @@ from dataclasses import replace
 import torch
 
 from clsp_plugin.data.augmentation.config import AugmentationConfig
-from clsp_plugin.data.augmentation.operations import (
-    center_weights,
-    color_jitter,
-    crop_resize,
-    equalize,
-    gaussian_blur,
-    resize_weights,
-    resized_shape,
-    solarize,
-    to_gray,
-)
 from clsp_plugin.data.augmentation.parameters import (
     Parameters,
     jitter_slots,
-    parameters_from,
     sample_parameters,
     uniform_numbers,
 )
+from clsp_plugin.data.augmentation.steps import augment, augment_where_needed, draw_and_augment
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.compiling import can_compile
 
 __all__ = ["BatchAugmentation", "can_compile_augmentation"]
-
-
-def _geometry(images: torch.Tensor, p: Parameters, cfg: AugmentationConfig) -> torch.Tensor:
-    """Crop, resize and flip uint8 (B, H, W, 3) to float32 (B, 3, crop_size, crop_size)."""
-    _, height, width, _ = images.shape
-    out, how = cfg.crop_size, cfg.interpolation
-    if cfg.crop:
-        top, left, h, w = p.box.unbind(dim=1)
-        rows = resize_weights(top, h, height, out, how)
-        columns = resize_weights(left, w, width, out, how)
-    elif height == width == out:
-        x = images.to(torch.float32).div(255.0).permute(0, 3, 1, 2)
-        return _choose(p.flip, x.flip(3), x) if cfg.flip_prob else x.contiguous()
-    else:
-        new_height, new_width = resized_shape(height, width, out)
-        rows = center_weights(height, new_height, out, how, images.device)
-        columns = center_weights(width, new_width, out, how, images.device)
-    if cfg.flip_prob:
-        # every later step commutes with a flip, so it costs nothing here
-        columns = torch.where(p.flip[:, None, None], columns.flip(1), columns)
-    return crop_resize(images, rows, columns)
-
-
-def _choose(flag: torch.Tensor, changed: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    return torch.where(flag[:, None, None, None], changed, images)
-
-
-def _blurred(x: torch.Tensor, p: Parameters) -> torch.Tensor:
-    """Blur the images that are to be; on a CPU the others cost nothing."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():  # which want one shape for all
-        return _choose(p.blur, gaussian_blur(x, p.sigma), x)
-    rows = p.blur.nonzero()[:, 0]
-    return x.index_copy(0, rows, gaussian_blur(x[rows], p.sigma[rows])) if len(rows) else x
-
-
-def augment(
-    images: torch.Tensor,
-    p: Parameters,
-    mean: torch.Tensor,
-    std: torch.Tensor,
-    cfg: AugmentationConfig,
-) -> torch.Tensor:
-    """Augment a batch with parameters already drawn; a step of probability 0 is not computed.
-
-    Args:
-        images: (B, H, W, 3) uint8.
-        p: the parameters, see :func:`sample_parameters`.
-        mean, std: (3, 1, 1), for pixels in [0, 1].
-        cfg: the pipeline.
-    """
-    x = _geometry(images, p, cfg)
-    if cfg.jitter_prob:
-        x = color_jitter(x, p, hue=cfg.hue > 0)
-    if cfg.grayscale_prob:
-        x = _choose(p.gray, to_gray(x), x)
-    if cfg.blur_prob:
-        x = _blurred(x, p)
-    if cfg.solarize_prob:
-        x = _choose(p.solarize, solarize(x), x)
-    if cfg.equalize_prob:
-        x = _choose(p.equalize, equalize(x), x)
-    return (x - mean) / std
-
-
-def draw_and_augment(
-    images: torch.Tensor,
-    u: torch.Tensor,
-    mean: torch.Tensor,
-    std: torch.Tensor,
-    slots: torch.Tensor,
-    cfg: AugmentationConfig,
-) -> torch.Tensor:
-    """Make the parameters of a batch from its numbers and augment it; see :func:`augment`.
-
-    Args:
-        images: (B, H, W, 3) uint8.
-        u: (B, 34), see :func:`uniform_numbers`.
-        mean, std: (3, 1, 1), for pixels in [0, 1].
-        slots: :func:`jitter_slots` of ``cfg``.
-        cfg: the pipeline.
-    """
-    p = parameters_from(u, cfg, images.shape[1], images.shape[2], slots)
-    return augment(images, p, mean, std, cfg)
 
 
 _PIECE = 2**18  # pixels; 256 images of 32x32
@@ -232,8 +138,9 @@ class BatchAugmentation:
                 f"runs uncompiled; {_RIGHT_ON_CPU} or newer does not.",
                 stacklevel=3,
             )
+        eager = augment_where_needed if images.device.type == "cpu" else augment
         if not self._compile:
-            return self._augment(augment, images, keys)
+            return self._augment(eager, images, keys)
         try:
             if images.device.type == "cuda":
                 self._compiled = self._compiled or _compiled(draw_and_augment)
@@ -243,7 +150,7 @@ class BatchAugmentation:
             return self._augment(self._compiled, images, keys)
         except Exception as error:
             # this raises if the fault is not the compiler's
-            result = self._augment(augment, images, keys)
+            result = self._augment(eager, images, keys)
             self._compile, self._compiled = False, None
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(
