@@ -3,9 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from clsp_plugin.losses.distributed import gather
 from clsp_plugin.losses.precision import in_float32
-from clsp_plugin.losses.vicreg import off_diagonal, variance_loss
+from clsp_plugin.losses.vicreg import off_diagonal, regularized_invariance
 
 __all__ = ["vibcreg_loss"]
 
@@ -18,8 +17,7 @@ def _correlation_loss(z: torch.Tensor) -> torch.Tensor:
 
 @in_float32
 def vibcreg_loss(
-    z1: torch.Tensor,
-    z2: torch.Tensor,
+    *views: torch.Tensor,
     sim_loss_weight: float = 25.0,
     var_loss_weight: float = 25.0,
     cov_loss_weight: float = 200.0,
@@ -28,11 +26,11 @@ def vibcreg_loss(
 
     ``loss = sim * s(z_1, z_2) + var * (v(z_1) + v(z_2)) + cov * (c(z_1) + c(z_2))`` with ``s`` and
     ``v`` of :func:`~clsp_plugin.losses.vicreg.vicreg_loss` and
-    ``c(z) = sum_{i != j} corr(z)_ij^2 / D^2``, as in solo-learn.
+    ``c(z) = sum_{i != j} corr(z)_ij^2 / D^2``, as in solo-learn. Of more
+    than two views it is the mean over their pairs.
 
     Args:
-        z1: (B, D) embeddings of view 1, B > 1.
-        z2: (B, D) embeddings of view 2.
+        views: (B, D) embeddings of two or more views, B > 1.
         sim_loss_weight: weight of the invariance term.
         var_loss_weight: weight of the variance term.
         cov_loss_weight: weight of the correlation term.
@@ -41,8 +39,6 @@ def vibcreg_loss(
         The loss, a scalar. With a process group, variance and correlation are computed over the
         batch of all processes.
     """
-    invariance = F.mse_loss(z1, z2)
-    z1, z2 = gather(z1), gather(z2)
-    variance = variance_loss(z1) + variance_loss(z2)
-    correlation = _correlation_loss(z1) + _correlation_loss(z2)
-    return sim_loss_weight * invariance + var_loss_weight * variance + cov_loss_weight * correlation
+    return regularized_invariance(
+        views, _correlation_loss, sim_loss_weight, var_loss_weight, cov_loss_weight
+    )

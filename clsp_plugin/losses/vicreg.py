@@ -1,12 +1,15 @@
 """VICReg's loss."""
 
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
 import torch
 import torch.nn.functional as F
 
 from clsp_plugin.losses.distributed import gather
 from clsp_plugin.losses.precision import in_float32
 
-__all__ = ["off_diagonal", "variance_loss", "vicreg_loss"]
+__all__ = ["off_diagonal", "regularized_invariance", "variance_loss", "vicreg_loss"]
 
 
 def off_diagonal(matrix: torch.Tensor) -> torch.Tensor:
@@ -26,10 +29,33 @@ def _covariance_loss(z: torch.Tensor) -> torch.Tensor:
     return off_diagonal(z.T @ z / (len(z) - 1)).square().sum() / z.shape[1]
 
 
+def regularized_invariance(
+    views: Sequence[torch.Tensor],
+    redundancy_loss: Callable[[torch.Tensor], torch.Tensor],
+    sim_loss_weight: float,
+    var_loss_weight: float,
+    cov_loss_weight: float,
+) -> torch.Tensor:
+    """Return VICReg's three terms of two views, or their mean over the pairs of more.
+
+    What is of one view alone is computed once for it, whatever number of pairs it is in.
+
+    Args:
+        views: (B, D) embeddings of two or more views, B > 1.
+        redundancy_loss: takes (B, D) and returns a scalar.
+        sim_loss_weight, var_loss_weight, cov_loss_weight: weights of the terms.
+    """
+    invariance = torch.stack([F.mse_loss(a, b) for a, b in combinations(views, 2)]).mean()
+    views = [gather(z) for z in views]
+    of_a_pair = 2 / len(views)  # of the sum over views
+    variance = of_a_pair * sum(map(variance_loss, views))
+    redundancy = of_a_pair * sum(map(redundancy_loss, views))
+    return sim_loss_weight * invariance + var_loss_weight * variance + cov_loss_weight * redundancy
+
+
 @in_float32
 def vicreg_loss(
-    z1: torch.Tensor,
-    z2: torch.Tensor,
+    *views: torch.Tensor,
     sim_loss_weight: float = 25.0,
     var_loss_weight: float = 25.0,
     cov_loss_weight: float = 1.0,
@@ -39,11 +65,11 @@ def vicreg_loss(
     ``loss = sim * s(z_1, z_2) + var * (v(z_1) + v(z_2)) + cov * (c(z_1) + c(z_2))`` with
     ``s`` the mean squared difference of entries, ``v(z) = mean_d max(0, 1 - std(z_d))`` and
     ``c(z) = sum_{i != j} cov(z)_ij^2 / D``. As in solo-learn; the paper's ``s`` sums over the
-    features, and the authors' code halves ``v``.
+    features, and the authors' code halves ``v``. Of more than two views it is the mean over their
+    pairs.
 
     Args:
-        z1: (B, D) embeddings of view 1, B > 1.
-        z2: (B, D) embeddings of view 2.
+        views: (B, D) embeddings of two or more views, B > 1.
         sim_loss_weight: weight of the invariance term.
         var_loss_weight: weight of the variance term.
         cov_loss_weight: weight of the covariance term.
@@ -52,8 +78,6 @@ def vicreg_loss(
         The loss, a scalar. With a process group, variance and covariance are computed over the
         batch of all processes.
     """
-    invariance = F.mse_loss(z1, z2)
-    z1, z2 = gather(z1), gather(z2)
-    variance = variance_loss(z1) + variance_loss(z2)
-    covariance = _covariance_loss(z1) + _covariance_loss(z2)
-    return sim_loss_weight * invariance + var_loss_weight * variance + cov_loss_weight * covariance
+    return regularized_invariance(
+        views, _covariance_loss, sim_loss_weight, var_loss_weight, cov_loss_weight
+    )

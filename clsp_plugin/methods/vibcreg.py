@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 from torch import nn
 
 from clsp_plugin.config.rules import ranged
-from clsp_plugin.losses.pairs import mean_over_pairs
 from clsp_plugin.losses.vibcreg import vibcreg_loss
 from clsp_plugin.methods.base import BaseMethod, ProjectorKwargs, mlp
 from clsp_plugin.methods.registry import register_method
@@ -61,9 +60,8 @@ class VIbCReg(BaseMethod):
         """The three terms over all pairs of views plus the probe's loss."""
         out = super().training_step(batch, batch_idx)
         kwargs = self.cfg.method_kwargs
-        loss = mean_over_pairs(
-            vibcreg_loss,
-            out["z"],
+        loss = vibcreg_loss(
+            *out["z"],
             sim_loss_weight=kwargs.sim_loss_weight,
             var_loss_weight=kwargs.var_loss_weight,
             cov_loss_weight=kwargs.cov_loss_weight,

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clsp_plugin.losses import vicreg
 from clsp_plugin.losses.multi_positive import multi_positive_loss
 from clsp_plugin.losses.nt_xent import nt_xent_loss
 from clsp_plugin.losses.pairs import mean_over_pairs
+from clsp_plugin.losses.vibcreg import vibcreg_loss
 from clsp_plugin.losses.vicreg import vicreg_loss
 
 
@@ -71,6 +73,19 @@ def test_a_loss_of_two_views_over_all_pairs():
     value = mean_over_pairs(vicreg_loss, [a, b, c], sim_loss_weight=3.0)
     pairs = [vicreg_loss(x, y, sim_loss_weight=3.0) for x, y in ((a, b), (a, c), (b, c))]
     torch.testing.assert_close(value, sum(pairs) / 3)
+
+
+@pytest.mark.parametrize("loss", [vicreg_loss, vibcreg_loss])
+def test_what_is_of_one_view_is_computed_once_a_view(loss, monkeypatch):
+    """And the loss is the mean over pairs all the same."""
+    torch.manual_seed(0)
+    views = [torch.randn(9, 5) for _ in range(4)]
+    expected = mean_over_pairs(loss, views, var_loss_weight=2.0)
+    computed = []
+    variance = vicreg.variance_loss
+    monkeypatch.setattr(vicreg, "variance_loss", lambda z: computed.append(z) or variance(z))
+    torch.testing.assert_close(loss(*views, var_loss_weight=2.0), expected)
+    assert len(computed) == len(views)
 
 
 def test_weights_multiply_the_terms_of_the_pairs():
