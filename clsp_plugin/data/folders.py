@@ -236,12 +236,13 @@ def reading(name: str, read: Callable[[], Any]) -> Any:
         return read()
     except ClspError:
         raise
-    except MemoryError as error:
-        raise NotReadNow(
-            f"There was not enough memory to read {name}; give the same command again when there "
-            f"is more."
-        ) from error
     except UNREADABLE as error:
+        # torch's error of memory is a RuntimeError
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise NotReadNow(
+                f"There was not enough memory to read {name}; give the same command again when "
+                f"there is more."
+            ) from error
         # an error of the system, not of Pillow
         if isinstance(error, OSError) and error.errno is not None:
             path = str(error.filename or name)

@@ -34,7 +34,7 @@ from clsp_plugin.data.imagenet100 import IMAGENET100
 from clsp_plugin.data.images import load_images, open_images
 from clsp_plugin.data.keyed_random import Purpose, derive_key, keys_for
 from clsp_plugin.data.loader import PretrainData
-from clsp_plugin.data.packed import cutting, left_out, workers
+from clsp_plugin.data.packed import cutting, decoding, left_out, workers
 from clsp_plugin.data.packed import pack as module
 from clsp_plugin.data.packed.crops import Crops
 from clsp_plugin.data.packed.cutting import Centres
@@ -161,6 +161,16 @@ def test_a_changed_byte_within_an_image_is_named(photos, tmp_path, form):
     assert torch.equal(again.pixels(0), images.pixels(0))
     with pytest.raises(ClspError, match=r"Image 11 in .* changed on the disk"):
         again.pixels(11)
+
+
+def test_want_of_memory_is_no_change_of_the_image(photos, tmp_path, monkeypatch):
+    images = packed(photos, tmp_path)
+    for decoder in ("by_torchvision", "by_pillow"):
+        monkeypatch.setattr(decoding, decoder, lambda data: torch.empty(2**55, dtype=torch.uint8))
+    with pytest.raises(NotReadNow, match="not enough memory to read Image 3 in "):
+        images.pixels(3)
+    monkeypatch.undo()
+    assert images.pixels(3).shape[-1] == 3
 
 
 @pytest.mark.parametrize("name", ["shard-00000.npy", "shard-00000.index.npy", "manifest.json"])

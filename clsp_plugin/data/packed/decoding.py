@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from clsp_plugin.data.folders import UNREADABLE
+from clsp_plugin.data.folders import NotReadNow, reading
 from clsp_plugin.errors import ClspError
 from clsp_plugin.system.processes import cores
 
@@ -36,6 +36,7 @@ def decode(content: np.ndarray, encoding: str, height: int, width: int, name: st
         name: name of the image, for messages.
 
     Raises:
+        NotReadNow: there was no memory for it.
         ClspError: the bytes are not such an image.
     """
     # torch has no read-only tensors, and a copy of some KB costs nothing beside the decoding
@@ -44,9 +45,12 @@ def decode(content: np.ndarray, encoding: str, height: int, width: int, name: st
         if len(data) != height * width * 3:
             raise changed(name)
         return data.view(height, width, 3)
+    decoder = by_torchvision if _has_torchvisions() else by_pillow
     try:
-        pixels = (by_torchvision if _has_torchvisions() else by_pillow)(data)
-    except (RuntimeError, *UNREADABLE) as error:
+        pixels = reading(name, lambda: decoder(data))
+    except NotReadNow:
+        raise
+    except ClspError as error:
         raise changed(name) from error
     if tuple(pixels.shape) != (height, width, 3):
         raise changed(name)
