@@ -66,16 +66,17 @@ def demo(args: list[str]) -> None:
     """Run ``clsp demo`` with the arguments that follow it."""
     parser = argparse.ArgumentParser(
         prog="clsp demo",
-        description="Train a denoiser, draw candidates, pre-train five methods under one budget, "
+        description="Train a denoiser, draw candidates, pre-train three methods under one budget, "
         "evaluate them and write a table and pictures; continues where it was stopped.",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where to write")
-    parser.add_argument("--seeds", type=int, default=4, help="runs of each method (default 4)")
+    parser.add_argument("--seeds", type=int, help="runs of each method (default: the suite's)")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="size of everything; 0.05 is a quick look"
     )
     options = parser.parse_args(args)
-    check_value("--seeds", options.seeds, Rule(low=1, high=1000))
+    if options.seeds is not None:
+        check_value("--seeds", options.seeds, Rule(low=1, high=1000))
     check_value("--scale", options.scale, Rule(above=0, high=1000))
     from clsp_plugin.suites.demo import demo as run_demo
 

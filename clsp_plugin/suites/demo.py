@@ -10,25 +10,25 @@ from clsp_plugin.suites.suite import read_suite
 __all__ = ["demo"]
 
 
-def demo(out: Path, seeds: int = 4, scale: float = 1.0) -> None:
+def demo(out: Path, seeds: int | None = None, scale: float = 1.0) -> None:
     """Run everything once and write a table and pictures; continues where it was stopped.
 
     Args:
         out: a directory for the tables, ``candidates.png`` and ``curves.png``, the denoiser, its
             candidates and the runs.
-        seeds: number of runs of each method, with seeds from 0 on.
+        seeds: number of runs of each method, with seeds from 0 on; by default the suite's.
         scale: factor of the number of images and epochs; 1 takes minutes on two cores.
 
     Raises:
         ClspError: ``seeds`` or ``scale`` is out of range, or see ``bench``.
     """
-    if seeds < 1:
+    if seeds is not None and seeds < 1:
         raise ClspError(f"--seeds {seeds} must be at least 1.")
     if not 0 < scale <= 10:
         raise ClspError(f"--scale {scale} must be above 0 and at most 10.")
     # at 1 nothing is changed, so that the runs are those of `clsp bench digits`
     sizes = [] if scale == 1 else _sizes(scale)
-    bench("digits", out, seeds=range(seeds), overrides=sizes)
+    bench("digits", out, seeds=range(seeds or 0), overrides=sizes)
 
 
 def _sizes(scale: float) -> list[str]:
