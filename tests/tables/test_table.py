@@ -517,7 +517,7 @@ def test_what_was_recorded_before_there_were_versions(monkeypatch, versions, sta
 
 def test_the_records_of_the_documentation_are_of_today_s_numerics():
     suites = {path.parent for path in (Path(__file__).parents[2] / "docs").glob("*/records.json")}
-    assert {path.name for path in suites} == {"cifar10", "ladder", "methods", "uses"}
+    assert {path.name for path in suites} == {"cifar10", "demo", "ladder", "methods", "uses"}
     records = find_records(suites)
     assert [str(path) for path, record in records if is_stale(record)] == []
 
