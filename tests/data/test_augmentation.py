@@ -350,6 +350,7 @@ def test_adjust_hue():
     actual = operations.adjust_hue(images, shift)
     for image, s, result in zip(images, shift, actual, strict=True):
         assert_near(result, F.adjust_hue(image, s.item()), atol=1e-5)
+    assert torch.equal(actual[2], images[2])
     operations.adjust_hue(images, shift, out=images)
     assert torch.equal(images, actual)
 
@@ -592,7 +593,7 @@ def test_the_pipeline_is_torchvisions(cfg, height, width):
 
 
 def test_a_step_of_probability_zero_is_not_computed(monkeypatch):
-    for name in ("_jitter", "_together", "to_gray", "gaussian_blur", "solarize", "equalize"):
+    for name in ("_jitter", "color_jitter", "to_gray", "gaussian_blur", "solarize", "equalize"):
         monkeypatch.setattr(steps, name, None)
     cfg = AugmentationConfig(crop_size=16, crop=True, flip_prob=0.5)
     BatchAugmentation(cfg, MEAN, STD)(uint8_images(2, 16, 16, 3), make_keys(2))

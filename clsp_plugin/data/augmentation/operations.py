@@ -103,6 +103,7 @@ def blend(
     keep: torch.Tensor,
     to_mean: torch.Tensor,
     gray_weight: torch.Tensor,
+    *,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Apply one step of brightness, contrast, saturation or nothing, chosen for each image.
@@ -121,9 +122,9 @@ def blend(
 
 
 def adjust_hue(
-    images: torch.Tensor, shift: torch.Tensor, out: torch.Tensor | None = None
+    images: torch.Tensor, shift: torch.Tensor, *, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Shift the hue and keep saturation and value (of HSV).
+    """Shift the hue and keep saturation and value (of HSV); a shift of 0 changes nothing.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -146,7 +147,8 @@ def adjust_hue(
     k -= (k * (1.0 / 6.0)).floor_().mul_(6.0)
     # min(|k - 2| - 2, 0) cut off at -1: the share of the chroma that a channel lacks, negated
     share = k.sub_(2.0).abs_().sub_(2.0).clamp_(-1.0, 0.0)
-    return torch.add(high.unsqueeze(1), share.mul_(chroma.unsqueeze(1)), out=out)
+    turned = share.mul_(chroma.unsqueeze(1)).add_(high.unsqueeze(1))
+    return torch.where(shift[:, None, None, None] != 0, turned, images, out=out)
 
 
 def color_jitter(images: torch.Tensor, p: Parameters, hue: bool) -> torch.Tensor:
@@ -158,11 +160,8 @@ def color_jitter(images: torch.Tensor, p: Parameters, hue: bool) -> torch.Tensor
         hue: whether there is a hue step; it comes between the two halves of the blends.
     """
     for weights in jitter_steps(p, hue):
-        if len(weights) == 3:
-            images = blend(images, *weights)
-        else:  # a shift of 0 would change the last bits
-            (shift,) = weights
-            images = torch.where(shift[:, None, None, None] != 0, adjust_hue(images, shift), images)
+        step = blend if len(weights) == 3 else adjust_hue
+        images = step(images, *weights)
     return images
 
 

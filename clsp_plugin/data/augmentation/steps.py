@@ -180,19 +180,13 @@ def _together(p: Parameters, hue: bool) -> tuple[torch.Tensor, np.ndarray]:
 
 
 def _jitter(x: torch.Tensor, p: Parameters, has: np.ndarray, hue: bool) -> None:
-    """Do each step of the jitter to those images between the first and the last that has it."""
+    """Do each step of the jitter to the images between the first and the last that has it.
+
+    To one that lies between them and has it not, the step does nothing.
+    """
     for weights, own in zip(jitter_steps(p, hue), has.T, strict=True):
         rows = own.nonzero()[0]
-        if not len(rows):
-            continue
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
-        some, values = x[part], [w[part] for w in weights]
-        if len(values) == 3:  # a blend, which does nothing to those between that have it not
-            keep, to_mean, gray_weight = values
-            blend(some, keep, to_mean, gray_weight, out=some)
-            continue
-        (shift,) = values
-        still = torch.from_numpy(~own[part]).nonzero()[:, 0]
-        kept = some[still]
-        adjust_hue(some, shift, out=some)
-        some[still] = kept
+        if len(rows):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            step = blend if len(weights) == 3 else adjust_hue
+            step(x[part], *(w[part] for w in weights), out=x[part])
