@@ -17,6 +17,8 @@ from PIL import Image
 
 from clsp_plugin import cli
 from clsp_plugin.data.images import load_images
+from clsp_plugin.methods import METHODS
+from clsp_plugin.methods.synthetic import SyntheticPositives
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -99,6 +101,14 @@ def test_commands_run_in_their_order(place, monkeypatch, capfd):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert list(place.glob("trained_models/clsp_simclr/*/clsp_simclr-cifar10-*.ckpt"))
+
+
+def test_every_method_is_named():
+    text = (ROOT / "README.md").read_text()
+    told = re.search(r"The methods are (.*?);", text, re.DOTALL)[1]
+    names = {name for name in METHODS if not issubclass(METHODS[name], SyntheticPositives)}
+    assert re.findall(r"`(\w+)`", told) == sorted(names)
+    assert names | {f"clsp_{n}" for n in names} | {f"{n}_aug" for n in names} <= set(METHODS)
 
 
 def test_the_images_of_the_first_look_fill_a_batch():

@@ -66,8 +66,8 @@ def figures(args: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--only", type=words, default=[], help="such as epochs,tsne")
     parser.epilog = (
-        "Figures: epochs, candidates, lambda, w, quality, similarity, tsne, neighbours. Files of "
-        "an earlier call in the folder are replaced."
+        "Figures: epochs, rows, candidates, lambda, w, quality, similarity, tsne, neighbours. "
+        "Files of an earlier call in the folder are replaced."
     )
     options = parser.parse_args(args)
 

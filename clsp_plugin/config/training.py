@@ -304,7 +304,7 @@ class Synthetic:
         choice_of: of how many drawn candidates the choice is made; null for all.
         quantile: of ``choice=quantile``: 0 is the least similar, 1 the most.
         pair_weight: ``equal``, or ``quality``: GenView's weights of pairs, by the network in
-            training.
+            training or by ``encoder``.
         gamma: strength of ``pair_weight=quality``.
         from_epoch: the first epoch with synthetic positives.
         warmup_epochs: epochs over which the strength rises linearly from 0.

@@ -247,6 +247,14 @@ def test_settings_that_a_configuration_leaves_out_can_be_given(clsp, tmp_path):
     assert record.num_train == 24
 
 
+def test_the_help_names_every_figure(clsp):
+    from clsp_plugin.figures.draw import KINDS
+
+    _, out, _ = clsp("figures", "--help")
+    told = out[out.index("Figures:") :]
+    assert set(KINDS) <= set(told.replace(",", "").replace(".", "").split())
+
+
 def test_a_sweep_runs_every_combination(clsp, tmp_path):
     code, _, err = clsp("pretrain", "--config-name", "simclr", "-m", *TINY, "seed=0,1",
                         "hydra.sweep.dir=.", "hydra.sweep.subdir=.")  # fmt: skip
