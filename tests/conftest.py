@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 from hypothesis import settings
 from omegaconf import OmegaConf
 
@@ -113,6 +114,29 @@ def interrupt(monkeypatch):
     return run
 
 
+def _gathered(rank, world, folder, worker):
+    torch.set_num_threads(1)
+    meeting = (folder / "meeting").as_uri()
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    worker(rank, world, folder)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def gathering():
+    """Run ``worker(rank, world, folder)`` in two processes: ``gathering(worker, folder)``.
+
+    They meet in the folder over gloo. Forked from this one, they need not import torch again; but
+    what has used a GPU cannot be forked.
+    """
+
+    def run(worker, folder):
+        how = "spawn" if torch.cuda.is_initialized() else "fork"
+        mp.start_processes(_gathered, args=(2, folder, worker), nprocs=2, start_method=how)
+
+    return run
+
+
 def _write_store(path, array, num_candidates=3, seed=0, shard_size=20):
     """A store of random candidates for an image array."""
     height, width = array.size
@@ -165,6 +189,24 @@ def ctrl_c():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file may grow beyond so many bytes: ``with full_disk(5000): ..``."""
+
+    @contextlib.contextmanager
+    def limited(size):
+        import resource
+
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture

@@ -103,6 +103,16 @@ class Running:
         """Wait for so many seconds, or until the command has ended."""
         self._process.join(seconds)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.is_alive()
+
+    def stop(self, number: int, seconds: float) -> Told:
+        """Send the process a signal, and wait for its end as :meth:`wait` does."""
+        os.kill(self._process.pid, number)
+        return self.wait(seconds)
+
     def kill(self, after: float = 0.0) -> Told:
         """Send SIGKILL to the process alone if it does not end within ``after`` seconds."""
         self._process.join(after)

@@ -4,7 +4,6 @@ import errno
 import io
 import multiprocessing
 import os
-import resource
 import signal
 import struct
 import subprocess
@@ -331,14 +330,10 @@ def test_a_class_folder_that_is_a_link(photos, tmp_path):
     assert packed(photos, tmp_path).targets.tolist() == [0] * 6 + [1] * 6
 
 
-def test_a_full_disk(photos, tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
-    try:
-        with pytest.raises(ClspError, match=r"cannot be written to .*make room or set data.cache"):
-            packed(photos, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def test_a_full_disk(photos, tmp_path, full_disk):
+    told = pytest.raises(ClspError, match=r"cannot be written to .*make room or set data.cache")
+    with full_disk(5000), told:
+        packed(photos, tmp_path)
     assert len(packed(photos, tmp_path)) == 12
 
 

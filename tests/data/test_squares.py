@@ -2,7 +2,6 @@
 
 import itertools
 import multiprocessing
-import resource
 import time
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -177,14 +176,10 @@ def test_damaged_files_are_refused(opened, name):
         opened(packed=True)
 
 
-def test_a_damaged_image_and_a_full_disk(opened, photos, monkeypatch):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
-    try:
-        with pytest.raises(ClspError, match=r"cannot be written to .*make room or set data.cache"):
-            opened(packed=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def test_a_damaged_image_and_a_full_disk(opened, photos, monkeypatch, full_disk):
+    told = pytest.raises(ClspError, match=r"cannot be written to .*make room or set data.cache")
+    with full_disk(3000), told:
+        opened(packed=True)
     with monkeypatch.context() as patched:
         patched.setattr(squares.shutil, "disk_usage", lambda _: SimpleNamespace(free=5))
         with pytest.raises(ClspError, match=r"The squares need 3.0 KiB and there are 5 bytes free"):

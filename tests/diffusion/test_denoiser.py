@@ -327,27 +327,11 @@ def test_betas_that_are_none(betas):
     assert "\n" not in str(refused.value)
 
 
-FULL = """
-import resource, sys
-from clsp_plugin.diffusion.denoiser import build_unet, save_denoiser
-from clsp_plugin.errors import ClspError
-unet = build_unet(8, {"block_out_channels": [32, 32], "attention_resolutions": []})
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # as large as a file may be
-try:
-    save_denoiser(unet, sys.argv[1])
-except ClspError as error:
-    print(error)
-"""
-
-
-def test_no_room_for_a_denoiser(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path / "out" / "denoiser")],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert "could not be written (" in done.stdout, done.stderr
-    assert "make room, or choose another place" in done.stdout
+def test_no_room_for_a_denoiser(tmp_path, full_disk):
+    unet = build_unet(8, {"block_out_channels": [32, 32], "attention_resolutions": []})
+    told = pytest.raises(ClspError, match=r"could not be written \(.*make room, or choose another")
+    with full_disk(20_000), told:
+        save_denoiser(unet, tmp_path / "out" / "denoiser")
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clsp_plugin import cli
 from clsp_plugin.candidates.store import CandidateStore
 
 DENOISER = ["denoiser", "data.num_train=48", "block_out_channels=[8,8]", "max_epochs=2",
@@ -18,18 +19,23 @@ GENERATE = ["generate", "data.num_train=48", "denoiser=denoiser", "num_candidate
 
 
 @pytest.fixture
-def clsp(tmp_path):
-    """Run a command in one process or in two: ``clsp(processes, folder, *args) -> output``."""
+def clsp(tmp_path, monkeypatch):
+    """Run a command in this process or in two others: ``clsp(processes, folder, *args)``."""
 
     def run(processes, folder, *args):
-        (tmp_path / folder).mkdir(exist_ok=True)
+        place = tmp_path / folder
+        place.mkdir(exist_ok=True)
+        if processes == 1:
+            with monkeypatch.context() as patch:
+                patch.chdir(place)
+                patch.setattr(sys, "argv", ["clsp", *args])
+                cli.main()
+            return ""
         begin = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command = [sys.executable, *begin * (processes > 1), "-m", "clsp_plugin.cli", *args]
-        root = str(Path(__file__).parents[2])
         done = subprocess.run(
-            command,
-            cwd=tmp_path / folder,
-            env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+            [sys.executable, *begin, "-m", "clsp_plugin.cli", *args],
+            cwd=place,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
             capture_output=True,
             text=True,
             timeout=600,

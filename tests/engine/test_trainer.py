@@ -2,10 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -13,6 +9,7 @@ import torch
 
 from clsp_plugin.engine.trainer import new_trainer
 from clsp_plugin.errors import ClspError
+from tests.campaign import commands
 
 LONG = ["data.num_train=48", "max_epochs=100000"]
 DENOISER = ["denoiser", "block_out_channels=[8,8]", "checkpoint_every=1", "out=out", *LONG]
@@ -20,27 +17,25 @@ PRETRAIN = ["pretrain", "--config-name", "simclr", "data.num_val=20", "optimizer
             "backbone.kwargs.channels=[8,8,8,8]", "checkpoint.frequency=1", *LONG]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def warm():
+    commands.warm()
+
+
 @pytest.mark.parametrize(
     ("command", "number", "code"),
     [(DENOISER, signal.SIGTERM, 143), (DENOISER, signal.SIGINT, 130),
      (PRETRAIN, signal.SIGTERM, 143), (PRETRAIN, signal.SIGINT, 130)],
 )  # fmt: skip
-def test_a_training_that_is_stopped_says_so(tmp_path, command, number, code):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "clsp_plugin.cli", *command],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def test_a_training_that_is_stopped_says_so(tmp_path, warm, command, number, code):
+    process = commands.start(command, tmp_path, tmp_path / "said")
     for _ in range(1800):
-        if any(tmp_path.rglob("*.ckpt")) or process.poll() is not None:
+        if any(tmp_path.rglob("*.ckpt")) or not process.alive:
             break
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code, said
-    assert said.endswith("clsp: stopped; the same command continues where it can.\n")
+        process.join(0.1)
+    told = process.stop(number, 60)
+    assert told.code == code, told.err
+    assert told.err.endswith("clsp: stopped; the same command continues where it can.\n")
     assert not (tmp_path / "out").exists()
 
 

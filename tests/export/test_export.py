@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 import shlex
 import sys
 from pathlib import Path
@@ -131,7 +130,7 @@ def test_the_card_says_what_the_run_was(tmp_path, monkeypatch):
     assert "record was not there" in (export_backbone(run.folder, "b") / "README.md").read_text()
 
 
-def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
+def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch, full_disk):
     run = trained(tmp_path, "narrow", monkeypatch)
     with pytest.raises(ClspError, match="torchvision has no network of the shape of resnet18"):
         export_backbone(run.folder, "new", "torchvision")
@@ -145,13 +144,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
         export_backbone(tmp_path / "full", "new")
     assert not (tmp_path / "new").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "trained_models"]
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))  # as on a full disk
-    try:
-        with pytest.raises(ClspError, match=r"could not be written .*; make room, or name another"):
-            export_backbone(run.folder, "new")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    told = pytest.raises(ClspError, match=r"could not be written .*; make room, or name another")
+    with full_disk(5000), told:
+        export_backbone(run.folder, "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "trained_models"]
     (tmp_path / "empty").mkdir()
     export_backbone(run.folder, "empty")

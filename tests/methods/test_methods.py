@@ -6,14 +6,12 @@ concern what they add.
 """
 
 import importlib
-import os
 import re
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
@@ -260,9 +258,6 @@ def test_resnet50_is_built(tiny, base):
 
 def _step_of_a_share(rank, world, folder):
     """Run a training step of every method on this process's images and average the gradients."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29537")
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
     out = {}
     for path in sorted(folder.glob("*.yaml")):
         model = _frozen_statistics(OmegaConf.load(path))
@@ -280,7 +275,6 @@ def _step_of_a_share(rank, world, folder):
         out[path.stem] = {**tensors, **buffers}
     if rank == 0:
         torch.save(out, folder / "out.pt")
-    torch.distributed.destroy_process_group()
 
 
 def _frozen_statistics(cfg):
@@ -289,7 +283,7 @@ def _frozen_statistics(cfg):
 
 
 @pytest.fixture(scope="session")
-def two_processes(tmp_path_factory):
+def two_processes(tmp_path_factory, gathering):
     """Return what two processes compute for every method, from half a batch each; run once."""
     folder = tmp_path_factory.mktemp("two_processes")
     results = {}
@@ -299,7 +293,7 @@ def two_processes(tmp_path_factory):
             folder.joinpath("begun").touch()  # a failure is not tried again for every method
             for name, cfg in configurations().items():
                 OmegaConf.save(cfg, folder / f"{name}.yaml")
-            mp.spawn(_step_of_a_share, args=(2, folder), nprocs=2)
+            gathering(_step_of_a_share, folder)
             results.update(torch.load(folder / "out.pt", weights_only=True))
         return results
 
