@@ -21,7 +21,7 @@ from torch import nn
 
 from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.config.compose import compose
-from clsp_plugin.config.overrides import TEXTS, literal, quoted
+from clsp_plugin.config.overrides import TEXTS, literal, written
 from clsp_plugin.config.shipped import fingerprint
 from clsp_plugin.data.image_array import ImageArray
 from clsp_plugin.data.objects import as_images, images_given
@@ -310,18 +310,4 @@ def _typed(key: str, value: Any) -> str:
     """Return a setting as it is typed, ``key=value``."""
     if isinstance(value, Path) or (isinstance(value, str) and key.rpartition(".")[2] in TEXTS):
         return literal(key, str(value))
-    return f"{key}={_value(value)}"
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_value(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_item(part) for part in value) + "]"
-    return str(value)
-
-
-def _item(value: Any) -> str:
-    return quoted(str(value)) if isinstance(value, (str, Path)) else _value(value)
+    return f"{key}={written(value)}"

@@ -8,14 +8,14 @@ texts even if they look like a number or a list.
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clsp_plugin.config.shipped import shared, takes_shared
 from clsp_plugin.errors import ClspError, short
 
-__all__ = ["TEXTS", "as_typed", "composing", "hydra_overrides", "literal", "quoted"]
+__all__ = ["TEXTS", "as_typed", "composing", "hydra_overrides", "literal", "quoted", "written"]
 
 # The last parts of keys that take a free text: a path or a name.
 TEXTS = frozenset({
@@ -133,6 +133,21 @@ def literal(key: str, text: str) -> str:
     is_text = key.rpartition(".")[2] in TEXTS
     plain = is_text and _for_hydra(key, text, multirun=False) == _as_text(text)
     return f"{key}={text if plain else quoted(text)}"
+
+
+def written(value: Any) -> str:
+    """Return a value as it stands behind ``key=``: ``null``, ``[1, 2]``, ``{a: 1}``."""
+    if value is None:
+        return "null"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {written(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_part(part) for part in value) + "]"
+    return str(value)
+
+
+def _part(value: Any) -> str:
+    return quoted(str(value)) if isinstance(value, (str, Path)) else written(value)
 
 
 def quoted(text: str) -> str:

@@ -11,7 +11,9 @@ import torch
 if TYPE_CHECKING:
     from clsp_plugin.data.image_array import ImageArray
 
-__all__ = ["Images"]
+__all__ = ["LABELLED", "Images"]
+
+LABELLED = "[labelled]"  # behind the name of images that some without a label were left out of
 
 S = TypeVar("S", bound="Images")
 
@@ -101,4 +103,4 @@ class Images(ABC):
         """
         indexes = torch.nonzero(self.targets >= 0)[:, 0]
         whole = len(indexes) in (0, len(self))
-        return self if whole else self.subset(indexes, f"{self.name}[labelled]")
+        return self if whole else self.subset(indexes, f"{self.name}{LABELLED}")

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from clsp_plugin.candidates.extra import inflate
+from clsp_plugin.candidates.store import CandidateStore
 from clsp_plugin.config.plain import plain
 from clsp_plugin.config.training import Synthetic, parse_cfg, trainer_kwargs
 from clsp_plugin.data.datasets import DATASETS
@@ -34,8 +35,9 @@ from clsp_plugin.engine.watching import Watching
 from clsp_plugin.errors import ClspError, nearest
 from clsp_plugin.methods import METHODS
 from clsp_plugin.methods.backbones import check_network, mend_layout
+from clsp_plugin.methods.judging import FrozenEncoder
 from clsp_plugin.methods.synthetic import SyntheticPositives
-from clsp_plugin.records.backbone import frozen_encoder
+from clsp_plugin.records.backbone import frozen_encoder, weights_digest
 from clsp_plugin.records.checkpoint import Checkpointer, read_checkpoint
 from clsp_plugin.records.environment import environment
 from clsp_plugin.records.record import RECORD, Record, check_record
@@ -122,30 +124,73 @@ def pretrain(
     train, places = inflate(real, cfg.data)
     cfg.data.num_classes = max(1, len(train.classes))
     cfg.data.mean, cfg.data.std = channel_statistics(cfg.data, cfg.augmentations)
+    identity: dict[str, Any] = {"images": train.identity}
+    encoder = None
+    if _draws_candidates(cfg):
+        identity |= _digest_of_candidates(cfg)
+        if cfg.synthetic.encoder is not None:
+            encoder = frozen_encoder(cfg.synthetic.encoder, cfg.data)
+            identity["encoder"] = weights_digest(encoder.backbone)
     with ExitStack() as held:
-        start = find_start(cfg, {"images": train.identity}, held)
+        start = find_start(cfg, identity, held)
         check_record(start.run_dir / RECORD)
         if start.complete:
             print(f"Already complete: {start.checkpoint} (auto_resume.enabled=False trains anew).")
             return _complete(cfg, start, train)
         bar = Bar(title or f"pre-train {cfg.method}", position=position)
-        return _train(cfg, start, (train, val, places), [bar, *callbacks], loggers, held)
+        made_from = _Given(train, val, places, encoder, identity)
+        return _train(cfg, start, made_from, [bar, *callbacks], loggers, held)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a training is made from.
+
+    Attributes:
+        train: the images to train on.
+        val: those to validate on, if there are any.
+        places: of an epoch, see ``candidates.extra.inflate``.
+        encoder: the trained network that judges candidates, if there is one.
+        identity: see :func:`find_start`.
+    """
+
+    train: Images
+    val: Images | None
+    places: torch.Tensor | None
+    encoder: FrozenEncoder | None
+    identity: dict[str, Any]
+
+
+def _draws_candidates(cfg: DictConfig) -> bool:
+    cls = METHODS[cfg.method]
+    third = issubclass(cls, SyntheticPositives) and cls.third_view == "candidate"
+    return third and Synthetic.candidates_used(cfg.synthetic)
+
+
+def _digest_of_candidates(cfg: DictConfig) -> dict[str, str]:
+    """Return what identifies the candidates, nothing where they cannot be opened.
+
+    A run that is complete does not need them; all others are told by ``attach`` what is wrong.
+    """
+    if cfg.synthetic.path is None:
+        return {}
+    try:
+        store = CandidateStore(cfg.synthetic.path, cfg.synthetic.num_candidates)
+    except ClspError:
+        return {}
+    return {"candidates": store.digest()}
 
 
 def _train(
     cfg: DictConfig,
     start: Start,
-    images: tuple[Images, Images | None, torch.Tensor | None],
+    given: _Given,
     callbacks: list[Callback],
     loggers: Sequence[Logger],
     held: ExitStack,
 ) -> Finished:
-    """Train from a start on.
-
-    ``images`` are those to train on, those to validate on, and the places of an epoch (see
-    ``candidates.extra.inflate``).
-    """
-    train, val, places = images
+    """Train from a start on."""
+    train, val, places = given.train, given.val, given.places
     pl.seed_everything(cfg.seed)
     model = METHODS[cfg.method](cfg)
     if not cfg.performance.disable_channel_last:
@@ -156,7 +201,7 @@ def _train(
     )  # fmt: skip
     _check_batch(cfg, model)
     history = History({"environment": environment(cfg.method, cfg.data.dataset)})
-    saver = Checkpointer(cfg, start.run_dir, {"images": train.identity}, held)
+    saver = Checkpointer(cfg, start.run_dir, given.identity, held)
     trainer = make_trainer(cfg, start, saver, [*callbacks, history], val is not None)
     device = trainer.strategy.root_device
     compiled = saver.compiled = parts_to_compile(
@@ -168,8 +213,8 @@ def _train(
     model.attach_images(train)
     if isinstance(model, SyntheticPositives):
         model.attach(train, cfg.data.mean, cfg.data.std, compile=compiled["augmentation"])
-        if cfg.synthetic.encoder is not None and model.uses_candidates:
-            model.judge_by(frozen_encoder(cfg.synthetic.encoder, cfg.data))
+        if given.encoder is not None:
+            model.judge_by(given.encoder)
     size = cfg.augmentations[0].crop_size
     if isinstance(val, ImageArray):  # resized to the size of the views, as in an evaluation
         val = val.squared(size or val.size[0])
@@ -192,7 +237,9 @@ def _train(
     fit(trainer, model, data, start.checkpoint)
     if not history.curve:
         raise ClspError("Nothing was trained: the Trainer's limits leave no step to do.")
-    finished = Finished(start.run_dir, saver.last, start.run_dir / RECORD)
+    # each process names a new run by itself, and the first one's is the one that is there
+    run_dir, last = trainer.strategy.broadcast((start.run_dir, saver.last))
+    finished = Finished(run_dir, last, run_dir / RECORD)
     if trainer.is_global_zero:
         timings = {"last_start_seconds": time.perf_counter() - began}
         _save(_record(cfg, finished, history, train, timings), finished.record)

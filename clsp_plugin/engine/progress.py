@@ -139,6 +139,7 @@ class History(Callback):
         self.pictures: dict[str, np.ndarray] = {}
         self._added: dict[str, torch.Tensor | float] = {}
         self._since: float | None = None
+        self._validated = False
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.about |= {"steps": trainer.num_training_batches, "processes": trainer.world_size}
@@ -147,8 +148,11 @@ class History(Callback):
         self.about["images"] = self.about["steps"] * each * trainer.world_size
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.pictures, self._added = {}, {}
+        self.pictures, self._added, self._validated = {}, {}, False
         self._since = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._validated = True
 
     def add(self, **metrics: torch.Tensor | float) -> None:
         """Add metrics to those of the epoch that ends, before this callback collects them."""
@@ -157,7 +161,12 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # reading the metrics waits for the device, so the time below includes all of its work
         metrics = {**trainer.callback_metrics, **self._added}
-        row = {name: float(value) for name, value in sorted(metrics.items())}
+        row = {
+            name: float(value)
+            for name, value in sorted(metrics.items())
+            # Lightning keeps those of the last validation, which may be epochs ago
+            if self._validated or not name.startswith("val_")
+        }
         assert self._since is not None
         self.seconds.append(time.perf_counter() - self._since)
         self.curve.append({"epoch": trainer.current_epoch + 1, **row})

@@ -54,7 +54,9 @@ _FIXED = (
 # checkpoint does not identify its images.
 _OF_IMAGES = {"val_path", "num_val", "num_workers"}
 # Names in messages for what else a training depends on.
-_TOLD = {"images": "training images", "weights": "weights to start from"}
+_TOLD = {
+    "images": "training images", "weights": "weights to start from", "encoder": "judging weights",
+}  # fmt: skip
 
 
 @dataclass

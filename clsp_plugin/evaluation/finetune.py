@@ -4,7 +4,6 @@ It follows ``main_linear.py finetune=True`` of solo-learn: cross entropy on one 
 learning rate for both, batch normalisation in training mode.
 """
 
-import hashlib
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -41,6 +40,7 @@ from clsp_plugin.evaluation.protocol import num_classes
 from clsp_plugin.methods.backbones import check_network, mend_layout, resolve_stem
 from clsp_plugin.methods.epoch_means import EpochMeans
 from clsp_plugin.methods.optim import build_optimizers
+from clsp_plugin.records.backbone import weights_digest
 from clsp_plugin.records.checkpoint import Checkpointer
 from clsp_plugin.system.compiling import uncompiled
 from clsp_plugin.system.processes import check_launch
@@ -236,15 +236,6 @@ def _train_and_test(
         "curve": history.curve,
         "checkpoint": None if saver.last is None else str(saver.last),
     }
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Return a SHA-256 of the names and bytes of a network's weights, which identifies them."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _labelled(data: DictConfig) -> tuple[Images, Images]:

@@ -238,4 +238,5 @@ def evaluate_linear(
     ) -> dict[float, tuple[float, float]]:
         return train_probe(train, classes, lrs, **settings, desc=desc).accuracy(test)
 
-    return _evaluate(("linear", "lr"), train, test, protocol, lrs, score, settings)
+    told = {**settings, "flip": len(train.feats) > 1}
+    return _evaluate(("linear", "lr"), train, test, protocol, lrs, score, told)

@@ -12,7 +12,9 @@ from clsp_plugin.config.training import Data, training_cfg
 from clsp_plugin.config.typed import typed
 from clsp_plugin.data.datasets import DOWNSTREAM
 from clsp_plugin.data.downstream import Downstream, load_downstream
+from clsp_plugin.data.holder import LABELLED, Images
 from clsp_plugin.data.image_array import ImageArray
+from clsp_plugin.data.objects import given_images
 from clsp_plugin.data.splits import named_images
 from clsp_plugin.errors import ClspError, nearest, short
 from clsp_plugin.evaluation.encoders import Frozen, load_encoder
@@ -24,7 +26,7 @@ from clsp_plugin.evaluation.protocol import evaluate_knn, evaluate_linear
 from clsp_plugin.evaluation.settings import Knn, Linear, Transfer, complete
 from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer
 from clsp_plugin.records.backbone import load_backbone
-from clsp_plugin.records.checkpoint import epoch_of
+from clsp_plugin.records.checkpoint import bound, epoch_of, read_checkpoint
 from clsp_plugin.records.elsewhere import is_from_elsewhere
 from clsp_plugin.records.environment import environment
 from clsp_plugin.records.record import (
@@ -130,7 +132,9 @@ def finetune(given: DictConfig) -> dict[str, Any] | None:
     result = {"dataset": cfg.data.dataset, "epoch": epoch_of(checkpoint) + 1, **result}
     result["images"]["part"] = _part(cfg.data, args)
     record = record_path(checkpoint)
-    make = partial(_record_of, args, checkpoint, result["num_train"])
+    own = result["dataset"] == args["data"]["dataset"] and not result["images"]["part"]
+    images = _said_by(checkpoint, record, result["num_train"] if own else None)
+    make = partial(_record_of, args, checkpoint, images)
     add_evaluation(record, result, make)
     print(
         f"fine-tuning of {args['method']} on {result['dataset']}: top-1 {result['top1']:.2f} %, "
@@ -192,8 +196,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     size = network.size or (held.size[0] if isinstance(held, ImageArray) else None)
     named = {**named_images(train[0], test[0]), "size": size}
     result["images"] = {**named, "part": _part(data, args)}
-    own = result["dataset"] == args["data"]["dataset"]
-    record = _note(result, encoder, len(train[0]) if own else None)
+    record = _note(result, encoder, _as_trained_on(result, args, train[0]))
     what = "linear probe" if is_linear else "kNN"
     chosen = ", ".join(f"{key}={value:g}" for key, value in result["chosen"].items())
     print(
@@ -241,20 +244,39 @@ def _part(data: Mapping[str, Any], args: Mapping[str, Any]) -> str:
         own = {}
     names = [*_WHICH, *(_FOLDERS if data["dataset"] == "custom" else ())]
     values = {name: (data[name], own.get(name, getattr(usual, name))) for name in names}
-    return ", ".join(
-        f"data.{name}={value}" for name, (value, its) in values.items() if value != its
-    )
+    said = [f"data.{name}={value}" for name, (value, its) in values.items() if value != its]
+    # a pre-training on images that were given is of dataset=custom without a folder
+    both = own.get("dataset") == "custom" and own.get("train_path") is None
+    if given_images("train")[0] and not both:
+        said.insert(0, "images given from Python")
+    return ", ".join(said)
 
 
 def _note(result: dict[str, Any], encoder: Frozen, images: int | None) -> Path:
     """Add an evaluation to the encoder's record, created if there is none; return its path.
 
-    ``images`` is the number of images pre-trained on, if the evaluation knows it.
+    ``images`` is the number of images pre-trained on, as far as the evaluation can tell.
     """
+    images = _said_by(encoder.checkpoint, encoder.record, images)
     make = partial(_record_of, encoder.args, encoder.checkpoint, images)
     encoder.record.parent.mkdir(parents=True, exist_ok=True)
     add_evaluation(encoder.record, result, make, images)
     return encoder.record
+
+
+def _as_trained_on(result: Mapping[str, Any], args: Mapping[str, Any], train: Images) -> int | None:
+    """Return the number of an evaluation's training images if they are the pre-training's."""
+    same = result["dataset"] == args["data"]["dataset"] and not result["images"]["part"]
+    return len(train) if same and not train.name.endswith(LABELLED) else None
+
+
+def _said_by(checkpoint: Path | None, record: Path, otherwise: int | None) -> int | None:
+    """Return the number of images that a checkpoint was pre-trained on, for a record without it."""
+    if checkpoint is None or (record.exists() and Record.load(record).num_train is not None):
+        return otherwise
+    images = bound(read_checkpoint(checkpoint)).get("images")
+    count = images.get("count") if isinstance(images, dict) else None
+    return count if isinstance(count, int) else otherwise
 
 
 def transfer(given: DictConfig) -> list[dict[str, Any]]:
@@ -360,7 +382,7 @@ def _transferred(
         desc=title,
     )
     more = {} if target.partition is None else {"partition": target.partition}
-    result["settings"] |= {"image_size": network.size, **more}
+    result["settings"] |= {"image_size": network.size, "flip": flip, **more}
     # a stream of files is not hashed, so only what was asked for identifies the images
     said = {"size": network.size, **more}
     usual = {"size": network.encoder.prepare.image_size, "partition": 1}

@@ -1,5 +1,6 @@
 """Load the backbone of a checkpoint, with no weight missing and none left over."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from clsp_plugin.records.checkpoint import (
 )
 from clsp_plugin.records.elsewhere import is_from_elsewhere, load_from_elsewhere
 
-__all__ = ["frozen_encoder", "load_backbone"]
+__all__ = ["frozen_encoder", "load_backbone", "weights_digest"]
 
 
 def load_backbone(
@@ -89,6 +90,15 @@ def frozen_encoder(encoder: str | Path, data: Mapping[str, Any]) -> FrozenEncode
     backbone, args, _ = load_backbone(encoder, said)
     expects = channel_statistics(args["data"], args.get("augmentations"))
     return FrozenEncoder(backbone, expects, gets)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Return a SHA-256 of the names and bytes of a network's weights, which identifies them."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _backbone_state(content: Any, checkpoint: Path) -> dict[str, torch.Tensor]:

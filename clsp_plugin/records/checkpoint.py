@@ -306,13 +306,13 @@ def load_args(run_dir: Path) -> dict[str, Any] | None:
             checked(block[name], kind, f"{path} has {key}", advice)
         elif key in _NEEDED:
             raise ClspError(f"{path} does not say {key}; {advice}")
+    if isinstance(args.get("augmentations"), dict):  # of solo-learn's main_linear.py, not a list
+        args["augmentations"] = [args["augmentations"]]
     _check_pipelines(args.get("augmentations"), path, advice)
     return args
 
 
 def _check_pipelines(given: Any, path: Path, advice: str) -> None:
-    if isinstance(given, dict):  # solo-learn's main_linear.py writes one block, not a list
-        given = [given]
     if given is None:
         return
     blocks = checked(given, list[_block], f"{path} has augmentations", advice)

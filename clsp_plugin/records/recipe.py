@@ -14,11 +14,13 @@ __all__ = [
     "BUDGET",
     "NONE",
     "Records",
+    "as_word",
     "check_alike",
     "check_recipes",
     "check_seeds",
     "dotted",
     "holds",
+    "in_order",
     "recipe",
     "setting",
     "settings",
@@ -51,7 +53,18 @@ def setting(record: Record, key: str, default: Any = "") -> Any:
         if not isinstance(value, Mapping) or part not in value:
             return default
         value = value[part]
+    return as_word(value)
+
+
+def as_word(value: Any) -> Any:
+    """Return a value of a setting as a cell can hold it: a block or a list becomes JSON text."""
     return json.dumps(value) if isinstance(value, (Mapping, list)) else value
+
+
+def in_order(value: Any) -> tuple[bool, Any]:
+    """Return a key that sorts numbers by size, and then everything else by name."""
+    number = isinstance(value, int | float)
+    return not number, value if number else str(value)
 
 
 def holds(record: Record, key: str) -> bool:
@@ -113,6 +126,13 @@ def _step_recipe(record: Record) -> dict[str, str]:
     out = {
         "precision": _PRECISIONS.get(precision, precision),
         "accumulate_grad_batches": config.get("accumulate_grad_batches", 1),
+        "gradient_clip_val": config.get("gradient_clip_val"),
+        "gradient_clip_algorithm": config.get("gradient_clip_algorithm"),
+        "sync_batchnorm": config.get("sync_batchnorm") or False,
+        "continued": [
+            {key: part.get(key) for key in ("epochs", "changed")}
+            for part in config.get("continued") or []
+        ],
     }
     batch = (config.get("optimizer") or {}).get("batch_size")
     if batch is not None:
@@ -157,10 +177,14 @@ def check_alike(
         ClspError: two evaluations differ.
     """
     names = ["epoch"] * epoch + ["metric", "num_train", "num_test", "settings", "learning rate"]
+    names.append("what was chosen from")
     for path, evaluation in members[1:]:
         first_path, first = members[0]
         for name in names:
             ours, theirs = (_measured(e, name) for e in (first, evaluation))
+            if name == "settings" and ours and theirs:  # those of older records lack some
+                both = ours.keys() & theirs.keys()
+                ours, theirs = ({key: one[key] for key in sorted(both)} for one in (ours, theirs))
             if ours != theirs:
                 raise ClspError(
                     f"The {what} evaluations of {first_path} and {path} differ in "
@@ -172,6 +196,9 @@ def _measured(evaluation: Mapping[str, Any], name: str) -> Any:
     if name == "learning rate":  # chosen, so it may differ, under protocol=strict
         given = evaluation["protocol"] == "paper"
         return (evaluation.get("chosen") or {}).get("lr") if given else None
+    if name == "what was chosen from":
+        (key, *_) = evaluation.get("chosen") or ("",)
+        return [each.get(key) for each in evaluation.get("candidates") or []]
     value = evaluation.get(name)
     if name == "settings" and value:
         return {key: setting for key, setting in value.items() if key != "seed"}

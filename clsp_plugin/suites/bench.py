@@ -34,6 +34,7 @@ from clsp_plugin.suites.planner import make_plan
 from clsp_plugin.suites.pool import Pool, Rates, default_jobs
 from clsp_plugin.suites.report import write_report
 from clsp_plugin.suites.suite import read_suite
+from clsp_plugin.suites.trainings import is_begun
 from clsp_plugin.suites.unit import Plan, Unit
 from clsp_plugin.suites.watch import PLAN
 from clsp_plugin.system.alone import alone
@@ -71,7 +72,7 @@ def _state(unit: Unit) -> str:
         return "done"
     if unit.failure:
         return "failed before, to do again"
-    return "to continue" if (unit.path / "unit.json").exists() else "to do"
+    return "to continue" if is_begun(unit.path) else "to do"
 
 
 def show_plan(plan: Plan, jobs: int) -> str:

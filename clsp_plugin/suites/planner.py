@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from clsp_plugin.config.compose import compose
+from clsp_plugin.config.overrides import written
 from clsp_plugin.config.plain import plain
 from clsp_plugin.config.shipped import what
 from clsp_plugin.config.training import Data, Synthetic
@@ -175,7 +176,7 @@ class _Planner:
             *(() if variant is None else variant.overrides),
             *suite.only.get(method, ()),
             *suite.only.get(f"{dataset}/{method}", ()),
-            *(f"{key}={value}" for key, value in point.items()),
+            *(f"{key}={written(value)}" for key, value in point.items()),
             *suite.given,
         ]
 
@@ -370,7 +371,8 @@ class _Planner:
         made = store.steps[0]
         images = _composed("generate", made.config, made.overrides).data.dataset
         path = self.place("quality", dataset, _hash(*parts), numerics_of("inspect", images))
-        paths["out"] = str(store.product / "report")
+        # not in the store, where a suite with another encoder, or clsp inspect, would replace it
+        paths["out"] = str(path / "report")
         step = Step("inspect", made.config, made.overrides, paths, None, "all", made.network)
         people = ", ".join(["quality", dataset, *_words(point)])
         about = {"dataset": dataset, "point": point}
@@ -378,7 +380,9 @@ class _Planner:
 
 
 def _words(point: Mapping[str, Any], *begin: str) -> list[str]:
-    return [f"{key}={value}" for key, value in point.items() if key.startswith(begin or "")]
+    return [
+        f"{key}={written(value)}" for key, value in point.items() if key.startswith(begin or "")
+    ]
 
 
 def _wants_candidates(cfg: DictConfig) -> bool:
@@ -418,7 +422,7 @@ def make_plan(
     """
     artifacts = out if artifacts is None else artifacts
     planner = _Planner(suite, artifacts, keep_stale)
-    points = list(_points(suite.vary))
+    points = list(_points(plain(suite.vary)))
     for seed, point in itertools.product(suite.seeds, points):
         for dataset, method in itertools.product(suite.datasets, suite.methods):
             planner.run(dataset, method, seed, point)

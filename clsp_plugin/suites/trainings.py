@@ -15,7 +15,7 @@ from clsp_plugin.errors import ClspError
 from clsp_plugin.system.json_files import read_json
 from clsp_plugin.system.locks import is_locked
 
-__all__ = ["Training", "read_note", "read_training"]
+__all__ = ["Training", "is_begun", "read_note", "read_training"]
 
 _RECENT = 5  # epochs whose time tells how long the next ones take
 
@@ -132,6 +132,11 @@ def _settings(folder: Path) -> tuple[str, int | None]:
 
 def _number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def is_begun(unit: Path) -> bool:
+    """Return whether a process was started for the unit of a suite in a directory."""
+    return any(unit.glob("unit*.json"))
 
 
 def read_note(file: Path) -> dict[str, Any] | None:

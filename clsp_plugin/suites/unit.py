@@ -182,12 +182,13 @@ class Unit:
         """Note that a step was finished, and the seconds that it took."""
         note = {"verb": step.verb, "config": step.config, "cost": step.cost, "seconds": seconds}
         note |= {"protocol": step.protocol, "network": step.network, "work": self._work(step)}
-        # a record keeps one evaluation per verb and protocol, so earlier notes are dropped
+        # what is made anew was not evaluated yet, by no suite; and a record keeps one evaluation
+        # per verb and protocol
         done = {
             key: old
             for key, old in self.done.items()
-            if step.verb not in EVALUATIONS
-            or (old["verb"], old.get("protocol")) != (step.verb, step.protocol)
+            if step.verb in EVALUATIONS
+            and (old["verb"], old.get("protocol")) != (step.verb, step.protocol)
         }
         done[step.key] = note
         write_text(self.path / "done.json", json.dumps(done))

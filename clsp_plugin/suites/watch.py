@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clsp_plugin.errors import ClspError, Terminated
-from clsp_plugin.suites.trainings import Training, read_note, read_training
+from clsp_plugin.suites.trainings import Training, is_begun, read_note, read_training
 from clsp_plugin.system.durations import duration
 from clsp_plugin.system.json_files import checked
 from clsp_plugin.system.locks import is_locked
@@ -172,7 +172,7 @@ def _unit(folder: Path, unit: dict[str, Any], suite_runs: bool) -> list[str]:
     if is_locked(path / "lock"):
         return ["running", unit["label"], f"{at} (step {len(steps) - len(missing) + 1} of "
                 f"{len(steps)})"]  # fmt: skip
-    begun = (path / "unit.json").exists()
+    begun = is_begun(path)
     return [
         "stopped" if begun and not suite_runs else "waiting",
         unit["label"],

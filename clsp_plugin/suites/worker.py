@@ -10,6 +10,7 @@ if __name__ == "__main__":
     end_with_parent()
 
 import contextlib
+import hashlib
 import json
 import sys
 import time
@@ -38,9 +39,12 @@ __all__ = ["describe", "read_unit", "run_unit"]
 
 
 def describe(unit: Unit) -> Path:
-    """Write what a unit's process has to know to ``unit.json``; return its path."""
+    """Write what a unit's process has to know to a ``unit-HASH.json``; return its path.
+
+    The process may read it much later, and another suite that shares the unit may want other steps.
+    """
     content = json.dumps({**asdict(unit), "path": str(unit.path), "needs": []}, indent=1)
-    file = unit.path / "unit.json"
+    file = unit.path / f"unit-{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
     write_text(file, content)
     return file
 

@@ -12,9 +12,11 @@ from clsp_plugin.records.recipe import (
     BUDGET,
     NONE,
     Records,
+    as_word,
     check_recipes,
     check_seeds,
     dotted,
+    in_order,
     setting,
     settings,
 )
@@ -153,8 +155,7 @@ def _place(row: Row, order: Mapping[str, int], by: Sequence[str], layout: str) -
     budget = (order[row.method], row.budget["epochs"], row.variant)
     if layout != "ablation":
         return budget
-    values = (row.budget[key] for key in by)
-    return (*((isinstance(v, str), v) for v in values), *budget)
+    return (*(in_order(row.budget[key]) for key in by), *budget)
 
 
 def _missing(
@@ -169,11 +170,13 @@ def _missing(
             run.variant,
             run.dataset,
             *budget,
-            *(run.point.get(name, "") for name in by),
+            *(as_word(run.point.get(name, "")) for name in by),
         )
         # what is not known of its budget is taken from another run on its data set
         likely = next((k for k in groups if k[2] == run.dataset), key)
-        key = tuple(b if a is None else a for a, b in zip(key, likely, strict=True))
+        first, last = 3, 3 + len(BUDGET)
+        filled = (b if a is None else a for a, b in zip(budget, likely[first:last], strict=True))
+        key = (*key[:first], *filled, *key[last:])
         out.setdefault(key, []).append(run)
     return out
 
@@ -224,6 +227,24 @@ def _of_other_protocols(records: Records, protocol: str, layout: str) -> list[st
     return found
 
 
+def _of_earlier_epochs(records: Records, protocol: str, layout: str) -> list[str]:
+    """Name the records whose latest evaluation is of a checkpoint before the last epoch."""
+    found = []
+    for _, record in records:
+        latest: dict[tuple[str, str], int] = {}
+        for e in record.evaluations:
+            if e["protocol"] == protocol and e["task"] in LAYOUTS[layout]:
+                key = (e["task"], evaluated_on(e))
+                latest[key] = max(latest.get(key, 0), e["epoch"] or 0)
+        found += [
+            f"{record.method} on {record.dataset}, seed {record.seed} ({TASKS[task]}, "
+            f"epoch {epoch} of {record.epochs})"
+            for (task, _), epoch in latest.items()
+            if record.epochs is not None and 0 < epoch < record.epochs
+        ]
+    return found
+
+
 def _notes(records: Records, protocol: str, rows: Sequence[Row], layout: str) -> list[str]:
     """Return the notes that a reader of the table needs, as sentences."""
     notes = []
@@ -237,6 +258,8 @@ def _notes(records: Records, protocol: str, rows: Sequence[Row], layout: str) ->
             f"{CHANGED} made by other settings than its configuration has today "
             f"({', '.join(changed)}); run it again."
         )
+    if early := _of_earlier_epochs(records, protocol, layout):
+        notes.append(f"Evaluated before the training ended: {'; '.join(early)}.")
     if other := _of_other_protocols(records, protocol, layout):
         notes.append(f"Evaluated with another protocol alone and left out: {'; '.join(other)}.")
     known = {*DATASETS, *DOWNSTREAM, ELSEWHERE}
@@ -285,7 +308,7 @@ def _same_images(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _group(record: Record, variant: str, by: Sequence[str], point: Mapping[str, Any]) -> tuple:
     budget = (getattr(record, name) for name in BUDGET)
-    values = (point[key] if key in point else setting(record, key) for key in by)
+    values = (as_word(point[key]) if key in point else setting(record, key) for key in by)
     return (record.method, variant, record.dataset, *budget, *values)
 
 

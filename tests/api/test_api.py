@@ -3,6 +3,7 @@
 import asyncio
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from clsp_plugin.config.training import Data
 from clsp_plugin.config.typed import typed
 from clsp_plugin.data.images import load_images
 from clsp_plugin.data.objects import as_images
+from clsp_plugin.records.record import Record
 
 ROOT = Path(__file__).parents[2]
 NET = {
@@ -238,6 +240,15 @@ def test_evaluations_of_objects(folder):
     assert found["chosen"]["k"] in (1, 3)
     assert clsp.evaluate(run.folder, "linear", {"max_epochs": 2, "lr_decay_steps": [1]},
                          data=train, test_data=test)["num_test"] == 12  # fmt: skip
+    assert found["images"]["part"] == ""  # those of a pre-training that was given its own
+    named = clsp.pretrain("digits/simclr", {**NET, "data.num_train": 48, "data.num_val": 20})
+    given = clsp.evaluate(named, "knn", {"k": [1]}, data=train, test_data=test)
+    assert (given["dataset"], given["images"]["part"]) == ("digits", "images given from Python")
+    (named.folder / "record.json").unlink()  # the next evaluation writes one
+    clsp.evaluate(named.folder, "knn", {"k": [1], "data.fraction": 0.5})
+    record = Record.load(named.folder / "record.json")
+    assert (record.num_train, record.evaluations[0]["num_train"]) == (48, 24)
+    shutil.rmtree(named.folder)
     frame = clsp.read_records("trained_models")
     assert list(frame.task) == ["knn", "linear"]
     assert frame.top1[0] == found["top1"]

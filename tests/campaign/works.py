@@ -137,7 +137,7 @@ def _describe_unit(folder: Path) -> None:
     text = SUITE.replace("OVERRIDES", ", ".join(f'"{word}"' for word in TINY))
     (folder / _UNIT).write_text(text)
     (unit,) = make_plan(*read_suite(folder / _UNIT), folder / "suite").units
-    (folder / "unit").symlink_to(describe(unit).parent)
+    (folder / "unit.json").symlink_to(describe(unit))
 
 
 WORKS = {
@@ -148,7 +148,7 @@ WORKS = {
         Work("denoiser", (DENOISER,), (), _denoiser),
         Work("knn", (KNN, LINEAR), (RUN,), runs, forget),
         Work("figures", (FIGURES,), (RUN,), _figures),
-        Work("unit", (("unit", "unit/unit.json"),), (), runs, _describe_unit),
+        Work("unit", (("unit", "unit.json"),), (), runs, _describe_unit),
     )
 }
 

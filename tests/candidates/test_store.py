@@ -148,6 +148,18 @@ def test_fewer_candidates_or_more_than_there_are(store, tmp_path):
             CandidateStore(store, number)
 
 
+def test_the_digest_is_of_the_candidates_that_are_used(store, digits48, write_store, tmp_path):
+    whole = CandidateStore(store).digest()
+    assert CandidateStore(store, 2).digest() != whole
+    assert CandidateStore(write_store(tmp_path / "same", digits48)).digest() == whole
+    others = write_store(tmp_path / "other", digits48, seed=1)
+    assert CandidateStore(others).digest() != whole
+    wider = write_store(tmp_path / "shards", digits48, shard_size=48)  # the last draw is another
+    assert (
+        CandidateStore(wider).images([0]).tobytes() == CandidateStore(store).images([0]).tobytes()
+    )
+
+
 def test_a_part_in_another_order_is_found_by_its_pixels(store, digits48):
     opened = CandidateStore(store)
     order = torch.randperm(48, generator=torch.Generator().manual_seed(0))[:20]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import lightning.pytorch as pl
@@ -151,6 +152,44 @@ def test_images_are_part_of_a_run(tiny, complete, monkeypatch, capsys):
     assert other.run_dir != complete.parent
     assert "is of other training images, so it is not continued" in capsys.readouterr().out
     assert pretrain(tiny("simclr", AGAIN)).run_dir == other.run_dir
+
+
+def test_a_curve_holds_what_was_measured_in_its_epoch(tiny, interrupt):
+    settings = ("max_epochs=4", "check_val_every_n_epoch=2", AGAIN)
+    interrupt(tiny("simclr", *settings), epoch=3)
+    curve = Record.load(pretrain(tiny("simclr", *settings)).record).curve
+    for name in ("val_acc1", "val_loss", "val_rankme"):
+        assert [name in row for row in curve] == [False, True, False, True]
+    assert all("train_loss" in row and "lr" in row for row in curve)
+
+
+def test_candidates_are_part_of_a_run(tiny, store, digits48, write_store, capsys, tmp_path):
+    settings = (f"synthetic.path={store}", AGAIN)
+    first = pretrain(tiny("clsp_simclr", *settings))
+    assert pretrain(tiny("clsp_simclr", *settings)).run_dir == first.run_dir
+    shutil.rmtree(store)
+    assert pretrain(tiny("clsp_simclr", *settings)).run_dir == first.run_dir  # it is complete
+    write_store(store, digits48, seed=7)
+    other = pretrain(tiny("clsp_simclr", *settings))
+    assert other.run_dir != first.run_dir
+    assert "is of other candidates, so it is not continued" in capsys.readouterr().out
+    assert Record.load(other.record).candidates["seed"] == 7
+    with pytest.raises(ClspError, match="was trained on other candidates"):
+        pretrain(tiny("clsp_simclr", *settings, f"resume_from_checkpoint={first.checkpoint}"))
+    assert pretrain(tiny("clsp_simclr", *settings)).run_dir == other.run_dir
+
+
+def test_the_encoder_that_judges_is_part_of_a_run(tiny, store, tmp_path):
+    folders = [pretrain(tiny("simclr", f"seed={seed}", "max_epochs=1")).run_dir for seed in (0, 1)]
+    encoder = tmp_path / "encoder"
+    settings = ("synthetic.choice=hardest", f"synthetic.path={store}",
+                f"synthetic.encoder={encoder}", AGAIN)  # fmt: skip
+    shutil.copytree(folders[0], encoder)
+    first = pretrain(tiny("clsp_simclr", *settings))
+    assert pretrain(tiny("clsp_simclr", *settings)).run_dir == first.run_dir
+    shutil.rmtree(encoder)
+    shutil.copytree(folders[1], encoder)
+    assert pretrain(tiny("clsp_simclr", *settings)).run_dir != first.run_dir
 
 
 @pytest.mark.parametrize("size", [0, 1000])

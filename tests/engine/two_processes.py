@@ -38,5 +38,6 @@ if __name__ == "__main__":
         layer.forward = synchronised(layer.forward)
     for file in sorted(Path(sys.argv[1]).glob("*.yaml")):
         finished = pretrain(OmegaConf.load(file))
+        assert finished.checkpoint.is_file()  # whichever process asks
         if rank() == 0:
             torch.save(results(finished), file.with_suffix(".pt"))

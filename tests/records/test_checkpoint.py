@@ -160,10 +160,16 @@ FOREIGN = [
 ]  # fmt: skip
 
 
+def listed(args):
+    """Settings with a list of pipelines, also if it was one: the rest looks at the first."""
+    given = args.get("augmentations")
+    return {**args, "augmentations": [given]} if isinstance(given, dict) else args
+
+
 @pytest.mark.parametrize("args", FOREIGN)
 def test_settings_of_others_are_taken(tmp_path, args):
     (tmp_path / "args.json").write_text(json.dumps(args))
-    assert load_args(tmp_path) == args
+    assert load_args(tmp_path) == listed(args)
 
 
 ODD = st.recursive(
@@ -189,7 +195,7 @@ def test_odd_settings_are_told_by_name(tmp_path, path, value):
     place[path[-1]] = value
     (tmp_path / "args.json").write_text(json.dumps(args))
     read, told = _tried(load_args, tmp_path)
-    assert read == args or any(key in told for key in path if isinstance(key, str)), told
+    assert read == listed(args) or any(key in told for key in path if isinstance(key, str)), told
 
 
 @pytest.mark.parametrize(

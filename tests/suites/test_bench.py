@@ -199,7 +199,12 @@ def test_an_ablation_on_the_offline_data_set_with_other_values():
     assert {run.about["budget"]["epochs"] for run in made.runs} == {2}
     quality, store = made.units[-1], made.runs[-1].needs[0]
     assert quality.needs[0] == store
-    assert quality.product == store / "candidates/report"
+    assert quality.product == quality.path / "report"
+    others = make_plan(*suite[:1], OmegaConf.merge(suite[1], {"seeds": [7]}), Path("out")).units
+    judged = {
+        (unit.path, unit.product) for unit in (*made.units, *others) if unit.kind == "quality"
+    }
+    assert len({path for path, _ in judged}) == len({product for _, product in judged}) == 4
     one = read_suite("ablation_lambda", ["synthetic.weight=0.5"], ["digits"])[1]
     assert list(one.vary["synthetic.weight"]) == [0.5]
     with pytest.raises(ClspError, match="no data set digts for suites; did you mean 'digits'"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from clsp_plugin.figures.draw import write_figures
 from clsp_plugin.figures.picture import Options, Picture
 from clsp_plugin.records.record import Record
 from clsp_plugin.suites.bench import _claimed
+from clsp_plugin.suites.trainings import is_begun
 from clsp_plugin.suites.unit import Plan, Step, Unit, notes_of
 from clsp_plugin.suites.worker import describe, read_unit
 from clsp_plugin.system.child import end_with_parent, environment_of_a_child
@@ -144,6 +146,30 @@ def test_a_damaged_note_is_a_step_that_is_not_done(tmp_path, capsys, text):
     assert notes_of(tmp_path / "absent") == {}
 
 
+def test_a_run_that_is_made_anew_is_evaluated_anew(tmp_path):
+    made, *scored = (
+        Step("pretrain", "c", (), {}, 1, "made"),
+        *(Step("knn", "c", (f"protocol={name}",), {}, 1, name) for name in ("strict", "paper")),
+    )
+    unit, shared = (Unit("run", "x", tmp_path, (made, step)) for step in scored)
+
+    def train(name):
+        record = tmp_path / "simclr" / name / "record.json"
+        record.parent.mkdir(parents=True)
+        run()[1].save(record)
+        unit.finish(unit.steps[0], 1.0)
+
+    train("first")
+    for one in (unit, shared):
+        one.finish(one.steps[1], 1.0)
+    assert unit.missing == shared.missing == []
+    shutil.rmtree(tmp_path / "simclr")
+    assert unit.missing == list(unit.steps)
+    train("second")
+    assert unit.missing == [unit.steps[1]]
+    assert shared.missing == [shared.steps[1]]
+
+
 def test_what_may_not_be_read_is_not_taken_for_undone(tmp_path):
     (tmp_path / "done.json").mkdir()
     with pytest.raises(OSError, match="directory"):
@@ -153,11 +179,16 @@ def test_what_may_not_be_read_is_not_taken_for_undone(tmp_path):
 def test_a_unit_comes_back_as_it_was_described(tmp_path):
     step = Step("pretrain", "a", ("x=1",), {"checkpoint.dir": "d", "n": 1e9}, 5, "k", "n")
     unit = Unit("run", "x", tmp_path, (step,), (), {"point": {"w": 0.1, "k": 1}, "seed": 0})
-    assert read_unit(describe(unit)) == unit
-    assert type(read_unit(tmp_path / "unit.json").steps[0].cost) is int
-    (tmp_path / "unit.json").write_text('{"kind": "run"}')
+    file = describe(unit)
+    assert read_unit(file) == unit
+    assert type(read_unit(file).steps[0].cost) is int
+    describe(Unit("run", "x", tmp_path, (), ()))  # a suite that shares it and wants other steps
+    assert read_unit(file) == unit
+    assert is_begun(tmp_path)
+    assert not is_begun(tmp_path / "other")
+    file.write_text('{"kind": "run"}')
     with pytest.raises(ClspError, match="unit"):
-        read_unit(tmp_path / "unit.json")
+        read_unit(file)
 
 
 # A parent starts a child as the pool does and ends, or is ended, at once or later; the child would

@@ -264,6 +264,12 @@ def configured(seed, dataset="digits", data=None, batch=128, **settings):
         ({"accumulate_grad_batches": 2}, "accumulate_grad_batches is 1 in one and 2"),
         ({"devices": [0, 1]}, "batch_size, of all devices is 128 in one and 256"),
         ({"num_nodes": 2}, "batch_size, of all devices is 128 in one and 256"),
+        ({"gradient_clip_val": 0.01}, "gradient_clip_val is null in one and 0.01"),
+        ({"sync_batchnorm": True}, "sync_batchnorm is false in one and true"),
+        (
+            {"continued": [{"checkpoint": "a", "epochs": 9, "changed": {"seed": 3}}]},
+            r"continued is \[\] in one and",
+        ),
     ],
 )
 def test_other_images_and_other_steps_are_other_recipes(settings, named):
@@ -303,6 +309,33 @@ def test_learning_rates_that_were_given_are_part_of_an_evaluation():
     ks = [{**evaluations(None, 60, "paper")[0], "chosen": {"k": k}} for k in (5, 10)]
     by_k = [run(seed=seed, found=[e]) for seed, e in enumerate(ks)]
     assert make_table(by_k, protocol="paper").rows[0].cells["knn"].n == 2
+
+
+def test_what_was_chosen_from_is_part_of_an_evaluation():
+    def chosen(*rates):
+        candidates = [{"lr": rate, "top1": 1.0} for rate in rates]
+        return {**evaluations(60)[0], "chosen": {"lr": rates[0]}, "candidates": candidates}
+
+    both = [run(seed=0, found=[chosen(1.0, 0.1)]), run(seed=1, found=[chosen(1.0)])]
+    with pytest.raises(ClspError, match=r"differ in what was chosen from \(\[1\.0, 0\.1\] and"):
+        make_table(both)
+
+
+def test_settings_that_older_evaluations_lack_are_not_compared():
+    def flipped(seed, **more):
+        found = evaluations(60)[0]
+        return run(seed=seed, found=[{**found, "settings": {**found["settings"], **more}}])
+
+    assert len(make_table([flipped(0), flipped(1, flip=True)]).rows) == 1
+    with pytest.raises(ClspError, match=r"differ in settings \(.*'flip': False"):
+        make_table([flipped(0, flip=False), flipped(1, flip=True)])
+
+
+def test_evaluations_of_an_earlier_epoch_are_told():
+    early = run(seed=7, found=evaluations(60, epoch=10))
+    text = make_table([early]).to_markdown()
+    assert "Evaluated before the training ended: simclr on digits, seed 7 (linear, epoch 10" in text
+    assert "before the training ended" not in make_table(SEEDS).to_markdown()
 
 
 def test_the_seed_of_an_evaluation_may_differ():
@@ -592,6 +625,32 @@ def test_ablation_is_a_row_a_value():
     assert "Method: clsp_simclr." in alone.grid().caption
     with pytest.raises(ClspError, match="--by"):
         make_table(found, layout="ablation")
+
+
+def test_values_of_any_kind_are_rows():
+    key = "synthetic.num_candidates"
+    found = [
+        run(
+            "clsp_simclr",
+            seed,
+            evaluations(60, 50),
+            config={"synthetic": {key.split(".")[1]: value}},
+        )
+        for seed, value in enumerate((None, 2, 10))
+    ]
+    rows = body(make_table(found, by=[key], layout="ablation"))[1:]
+    assert [row[0] for row in rows] == ["2", "10", "None"]
+
+    budget = {"backbone": "resnet18", "epochs": 20, "num_train": None}
+    lost = Absent("clsp_simclr", "digits", 9, budget, "killed", {key: None})
+    points = {path: {key: record.config["synthetic"]["num_candidates"]} for path, record in found}
+    rows = body(make_table(found[1:], by=[key], points=points, absent=[lost], layout="ablation"))
+    assert [row[0] for row in rows[1:]] == ["2", "10", "None"]
+    assert rows[-1][-1] == "failed"
+
+    steps = {path: {"scheduler.lr_decay_steps": [1, seed]} for seed, (path, _) in enumerate(found)}
+    rows = body(make_table(found, by=list(steps[found[0][0]]), points=steps, layout="ablation"))
+    assert [row[0] for row in rows[1:]] == [rf"\[1, {seed}\]" for seed in range(3)]  # Markdown
 
 
 def test_ablation_beside_the_paper_s():
