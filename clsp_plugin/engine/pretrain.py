@@ -126,7 +126,7 @@ def pretrain(
     cfg.data.mean, cfg.data.std = channel_statistics(cfg.data, cfg.augmentations)
     identity: dict[str, Any] = {"images": train.identity}
     encoder = None
-    if _draws_candidates(cfg):
+    if _has_third_views(cfg):
         identity |= _digest_of_candidates(cfg)
         if cfg.synthetic.encoder is not None:
             encoder = frozen_encoder(cfg.synthetic.encoder, cfg.data)
@@ -161,9 +161,8 @@ class _Given:
     identity: dict[str, Any]
 
 
-def _draws_candidates(cfg: DictConfig) -> bool:
-    cls = METHODS[cfg.method]
-    third = issubclass(cls, SyntheticPositives) and cls.third_view == "candidate"
+def _has_third_views(cfg: DictConfig) -> bool:
+    third = issubclass(METHODS[cfg.method], SyntheticPositives)
     return third and Synthetic.candidates_used(cfg.synthetic)
 
 
@@ -172,7 +171,7 @@ def _digest_of_candidates(cfg: DictConfig) -> dict[str, str]:
 
     A run that is complete does not need them; all others are told by ``attach`` what is wrong.
     """
-    if cfg.synthetic.path is None:
+    if METHODS[cfg.method].third_view != "candidate" or cfg.synthetic.path is None:
         return {}
     try:
         store = CandidateStore(cfg.synthetic.path, cfg.synthetic.num_candidates)

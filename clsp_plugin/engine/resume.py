@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +55,11 @@ _FIXED = (
 _OF_IMAGES = {"val_path", "num_val", "num_workers"}
 # Names in messages for what else a training depends on.
 _TOLD = {
-    "images": "training images", "weights": "weights to start from", "encoder": "judging weights",
+    "images": "training images", "weights": "weights to start from",
+    "encoder": "weights in synthetic.encoder",
 }  # fmt: skip
+# Of these, those that a configuration may change for a checkpoint that it names.
+_FREE = ("candidates", "encoder")
 
 
 @dataclass
@@ -167,7 +170,7 @@ def _newest(cfg: DictConfig, identity: Mapping[str, Any], besides: Path | None) 
             ) from error
         other = _of_others(content, identity)
         if other:
-            _say(f"{checkpoint} is of other {', '.join(other)}, so it is not continued.")
+            _say(f"{checkpoint} is of other {_told(other)}, so it is not continued.")
             continue
         done = _done(content, checkpoint)
         complete = done >= cfg.max_epochs
@@ -239,11 +242,11 @@ def _of_others(content: Any, identity: Mapping[str, Any]) -> list[str]:
     What the checkpoint does not record is not compared.
     """
     said = bound(content)
-    return [
-        _TOLD.get(name, name)
-        for name, own in identity.items()
-        if name in said and said[name] != own
-    ]
+    return [name for name, own in identity.items() if name in said and said[name] != own]
+
+
+def _told(names: Sequence[str]) -> str:
+    return ", ".join(_TOLD.get(name, name) for name in names)
 
 
 def _named(cfg: DictConfig, identity: Mapping[str, Any]) -> Start:
@@ -256,13 +259,16 @@ def _named(cfg: DictConfig, identity: Mapping[str, Any]) -> Start:
     args = load_args(checkpoint.parent)
     check_bound(args, content, checkpoint)
     other = _of_others(content, identity)
-    if other:
+    fixed = [name for name in other if name not in _FREE]
+    if fixed:
         raise ClspError(
-            f"{checkpoint} was trained on other {', '.join(other)} than the configuration names; "
+            f"{checkpoint} was trained on other {_told(fixed)} than the configuration names; "
             f"give the same ones, or leave resume_from_checkpoint out."
         )
     known = "images" in bound(content)
     changed = None if args is None else _changed(args, cfg, known, checkpoint)
+    if changed is not None:
+        changed |= {name: bound(content)[name][:12] for name in other}
     done = _done(content, checkpoint)
     if done >= cfg.max_epochs and changed:
         raise ClspError(

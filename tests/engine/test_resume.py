@@ -174,9 +174,14 @@ def test_candidates_are_part_of_a_run(tiny, store, digits48, write_store, capsys
     assert other.run_dir != first.run_dir
     assert "is of other candidates, so it is not continued" in capsys.readouterr().out
     assert Record.load(other.record).candidates["seed"] == 7
-    with pytest.raises(ClspError, match="was trained on other candidates"):
-        pretrain(tiny("clsp_simclr", *settings, f"resume_from_checkpoint={first.checkpoint}"))
     assert pretrain(tiny("clsp_simclr", *settings)).run_dir == other.run_dir
+    # by name it may go on with them, and says so
+    named = (settings[0], f"resume_from_checkpoint={first.checkpoint}")
+    with pytest.raises(ClspError, match="leaves none to train with candidates; give a larger"):
+        pretrain(tiny("clsp_simclr", *named))
+    more = Record.load(pretrain(tiny("clsp_simclr", *named, "max_epochs=3")).record)
+    (continued,) = more.config["continued"]
+    assert continued["changed"].keys() == {"candidates", "max_epochs"}
 
 
 def test_the_encoder_that_judges_is_part_of_a_run(tiny, store, tmp_path):
