@@ -159,7 +159,7 @@ def test_the_page(tmp_path, monkeypatch, write_store, digits48):
     given |= {"accelerator": "cpu", "synthetic.weight": 0, "performance.disable_channel_last": True}
     clsp.pretrain("digits/clsp_simclr", given, data=ITEMS)
     text = (ROOT / "docs/export.md").read_text()
-    write_store(tmp_path / "candidates/demo", digits48)
+    write_store(tmp_path / "candidates/digits", digits48)
     blocks = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
     for line in blocks.splitlines():
         monkeypatch.setattr(sys, "argv", shlex.split(line))
