@@ -103,10 +103,11 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
 def _drawing(given: argparse.Namespace, records):
     """Turn the arguments of :func:`_add_drawing` into options for the figures of ``records``."""
     from clsp_plugin.figures.picture import Options
-    from clsp_plugin.records.belonging import read_reports
+    from clsp_plugin.records.belonging import read_reports, reports_of_suites
     from clsp_plugin.tables.make import listing
 
-    reports, told = read_reports(given.reports), listing(given.paths, records)
+    told = listing(given.paths, records)
+    reports = read_reports([*given.reports, *reports_of_suites(given.paths)])
     return Options(given.protocol, given.published, given.limit, reports, told)
 
 

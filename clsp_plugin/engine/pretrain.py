@@ -124,19 +124,18 @@ def pretrain(
     train, places = inflate(real, cfg.data)
     cfg.data.num_classes = max(1, len(train.classes))
     cfg.data.mean, cfg.data.std = channel_statistics(cfg.data, cfg.augmentations)
-    identity: dict[str, Any] = {"images": train.identity}
-    encoder = None
-    if _has_third_views(cfg):
-        identity |= _digest_of_candidates(cfg)
-        if cfg.synthetic.encoder is not None:
-            encoder = frozen_encoder(cfg.synthetic.encoder, cfg.data)
-            identity["encoder"] = weights_digest(encoder.backbone)
+    encoder, refused = _judge(cfg)
+    identity = {"images": train.identity, **_digest_of_candidates(cfg)}
+    if encoder is not None:
+        identity["encoder"] = weights_digest(encoder.backbone)
     with ExitStack() as held:
         start = find_start(cfg, identity, held)
         check_record(start.run_dir / RECORD)
         if start.complete:
             print(f"Already complete: {start.checkpoint} (auto_resume.enabled=False trains anew).")
             return _complete(cfg, start, train)
+        if refused is not None:
+            raise refused
         bar = Bar(title or f"pre-train {cfg.method}", position=position)
         made_from = _Given(train, val, places, encoder, identity)
         return _train(cfg, start, made_from, [bar, *callbacks], loggers, held)
@@ -166,12 +165,32 @@ def _has_third_views(cfg: DictConfig) -> bool:
     return third and Synthetic.candidates_used(cfg.synthetic)
 
 
+def _judge(cfg: DictConfig) -> tuple[FrozenEncoder | None, ClspError | None]:
+    """Load the network that judges candidates, if there is one, or return why it cannot be loaded.
+
+    A run that is complete does not need it.
+    """
+    encoder = cfg.synthetic.encoder
+    if encoder is None or not _has_third_views(cfg):
+        return None, None
+    if Path(encoder).resolve() == (Path(cfg.checkpoint.dir) / cfg.method).resolve():
+        raise ClspError(
+            f"synthetic.encoder={encoder} holds the runs of {cfg.method}, this one among them, so "
+            f"the training would judge by itself once it is continued; name one run in it."
+        )
+    try:
+        return frozen_encoder(encoder, cfg.data), None
+    except ClspError as error:
+        return None, error
+
+
 def _digest_of_candidates(cfg: DictConfig) -> dict[str, str]:
     """Return what identifies the candidates, nothing where they cannot be opened.
 
     A run that is complete does not need them; all others are told by ``attach`` what is wrong.
     """
-    if METHODS[cfg.method].third_view != "candidate" or cfg.synthetic.path is None:
+    drawn = _has_third_views(cfg) and METHODS[cfg.method].third_view == "candidate"
+    if not drawn or cfg.synthetic.path is None:
         return {}
     try:
         store = CandidateStore(cfg.synthetic.path, cfg.synthetic.num_candidates)

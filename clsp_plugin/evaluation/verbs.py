@@ -25,6 +25,7 @@ from clsp_plugin.evaluation.network import Network
 from clsp_plugin.evaluation.protocol import evaluate_knn, evaluate_linear
 from clsp_plugin.evaluation.settings import Knn, Linear, Transfer, complete
 from clsp_plugin.evaluation.transfer import PAPER_TARGETS, evaluate_transfer
+from clsp_plugin.records import safe_pickle as inert
 from clsp_plugin.records.backbone import load_backbone
 from clsp_plugin.records.checkpoint import bound, epoch_of, read_checkpoint
 from clsp_plugin.records.elsewhere import is_from_elsewhere
@@ -274,7 +275,11 @@ def _said_by(checkpoint: Path | None, record: Path, otherwise: int | None) -> in
     """Return the number of images that a checkpoint was pre-trained on, for a record without it."""
     if checkpoint is None or (record.exists() and Record.load(record).num_train is not None):
         return otherwise
-    images = bound(read_checkpoint(checkpoint)).get("images")
+    try:
+        content = read_checkpoint(checkpoint, foreign=inert)
+    except ClspError:  # it was replaced since its backbone was read
+        return otherwise
+    images = bound(content).get("images")
     count = images.get("count") if isinstance(images, dict) else None
     return count if isinstance(count, int) else otherwise
 

@@ -23,7 +23,7 @@ from clsp_plugin.data.images import open_images
 from clsp_plugin.data.sources.choosing import is_there
 from clsp_plugin.errors import ClspError
 from clsp_plugin.records.checkpoint import epoch_of
-from clsp_plugin.records.record import Record
+from clsp_plugin.records.record import Record, read_index
 from clsp_plugin.records.report_types import Report
 from clsp_plugin.system.json_files import read_json
 
@@ -32,6 +32,7 @@ __all__ = [
     "checkpoints_of",
     "images_of",
     "read_reports",
+    "reports_of_suites",
     "some_of_each",
     "store_of",
     "store_report",
@@ -115,6 +116,12 @@ def read_reports(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
         for file in sorted(path.rglob(_REPORT)) if path.is_dir() else [path]:
             out.append(_read(file))
     return out
+
+
+def reports_of_suites(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the reports that the suites among some paths made on their stores, if still there."""
+    found = (read_index(path) for path in dict.fromkeys(map(Path, paths)))
+    return [report for index in found if index for report in index["reports"] if report.is_file()]
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -42,6 +42,7 @@ _IMAGES = (
 )  # fmt: skip
 _FOLDERS = ("train_path", "val_path")  # choose the images of dataset=custom
 _PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+_LATER = ("mirrored images", "what was chosen from")  # older evaluations do not say
 NONE = object()  # stands for a setting that a record lacks
 _NOT_RECIPE = {"synthetic.path", "candidates.seed", "optimizer.batch_size"}
 
@@ -127,17 +128,25 @@ def _step_recipe(record: Record) -> dict[str, str]:
         "precision": _PRECISIONS.get(precision, precision),
         "accumulate_grad_batches": config.get("accumulate_grad_batches", 1),
         "gradient_clip_val": config.get("gradient_clip_val"),
-        "gradient_clip_algorithm": config.get("gradient_clip_algorithm"),
-        "sync_batchnorm": config.get("sync_batchnorm") or False,
-        "continued": [
-            {key: part.get(key) for key in ("epochs", "changed")}
-            for part in config.get("continued") or []
-        ],
+        "continued": [_continued(part) for part in config.get("continued") or []],
     }
+    if out["gradient_clip_val"] is not None:
+        how = config.get("gradient_clip_algorithm") or "norm"
+        out["gradient_clip_val"] = f"{out['gradient_clip_val']} by {how}"
+    if record.timings.get("processes", 1) > 1:
+        out["sync_batchnorm"] = config.get("sync_batchnorm") or False
     batch = (config.get("optimizer") or {}).get("batch_size")
     if batch is not None:
         out["optimizer.batch_size, of all devices"] = _images_a_step(record, batch)
     return {key: json.dumps(value) for key, value in out.items()}
+
+
+def _continued(part: Mapping[str, Any]) -> list[Any]:
+    """Return after how many epochs a run went on otherwise, and with what; seeds have own files."""
+    changed = part.get("changed")
+    own = ("synthetic.path", "candidates", "encoder")
+    told = None if changed is None else {k: None if k in own else v for k, v in changed.items()}
+    return [part.get("epochs"), told]
 
 
 def _images_a_step(record: Record, batch: int) -> int | str:
@@ -177,18 +186,16 @@ def check_alike(
         ClspError: two evaluations differ.
     """
     names = ["epoch"] * epoch + ["metric", "num_train", "num_test", "settings", "learning rate"]
-    names.append("what was chosen from")
-    for path, evaluation in members[1:]:
-        first_path, first = members[0]
-        for name in names:
-            ours, theirs = (_measured(e, name) for e in (first, evaluation))
-            if name == "settings" and ours and theirs:  # those of older records lack some
-                both = ours.keys() & theirs.keys()
-                ours, theirs = ({key: one[key] for key in sorted(both)} for one in (ours, theirs))
-            if ours != theirs:
+    for name in [*names, *_LATER]:
+        values = [(path, _measured(evaluation, name)) for path, evaluation in members]
+        if name in _LATER:
+            values = [(path, value) for path, value in values if value is not None]
+        for path, value in values[1:]:
+            first_path, first = values[0]
+            if value != first:
                 raise ClspError(
                     f"The {what} evaluations of {first_path} and {path} differ in "
-                    f"{name} ({ours} and {theirs}); evaluate both in the same way."
+                    f"{name} ({first} and {value}); evaluate both in the same way."
                 )
 
 
@@ -198,8 +205,10 @@ def _measured(evaluation: Mapping[str, Any], name: str) -> Any:
         return (evaluation.get("chosen") or {}).get("lr") if given else None
     if name == "what was chosen from":
         (key, *_) = evaluation.get("chosen") or ("",)
-        return [each.get(key) for each in evaluation.get("candidates") or []]
+        return [each.get(key) for each in evaluation.get("candidates") or []] or None
+    if name == "mirrored images":
+        return (evaluation.get("settings") or {}).get("flip")
     value = evaluation.get(name)
     if name == "settings" and value:
-        return {key: setting for key, setting in value.items() if key != "seed"}
+        return {key: setting for key, setting in value.items() if key not in ("seed", "flip")}
     return value

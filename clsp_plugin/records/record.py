@@ -327,7 +327,8 @@ def read_index(path: Path) -> dict[str, Any] | None:
     Returns:
         None where there is no index. Otherwise ``by``: the settings that tell the suite's rows
         apart; ``records``: pairs of a record's path and what the suite says of it, ``variant`` and
-        ``point``; ``failed``: what the suite says of the runs that failed.
+        ``point``; ``failed``: what the suite says of the runs that failed; ``reports``: paths of
+        those on its stores.
 
     Raises:
         ClspError: the index cannot be read, or names a record that does not exist any more.
@@ -341,6 +342,7 @@ def read_index(path: Path) -> dict[str, Any] | None:
         for about in content["records"]
     ]
     index = {"by": content["by"], "records": records, "failed": content.get("failed", [])}
+    index["reports"] = [Path(os.path.normpath(file.parent / r)) for r in content.get("reports", [])]
     for record, _ in records:
         if not record.is_file():
             raise ClspError(

@@ -151,3 +151,4 @@ class IndexFile(TypedDict):
     by: list[str]
     records: list[_Listed]
     failed: NotRequired[list[_Failed]]
+    reports: NotRequired[list[str]]

@@ -233,7 +233,13 @@ def _write_index(plan: Plan, runs: Mapping[Path, Unit], absent: Sequence[Absent]
         for record, unit in runs.items()
     ]
     failed = [asdict(run) for run in absent]
+    reports = [
+        Path(os.path.relpath(unit.product / "report.json", plan.out)).as_posix()
+        for unit in plan.units
+        if unit.kind == "quality" and unit.made
+    ]
     content = {"by": list(plan.suite.vary), "records": records, "failed": failed}
+    content |= {"reports": reports} if reports else {}
     write_text(plan.out / INDEX, json.dumps(content, indent=1) + "\n")
 
 

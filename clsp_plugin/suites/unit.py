@@ -167,7 +167,8 @@ class Unit:
         found = sorted(self.path.glob("*/*/record.json"))
         if len(found) > 1:
             raise ClspError(
-                f"{self.path} holds {len(found)} runs and should hold one; remove the other."
+                f"{self.path} holds {len(found)} runs and should hold one; remove the other, which "
+                f"may be of other candidates."
             )
         return found[0] if found else None
 
@@ -178,17 +179,21 @@ class Unit:
         found = _read_note(self.path / "failed.json", dict[Literal["reason"], str], lost) or {}
         return found.get("reason")
 
+    def begin(self) -> None:
+        """Forget the notes, of every suite, on what the unit made if that is gone."""
+        if not self.made:
+            (self.path / "done.json").unlink(missing_ok=True)
+
     def finish(self, step: Step, seconds: float) -> None:
         """Note that a step was finished, and the seconds that it took."""
         note = {"verb": step.verb, "config": step.config, "cost": step.cost, "seconds": seconds}
         note |= {"protocol": step.protocol, "network": step.network, "work": self._work(step)}
-        # what is made anew was not evaluated yet, by no suite; and a record keeps one evaluation
-        # per verb and protocol
+        # a record keeps one evaluation per verb and protocol, so earlier notes are dropped
         done = {
             key: old
             for key, old in self.done.items()
-            if step.verb in EVALUATIONS
-            and (old["verb"], old.get("protocol")) != (step.verb, step.protocol)
+            if step.verb not in EVALUATIONS
+            or (old["verb"], old.get("protocol")) != (step.verb, step.protocol)
         }
         done[step.key] = note
         write_text(self.path / "done.json", json.dumps(done))

@@ -61,6 +61,7 @@ def run_unit(unit: Unit) -> None:
         ClspError: see the verbs.
     """
     with _alone(unit.path):
+        unit.begin()
         for number, step in enumerate(unit.steps, 1):
             if step not in unit.missing:
                 continue

@@ -154,10 +154,12 @@ def test_the_digest_is_of_the_candidates_that_are_used(store, digits48, write_st
     assert CandidateStore(write_store(tmp_path / "same", digits48)).digest() == whole
     others = write_store(tmp_path / "other", digits48, seed=1)
     assert CandidateStore(others).digest() != whole
-    wider = write_store(tmp_path / "shards", digits48, shard_size=48)  # the last draw is another
-    assert (
-        CandidateStore(wider).images([0]).tobytes() == CandidateStore(store).images([0]).tobytes()
-    )
+    array = CandidateStore(store).images(range(48))
+    np.save(tmp_path / "all.npy", array)  # in one piece, as the authors' scripts read it
+    assert CandidateStore(tmp_path / "all.npy").digest() == whole
+    array[-1, 2] += 1
+    np.save(tmp_path / "changed.npy", array)
+    assert CandidateStore(tmp_path / "changed.npy").digest() != whole
 
 
 def test_a_part_in_another_order_is_found_by_its_pixels(store, digits48):

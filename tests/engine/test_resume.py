@@ -193,8 +193,14 @@ def test_the_encoder_that_judges_is_part_of_a_run(tiny, store, tmp_path):
     first = pretrain(tiny("clsp_simclr", *settings))
     assert pretrain(tiny("clsp_simclr", *settings)).run_dir == first.run_dir
     shutil.rmtree(encoder)
+    assert pretrain(tiny("clsp_simclr", *settings)).run_dir == first.run_dir  # it is complete
+    with pytest.raises(ClspError, match="encoder"):
+        pretrain(tiny("clsp_simclr", *settings, "max_epochs=3"))
     shutil.copytree(folders[1], encoder)
     assert pretrain(tiny("clsp_simclr", *settings)).run_dir != first.run_dir
+    own = tiny("clsp_simclr", *settings[:2], f"synthetic.encoder={first.run_dir.parent}", AGAIN)
+    with pytest.raises(ClspError, match=r"this one among them.*name one run in it"):
+        pretrain(own)
 
 
 @pytest.mark.parametrize("size", [0, 1000])

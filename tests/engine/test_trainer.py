@@ -11,7 +11,7 @@ from clsp_plugin.engine.trainer import new_trainer
 from clsp_plugin.errors import ClspError
 from tests.campaign import commands
 
-LONG = ["data.num_train=48", "max_epochs=100000"]
+LONG = ["data.num_train=48", "max_epochs=100000", "accelerator=cpu"]
 DENOISER = ["denoiser", "block_out_channels=[8,8]", "checkpoint_every=1", "out=out", *LONG]
 PRETRAIN = ["pretrain", "--config-name", "simclr", "data.num_val=20", "optimizer.batch_size=16",
             "backbone.kwargs.channels=[8,8,8,8]", "checkpoint.frequency=1", *LONG]  # fmt: skip

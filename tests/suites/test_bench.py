@@ -30,9 +30,17 @@ from clsp_plugin.figures import training_curves
 from clsp_plugin.figures.groups import group
 from clsp_plugin.methods import METHODS
 from clsp_plugin.records import numerics
+from clsp_plugin.records.belonging import read_reports, reports_of_suites
 from clsp_plugin.records.record import Record, find_records
 from clsp_plugin.suites import bench as benching
-from clsp_plugin.suites.bench import Outcome, _write_quality, bench, show_plan, write_results
+from clsp_plugin.suites.bench import (
+    Outcome,
+    _write_index,
+    _write_quality,
+    bench,
+    show_plan,
+    write_results,
+)
 from clsp_plugin.suites.planner import make_plan
 from clsp_plugin.suites.pool import Rates
 from clsp_plugin.suites.suite import read_suite
@@ -372,6 +380,12 @@ def test_quality_is_collected_from_the_reports_of_the_stores(tmp_path):
         "digits,1,abc,,2.5",
         "digits,4,abc,,3.5",
     ]
+    # `clsp figures` and `clsp report` find them by the suite's folder
+    _write_index(made, {}, [])
+    (first, second) = reports_of_suites([tmp_path, tmp_path])
+    assert [r["frechet"]["candidates"] for r in read_reports([first, second])] == [2.5, 3.5]
+    second.unlink()
+    assert reports_of_suites([tmp_path, tmp_path / "runs"]) == [first]
 
 
 def test_two_suites_that_share_a_unit_wait_for_each_other(plan):

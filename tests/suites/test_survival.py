@@ -153,19 +153,23 @@ def test_a_run_that_is_made_anew_is_evaluated_anew(tmp_path):
     )
     unit, shared = (Unit("run", "x", tmp_path, (made, step)) for step in scored)
 
-    def train(name):
+    def make(name):
         record = tmp_path / "simclr" / name / "record.json"
         record.parent.mkdir(parents=True)
         run()[1].save(record)
-        unit.finish(unit.steps[0], 1.0)
 
-    train("first")
+    make("first")
     for one in (unit, shared):
-        one.finish(one.steps[1], 1.0)
+        for step in one.steps:
+            one.finish(step, 1.0)
+    unit.begin()
     assert unit.missing == shared.missing == []
     shutil.rmtree(tmp_path / "simclr")
     assert unit.missing == list(unit.steps)
-    train("second")
+    unit.begin()
+    make("second")  # and it is killed before it notes so
+    assert unit.missing == list(unit.steps)
+    unit.finish(unit.steps[0], 1.0)
     assert unit.missing == [unit.steps[1]]
     assert shared.missing == [shared.steps[1]]
 

@@ -264,8 +264,7 @@ def configured(seed, dataset="digits", data=None, batch=128, **settings):
         ({"accumulate_grad_batches": 2}, "accumulate_grad_batches is 1 in one and 2"),
         ({"devices": [0, 1]}, "batch_size, of all devices is 128 in one and 256"),
         ({"num_nodes": 2}, "batch_size, of all devices is 128 in one and 256"),
-        ({"gradient_clip_val": 0.01}, "gradient_clip_val is null in one and 0.01"),
-        ({"sync_batchnorm": True}, "sync_batchnorm is false in one and true"),
+        ({"gradient_clip_val": 0.01}, r'gradient_clip_val is null in one and "0\.01 by norm"'),
         (
             {"continued": [{"checkpoint": "a", "epochs": 9, "changed": {"seed": 3}}]},
             r"continued is \[\] in one and",
@@ -311,6 +310,24 @@ def test_learning_rates_that_were_given_are_part_of_an_evaluation():
     assert make_table(by_k, protocol="paper").rows[0].cells["knn"].n == 2
 
 
+def test_what_makes_no_difference_is_no_part_of_the_recipe():
+    def continued(seed, **changed):
+        path = {"synthetic.path": f"store {seed}", "candidates": f"digest {seed}"}
+        parts = [{"checkpoint": f"run {seed}", "epochs": 9, "changed": path | changed}]
+        return configured(seed, continued=parts)
+
+    assert len(make_table([continued(0), continued(1)]).rows) == 1
+    with pytest.raises(ClspError, match="continued is"):
+        make_table([continued(0), continued(1, max_epochs=5)])
+    alone = [configured(0), configured(1, sync_batchnorm=True, gradient_clip_algorithm="norm")]
+    assert len(make_table(alone).rows) == 1
+    for (_, record), synchronised in zip(alone, (False, True), strict=True):
+        record.timings["processes"] = 2
+        record.config["sync_batchnorm"] = synchronised
+    with pytest.raises(ClspError, match="sync_batchnorm is false in one and true"):
+        make_table(alone)
+
+
 def test_what_was_chosen_from_is_part_of_an_evaluation():
     def chosen(*rates):
         candidates = [{"lr": rate, "top1": 1.0} for rate in rates]
@@ -327,8 +344,8 @@ def test_settings_that_older_evaluations_lack_are_not_compared():
         return run(seed=seed, found=[{**found, "settings": {**found["settings"], **more}}])
 
     assert len(make_table([flipped(0), flipped(1, flip=True)]).rows) == 1
-    with pytest.raises(ClspError, match=r"differ in settings \(.*'flip': False"):
-        make_table([flipped(0, flip=False), flipped(1, flip=True)])
+    with pytest.raises(ClspError, match=r"differ in mirrored images \(False and True\)"):
+        make_table([flipped(0, flip=False), flipped(2), flipped(1, flip=True)])
 
 
 def test_evaluations_of_an_earlier_epoch_are_told():
