@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
+from omegaconf import OmegaConf
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -248,6 +249,15 @@ def test_evaluations_of_objects(folder):
     clsp.evaluate(named.folder, "knn", {"k": [1], "data.fraction": 0.5})
     record = Record.load(named.folder / "record.json")
     assert (record.num_train, record.evaluations[0]["num_train"]) == (48, 24)
+    # as solo-learn's: no record, nothing that says what it was trained on, objects of classes
+    (checkpoint,) = named.folder.glob("*.ckpt")
+    kept = torch.load(checkpoint, weights_only=True)
+    kept = {key: kept[key] for key in ("epoch", "global_step", "state_dict")}
+    torch.save({**kept, "hyper_parameters": OmegaConf.create({"lr": 0.1})}, checkpoint)
+    for settings, number in (({}, 48), ({"data.fraction": 0.5}, None)):
+        (named.folder / "record.json").unlink()
+        clsp.evaluate(named.folder, "knn", {"k": [1], **settings})
+        assert Record.load(named.folder / "record.json").num_train == number
     shutil.rmtree(named.folder)
     frame = clsp.read_records("trained_models")
     assert list(frame.task) == ["knn", "linear"]
