@@ -22,6 +22,10 @@ from clsp_plugin.engine.pretrain import pretrain
 from clsp_plugin.engine.progress import History
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # The first gradient of a process decides whether autograd keeps threads for devices besides the
+    # CPU, with which it cannot be forked; what compiles registers devices that are not there.
+    torch.ones(1, requires_grad=True).backward()
 settings.register_profile("tests", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("tests")
 
@@ -127,11 +131,11 @@ def gathering():
     """Run ``worker(rank, world, folder)`` in two processes: ``gathering(worker, folder)``.
 
     They meet in the folder over gloo. Forked from this one, they need not import torch again; but
-    what has used a GPU cannot be forked.
+    where there is a GPU a process cannot be forked after its first gradient.
     """
 
     def run(worker, folder):
-        how = "spawn" if torch.cuda.is_initialized() else "fork"
+        how = "spawn" if torch.cuda.is_available() else "fork"
         mp.start_processes(_gathered, args=(2, folder, worker), nprocs=2, start_method=how)
 
     return run

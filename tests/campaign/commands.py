@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from clsp_plugin import cli
 
 __all__ = ["Broken", "Running", "Told", "check_told", "run", "start", "warm"]
@@ -95,7 +97,8 @@ class Running:
         for name in ("out", "err"):
             (log / name).unlink(missing_ok=True)
         self._log, self._began = log, time.monotonic()
-        context = multiprocessing.get_context("fork")
+        # where there is a GPU, a process cannot be forked after its first gradient
+        context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
         self._process = context.Process(target=_body, args=(words, folder, log))
         self._process.start()
 
