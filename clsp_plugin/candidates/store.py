@@ -368,6 +368,11 @@ class CandidateStore:
             out[rows] = self._shards[shard][where[rows] - self._starts[shard], which[rows]]
         return torch.from_numpy(out).to(indexes.device, non_blocking=True)
 
+    def _place(self, index: int) -> tuple[Shard, int]:
+        """Return the shard that an image's candidates are in, and its row there."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._shards[number], index - int(self._starts[number])
+
     def digest(self) -> str:
         """Return a SHA-256 of the candidates of up to 256 evenly spaced images, and of how many.
 
@@ -376,8 +381,7 @@ class CandidateStore:
         shape = (self.num_images, self.num_candidates, self.height, self.width)
         found = hashlib.sha256(repr(shape).encode())
         for index in np.unique(np.linspace(0, self.num_images - 1, 256).astype(int)):
-            number = int(np.searchsorted(self._starts, index, side="right")) - 1
-            shard, row = self._shards[number], index - self._starts[number]
+            shard, row = self._place(index)
             if isinstance(shard, EncodedShard):  # as stored: decoders differ between versions
                 for candidate in range(self.num_candidates):
                     found.update(shard.encoded(row * shard.shape[1] + candidate))
@@ -389,6 +393,6 @@ class CandidateStore:
         """Return all candidates of a few images: uint8 (n, K, H, W, 3)."""
         out = []
         for index in indexes:
-            shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-            out.append(self._shards[shard][index - self._starts[shard], : self.num_candidates])
+            shard, row = self._place(index)
+            out.append(shard[row, : self.num_candidates])
         return np.stack(out)

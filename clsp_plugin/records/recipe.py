@@ -20,10 +20,10 @@ __all__ = [
     "check_seeds",
     "dotted",
     "holds",
-    "in_order",
     "recipe",
     "setting",
     "settings",
+    "sorting_key",
 ]
 
 
@@ -62,7 +62,7 @@ def as_word(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, (Mapping, list)) else value
 
 
-def in_order(value: Any) -> tuple[bool, Any]:
+def sorting_key(value: Any) -> tuple[bool, Any]:
     """Return a key that sorts numbers by size, and then everything else by name."""
     number = isinstance(value, int | float)
     return not number, value if number else str(value)

@@ -234,9 +234,7 @@ def _write_index(plan: Plan, runs: Mapping[Path, Unit], absent: Sequence[Absent]
     ]
     failed = [asdict(run) for run in absent]
     reports = [
-        Path(os.path.relpath(unit.product / "report.json", plan.out)).as_posix()
-        for unit in plan.units
-        if unit.kind == "quality" and unit.made
+        Path(os.path.relpath(report, plan.out)).as_posix() for _, report in _quality_reports(plan)
     ]
     content = {"by": list(plan.suite.vary), "records": records, "failed": failed}
     content |= {"reports": reports} if reports else {}
@@ -250,10 +248,8 @@ def _draw(plan: Plan, records: Records, told: Listing) -> None:
             training_curves(records, plan.out / f"curves.{suffix}", told)
     if records:
         settings = plan.suite.table
-        stores = [unit.product for unit in plan.units if unit.kind == "quality" and unit.made]
-        options = Options(
-            settings.protocol, settings.published, reports=read_reports(stores), told=told
-        )
+        reports = read_reports(report for _, report in _quality_reports(plan))
+        options = Options(settings.protocol, settings.published, reports=reports, told=told)
         drawn = write_figures(records, plan.out / _named(plan, "figures"), options)
         write_report(records, plan.out / f"{_named(plan, 'report')}.html", options, drawn)
 
@@ -267,15 +263,20 @@ def _named(plan: Plan, *words: str) -> str:
     return "-".join([*words, *["paper"] * (plan.suite.table.protocol == "paper")])
 
 
+def _quality_reports(plan: Plan) -> list[tuple[Unit, Path]]:
+    """Return the units that measured a store, each with the path of its report."""
+    made = (unit for unit in plan.units if unit.kind == "quality" and unit.made)
+    return [(unit, unit.product / "report.json") for unit in made]
+
+
 def _write_quality(plan: Plan) -> None:
     """Write ``quality.csv``: a line per store, with its candidates' distance to real images."""
     lines = []
-    for unit in plan.units:
-        if unit.kind == "quality" and unit.made:
-            (report,) = read_reports([unit.product / "report.json"])
-            found = {"denoiser": report["manifest"]["denoiser"], "fid": report.get("fid", "")}
-            found["frechet"] = report.get("frechet", {}).get("candidates", "")
-            lines.append({"dataset": unit.about["dataset"], **unit.about["point"], **found})
+    for unit, file in _quality_reports(plan):
+        (report,) = read_reports([file])
+        found = {"denoiser": report["manifest"]["denoiser"], "fid": report.get("fid", "")}
+        found["frechet"] = report.get("frechet", {}).get("candidates", "")
+        lines.append({"dataset": unit.about["dataset"], **unit.about["point"], **found})
     if lines:
         out = io.StringIO()
         writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")

@@ -28,7 +28,7 @@ from clsp_plugin.records.belonging import (
     store_of,
     store_report,
 )
-from clsp_plugin.records.recipe import BUDGET, Records, in_order
+from clsp_plugin.records.recipe import BUDGET, Records, sorting_key
 from clsp_plugin.records.record import Record, evaluated_on
 from clsp_plugin.records.stale import changed, is_stale
 from clsp_plugin.system.files import write_text
@@ -153,7 +153,7 @@ def _tables(records: Records, options: Options, places: Mapping[Path, str]) -> I
         for path, record in records
     }
     by = list(dict.fromkeys([*told.by, *map(symbol, keys)]))
-    records = sorted(records, key=lambda p: [in_order(points[p[0]].get(k, "")) for k in by])
+    records = sorted(records, key=lambda p: [sorting_key(points[p[0]].get(k, "")) for k in by])
     for protocol in PROTOCOLS:
         for layout in ("main", "transfer"):
             if not any((protocol, task) in tasks for task in LAYOUTS[layout]):

@@ -16,9 +16,9 @@ from clsp_plugin.records.recipe import (
     check_recipes,
     check_seeds,
     dotted,
-    in_order,
     setting,
     settings,
+    sorting_key,
 )
 from clsp_plugin.records.record import ELSEWHERE, Record, evaluated_on, read_index
 from clsp_plugin.records.stale import CHANGED, STALE
@@ -155,7 +155,7 @@ def _place(row: Row, order: Mapping[str, int], by: Sequence[str], layout: str) -
     budget = (order[row.method], row.budget["epochs"], row.variant)
     if layout != "ablation":
         return budget
-    return (*(in_order(row.budget[key]) for key in by), *budget)
+    return (*(sorting_key(row.budget[key]) for key in by), *budget)
 
 
 def _missing(
